@@ -1,0 +1,1 @@
+"""msfusion trains models larger than any of the machines that train them."""

@@ -1,0 +1,32 @@
+"""The errors that a user can meet. Every one carries a single sentence: what is wrong, where, what to do."""
+
+
+class MsfusionError(ValueError):
+    """A mistake in what the user gave us: the command line prints the sentence and exits with code 2."""
+
+
+class UntraceableModelError(MsfusionError):
+    """The width map of a model cannot be found, or what was found cannot be proved.
+
+    The message names the module and the operation at which tracing or the proof failed.
+    """
+
+
+class UpdateError(MsfusionError):
+    """A participant's update does not fit the global model: wrong names, shapes, dtypes, weight, or not finite."""
+
+
+class ConfigError(MsfusionError):
+    """A configuration that cannot be run: unknown keys, impossible values, missing files."""
+
+
+class DataError(MsfusionError):
+    """Data that cannot be loaded, partitioned or trained on."""
+
+
+class TrainingError(MsfusionError):
+    """Training that cannot go on: a loss that is not finite, a model that returns something odd."""
+
+
+class RunDirectoryError(MsfusionError):
+    """A run directory that exists already, is missing, is damaged, or cannot be written."""

@@ -1,0 +1,69 @@
+"""What a method is to an engine: functions over named tensors. An engine moves the tensors and knows no method."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor
+
+from msfusion.batch import Batch
+from msfusion.width.groups import State
+
+Scalar = float | int | str | bool
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a participant receives in a round: tensors by name, and small metadata (JSON scalars)."""
+
+    participant: int
+    round_index: int
+    tensors: State
+    metadata: Mapping[str, Scalar] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a participant sends back: tensors by name, the examples it saw, its mean training loss, and metadata."""
+
+    participant: int
+    round_index: int
+    tensors: State
+    examples: int
+    loss: float
+    metadata: Mapping[str, Scalar] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How good a model is on some data: mean loss, accuracy (0 to 1), perplexity (language modelling only)."""
+
+    loss: float
+    accuracy: float
+    examples: int
+    perplexity: float | None = None
+
+
+class Method(Protocol):
+    """A federated method. Stateless: all that changes from round to round is in the global state."""
+
+    @property
+    def name(self) -> str:
+        """The name in configurations and tables."""
+
+    def initial_state(self) -> dict[str, Tensor]:
+        """The global state before round 0."""
+
+    def assign(self, state: State, round_index: int, participant: int) -> Task:
+        """What the participant receives in this round (in the server)."""
+
+    def train(self, task: Task, data: Batch) -> Update:
+        """What the participant does with it (in the participant's process; deterministic given the task)."""
+
+    def aggregate(self, state: State, updates: Iterable[Update]) -> dict[str, Tensor]:
+        """The next global state; the same whatever the order of the updates. Raises UpdateError on a bad update."""
+
+    def evaluate(self, state: State, data: Batch) -> Evaluation:
+        """How good the global state's model is."""
