@@ -1,4 +1,4 @@
-"""What a method is to an engine: functions over named tensors. An engine moves the tensors and knows no method."""
+"""What a method is to an engine: functions over named tensors. An engine moves them and knows no method."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from typing import Protocol
 from torch import Tensor
 
 from msfusion.batch import Batch
+from msfusion.objectives import Evaluation
 from msfusion.width.groups import State
 
 Scalar = float | int | str | bool
+
+__all__ = ["Evaluation", "Method", "Scalar", "Task", "Update"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Update:
-    """What a participant sends back: tensors by name, the examples it saw, its mean training loss, and metadata."""
+    """What a participant sends back: tensors by name, the examples it has, its mean loss, and metadata."""
 
     participant: int
     round_index: int
@@ -34,16 +37,6 @@ class Update:
     examples: int
     loss: float
     metadata: Mapping[str, Scalar] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """How good a model is on some data: mean loss, accuracy (0 to 1), perplexity (language modelling only)."""
-
-    loss: float
-    accuracy: float
-    examples: int
-    perplexity: float | None = None
 
 
 class Method(Protocol):
@@ -63,7 +56,7 @@ class Method(Protocol):
         """What the participant does with it (in the participant's process; deterministic given the task)."""
 
     def aggregate(self, state: State, updates: Iterable[Update]) -> dict[str, Tensor]:
-        """The next global state; the same whatever the order of the updates. Raises UpdateError on a bad update."""
+        """The next global state, whatever the order of the updates. Raises UpdateError on a bad update."""
 
     def evaluate(self, state: State, data: Batch) -> Evaluation:
         """How good the global state's model is."""

@@ -1,0 +1,141 @@
+"""What a participant minimises, and how good a model is: cross-entropy over classes or over tokens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from msfusion.batch import IGNORED, Batch
+from msfusion.errors import DataError, TrainingError
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How good a model is on some data: mean loss, accuracy (0 to 1), and perplexity for language models."""
+
+    loss: float
+    accuracy: float
+    examples: int
+    perplexity: float | None = None
+
+
+def logits_of(output: Any) -> Tensor:
+    """The logits in what a model returned: itself, its `logits`, or the first tensor of a tuple.
+
+    Raises TrainingError, naming the type, for anything else.
+    """
+    if isinstance(output, Tensor):
+        return output
+    found = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    if found is None and isinstance(output, tuple):
+        found = next((item for item in output if isinstance(item, Tensor)), None)
+    if isinstance(found, Tensor):
+        return found
+    raise TrainingError(
+        f"the model returned {_described(output)}, in which there are no logits: "
+        "return a tensor, an object or mapping with `logits`, or a tuple whose first tensor is the logits"
+    )
+
+
+def cross_entropy(model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
+    """The mean cross-entropy of the model on a batch, over all targets that are not IGNORED (0 if all are).
+
+    One label per example wants logits [examples, classes]; one token per position wants logits
+    [examples, time, vocabulary].
+    Raises TrainingError where the logits do not fit the targets, DataError where a label is out of range.
+    """
+    logits, targets = _scores(model, batch)
+    if bool((targets == IGNORED).all()):
+        return logits.sum() * 0.0  # the mean over no target at all would be NaN
+    return F.cross_entropy(logits, targets, ignore_index=IGNORED)
+
+
+def evaluate(
+    model: nn.Module, data: Batch, batch_size: int = 256, language_modelling: bool = False
+) -> Evaluation:
+    """Mean loss and accuracy over the targets that count; for language modelling also exp(mean token loss).
+
+    Runs in eval mode without gradients and leaves the model in the mode in which it was.
+    Raises as `cross_entropy` does, and DataError where there is nothing to evaluate on.
+    """
+    loss, correct, counted = 0.0, 0, 0
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():  # not inference mode: a model may keep a mask or table that it then trains with
+            for batch in data.split(batch_size):
+                logits, targets = _scores(model, batch)
+                loss += float(F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum"))
+                correct += int((logits.argmax(-1) == targets).sum())
+                counted += int((targets != IGNORED).sum())
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+    if counted == 0:
+        raise DataError(
+            "there is nothing to evaluate on: no example has a target; give a test set with targets"
+        )
+    mean = loss / counted
+    perplexity = _exp(mean) if language_modelling else None
+    return Evaluation(loss=mean, accuracy=correct / counted, examples=len(data), perplexity=perplexity)
+
+
+def _scores(
+    model: nn.Module, batch: Batch
+) -> tuple[Float[Tensor, "targets classes"], Int[Tensor, " targets"]]:
+    """The logits and the targets of a batch, one row for each target, checked against each other.
+
+    The logits are float32 at least: a sum over a vocabulary in 16 bits loses what training needs.
+    """
+    logits, targets = logits_of(batch.call(model)), batch.targets
+    wanted = (*targets.shape, "vocabulary" if targets.ndim == 2 else "classes")
+    if logits.ndim != targets.ndim + 1 or logits.shape[:-1] != targets.shape:
+        raise TrainingError(
+            f"the model returned logits of shape {list(logits.shape)} where the targets of shape "
+            f"{list(targets.shape)} need {_shape(wanted)}: make its last layer return one score per class"
+        )
+    if not logits.is_floating_point():
+        raise TrainingError(f"the model returned logits of type {logits.dtype}: return scores before argmax")
+    _check_labels(targets, logits.shape[-1])
+    return logits.reshape(-1, logits.shape[-1]).to(
+        torch.promote_types(logits.dtype, torch.float32)
+    ), targets.reshape(-1)
+
+
+def _check_labels(targets: Int[Tensor, "..."], classes: int) -> None:
+    """DataError where a label is not one of the classes that the model knows."""
+    if targets.numel() == 0:
+        return
+    low, high = (int(bound) for bound in torch.aminmax(targets))
+    if high < classes and low >= 0:
+        return
+    wrong = targets[(targets != IGNORED) & ((targets < 0) | (targets >= classes))]
+    if wrong.numel():
+        raise DataError(
+            f"label {int(wrong[0])} is out of range: the model has {classes} classes, so labels are 0 to "
+            f"{classes - 1} (or {IGNORED} for none); give the model more classes or the data other labels"
+        )
+
+
+def _described(output: object) -> str:
+    """The type of an output and, for a tuple, of what is in it."""
+    kind = type(output).__name__
+    if isinstance(output, tuple):
+        return f"a {kind} of ({', '.join(type(item).__name__ for item in output)})"
+    return f"a {kind}" if output is not None else "None"
+
+
+def _shape(sizes: tuple[int | str, ...]) -> str:
+    return "[" + ", ".join(str(size) for size in sizes) + "]"
+
+
+def _exp(loss: float) -> float:
+    """exp(loss), infinite where a float cannot hold it (a diverged model's perplexity)."""
+    return math.exp(loss) if loss < 700 else math.inf
