@@ -1,0 +1,98 @@
+"""Data that is shared out among participants, and what is known about it."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from msfusion.batch import IGNORED, Batch
+
+
+@dataclass(frozen=True)
+class FederatedData:
+    """Each participant's private examples, and a test set that nobody trains on.
+
+    task: `classification` (targets are labels) or `language_modelling` (targets are tokens).
+    classes: how many labels, or tokens in the vocabulary: the width of the model's output.
+    label_names: for tables and plots; empty where there are none.
+    vocabulary_size, padding: for text, how many tokens there are and which of them is padding; else None.
+    masked: language modelling of masked tokens rather than of the next one.
+    """
+
+    participants: tuple[Batch, ...]
+    test: Batch
+    task: str
+    classes: int
+    name: str = "data"
+    description: str = ""
+    label_names: tuple[str, ...] = ()
+    vocabulary_size: int | None = None
+    padding: int | None = None
+    masked: bool = False
+
+    def label_counts(self) -> Int[Tensor, "participants classes"] | None:
+        """How many examples of each label each participant has; None for language modelling."""
+        if self.task != "classification":
+            return None
+        return torch.stack([batch.targets.bincount(minlength=self.classes) for batch in self.participants])
+
+    def token_counts(self) -> Int[Tensor, " participants"]:
+        """How many targets each participant has: its examples, or for language modelling its predicted tokens."""
+        return torch.tensor([int((batch.targets != IGNORED).sum()) for batch in self.participants])
+
+    def for_model(self, model: nn.Module) -> FederatedData:
+        """The same data with its inputs under the names by which the model's forward takes them.
+
+        A forward that takes `input_ids` (and `attention_mask`), or `pixel_values`, as those of `transformers` do, is
+        called by keyword; any other by position. Data with keyword inputs stays as it is.
+        """
+        taken = inspect.signature(model.forward).parameters
+        return replace(
+            self,
+            participants=tuple(self._named(batch, set(taken)) for batch in self.participants),
+            test=self._named(self.test, set(taken)),
+        )
+
+    def _named(self, batch: Batch, taken: set[str]) -> Batch:
+        if isinstance(batch.inputs, dict) or len(batch.inputs) != 1:
+            return batch
+        (tensor,) = batch.inputs
+        if self.vocabulary_size is not None and "input_ids" in taken:
+            inputs = {"input_ids": tensor}
+            # language modelling has no padding: a mask of ones would only cost time
+            if "attention_mask" in taken and self.task == "classification" and self.padding is not None:
+                inputs["attention_mask"] = (tensor != self.padding).long()
+            return Batch(inputs, batch.targets)
+        if self.vocabulary_size is None and "pixel_values" in taken:
+            return Batch({"pixel_values": tensor}, batch.targets)
+        return batch
+
+
+def example_inputs(data: FederatedData, examples: int = 2) -> tuple[Tensor, ...] | dict[str, Tensor]:
+    """The inputs of the first few test examples, to trace a model with: positional (tuple) or keyword (dict)."""
+    inputs = data.test.take(torch.arange(min(examples, len(data.test)))).inputs
+    if len(data.test) >= examples:
+        return inputs
+    # a batch of one would be taken for a fixed size by torch.export: show the example twice
+    repeats = math.ceil(examples / len(data.test))
+    if isinstance(inputs, dict):
+        return {name: torch.cat([tensor] * repeats) for name, tensor in inputs.items()}
+    return tuple(torch.cat([tensor] * repeats) for tensor in inputs)
+
+
+def unigram_perplexity(data: FederatedData) -> float:
+    """The test perplexity of a model that knows only how often each target occurs in training: the floor for others.
+
+    Counts are increased by one each (Laplace), so that a token never seen in training has a finite perplexity.
+    """
+    counts = torch.zeros(data.classes, dtype=torch.float64)
+    for batch in data.participants:
+        counts += batch.targets[batch.targets != IGNORED].flatten().bincount(minlength=data.classes)
+    log_share = ((counts + 1) / (counts.sum() + data.classes)).log()
+    return float(np.exp(-log_share[data.test.targets[data.test.targets != IGNORED]].mean().item()))

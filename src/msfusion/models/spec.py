@@ -1,0 +1,40 @@
+"""Which model to build: the settings of `build_model`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from msfusion.errors import ConfigError
+
+TRANSFORMERS_TASKS = ("sequence_classification", "causal_lm", "masked_lm", "image_classification")
+WEIGHTS = ("random", "pretrained")
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Which model, with which options and weights.
+
+    name: `resnet`, `convnet`, `text_classifier`, `decoder_lm`; `transformers:TYPE` (a model type such as `bert`, or a
+    configuration class such as `BertConfig`); `transformers:FOLDER` with a config.json as `save_pretrained` writes it;
+    or `module:function`.
+    options: what the model's builder takes (widths, layers, ...); for transformers, fields of its configuration.
+    task: for transformers, which head; by default as the data asks.
+    weights: `random`, or `pretrained` for a folder that holds weights.
+    seed: of the random weights.
+    """
+
+    name: str = "resnet"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    task: str | None = None
+    weights: str = "random"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.task is not None and self.task not in TRANSFORMERS_TASKS:
+            raise ConfigError(f"model.task = {self.task!r} must be one of {', '.join(TRANSFORMERS_TASKS)}.")
+        if self.weights not in WEIGHTS:
+            raise ConfigError(f"model.weights = {self.weights!r} must be one of {', '.join(WEIGHTS)}.")
+        if self.seed < 0:
+            raise ConfigError(f"model.seed = {self.seed} must not be negative.")
