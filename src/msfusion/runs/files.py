@@ -1,0 +1,140 @@
+"""Files that appear whole or not at all: written beside their place, synced, then renamed into it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from torch import Tensor
+
+from msfusion.errors import RunDirectoryError
+
+TEMPORARY = ".tmp"
+"""What the name of every unfinished file starts with (safetensors' own unfinished files too)."""
+
+_METADATA = "msfusion"
+
+
+@contextmanager
+def refusing_write_errors(path: Path) -> Iterator[None]:
+    """Turn a full disk, missing rights and the like into one sentence. Raises RunDirectoryError."""
+    try:
+        yield
+    except OSError as error:
+        raise RunDirectoryError(f"{path} cannot be written: {error.strerror or error}.") from error
+    except SafetensorError as error:  # the Rust library reports a full disk in its own type
+        reason = str(error).split("I/O error: ")[-1].split(" (os error")[0]
+        raise RunDirectoryError(f"{path} cannot be written: {reason}.") from error
+
+
+def write_with(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` make a file under another name in the same directory, then put it in its place.
+
+    After a crash or a power cut, `path` is the old file or the new one. Raises RunDirectoryError where it
+    cannot be written; nothing is left behind then.
+    """
+    temporary = path.with_name(f"{TEMPORARY}-{os.getpid()}-{path.name}")
+    with refusing_write_errors(path):
+        try:
+            write(temporary)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+        _sync_directory(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8, whole or not at all. Raises RunDirectoryError."""
+    write_with(path, lambda temporary: _write_bytes(temporary, text.encode()))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON, whole or not at all. Raises RunDirectoryError."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Write tensors as safetensors, whole or not at all: equal tensors and metadata give equal bytes.
+
+    Raises RunDirectoryError.
+    """
+    from safetensors.torch import save_file
+
+    # One key only: safetensors writes several in an order that changes from process to process.
+    header = {_METADATA: json.dumps(dict(metadata), sort_keys=True)}
+    separate = _without_sharing(tensors)
+    write_with(path, lambda temporary: save_file(separate, temporary, metadata=header))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the metadata of a file that `write_tensors` wrote.
+
+    Raises RunDirectoryError where the file is missing, cut short or otherwise damaged.
+    """
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = json.loads((file.metadata() or {})[_METADATA])
+            return {name: file.get_tensor(name).clone() for name in file.keys()}, metadata  # noqa: SIM118
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise RunDirectoryError(f"{path} is damaged or not a file of msfusion: {error}.") from error
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add one line to a text file and bring it to the disk. What a failed write left is taken back.
+
+    Raises RunDirectoryError.
+    """
+    with refusing_write_errors(path), path.open("ab", buffering=0) as file:
+        before = file.tell()
+        try:
+            rest = memoryview(line.encode() + b"\n")
+            while rest:
+                rest = rest[file.write(rest) :]
+            os.fsync(file.fileno())
+        except BaseException:
+            file.truncate(before)
+            raise
+
+
+def remove_unfinished(directory: Path) -> None:
+    """Remove what a killed process was writing."""
+    for path in directory.glob(f"{TEMPORARY}*"):
+        path.unlink(missing_ok=True)
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+
+
+def _without_sharing(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors, each contiguous and in memory of its own (safetensors refuses tied ones)."""
+    seen: set[int] = set()
+    separate: dict[str, Tensor] = {}
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().contiguous()
+        address = tensor.untyped_storage().data_ptr()
+        separate[name] = tensor.clone() if address in seen else tensor
+        seen.add(address)
+    return separate
+
+
+def _sync_directory(directory: Path) -> None:
+    """Bring a rename to the disk. Where directories cannot be opened (Windows), there is nothing to do."""
+    with suppress(PermissionError):
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
