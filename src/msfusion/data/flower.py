@@ -1,0 +1,81 @@
+"""Any partitioner of flwr-datasets by its name, run on the examples' keys: images and texts are never copied."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int, Shaped
+from numpy import ndarray
+
+from msfusion.data.spec import DataSpec
+from msfusion.errors import ConfigError, DataError
+
+SHORT_NAMES = {"shards": "ShardPartitioner", "column": "NaturalIdPartitioner"}
+"""Our names for what flwr-datasets calls otherwise; `dirichlet` is found as `DirichletPartitioner`, and so on."""
+
+
+def flower_partition(
+    name: str, keys: Shaped[ndarray, " examples"], spec: DataSpec
+) -> list[Int[ndarray, " _"]]:
+    """The indices of each participant's examples by a partitioner of flwr-datasets.
+
+    `name` is a class (`PathologicalPartitioner`) or its short form (`pathological`); `spec.partition_options` are
+    its arguments, on top of what the other settings say (number of participants, alpha, shards, seed).
+    Raises ConfigError for an unknown name or argument, or without flwr-datasets; DataError with its own words where
+    it refuses.
+    """
+    try:
+        import datasets
+        import flwr_datasets.partitioner as flower
+    except ImportError as error:
+        raise ConfigError(
+            f"data.partition = 'flwr:{name}' needs flwr-datasets: pip install 'msfusion[data]'."
+        ) from error
+    camel = "".join(part.capitalize() for part in name.split("_")) + "Partitioner"
+    found = getattr(flower, name, None) or getattr(flower, SHORT_NAMES.get(name, camel), None)
+    if found is None or inspect.isabstract(found):
+        known = ", ".join(sorted(n for n in flower.__all__ if not inspect.isabstract(getattr(flower, n))))
+        raise ConfigError(
+            f"data.partition = 'flwr:{name}': flwr-datasets has no such partitioner; it has {known}."
+        )
+    rows = datasets.Dataset.from_dict({"key": keys.tolist(), "index": np.arange(len(keys))})
+    try:
+        with warnings.catch_warnings():
+            # it warns of every Dirichlet draw that gives someone too little; what counts is whether it succeeds
+            warnings.simplefilter("ignore")
+            partitioner = found(**_arguments(found, spec))
+            partitioner.dataset = rows
+            parts = [
+                np.array(partitioner.load_partition(p)["index"]) for p in range(partitioner.num_partitions)
+            ]
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError(f"data.partition = 'flwr:{name}' refuses this data: {error}") from error
+    if len(parts) != spec.participants:
+        raise DataError(
+            f"data.partition = 'flwr:{name}' makes {len(parts)} partitions of this data, "
+            f"but participants.count = {spec.participants}."
+        )
+    return parts
+
+
+def _arguments(partitioner: type, spec: DataSpec) -> dict[str, Any]:
+    """Our settings under the names of the partitioner's arguments, and the user's own."""
+    taken = inspect.signature(partitioner).parameters
+    ours = {
+        "num_partitions": spec.participants,
+        "partition_by": "key",
+        "alpha": spec.alpha,
+        "min_partition_size": spec.min_examples,
+        "num_shards_per_partition": spec.shards,
+        "seed": spec.seed,
+    }
+    unknown = sorted(set(spec.partition_options) - set(taken))
+    if unknown:
+        raise ConfigError(
+            f"data.partition_options has {', '.join(unknown)}, which {partitioner.__name__} does not take; "
+            f"it takes {', '.join(taken)}."
+        )
+    return {name: value for name, value in ours.items() if name in taken} | dict(spec.partition_options)
