@@ -1,0 +1,302 @@
+"""What to run: a TOML file, checked key by key, every mistake told in one sentence.
+
+Relative paths in a configuration are relative to the current directory, as on the command line, not to
+the file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import tomllib
+import typing
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    create_model,
+    field_validator,
+)
+
+from msfusion.config_errors import about_section, first_mistake
+from msfusion.data.spec import DataSpec
+from msfusion.errors import ConfigError
+from msfusion.methods.training import TrainingSettings
+from msfusion.models.spec import ModelSpec
+
+BUILT_IN = "the built-in configuration"
+
+MethodName = Literal["msfusion", "fedrolex", "heterofl", "feddropout", "fedavg", "small"]
+_SPECIFICATIONS = {"data": "data_spec", "model": "model_spec", "training": "training_settings"}
+METHOD_NAMES: tuple[str, ...] = typing.get_args(MethodName)
+
+
+class Section(BaseModel):
+    """A table of the configuration: no unknown keys, no silent conversions, no NaN."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+def _section(specification: type[Any], *, without: Iterable[str] = ()) -> type[Section]:
+    """The section whose keys, types and defaults are the fields of a dataclass, but for those set elsewhere.
+
+    The dataclass checks the values when the section is read: its ConfigError becomes the reader's.
+    """
+    types = typing.get_type_hints(specification)
+    fields: dict[str, Any] = {
+        field.name: (
+            types[field.name],
+            Field(default_factory=field.default_factory)
+            if field.default_factory is not dataclasses.MISSING
+            else field.default,
+        )
+        for field in dataclasses.fields(specification)
+        if field.name not in without
+    }
+    return create_model(f"{specification.__name__}Section", __base__=Section, **fields)
+
+
+if TYPE_CHECKING:
+
+    class DataSection(Section):
+        """The keys of DataSpec."""
+
+    class ModelSection(Section):
+        """The keys of ModelSpec."""
+
+    class TrainingSection(Section):
+        """The keys of TrainingSettings."""
+else:
+    DataSection = _section(DataSpec, without=("participants", "seed"))
+    ModelSection = _section(ModelSpec, without=("seed",))
+    TrainingSection = _section(TrainingSettings, without=("rounds",))
+
+
+def _checked_ratio(value: Any) -> float | tuple[float, ...]:
+    ratios = value if isinstance(value, list | tuple) else [value]
+    for ratio in ratios:
+        if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 < ratio <= 1:
+            raise ValueError("should be a number greater than 0 and at most 1, or a list of such numbers")
+    return tuple(float(ratio) for ratio in ratios) if isinstance(value, list | tuple) else float(value)
+
+
+class MethodSection(Section):
+    """How the participants' work becomes one model."""
+
+    name: MethodName = "msfusion"
+    weighting: Literal["examples", "uniform"] = Field(
+        default="examples",
+        description="a participant's weight in the average: how many examples it has, or 1",
+    )
+
+
+class ParticipantsSection(Section):
+    """Who takes part. `ratio` is one width ratio for all, or one for each."""
+
+    count: int = Field(default=10, ge=1)
+    ratio: Annotated[float | tuple[float, ...], BeforeValidator(_checked_ratio)] = 0.25
+    fraction: float = Field(default=1.0, gt=0, le=1)
+
+    @field_validator("ratio")
+    @classmethod
+    def _one_for_each(cls, ratio: float | tuple[float, ...], info: Any) -> float | tuple[float, ...]:
+        count = info.data.get("count")
+        if isinstance(ratio, tuple) and count is not None and len(ratio) != count:
+            raise ValueError(
+                f"should be one number, or one for each of the {count} participants, not {len(ratio)}"
+            )
+        return ratio
+
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        """The width ratio of each participant."""
+        return self.ratio if isinstance(self.ratio, tuple) else (self.ratio,) * self.count
+
+
+class EvaluationSection(Section):
+    """When the fused model is tested, and on how many examples at once."""
+
+    every: int = Field(
+        default=1, ge=1, description="rounds between evaluations; the last round always has one"
+    )
+    batch_size: int = Field(default=256, ge=1)
+
+
+class RunSection(Section):
+    """How the run is carried out."""
+
+    workers: int = Field(default=1, ge=1, description="processes; the results are the same for any number")
+    threads: int = Field(default=1, ge=1, description="of each worker")
+    checkpoint_every: int = Field(default=1, ge=1, description="rounds between checkpoints")
+
+
+class Config(Section):
+    """A whole run, resolved: every key has its value."""
+
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    rounds: int = Field(default=20, ge=1)
+    data: DataSection = Field(default_factory=DataSection)
+    model: ModelSection = Field(default_factory=ModelSection)
+    method: MethodSection = MethodSection()
+    participants: ParticipantsSection = ParticipantsSection()
+    training: TrainingSection = Field(default_factory=TrainingSection)
+    evaluation: EvaluationSection = EvaluationSection()
+    run: RunSection = RunSection()
+
+    @property
+    def data_spec(self) -> DataSpec:
+        """What `load_data` takes. Raises ConfigError on an impossible value."""
+        return DataSpec(**dict(self.data), participants=self.participants.count, seed=self.seed)
+
+    @property
+    def model_spec(self) -> ModelSpec:
+        """What `build_model` takes. Raises ConfigError on an impossible value."""
+        return ModelSpec(**dict(self.model), seed=self.seed)
+
+    @property
+    def training_settings(self) -> TrainingSettings:
+        """What a participant trains with. Raises ConfigError on an impossible value."""
+        return TrainingSettings(**dict(self.training), rounds=self.rounds)
+
+    def to_table(self) -> dict[str, Any]:
+        """Nested plain values, without those that are not set."""
+        return _without_none(self.model_dump(mode="json"))
+
+    def to_toml(self) -> str:
+        """The configuration as TOML; reading it back gives an equal one."""
+        import tomli_w
+
+        return tomli_w.dumps(self.to_table())
+
+    def fingerprint(self) -> str:
+        """Equal for two configurations just when their runs give the same results."""
+        return hashlib.sha256(json.dumps(self._deciding(), sort_keys=True).encode()).hexdigest()
+
+    def difference(self, other: Config) -> str | None:
+        """One key whose change changes the results, with both values; None where the results are the same."""
+        ours, theirs = flattened(self._deciding()), flattened(other._deciding())
+        for key in [*ours, *theirs]:
+            if ours.get(key) != theirs.get(key):
+                return f"{key} is {shown(ours.get(key))}, not {shown(theirs.get(key))}"
+        return None
+
+    def changed(self, changes: Mapping[str, Any]) -> Config:
+        """The same configuration with other values for some dotted keys. Raises ConfigError."""
+        table = self.to_table()
+        for key, value in changes.items():
+            _put(table, key, value)
+        return _checked(table, "the configuration", changes)
+
+    def _deciding(self) -> dict[str, Any]:
+        """Everything but what cannot change the results."""
+        table = self.to_table()
+        for key in ("workers", "checkpoint_every"):
+            table["run"].pop(key)
+        return table
+
+
+def load_config(path: Path | None, overrides: Iterable[str] = ()) -> Config:
+    """Read a TOML file (for None the built-in default), then apply `key=value` overrides with dotted keys.
+
+    Raises ConfigError: what is wrong, under which key, in which file.
+    """
+    origin = BUILT_IN if path is None else str(path)
+    try:
+        text = default_toml() if path is None else path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ConfigError(f"There is no configuration file {path}.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise ConfigError(f"{path} cannot be read: {reason}.") from error
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{origin} is not valid TOML: {error}.") from error
+    set_here: dict[str, Any] = {}
+    for override in overrides:
+        key, value = parse_override(override)
+        _put(table, key, value)
+        set_here[key] = value
+    return _checked(table, origin, set_here)
+
+
+def default_toml() -> str:
+    """The built-in configuration, with its comments."""
+    return resources.files("msfusion").joinpath("default.toml").read_text(encoding="utf-8")
+
+
+def parse_override(override: str) -> tuple[str, Any]:
+    """The dotted key and the value of `key=value`: a TOML value, or text as it stands where it is not one.
+
+    Raises ConfigError where there is no key or no equals sign.
+    """
+    key, equals, text = (part.strip() for part in override.partition("="))
+    if not equals or not all(part for part in key.split(".")):
+        raise ConfigError(
+            f"--set '{override}' should have the form key=value, as in --set training.batch_size=32."
+        )
+    try:
+        table = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return key, text
+    return (key, table["value"]) if len(table) == 1 else (key, text)
+
+
+def flattened(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as one, under dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flattened(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def shown(value: Any) -> str:
+    """A value as in a configuration file."""
+    return "not set" if value is None else json.dumps(value)
+
+
+def _checked(table: Mapping[str, Any], origin: str, overrides: Mapping[str, Any]) -> Config:
+    try:
+        config = Config.model_validate(table)
+    except ValidationError as error:
+        raise ConfigError(first_mistake(error, Config, table, origin, overrides)) from error
+    for section in ("data", "model", "training"):
+        try:
+            getattr(config, _SPECIFICATIONS[section])
+        except ConfigError as error:
+            raise ConfigError(
+                about_section(error, section, getattr(config, section), origin, overrides)
+            ) from error
+    return config
+
+
+def _put(table: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key, making the tables on the way to it."""
+    *parents, last = key.split(".")
+    for depth, parent in enumerate(parents):
+        below = table.setdefault(parent, {})
+        if not isinstance(below, dict):
+            path = ".".join(parents[: depth + 1])
+            raise ConfigError(f"--set {key}: {path} is {shown(below)}, not a table.")
+        table = below
+    table[last] = value
+
+
+def _without_none(table: dict[str, Any]) -> dict[str, Any]:
+    """TOML has no null: what is not set is left out."""
+    return {
+        key: _without_none(value) if isinstance(value, dict) else value
+        for key, value in table.items()
+        if value is not None
+    }

@@ -1,0 +1,92 @@
+"""One sentence for what is wrong with a configuration: which key, in which file, what was probably meant."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+
+def first_mistake(
+    error: ValidationError,
+    schema: type[BaseModel],
+    table: Mapping[str, Any],
+    origin: str,
+    overrides: Mapping[str, Any],
+) -> str:
+    """The sentence about the first mistake that pydantic found in `table`.
+
+    `origin` names the file; a key that is in `overrides` (by its dotted name) is said to come from --set.
+    """
+    mistake = error.errors(include_url=False)[0]
+    path = _path_in(table, mistake["loc"])
+    key = ".".join(path)
+    from_override = any(
+        key == name or key.startswith(f"{name}.") or name.startswith(f"{key}.") for name in overrides
+    )
+    where = "--set" if from_override else origin
+    if mistake["type"] == "extra_forbidden":
+        return f"{where}: there is no key '{key}'{_suggestion(path, schema)}."
+    if mistake["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        return f"{where}: {key} = {_shown(mistake['input'])} should be a table (a [{key}] section)."
+    reason = mistake["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    return f"{where}: {key} = {_shown(mistake['input'])} {reason}."
+
+
+def about_section(
+    error: Exception, section: str, values: BaseModel, origin: str, overrides: Mapping[str, Any]
+) -> str:
+    """The sentence about a value that the section's own dataclass refused, naming file and section."""
+    message = str(error).rstrip(".")
+    named = [key for key in type(values).model_fields if re.search(rf"\b{key}\b", message)]
+    if named and message.startswith(named[0]):
+        message = f"{section}.{message}"
+    where = "--set" if any(f"{section}.{key}" in overrides for key in named) else origin
+    return f"{where}: {message}."
+
+
+def known_keys(schema: type[BaseModel], prefix: str = "") -> list[str]:
+    """The dotted names of all keys and sections of a configuration."""
+    keys: list[str] = []
+    for name, field in schema.model_fields.items():
+        keys.append(f"{prefix}{name}")
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys += known_keys(field.annotation, f"{prefix}{name}.")
+    return keys
+
+
+def _suggestion(path: list[str], schema: type[BaseModel]) -> str:
+    """The nearest known key: in the same section first, then anywhere by its last part."""
+    known = known_keys(schema)
+    key = ".".join(path)
+    inside = [name for name in known if name.rpartition(".")[0] == ".".join(path[:-1])]
+    near = get_close_matches(key, inside, 1, 0.7) or [n for n in known if n.split(".")[-1] == path[-1]]
+    near = near or get_close_matches(key, known, 1, 0.6)
+    if near:
+        return f" (did you mean '{near[0]}'?)"
+    return f" (known here: {', '.join(inside)})"
+
+
+def _path_in(table: Mapping[str, Any], location: tuple[int | str, ...]) -> list[str]:
+    """The part of pydantic's location that is in the user's table; the rest names branches of unions."""
+    path: list[str] = []
+    at: Any = table
+    for part in location:
+        if isinstance(part, int):
+            break
+        if path and not (isinstance(at, Mapping) and part in at):
+            break
+        path.append(part)
+        at = at.get(part) if isinstance(at, Mapping) else None
+    return path
+
+
+def _shown(value: Any) -> str:
+    try:
+        return json.dumps(value)
+    except TypeError:
+        return str(value)
