@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from msfusion.config import Config, default_toml, flattened, load_config, parse_override
+from msfusion.config import Config, default_toml, load_config
 from msfusion.config_errors import known_keys
+from msfusion.config_keys import flattened, parse_override
 from msfusion.errors import ConfigError
 
 MISTAKES = [

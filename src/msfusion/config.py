@@ -27,6 +27,7 @@ from pydantic import (
 )
 
 from msfusion.config_errors import about_section, first_mistake
+from msfusion.config_keys import flattened, parse_override, put, shown, without_none
 from msfusion.data.spec import DataSpec
 from msfusion.errors import ConfigError
 from msfusion.methods.training import TrainingSettings
@@ -168,7 +169,7 @@ class Config(Section):
 
     def to_table(self) -> dict[str, Any]:
         """Nested plain values, without those that are not set."""
-        return _without_none(self.model_dump(mode="json"))
+        return without_none(self.model_dump(mode="json"))
 
     def to_toml(self) -> str:
         """The configuration as TOML; reading it back gives an equal one."""
@@ -192,7 +193,7 @@ class Config(Section):
         """The same configuration with other values for some dotted keys. Raises ConfigError."""
         table = self.to_table()
         for key, value in changes.items():
-            _put(table, key, value)
+            put(table, key, value)
         return _checked(table, "the configuration", changes)
 
     def _deciding(self) -> dict[str, Any]:
@@ -223,7 +224,7 @@ def load_config(path: Path | None, overrides: Iterable[str] = ()) -> Config:
     set_here: dict[str, Any] = {}
     for override in overrides:
         key, value = parse_override(override)
-        _put(table, key, value)
+        put(table, key, value)
         set_here[key] = value
     return _checked(table, origin, set_here)
 
@@ -231,39 +232,6 @@ def load_config(path: Path | None, overrides: Iterable[str] = ()) -> Config:
 def default_toml() -> str:
     """The built-in configuration, with its comments."""
     return resources.files("msfusion").joinpath("default.toml").read_text(encoding="utf-8")
-
-
-def parse_override(override: str) -> tuple[str, Any]:
-    """The dotted key and the value of `key=value`: a TOML value, or text as it stands where it is not one.
-
-    Raises ConfigError where there is no key or no equals sign.
-    """
-    key, equals, text = (part.strip() for part in override.partition("="))
-    if not equals or not all(part for part in key.split(".")):
-        raise ConfigError(
-            f"--set '{override}' should have the form key=value, as in --set training.batch_size=32."
-        )
-    try:
-        table = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
-        return key, text
-    return (key, table["value"]) if len(table) == 1 else (key, text)
-
-
-def flattened(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables as one, under dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in table.items():
-        if isinstance(value, Mapping) and value:
-            flat |= flattened(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def shown(value: Any) -> str:
-    """A value as in a configuration file."""
-    return "not set" if value is None else json.dumps(value)
 
 
 def _checked(table: Mapping[str, Any], origin: str, overrides: Mapping[str, Any]) -> Config:
@@ -279,24 +247,3 @@ def _checked(table: Mapping[str, Any], origin: str, overrides: Mapping[str, Any]
                 about_section(error, section, getattr(config, section), origin, overrides)
             ) from error
     return config
-
-
-def _put(table: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key, making the tables on the way to it."""
-    *parents, last = key.split(".")
-    for depth, parent in enumerate(parents):
-        below = table.setdefault(parent, {})
-        if not isinstance(below, dict):
-            path = ".".join(parents[: depth + 1])
-            raise ConfigError(f"--set {key}: {path} is {shown(below)}, not a table.")
-        table = below
-    table[last] = value
-
-
-def _without_none(table: dict[str, Any]) -> dict[str, Any]:
-    """TOML has no null: what is not set is left out."""
-    return {
-        key: _without_none(value) if isinstance(value, dict) else value
-        for key, value in table.items()
-        if value is not None
-    }
