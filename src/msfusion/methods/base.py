@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -14,7 +14,7 @@ from msfusion.width.groups import State
 
 Scalar = float | int | str | bool
 
-__all__ = ["Evaluation", "Method", "Scalar", "Task", "Update"]
+__all__ = ["Evaluation", "Method", "Recalibrating", "Scalar", "Task", "Update"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Update:
     metadata: Mapping[str, Scalar] = field(default_factory=dict)
 
 
+@runtime_checkable
 class Method(Protocol):
     """A federated method. Stateless: all that changes from round to round is in the global state."""
 
@@ -60,3 +61,25 @@ class Method(Protocol):
 
     def evaluate(self, state: State, data: Batch) -> Evaluation:
         """How good the global state's model is."""
+
+
+@runtime_checkable
+class Recalibrating(Protocol):
+    """A method whose model has running statistics that fusion cannot know: they are measured anew.
+
+    The participants of the round measure the fused model on some of their examples, forward only; what
+    travels up is moments, summed over examples. An engine asks for this exchange wherever it evaluates.
+    """
+
+    @property
+    def recalibrates(self) -> bool:
+        """Whether there is anything to measure."""
+
+    def measurement(self, state: State, round_index: int, participant: int) -> Task:
+        """What the participant receives in order to measure (in the server)."""
+
+    def measure(self, task: Task, data: Batch) -> Update:
+        """The moments of the participant's examples (in the participant's process)."""
+
+    def settle(self, state: State, updates: Iterable[Update]) -> dict[str, Tensor]:
+        """The global state with the pooled statistics, whatever the order of the updates."""

@@ -1,0 +1,71 @@
+"""Tasks and updates as bytes: JSON for what is small, safetensors for the tensors. Nothing is pickled."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from multiprocessing.connection import Connection
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor
+
+from msfusion.methods.base import Task, Update
+from msfusion.width.groups import State
+
+Header = dict[str, Any]
+
+
+def payload_bytes(tensors: State) -> int:
+    """How many bytes the entries of some tensors take up: a message without its names and framing."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def send(connection: Connection, header: Mapping[str, Any], tensors: State) -> None:
+    """Write one message. Raises OSError where nobody reads any more."""
+    connection.send_bytes(json.dumps(header).encode())
+    connection.send_bytes(
+        safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
+    )
+
+
+def receive(connection: Connection) -> tuple[Header, dict[str, Tensor]]:
+    """Read one message. Raises EOFError or OSError where nobody writes any more."""
+    header: Header = json.loads(connection.recv_bytes())
+    return header, safetensors.torch.load(connection.recv_bytes())
+
+
+def send_task(connection: Connection, kind: str, task: Task) -> None:
+    """Write a task and what is to be done with it."""
+    header = {
+        "kind": kind,
+        "participant": task.participant,
+        "round_index": task.round_index,
+        "metadata": dict(task.metadata),
+    }
+    send(connection, header, task.tensors)
+
+
+def receive_task(connection: Connection) -> tuple[str, Task]:
+    """Read what `send_task` wrote."""
+    header, tensors = receive(connection)
+    return header["kind"], Task(header["participant"], header["round_index"], tensors, header["metadata"])
+
+
+def send_update(connection: Connection, update: Update, seconds: float) -> None:
+    """Write an update and the seconds that it took."""
+    header = {
+        "participant": update.participant,
+        "round_index": update.round_index,
+        "examples": update.examples,
+        "loss": update.loss,
+        "metadata": dict(update.metadata),
+        "seconds": seconds,
+    }
+    send(connection, header, update.tensors)
+
+
+def update_of(header: Header, tensors: dict[str, Tensor]) -> tuple[Update, float]:
+    """The update, and its seconds, in a message that `send_update` wrote."""
+    seconds = header.pop("seconds")
+    return Update(tensors=tensors, **header), seconds

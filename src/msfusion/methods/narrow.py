@@ -1,0 +1,147 @@
+"""Narrow sub-models: every participant trains its window of the global model; overlaps are averaged.
+
+MSfusion (Xie & Li, arXiv 2407.03622, algorithm 1) and its rivals differ in nothing but the schedule of
+windows:
+
+    for each round t:
+        for each participant p of the round:
+            theta_p  <-  theta restricted to window(p, t)              assign
+            theta_p  <-  theta_p after some steps on p's own data      train
+        theta[e]     <-  sum a_p theta_p[e] / sum a_p                  aggregate
+                         over the participants p that held entry e
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor, nn
+
+from msfusion.batch import Batch
+from msfusion.errors import UpdateError
+from msfusion.fusion import Accumulator
+from msfusion.methods import normalisation
+from msfusion.methods.base import Task, Update
+from msfusion.methods.states import holding, state_of, with_aliases, without_aliases
+from msfusion.methods.training import TrainingSettings, local_steps
+from msfusion.objectives import Evaluation, evaluate
+from msfusion.width.groups import State, WidthMap, Window
+from msfusion.width.slices import extract
+from msfusion.width.submodel import narrow
+from msfusion.windows import Schedule
+
+Weighting = Literal["examples", "uniform"]
+"""The weight a_p of a participant in the average: how many examples it has, or 1."""
+
+
+@dataclass(frozen=True, eq=False)
+class NarrowMethod:
+    """One of the methods that train narrow sub-models; `schedule` says which.
+
+    `ratios` and `training` have one entry per participant. The model is a template: its weights are the
+    initial state, and it is never changed.
+    """
+
+    name: str
+    model: nn.Module
+    width_map: WidthMap
+    schedule: Schedule
+    ratios: tuple[float, ...]
+    training: tuple[TrainingSettings, ...]
+    seed: int = 0
+    weighting: Weighting = "examples"
+    language_modelling: bool = False
+    evaluation_batch_size: int = 256
+    _submodels: dict[tuple[int, ...], nn.Module] = field(default_factory=dict, repr=False)
+
+    def window(self, round_index: int, participant: int) -> Window:
+        """The units that a participant holds in a round; known to both sides, so it does not travel."""
+        return self.schedule(
+            self.width_map,
+            participant,
+            round_index,
+            self.ratios[participant],
+            participants=len(self.ratios),
+            seed=self.seed,
+        )
+
+    def initial_state(self) -> dict[str, Tensor]:
+        """The model's own weights."""
+        return state_of(self.model)
+
+    def assign(self, state: State, round_index: int, participant: int) -> Task:
+        """The participant's slice of the global state."""
+        slice_ = extract(state, self.width_map, self.window(round_index, participant))
+        return Task(participant, round_index, without_aliases(slice_, self.width_map.aliases))
+
+    def train(self, task: Task, data: Batch) -> Update:
+        """Some steps on the participant's own examples, in its sub-model."""
+        submodel = self._submodel(self.window(task.round_index, task.participant))
+        submodel.load_state_dict(with_aliases(task.tensors, self.width_map.aliases))
+        settings = self.training[task.participant]
+        return train_update(submodel, task, data, settings, self.seed, self.width_map)
+
+    def aggregate(self, state: State, updates: Iterable[Update]) -> dict[str, Tensor]:
+        """Overlap averaging; an entry that nobody held keeps its value."""
+        accumulator = Accumulator(state, self.width_map)
+        for update in updates:
+            window = self.window(update.round_index, update.participant)
+            add_update(accumulator, window, update, self.weighting, self.width_map)
+        return accumulator.result()
+
+    def evaluate(self, state: State, data: Batch) -> Evaluation:
+        """How good the whole model is with this state."""
+        with holding(self.model, state) as model:
+            return evaluate(model, data, self.evaluation_batch_size, self.language_modelling)
+
+    @property
+    def recalibrates(self) -> bool:
+        """Whether the model has BatchNorm: its statistics in narrow models are not the fused one's."""
+        return normalisation.has_running_statistics(self.model)
+
+    def measurement(self, state: State, round_index: int, participant: int) -> Task:
+        """The fused model, for a forward pass."""
+        return Task(participant, round_index, without_aliases(state, self.width_map.aliases))
+
+    def measure(self, task: Task, data: Batch) -> Update:
+        """The moments of the participant's examples in front of every BatchNorm."""
+        with holding(self.model, with_aliases(task.tensors, self.width_map.aliases)) as model:
+            return normalisation.measured_update(
+                model, task, data, self.training[task.participant], self.seed
+            )
+
+    def settle(self, state: State, updates: Iterable[Update]) -> dict[str, Tensor]:
+        """The state with the running statistics pooled over the participants."""
+        return {**state, **normalisation.pooled(state, updates)}
+
+    def _submodel(self, window: Window) -> nn.Module:
+        """A sub-model for a window: one per process and tuple of sizes, its tensors to be overwritten."""
+        sizes = tuple(len(window.get(group.name, range(group.units))) for group in self.width_map.groups)
+        if sizes not in self._submodels:
+            self._submodels[sizes] = narrow(self.model, self.width_map, window, scaling=True)
+        return self._submodels[sizes]
+
+
+def train_update(
+    model: nn.Module, task: Task, data: Batch, settings: TrainingSettings, seed: int, width_map: WidthMap
+) -> Update:
+    """Train a model that holds the task's tensors; the update has copies of what it then holds."""
+    trained = local_steps(
+        model, data, settings, seed=seed, round_index=task.round_index, participant=task.participant
+    )
+    tensors = without_aliases(state_of(model), width_map.aliases)
+    metadata = {"steps": trained.steps, "examples_seen": trained.examples_seen}
+    return Update(task.participant, task.round_index, tensors, len(data), trained.loss, metadata)
+
+
+def add_update(
+    accumulator: Accumulator, window: Window, update: Update, weighting: Weighting, width_map: WidthMap
+) -> None:
+    """Add an update to the average. Raises UpdateError, naming the participant, where it does not fit."""
+    weight = float(update.examples) if weighting == "examples" else 1.0
+    try:
+        accumulator.add(window, with_aliases(update.tensors, width_map.aliases), weight)
+    except UpdateError as error:
+        raise UpdateError(f"participant {update.participant}, round {update.round_index}: {error}") from error

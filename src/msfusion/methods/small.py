@@ -1,0 +1,139 @@
+"""The floor of every comparison: FedAvg of a small model that all participants can hold.
+
+The small model is the static window of the smallest participant's ratio, trained as a model of its own:
+nothing is scaled, everybody gets all of it, and nothing of the large model is left in it but its shape.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from msfusion.batch import Batch
+from msfusion.fusion import Accumulator
+from msfusion.methods import normalisation
+from msfusion.methods.base import Task, Update
+from msfusion.methods.narrow import Weighting, add_update, train_update
+from msfusion.methods.states import state_of, with_aliases, without_aliases
+from msfusion.methods.training import TrainingSettings
+from msfusion.objectives import Evaluation, evaluate
+from msfusion.width.groups import State, WidthMap
+from msfusion.width.slices import extract
+from msfusion.width.submodel import narrow
+from msfusion.windows import static
+
+
+@dataclass(frozen=True, eq=False)
+class SmallMethod:
+    """FedAvg of a small model. `training` has one entry per participant; `width_map` is the small model's.
+
+    The model is working space; the state is what counts.
+    """
+
+    name: str
+    model: nn.Module
+    width_map: WidthMap
+    start: State
+    training: tuple[TrainingSettings, ...]
+    recalibrates: bool
+    seed: int = 0
+    weighting: Weighting = "examples"
+    language_modelling: bool = False
+    evaluation_batch_size: int = 256
+
+    def initial_state(self) -> dict[str, Tensor]:
+        """The weights of a freshly initialised model of this width."""
+        return {name: tensor.clone() for name, tensor in self.start.items()}
+
+    def assign(self, state: State, round_index: int, participant: int) -> Task:
+        """The whole small model."""
+        return Task(participant, round_index, without_aliases(state, self.width_map.aliases))
+
+    def train(self, task: Task, data: Batch) -> Update:
+        """Some steps on the participant's own examples."""
+        self.model.load_state_dict(with_aliases(task.tensors, self.width_map.aliases))
+        settings = self.training[task.participant]
+        return train_update(self.model, task, data, settings, self.seed, self.width_map)
+
+    def aggregate(self, state: State, updates: Iterable[Update]) -> dict[str, Tensor]:
+        """The weighted average (McMahan et al., AISTATS 2017, algorithm 1)."""
+        accumulator = Accumulator(state, self.width_map)
+        for update in updates:
+            add_update(accumulator, {}, update, self.weighting, self.width_map)
+        return accumulator.result()
+
+    def evaluate(self, state: State, data: Batch) -> Evaluation:
+        """How good the small model is with this state."""
+        self.model.load_state_dict(state)
+        return evaluate(self.model, data, self.evaluation_batch_size, self.language_modelling)
+
+    def measurement(self, state: State, round_index: int, participant: int) -> Task:
+        """The averaged model, for a forward pass."""
+        return self.assign(state, round_index, participant)
+
+    def measure(self, task: Task, data: Batch) -> Update:
+        """The moments of the participant's examples in front of every BatchNorm."""
+        self.model.load_state_dict(with_aliases(task.tensors, self.width_map.aliases))
+        return normalisation.measured_update(
+            self.model, task, data, self.training[task.participant], self.seed
+        )
+
+    def settle(self, state: State, updates: Iterable[Update]) -> dict[str, Tensor]:
+        """The state with the running statistics pooled over the participants."""
+        return {**state, **normalisation.pooled(state, updates)}
+
+
+def small_method(
+    model: nn.Module,
+    width_map: WidthMap,
+    ratios: tuple[float, ...],
+    training: tuple[TrainingSettings, ...],
+    seed: int = 0,
+    weighting: Weighting = "examples",
+    language_modelling: bool = False,
+    evaluation_batch_size: int = 256,
+) -> SmallMethod:
+    """FedAvg of `model` narrowed to the smallest ratio, from weights that suit that width."""
+    window = static(width_map, 0, 0, min(ratios), participants=len(ratios), seed=seed)
+    start = reinitialised(extract(state_of(model), width_map, window), width_map)
+    shapes = {name: tuple(tensor.shape) for name, tensor in start.items()}
+    return SmallMethod(
+        name="small",
+        model=narrow(model, width_map, window, scaling=False),
+        width_map=WidthMap((), shapes, width_map.parameters, aliases=width_map.aliases),
+        start=start,
+        training=training,
+        recalibrates=normalisation.has_running_statistics(model),
+        seed=seed,
+        weighting=weighting,
+        language_modelling=language_modelling,
+        evaluation_batch_size=evaluation_batch_size,
+    )
+
+
+def reinitialised(sub_state: State, width_map: WidthMap) -> dict[str, Tensor]:
+    """Fresh weights of a wide model, cut to a narrow one, with the variance that suits the narrow one.
+
+    Initialisations aim at outputs as large as the inputs, so the variance of a weight that is summed over K
+    inputs is in proportion to 1/K (He et al., ICCV 2015, equation 10). A narrow model that sums over w of
+    them needs K/w times that: its weights are multiplied by sqrt(K/w). Under a normalisation the factor
+    makes no difference to the output; where the wide model was initialised with a fixed variance it keeps
+    the outputs as large as the wide model's. Biases are left alone. A tied tensor (an embedding that is
+    also the output layer) is scaled in both its places.
+    """
+    ratios: dict[tuple[str, int], float] = {}
+    for name, axis in width_map.contracting:
+        ratios[width_map.aliases.get(name, name), axis] = (
+            width_map.shapes[name][axis] / sub_state[name].shape[axis]
+        )
+    factors: dict[str, float] = {}
+    for (first, _), ratio in sorted(ratios.items()):
+        factors[first] = factors.get(first, 1.0) * math.sqrt(ratio)
+    scaled: dict[str, Tensor] = {}
+    for name, tensor in sub_state.items():
+        factor = factors.get(width_map.aliases.get(name, name), 1.0)
+        scaled[name] = tensor * factor if factor != 1.0 else tensor.clone()
+    return scaled

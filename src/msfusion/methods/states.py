@@ -1,0 +1,47 @@
+"""Moving a state in and out of a model without a second copy, and sending a tied tensor once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+from msfusion.errors import UpdateError
+from msfusion.width.groups import State
+
+
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of all tensors in a model's state dict, by name."""
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+@contextmanager
+def holding(model: nn.Module, state: State) -> Iterator[nn.Module]:
+    """The model with the state's tensors in place of its own, which come back afterwards. Nothing is copied.
+
+    The parameters stay the same objects, so whoever else refers to them (ties, the flat weights of an LSTM)
+    sees the state as well. Meant for forward passes that change nothing; tensors that the state lacks stay.
+    """
+    own = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if name in state}
+    kept = {name: tensor.data for name, tensor in own.items()}
+    try:
+        for name, tensor in own.items():
+            tensor.data = state[name]
+        yield model
+    finally:
+        for name, tensor in own.items():
+            tensor.data = kept[name]
+
+
+def without_aliases(state: State, aliases: Mapping[str, str]) -> dict[str, Tensor]:
+    """The state with each tied tensor under its first name only: it need not travel twice."""
+    return {name: tensor for name, tensor in state.items() if aliases.get(name, name) == name}
+
+
+def with_aliases(state: State, aliases: Mapping[str, str]) -> dict[str, Tensor]:
+    """The state with each tied tensor under all its names. Raises UpdateError where it is missing."""
+    missing = [first for first in aliases.values() if first not in state]
+    if missing:
+        raise UpdateError(f"the tensor {missing[0]} is missing: send all tensors of the sub-model")
+    return {**state, **{name: state[first] for name, first in aliases.items()}}

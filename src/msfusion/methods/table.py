@@ -1,0 +1,63 @@
+"""The table of methods: what distinguishes them is the schedule of windows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import nn
+
+from msfusion import windows
+from msfusion.errors import ConfigError
+from msfusion.methods.narrow import NarrowMethod, Weighting
+from msfusion.methods.small import SmallMethod, small_method
+from msfusion.methods.training import TrainingSettings
+from msfusion.width.groups import WidthMap
+from msfusion.windows import Schedule
+
+METHODS: Mapping[str, Schedule | None] = {
+    "msfusion": windows.double_shift,  # Xie & Li, arXiv 2407.03622
+    "fedrolex": windows.rolling,  # Alam et al., NeurIPS 2022
+    "heterofl": windows.static,  # Diao et al., ICLR 2021
+    "feddropout": windows.random,  # Caldas et al., arXiv 1812.07210
+    "fedavg": windows.full,  # McMahan et al., AISTATS 2017
+    "small": None,  # FedAvg of a small model, the floor
+}
+"""Every method by its name in configurations, with its schedule of windows."""
+
+
+def build_method(
+    name: str,
+    model: nn.Module,
+    width_map: WidthMap,
+    ratios: Sequence[float],
+    training: TrainingSettings | Sequence[TrainingSettings],
+    *,
+    seed: int = 0,
+    weighting: Weighting = "examples",
+    language_modelling: bool = False,
+    evaluation_batch_size: int = 256,
+) -> NarrowMethod | SmallMethod:
+    """A method by its name, for participants with a ratio each, and training settings each or for all.
+
+    The model's present weights are the initial state. Raises ConfigError for an unknown name or impossible
+    ratios.
+    """
+    if name not in METHODS:
+        raise ConfigError(f"there is no method {name!r}: choose one of {', '.join(METHODS)}")
+    if not ratios:
+        raise ConfigError("there are no participants: give at least one width ratio")
+    for participant, ratio in enumerate(ratios):
+        if not 0 < ratio <= 1:
+            raise ConfigError(
+                f"the width ratio of participant {participant} is {ratio}: it must be above 0, at most 1"
+            )
+    each = [training] * len(ratios) if isinstance(training, TrainingSettings) else list(training)
+    if len(each) != len(ratios):
+        raise ConfigError(
+            f"there are {len(ratios)} ratios but {len(each)} training settings: give one for each"
+        )
+    schedule = METHODS[name]
+    common = (seed, weighting, language_modelling, evaluation_batch_size)
+    if schedule is None:
+        return small_method(model, width_map, tuple(ratios), tuple(each), *common)
+    return NarrowMethod(name, model, width_map, schedule, tuple(ratios), tuple(each), *common)

@@ -1,0 +1,165 @@
+"""What a participant does with the model that it received: gradient descent on its own examples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from torch import nn
+
+from msfusion.batch import Batch
+from msfusion.errors import ConfigError, DataError, TrainingError
+from msfusion.objectives import cross_entropy
+
+OptimizerName = Literal["sgd", "adam", "adamw"]
+LearningRateSchedule = Literal["constant", "cosine"]
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How a participant trains in a round. Raises ConfigError, naming the setting, for impossible values.
+
+    `max_steps` ends a participant's round early; `clip_norm` bounds the gradient's l2 norm. With the schedule
+    "cosine" the learning rate falls from round to round over `rounds` rounds, to zero after the last
+    (SGDR, Loshchilov & Hutter 2017, equation 5, without restarts); within a round it is constant.
+    """
+
+    optimizer: OptimizerName = "sgd"
+    learning_rate: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    batch_size: int = 32
+    local_epochs: int = 1
+    max_steps: int | None = None
+    clip_norm: float | None = None
+    learning_rate_schedule: LearningRateSchedule = "constant"
+    rounds: int | None = None
+
+    def __post_init__(self) -> None:
+        _one_of("optimizer", self.optimizer, get_args(OptimizerName))
+        _one_of("learning_rate_schedule", self.learning_rate_schedule, get_args(LearningRateSchedule))
+        _check("learning_rate", self.learning_rate, 0 < self.learning_rate < math.inf, "above 0")
+        _check("momentum", self.momentum, 0 <= self.momentum < 1, "at least 0 and below 1")
+        _check("weight_decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "at least 0")
+        _check("batch_size", self.batch_size, self.batch_size >= 1, "at least 1")
+        _check("local_epochs", self.local_epochs, self.local_epochs >= 1, "at least 1")
+        if self.max_steps is not None:
+            _check("max_steps", self.max_steps, self.max_steps >= 1, "at least 1")
+        if self.clip_norm is not None:
+            _check("clip_norm", self.clip_norm, 0 < self.clip_norm < math.inf, "above 0")
+        if self.learning_rate_schedule == "cosine" and (self.rounds is None or self.rounds < 1):
+            raise ConfigError(
+                "a cosine learning rate needs the number of rounds over which it falls: set rounds"
+            )
+
+    def learning_rate_in(self, round_index: int) -> float:
+        """The learning rate of a round, counted from 0."""
+        if self.learning_rate_schedule == "constant" or self.rounds is None:
+            return self.learning_rate
+        progress = min(round_index / self.rounds, 1.0)
+        return self.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What local training reports: mean loss, how many examples it saw (in each epoch anew), and steps."""
+
+    loss: float
+    examples_seen: int
+    steps: int
+
+
+def local_steps(
+    model: nn.Module,
+    data: Batch,
+    settings: TrainingSettings,
+    *,
+    seed: int,
+    round_index: int,
+    participant: int,
+) -> Trained:
+    """Train a model in place on a participant's examples.
+
+    The result depends on the arguments alone: order of examples and dropout are drawn from (seed, round,
+    participant), and torch's global generator is put back afterwards. Raises TrainingError where the loss is
+    not finite or nothing can be trained, DataError where the participant has no examples.
+    """
+    if len(data) == 0:
+        raise DataError(f"participant {participant} has no examples: give it some or use fewer participants")
+    optimizer = build_optimizer(model, settings, round_index)
+    draw = seed_of(seed, round_index, participant)
+    generator = torch.Generator().manual_seed(draw)
+    total, seen, steps = 0.0, 0, 0
+    model.train()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(draw)
+        for batch in islice(mini_batches(data, settings, generator), settings.max_steps):
+            loss = _step(model, batch, optimizer, settings.clip_norm)
+            steps += 1
+            if not math.isfinite(loss):
+                raise TrainingError(
+                    f"participant {participant}'s loss became {loss} in round {round_index}, step {steps}: "
+                    f"lower the learning rate (it is {settings.learning_rate_in(round_index):g})"
+                )
+            total, seen = total + loss * len(batch), seen + len(batch)
+    optimizer.zero_grad(set_to_none=True)  # a cached sub-model need not keep its gradients between rounds
+    return Trained(loss=total / seen, examples_seen=seen, steps=steps)
+
+
+def mini_batches(data: Batch, settings: TrainingSettings, generator: torch.Generator) -> Iterator[Batch]:
+    """The mini-batches of a round: each epoch all examples in a new order.
+
+    A last mini-batch with a single example is left out where there are others: BatchNorm cannot normalise it.
+    """
+    for _ in range(settings.local_epochs):
+        for batch in data.shuffled(settings.batch_size, generator):
+            if len(batch) > 1 or settings.batch_size == 1 or len(data) == 1:
+                yield batch
+
+
+def build_optimizer(model: nn.Module, settings: TrainingSettings, round_index: int) -> torch.optim.Optimizer:
+    """A fresh optimiser for a round. Momentum is SGD's; Adam and AdamW have their usual betas (0.9, 0.999).
+
+    Raises TrainingError where the model has no parameter that trains.
+    """
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not parameters:
+        raise TrainingError("the model has no parameter that requires a gradient: nothing can be trained")
+    rate, decay = settings.learning_rate_in(round_index), settings.weight_decay
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=rate, momentum=settings.momentum, weight_decay=decay)
+    if settings.optimizer == "adam":
+        return torch.optim.Adam(parameters, lr=rate, weight_decay=decay)
+    return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
+
+
+def seed_of(*path: int) -> int:
+    """A seed drawn from several non-negative numbers; paths that differ have unrelated seeds."""
+    return int(np.random.SeedSequence([len(path), *path]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _step(model: nn.Module, batch: Batch, optimizer: torch.optim.Optimizer, clip_norm: float | None) -> float:
+    """One step of gradient descent; the loss before it."""
+    optimizer.zero_grad(set_to_none=True)
+    loss = cross_entropy(model, batch)
+    loss.backward()  # type: ignore[no-untyped-call]
+    if clip_norm is not None:
+        nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+    optimizer.step()
+    return float(loss.detach())
+
+
+def _check(name: str, value: float, fits: bool, wanted: str) -> None:
+    """ConfigError, naming the setting, where its value does not fit."""
+    if not fits:
+        raise ConfigError(f"{name} is {value}: it must be {wanted}")
+
+
+def _one_of(name: str, value: str, known: Iterable[str]) -> None:
+    if value not in known:
+        raise ConfigError(f"{name} is {value!r}: it must be one of {', '.join(known)}")
