@@ -21,7 +21,7 @@ class DataSpec:
     task: `classification` or `language_modelling`; by default the first where the data has a label column.
     input_column, label_column: by default found by type and usual names.
     train_split, test_split: names of splits; by default `train`, and `test` or else `validation`. Where there is no
-    such split, `test_share` of the training split is held out.
+    such split, `test_share` of the training split is held out (by default 0.2; of text 0.1).
     max_train, max_test: at most so many examples, drawn with the seed (language modelling: the first ones).
 
     tokenizer: `words` (words and punctuation marks, lower case), `spaces` (text that is tokenised already),
@@ -45,7 +45,7 @@ class DataSpec:
     label_column: str | None = None
     train_split: str = "train"
     test_split: str | None = None
-    test_share: float = 0.2
+    test_share: float | None = None
     max_train: int | None = None
     max_test: int | None = None
 
@@ -83,7 +83,9 @@ class DataSpec:
         self._require(self.vocabulary_size >= 4, "vocabulary_size", "must be at least 4")
         self._require(self.seed >= 0, "seed", "must not be negative")
         self._require(0 < self.alpha < float("inf"), "alpha", "must be a number above 0")
-        self._require(0 < self.test_share < 1, "test_share", "must be between 0 and 1")
+        self._require(
+            self.test_share is None or 0 < self.test_share < 1, "test_share", "must be between 0 and 1"
+        )
         self._require(0 <= self.mask_share < 1, "mask_share", "must be at least 0 and below 1")
         self._require(self.channels in (None, 1, 3), "channels", "must be 1 (grey) or 3 (RGB)")
         self._require(self.task is None or self.task in TASKS, "task", f"must be one of {', '.join(TASKS)}")

@@ -1,0 +1,106 @@
+"""`load_data`: from settings to each participant's examples."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import numpy as np
+import torch
+
+from msfusion.batch import Batch
+from msfusion.data.builtin import read_digits, read_python_docs, stratified
+from msfusion.data.federated import FederatedData
+from msfusion.data.function import load_function
+from msfusion.data.hub import load_hub
+from msfusion.data.images import normalised
+from msfusion.data.loaded import Loaded, check_batches
+from msfusion.data.partition import NEEDS_KEYS, partition
+from msfusion.data.running_text import load_running_text
+from msfusion.data.spec import DataSpec
+from msfusion.errors import DataError
+from msfusion.imports import is_reference
+
+
+def load_data(spec: DataSpec | None = None) -> FederatedData:
+    """Load data, turn it into tensors, and share it out among participants. Deterministic given the seed.
+
+    Sources: `digits` and `python-docs` (built in); a Hub name or folder (`msfusion.data.hub`); `module:function`
+    (`msfusion.data.function`). By default labels are shared out by Dirichlet(0.5), and running text in stretches.
+    Raises ConfigError for settings that make no sense, DataError for data that cannot be loaded or shared out.
+    """
+    spec = spec or DataSpec()
+    loaded = _load(spec)
+    data = loaded if isinstance(loaded, FederatedData) else _share_out(loaded, spec)
+    if not data.participants:
+        raise DataError(f"data.source = '{spec.source}' gives no participants.")
+    if len(data.participants) != spec.participants:
+        raise DataError(
+            f"data.source = '{spec.source}' has {len(data.participants)} participants, but participants.count = "
+            f"{spec.participants}: make them equal."
+        )
+    holders = {f"participant {index}": batch for index, batch in enumerate(data.participants)}
+    check_batches(holders | {"the test set": data.test}, data.classes, data.vocabulary_size)
+    return data
+
+
+def _load(spec: DataSpec) -> Loaded | FederatedData:
+    if spec.source == "digits":
+        return _digits(spec)
+    if spec.source == "python-docs":
+        texts = read_python_docs()
+        topics = np.array(list(texts)) if spec.partition_column == "topic" else None
+        if spec.partition_column not in (None, "topic"):
+            raise DataError(
+                f"there is no column '{spec.partition_column}' in python-docs; there are topic, text."
+            )
+        text_spec = spec if spec.tokenizer else replace(spec, tokenizer="characters")
+        return load_running_text(list(texts.values()), None, topics, text_spec)
+    return load_function(spec) if is_reference(spec.source) else load_hub(spec)
+
+
+def _digits(spec: DataSpec) -> Loaded:
+    if spec.partition_column is not None:
+        raise DataError(f"there is no column '{spec.partition_column}' in digits; there are image, label.")
+    images, labels = read_digits()
+    # the test set is the same under every seed, so that runs are compared on the same examples
+    train, test = stratified(labels, spec.test_share or 0.2, seed=0)
+    if spec.partition != "contiguous":
+        train = train[torch.randperm(len(train), generator=torch.Generator().manual_seed(spec.seed))]
+    train, test = train[: spec.max_train], test[: spec.max_test]
+    train_images, test_images = normalised(images[train], images[test], spec)
+    return Loaded(
+        Batch((train_images,), labels[train]),
+        Batch((test_images,), labels[test]),
+        "classification",
+        10,
+        "digits",
+        "digits: 8x8 grey images of handwritten digits, 10 classes",
+        keys=labels[train].numpy(),
+        label_names=tuple("0123456789"),
+    )
+
+
+def _share_out(loaded: Loaded, spec: DataSpec) -> FederatedData:
+    """Give each participant its examples."""
+    # checked before they are divided, so that the sentence counts as the user does
+    both = {"the training set": loaded.train, "the test set": loaded.test}
+    check_batches(both, loaded.classes, loaded.vocabulary_size)
+    classification = loaded.task == "classification"
+    name = spec.partition or ("dirichlet" if classification else "contiguous")
+    keys = loaded.keys
+    if keys is None:
+        if name in NEEDS_KEYS:
+            raise DataError(
+                f"data.partition = '{name}' goes by labels or a column, and this data has neither: set "
+                f"data.partition_column, or data.partition to iid or contiguous."
+            )
+        keys = np.zeros(len(loaded.train), dtype=np.int64)
+    parts = [torch.from_numpy(np.asarray(part, dtype=np.int64)) for part in partition(name, keys, spec)]
+    if not classification and name == "iid":  # blocks of text are in order until here
+        order = torch.randperm(len(loaded.train), generator=torch.Generator().manual_seed(spec.seed))
+        parts = [order[part] for part in parts]
+    shared = {field.name for field in fields(Loaded)} & {field.name for field in fields(FederatedData)} - {
+        "test"
+    }
+    known = {field: getattr(loaded, field) for field in shared}
+    return FederatedData(tuple(loaded.train.take(part) for part in parts), loaded.test, **known)

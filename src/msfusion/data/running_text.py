@@ -1,0 +1,114 @@
+"""Running text for language modelling: documents, one after the other, cut into blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Shaped
+from numpy import ndarray
+
+from msfusion.batch import Batch
+from msfusion.data.loaded import Loaded
+from msfusion.data.spec import DataSpec
+from msfusion.data.text import SPLITTERS, Encoder, blocks, fit_encoder, masked
+from msfusion.errors import ConfigError, DataError
+
+
+def load_running_text(
+    train: Sequence[str | None],
+    test: Sequence[str | None] | None,
+    keys: Shaped[ndarray, " documents"] | None,
+    spec: DataSpec,
+) -> Loaded:
+    """Blocks of `spec.length` tokens from documents in order; without a test set, from each document's last tenth.
+
+    With `keys` (one value a document), documents of one value follow one another and no block spans two values.
+    `max_train` and `max_test` keep the first blocks. The vocabulary is that of the training documents that are kept.
+    Raises DataError when the text is too short; ConfigError when masking is asked of a tokenizer without a mask.
+    """
+    train_texts = [text or "" for text in train]
+    if test is None:
+        train_texts, test_texts = hold_out(train_texts, spec.test_share or 0.1)
+    else:
+        test_texts = [text or "" for text in test]
+    tokenizer = spec.tokenizer or "spaces"
+    train_texts = _enough(train_texts, tokenizer, spec.max_train, spec.length)
+    test_texts = _enough(test_texts, tokenizer, spec.max_test, spec.length)
+    encoder = fit_encoder(tokenizer, train_texts, spec.vocabulary_size)
+    kept_keys = None if keys is None else keys[: len(train_texts)]
+    train_batch, block_keys = _blocks_by_key(encoder.encode(train_texts), kept_keys, spec)
+    test_ids = torch.tensor(list(chain.from_iterable(encoder.encode(test_texts))))
+    train_batch, test_batch = train_batch.take(slice(spec.max_train)), blocks(test_ids, spec.length)
+    test_batch = test_batch.take(slice(spec.max_test))
+    unknown = float((test_batch.targets == 1).double().mean())
+    if spec.mask_share > 0:
+        train_batch, test_batch = _masked(train_batch, test_batch, encoder, spec)
+    return Loaded(
+        train_batch,
+        test_batch,
+        "language_modelling",
+        encoder.size,
+        Path(spec.source).name,
+        f"{spec.source}: language modelling ({tokenizer}), vocabulary {encoder.size}, blocks of {spec.length} tokens"
+        + (f", {unknown:.1%} of the test tokens unknown" if tokenizer in SPLITTERS else ""),
+        keys=None if block_keys is None else block_keys[: spec.max_train],
+        vocabulary_size=encoder.size,
+        padding=encoder.padding,
+        masked=spec.mask_share > 0,
+    )
+
+
+def hold_out(texts: Sequence[str], share: float) -> tuple[list[str], list[str]]:
+    """Each text's beginning, and its end (about `share` of it), cut at the end of a line.
+
+    A single line is not cut: whole texts are then held out, evenly spread.
+    """
+    if all("\n" not in text.rstrip("\n") for text in texts):
+        step = max(2, round(1 / share))
+        train = [text for index, text in enumerate(texts) if index % step != step - 1]
+        return train, [text for index, text in enumerate(texts) if index % step == step - 1]
+    cuts = [text.rfind("\n", 0, int(len(text) * (1 - share))) + 1 for text in texts]
+    pairs = [(text[:cut], text[cut:]) if cut else (text, "") for text, cut in zip(texts, cuts, strict=True)]
+    return [beginning for beginning, _ in pairs], [end for _, end in pairs if end]
+
+
+def _enough(texts: list[str], tokenizer: str, examples: int | None, length: int) -> list[str]:
+    """The first texts, as many as it takes for so many examples, so that nothing else need be tokenised."""
+    if examples is None or tokenizer not in SPLITTERS:
+        return texts
+    wanted = examples * length + 1
+    for index, text in enumerate(texts):
+        wanted -= len(SPLITTERS[tokenizer](text))
+        if wanted <= 0:
+            return texts[: index + 1]
+    return texts
+
+
+def _blocks_by_key(
+    documents: list[list[int]], keys: ndarray | None, spec: DataSpec
+) -> tuple[Batch, Shaped[ndarray, " blocks"] | None]:
+    """Blocks of all documents in one run, or of the documents of each key (those too short for one are left out)."""
+    if keys is None:
+        return blocks(torch.tensor(list(chain.from_iterable(documents))), spec.length), None
+    batches, block_keys = [], []
+    for key in np.unique(keys):
+        mine = torch.tensor([token for index in np.flatnonzero(keys == key) for token in documents[index]])
+        if len(mine) > spec.length:
+            batches.append(blocks(mine, spec.length))
+            block_keys += [key] * len(batches[-1])
+    if not batches:
+        raise DataError(f"no value of the partition column has data.length = {spec.length} tokens of text.")
+    inputs = torch.cat([batch.inputs[0] for batch in batches if isinstance(batch.inputs, tuple)])
+    return Batch((inputs,), torch.cat([batch.targets for batch in batches])), np.array(block_keys)
+
+
+def _masked(train: Batch, test: Batch, encoder: Encoder, spec: DataSpec) -> tuple[Batch, Batch]:
+    if encoder.mask is None:
+        raise ConfigError(f"data.mask_share needs a mask token, which {spec.tokenizer} does not have.")
+    generator = torch.Generator().manual_seed(spec.seed)
+    share, mask = spec.mask_share, encoder.mask
+    return masked(train, share, mask, generator), masked(test, share, mask, generator)

@@ -1,0 +1,155 @@
+"""Text as token ids: tokenisers, vocabularies, padded examples and blocks of running text."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from msfusion.batch import IGNORED, Batch
+from msfusion.errors import ConfigError, DataError
+
+PADDING, UNKNOWN, MASK = "<pad>", "<unk>", "<mask>"
+END_OF_LINE = "\n"
+_WORDS = re.compile(r"\w+|[^\w\s]")
+
+
+def _lines(text: str) -> list[str]:
+    """The lines of a text, of which the last may or may not end with a line feed; other separators are spaces."""
+    return text.removesuffix(END_OF_LINE).split(END_OF_LINE)
+
+
+def words(text: str) -> list[str]:
+    """Words and single punctuation marks in lower case; each line ends with a token of its own."""
+    return [token for line in _lines(text) for token in (*_WORDS.findall(line.lower()), END_OF_LINE)]
+
+
+def spaces(text: str) -> list[str]:
+    """What stands between spaces, for text that is tokenised already; each line ends with a token of its own."""
+    return [token for line in _lines(text) for token in (*line.split(), END_OF_LINE)]
+
+
+def characters(text: str) -> list[str]:
+    """The characters, one by one."""
+    return list(text if text.endswith(END_OF_LINE) else text + END_OF_LINE)
+
+
+SPLITTERS: dict[str, Callable[[str], list[str]]] = {
+    "words": words,
+    "spaces": spaces,
+    "characters": characters,
+}
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Tokens by their id. Id 0 is padding, 1 an unknown token, 2 the mask; then by falling frequency."""
+
+    tokens: tuple[str, ...]
+
+    @classmethod
+    def of(cls, documents: Iterable[Sequence[str]], size: int) -> Vocabulary:
+        """The most frequent tokens of some tokenised documents, at most `size` ids; ties in alphabetical order."""
+        counts = Counter(chain.from_iterable(documents))
+        for special in (PADDING, UNKNOWN, MASK):
+            counts.pop(special, None)
+        ranked = sorted(counts, key=lambda token: (-counts[token], token))
+        return cls((PADDING, UNKNOWN, MASK, *ranked[: size - 3]))
+
+    def encode(self, documents: Iterable[Sequence[str]]) -> list[list[int]]:
+        """The ids of each document's tokens."""
+        ids = {token: index for index, token in enumerate(self.tokens)}
+        return [[ids.get(token, 1) for token in document] for document in documents]
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """How texts become ids: made from the training texts by `fit_encoder`."""
+
+    encode: Callable[[Sequence[str]], list[list[int]]]
+    size: int
+    padding: int
+    mask: int | None
+
+
+def fit_encoder(tokenizer: str, texts: Sequence[str], size: int) -> Encoder:
+    """An encoder of that name; its vocabulary, where it has none of its own, is that of the (training) texts.
+
+    Raises ConfigError when a tokenizer's folder cannot be used.
+    """
+    if tokenizer.startswith("transformers:"):
+        return _pretrained(tokenizer.removeprefix("transformers:"))
+    split = SPLITTERS[tokenizer]
+    vocabulary = Vocabulary.of(map(split, texts), size)
+    return Encoder(
+        lambda some: vocabulary.encode(map(split, some)), len(vocabulary.tokens), padding=0, mask=2
+    )
+
+
+def padded(documents: Sequence[Sequence[int]], length: int, encoder: Encoder) -> Int[Tensor, "examples time"]:
+    """Each document's first `length` ids, filled up with padding. An empty document becomes one unknown token."""
+    ids = torch.full((len(documents), length), encoder.padding)
+    for row, document in enumerate(documents):
+        # one token at least: a row of nothing but padding would leave attention nothing to attend to
+        kept = list(document[:length]) or [1 if encoder.padding != 1 else 0]
+        ids[row, : len(kept)] = torch.tensor(kept)
+    return ids
+
+
+def blocks(tokens: Int[Tensor, " tokens"], length: int) -> Batch:
+    """Running text cut into examples of `length` tokens; the target of each token is the one that follows it.
+
+    What does not fill an example is left out. Raises DataError when there is not enough for one example.
+    """
+    if len(tokens) < length + 1:
+        raise DataError(
+            f"{len(tokens)} tokens of text do not make one example of data.length = {length} tokens."
+        )
+    rows = tokens.unfold(0, length + 1, length)
+    return Batch((rows[:, :-1].contiguous(),), rows[:, 1:].contiguous())
+
+
+def masked(batch: Batch, share: float, mask: int, generator: torch.Generator) -> Batch:
+    """Blocks whose tokens are to be predicted where they are masked (about `share` of them), and only there.
+
+    As in BERT (Devlin et al., arXiv 1810.04805, section 3.1), but every chosen token is replaced by the mask, and
+    the choice is made once. Each example has at least one.
+    """
+    assert isinstance(batch.inputs, tuple)
+    (tokens,) = batch.inputs
+    chosen = torch.rand(tokens.shape, generator=generator) < share
+    chosen[torch.arange(len(tokens)), torch.randint(tokens.shape[1], (len(tokens),), generator=generator)] = (
+        True
+    )
+    return Batch((tokens.masked_fill(chosen, mask),), tokens.masked_fill(~chosen, IGNORED))
+
+
+def _pretrained(folder: str) -> Encoder:
+    """The tokenizer in a folder, as `save_pretrained` of transformers writes it."""
+    try:
+        from transformers import AutoTokenizer
+    except ImportError as error:
+        raise ConfigError(
+            "data.tokenizer = 'transformers:...' needs transformers: pip install 'msfusion[transformers]'."
+        ) from error
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # transformers raises many kinds, ImportError and OSError among them
+        first_line = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"data.tokenizer: {folder} holds no tokenizer that can be loaded ({first_line})."
+        ) from error
+    candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    padding = next(token for token in candidates if token is not None)
+
+    def encode(texts: Sequence[str]) -> list[list[int]]:
+        return [list(ids) for ids in tokenizer(list(texts), verbose=False)["input_ids"]] if texts else []
+
+    return Encoder(encode, len(tokenizer), padding, tokenizer.mask_token_id)
