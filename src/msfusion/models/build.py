@@ -1,0 +1,181 @@
+"""`build_model`: from settings to a model whose sizes fit the data."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, get_type_hints, runtime_checkable
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch import nn
+
+from msfusion.batch import Batch
+from msfusion.errors import ConfigError, MsfusionError
+from msfusion.imports import import_function, is_reference
+from msfusion.models.convolutional import ConvNet, ResNet
+from msfusion.models.huggingface import build_transformers, is_transformers
+from msfusion.models.spec import ModelSpec
+from msfusion.models.transformer import DecoderLM, TextClassifier
+
+BUILT_IN: dict[str, type[nn.Module]] = {
+    "resnet": ResNet,
+    "convnet": ConvNet,
+    "text_classifier": TextClassifier,
+    "decoder_lm": DecoderLM,
+}
+
+
+@runtime_checkable
+class TrainingData(Protocol):
+    """What of the data a model depends on (`msfusion.data.FederatedData` has it)."""
+
+    @property
+    def task(self) -> str:
+        """`classification` or `language_modelling`."""
+
+    @property
+    def classes(self) -> int:
+        """Labels, or tokens of the vocabulary."""
+
+    @property
+    def test(self) -> Batch:
+        """Examples, for the shapes of inputs."""
+
+    @property
+    def vocabulary_size(self) -> int | None:
+        """Tokens of the vocabulary; None unless inputs are text."""
+
+    @property
+    def padding(self) -> int | None:
+        """The id of padding, if any."""
+
+    @property
+    def masked(self) -> bool:
+        """Whether masked tokens are predicted rather than the next."""
+
+
+def build_model(spec: ModelSpec, data: TrainingData | None = None) -> nn.Module:
+    """The model that the settings name, with seeded random weights (or those of its folder).
+
+    Sizes that the options leave open are taken from the data, where the builder takes them by these names: `classes`,
+    `in_channels`, `image_size`, `vocabulary_size`, `block_length` (tokens an example), `padding`. A `module:function`
+    gets those that its signature names, and the options.
+    Raises ConfigError for an unknown model or option, a missing or impossible size, or a model that does not fit the
+    data's task.
+    """
+    sizes = sizes_of(data)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(spec.seed)
+        if spec.name in BUILT_IN:
+            return _built_in(spec, sizes, data)
+        if is_transformers(spec.name):
+            return build_transformers(spec, sizes)
+        if is_reference(spec.name):
+            return _from_function(spec, sizes)
+    raise ConfigError(
+        f"model.name = '{spec.name}' must be one of {', '.join(BUILT_IN)}, transformers:TYPE, a folder with a "
+        f"config.json, or module:function."
+    )
+
+
+def sizes_of(data: TrainingData | None) -> dict[str, Any]:
+    """The sizes of a model that depend on the data, by the names under which builders take them."""
+    if data is None:
+        return {}
+    inputs = data.test.inputs
+    first = next(iter(inputs.values())) if isinstance(inputs, dict) else inputs[0]
+    sizes: dict[str, Any] = {"task": data.task, "classes": data.classes, "masked": data.masked}
+    if data.vocabulary_size is not None:
+        sizes |= {"vocabulary_size": data.vocabulary_size, "block_length": int(first.shape[1])}
+        sizes |= {} if data.padding is None else {"padding": data.padding}
+    elif first.ndim == 4:
+        sizes |= {"in_channels": int(first.shape[1]), "image_size": tuple(map(int, first.shape[2:]))}
+    return sizes
+
+
+def _built_in(spec: ModelSpec, sizes: Mapping[str, Any], data: TrainingData | None) -> nn.Module:
+    builder = BUILT_IN[spec.name]
+    _require_random(spec)
+    if data is not None:
+        _require_fit(spec.name, data)
+    known = list(inspect.signature(builder).parameters)
+    unknown = sorted(set(spec.options) - set(known))
+    if unknown:
+        raise ConfigError(
+            f"model.options has {', '.join(unknown)}, unknown to {spec.name}; it takes {', '.join(known)}."
+        )
+    arguments = {name: sizes[name] for name in known if name in sizes} | dict(spec.options)
+    for name in ("classes", "vocabulary_size"):
+        if name in spec.options and name in sizes and spec.options[name] < sizes[name]:
+            raise ConfigError(
+                f"model.options.{name} = {spec.options[name]} is less than the data's {sizes[name]}."
+            )
+    missing = [
+        name for name, parameter in inspect.signature(builder).parameters.items()
+        if parameter.default is parameter.empty and name not in arguments
+    ]  # fmt: skip
+    if missing:
+        raise ConfigError(
+            f"model.options needs {', '.join(missing)} for {spec.name}, as this data does not say."
+        )
+    return _checked(builder, arguments)
+
+
+def _checked(builder: Callable[..., nn.Module], arguments: Mapping[str, Any]) -> nn.Module:
+    """Call a builder of ours with options of the types that it declares, converted where TOML has no such type."""
+    types = get_type_hints(builder.__init__)  # type: ignore[misc]
+    checked = {}
+    for name, value in arguments.items():
+        try:
+            checked[name] = TypeAdapter(types[name]).validate_python(value)
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"]
+            raise ConfigError(f"model.options.{name} = {value!r}: {reason}.") from error
+    return builder(**checked)
+
+
+def _require_random(spec: ModelSpec) -> None:
+    if spec.weights != "random":
+        raise ConfigError(
+            f"model.weights = '{spec.weights}' needs a folder of transformers; {spec.name} starts at random."
+        )
+
+
+def _require_fit(name: str, data: TrainingData) -> None:
+    """Raise ConfigError when a built-in model is asked to learn what it cannot."""
+    needs_text, language = name in ("text_classifier", "decoder_lm"), data.task == "language_modelling"
+    if needs_text != (data.vocabulary_size is not None) or (name == "decoder_lm") != language:
+        kind = "text" if data.vocabulary_size is not None else "images or numbers"
+        raise ConfigError(
+            f"model.name = '{name}' does not fit data of {kind} for {data.task.replace('_', ' ')}: take resnet or "
+            f"convnet for images, text_classifier to classify text, decoder_lm for language modelling."
+        )
+    if name == "decoder_lm" and data.masked:
+        raise ConfigError("model.name = 'decoder_lm' predicts next tokens: set data.mask_share to 0.")
+
+
+def _from_function(spec: ModelSpec, sizes: Mapping[str, Any]) -> nn.Module:
+    _require_random(spec)
+    function = import_function(spec.name, "model.name")
+    taken = inspect.signature(function).parameters
+    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values())
+    unknown = sorted(set(spec.options) - set(taken))
+    if unknown and not open_ended:
+        raise ConfigError(
+            f"model.options has {', '.join(unknown)}, unknown to {spec.name}; it takes {', '.join(taken) or 'nothing'}."
+        )
+    arguments = {name: value for name, value in sizes.items() if name in taken} | dict(spec.options)
+    try:
+        model = function(**arguments)
+    except MsfusionError:
+        raise
+    except Exception as error:  # whatever a user's function raises
+        raise ConfigError(
+            f"model.name = '{spec.name}' failed with {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise ConfigError(
+            f"model.name = '{spec.name}' returned {type(model).__name__} instead of a torch.nn.Module."
+        )
+    return model

@@ -1,0 +1,181 @@
+"""Models of `transformers`: any configuration with random weights, or a local folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from msfusion.errors import ConfigError
+from msfusion.models.spec import ModelSpec
+
+HEADS = {
+    "sequence_classification": "AutoModelForSequenceClassification",
+    "causal_lm": "AutoModelForCausalLM",
+    "masked_lm": "AutoModelForMaskedLM",
+    "image_classification": "AutoModelForImageClassification",
+}
+PREFIX = "transformers:"
+
+
+def is_transformers(name: str) -> bool:
+    """Whether a model's name asks for `transformers`: by prefix, or as a folder with a config.json."""
+    return name.startswith(PREFIX) or (Path(name).expanduser() / "config.json").is_file()
+
+
+def build_transformers(spec: ModelSpec, sizes: Mapping[str, Any]) -> nn.Module:
+    """The model of a configuration (type, class, or folder) with the head that the task asks for.
+
+    Sizes of the data (vocabulary, classes, channels, pixels, positions) are set where the configuration has them and
+    the options do not; a folder's own vocabulary and positions are kept where they are large enough.
+    Raises ConfigError without transformers; for an unknown type, folder, option or task; for weights that are
+    missing; for a model too small for the data.
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        raise ConfigError(
+            f"model.name = '{spec.name}' needs transformers: pip install 'msfusion[transformers]'."
+        ) from error
+    target = spec.name.removeprefix(PREFIX)
+    folder = Path(target).expanduser()
+    task = spec.task or _guess_task(sizes)
+    _require_fit(task, sizes)
+    try:
+        config = _folder_config(transformers, folder, spec, sizes) if _is_folder(target) else _new_config(
+            transformers, target, spec, sizes
+        )  # fmt: skip
+        _require_room(config, sizes)
+        head = getattr(transformers, HEADS[task])
+        if spec.weights == "pretrained":
+            return _pretrained(head, folder, config, target)
+        model: nn.Module = head.from_config(config, dtype=torch.float32)
+    except ConfigError:
+        raise
+    except Exception as error:  # transformers raises many kinds
+        reason = " ".join(str(error).split())[:300]
+        raise ConfigError(f"model.name = '{spec.name}' cannot be built for {task}: {reason}") from error
+    return model
+
+
+def _is_folder(target: str) -> bool:
+    return "/" in target or (Path(target).expanduser() / "config.json").is_file()
+
+
+def _guess_task(sizes: Mapping[str, Any]) -> str:
+    if not sizes:
+        raise ConfigError(f"model.task must be one of {', '.join(HEADS)}, as there is no data to tell it by.")
+    if sizes["task"] == "language_modelling":
+        return "masked_lm" if sizes["masked"] else "causal_lm"
+    return "sequence_classification" if "vocabulary_size" in sizes else "image_classification"
+
+
+def _require_fit(task: str, sizes: Mapping[str, Any]) -> None:
+    if not sizes or task == _guess_task(sizes):
+        return
+    hint = (
+        "set data.mask_share to 0.15 or so"
+        if task == "masked_lm"
+        else f"the data is for {_guess_task(sizes)}"
+    )
+    raise ConfigError(f"model.task = '{task}' does not fit the data: {hint}.")
+
+
+def _new_config(transformers: Any, target: str, spec: ModelSpec, sizes: Mapping[str, Any]) -> Any:
+    """A configuration by model type (`bert`) or class (`BertConfig`), with the data's sizes and the options."""
+    if spec.weights == "pretrained":
+        raise ConfigError(f"model.weights = 'pretrained' needs a folder, and '{target}' is a type of model.")
+    config_class = getattr(transformers, target, None) if target.endswith("Config") else None
+    model_type = getattr(config_class, "model_type", None) or target
+    if model_type not in transformers.CONFIG_MAPPING:
+        import difflib
+
+        close = difflib.get_close_matches(target, list(transformers.CONFIG_MAPPING.keys()), n=5)
+        hint = f"; did you mean {', '.join(close)}?" if close else "."
+        raise ConfigError(f"model.name: transformers knows no model type '{target}'{hint}")
+    default = transformers.AutoConfig.for_model(model_type)
+    _require_known(default, spec)
+    return transformers.AutoConfig.for_model(model_type, **(_fitting(default, sizes) | dict(spec.options)))
+
+
+def _folder_config(transformers: Any, folder: Path, spec: ModelSpec, sizes: Mapping[str, Any]) -> Any:
+    """The configuration in a folder, with the options on top and as many classes as the data."""
+    if not (folder / "config.json").is_file():
+        raise ConfigError(
+            f"model.name = '{spec.name}': there is no config.json in {folder} (seen from {Path.cwd()})."
+        )
+    stored = transformers.AutoConfig.from_pretrained(str(folder))
+    _require_known(stored, spec)
+    changes: dict[str, Any] = {"use_cache": False} if hasattr(stored, "use_cache") else {}
+    if sizes.get("task") == "classification":
+        changes["num_labels"] = sizes["classes"]
+        if getattr(stored, "pad_token_id", None) is None and "padding" in sizes:
+            changes["pad_token_id"] = sizes["padding"]
+    return transformers.AutoConfig.from_pretrained(str(folder), **(changes | dict(spec.options)))
+
+
+def _fitting(default: Any, sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """The data's sizes under the names of this configuration."""
+    wanted: dict[str, Any] = {"use_cache": False}
+    if "vocabulary_size" in sizes:
+        wanted |= {
+            "vocab_size": sizes["vocabulary_size"],
+            "max_position_embeddings": _positions(default, sizes),
+        }
+        wanted |= {name: sizes.get("padding") for name in ("pad_token_id",)}
+        # the defaults are ids of the vocabulary that the published model had
+        wanted |= {name: None for name in ("bos_token_id", "eos_token_id") if hasattr(default, name)}
+    if "image_size" in sizes:
+        height, width = sizes["image_size"]
+        wanted |= {
+            "num_channels": sizes["in_channels"],
+            "image_size": height if height == width else (height, width),
+        }
+    fitting = {name: value for name, value in wanted.items() if hasattr(default, name)}
+    if sizes.get("task") == "classification":
+        fitting["num_labels"] = sizes["classes"]
+    return fitting
+
+
+def _positions(default: Any, sizes: Mapping[str, Any]) -> int:
+    """Positions to embed: RoBERTa and its kin count them from padding + 1."""
+    offset = (sizes.get("padding") or 0) + 1 if "roberta" in default.model_type else 0
+    return int(sizes["block_length"]) + offset
+
+
+def _require_known(config: Any, spec: ModelSpec) -> None:
+    known = (
+        set(config.to_dict())
+        | set(getattr(config, "attribute_map", {}))
+        | {"num_labels", "attn_implementation"}
+    )
+    unknown = sorted(set(spec.options) - known)
+    if unknown:
+        raise ConfigError(
+            f"model.options has {', '.join(unknown)}, unknown to {type(config).__name__}; it takes "
+            f"{', '.join(sorted(name for name in known if not name.startswith('_')))}."
+        )
+
+
+def _require_room(config: Any, sizes: Mapping[str, Any]) -> None:
+    """Raise ConfigError when the data has more tokens, or longer examples, than the model."""
+    for name, size in (("vocab_size", "vocabulary_size"), ("max_position_embeddings", "block_length")):
+        room = getattr(config, name, None)
+        if isinstance(room, int) and size in sizes and room < sizes[size]:
+            raise ConfigError(
+                f"the model's {name} = {room} is less than the data's {size.replace('_', ' ')} {sizes[size]}: "
+                f"use the model's own tokenizer (data.tokenizer = 'transformers:FOLDER') or a shorter data.length."
+            )
+
+
+def _pretrained(head: Any, folder: Path, config: Any, target: str) -> nn.Module:
+    """The folder's weights, from safetensors only: a pickle could run anything."""
+    if not any(folder.glob("*.safetensors")):
+        raise ConfigError(f"model.weights = 'pretrained': there are no .safetensors weights in {target}.")
+    model: nn.Module = head.from_pretrained(
+        str(folder), config=config, use_safetensors=True, dtype=torch.float32, ignore_mismatched_sizes=True
+    )
+    return model
