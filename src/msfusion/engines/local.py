@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from msfusion.batch import Batch
-from msfusion.engines.workers import Done, Workers, start_workers, threads_set
+from msfusion.engines.pool import Pool
+from msfusion.engines.workers import Done, InProcess, Workers, threads_set
 from msfusion.errors import ConfigError, DataError
 from msfusion.methods.base import Evaluation, Method, Recalibrating, Task, Update
 from msfusion.methods.training import seed_of
@@ -143,7 +144,11 @@ def _rounds(
         for round_index in range(first_round, settings.rounds):
             with threads_set(threads):
                 if federation is None:
-                    pool = start_workers(method, data, min(workers, len(data)), threads)
+                    pool = (
+                        InProcess(method, data)
+                        if workers == 1
+                        else Pool(method, data, min(workers, len(data)), threads)
+                    )
                     federation = _Federation(method, data, settings, pool, test, on_participant)
                 result = federation.round(current, round_index)
             current = result.state

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, Literal
 
 import safetensors.torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from msfusion.methods.base import Task, Update
 from msfusion.width.groups import State
 
 Header = dict[str, Any]
+Kind = Literal["train", "measure"]
 
 
 def payload_bytes(tensors: State) -> int:
@@ -35,7 +36,7 @@ def receive(connection: Connection) -> tuple[Header, dict[str, Tensor]]:
     return header, safetensors.torch.load(connection.recv_bytes())
 
 
-def send_task(connection: Connection, kind: str, task: Task) -> None:
+def send_task(connection: Connection, kind: Kind, task: Task) -> None:
     """Write a task and what is to be done with it."""
     header = {
         "kind": kind,
@@ -46,7 +47,7 @@ def send_task(connection: Connection, kind: str, task: Task) -> None:
     send(connection, header, task.tensors)
 
 
-def receive_task(connection: Connection) -> tuple[str, Task]:
+def receive_task(connection: Connection) -> tuple[Kind, Task]:
     """Read what `send_task` wrote."""
     header, tensors = receive(connection)
     return header["kind"], Task(header["participant"], header["round_index"], tensors, header["metadata"])

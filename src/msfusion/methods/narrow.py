@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 from torch import Tensor, nn
@@ -118,10 +119,18 @@ class NarrowMethod:
 
     def _submodel(self, window: Window) -> nn.Module:
         """A sub-model for a window: one per process and tuple of sizes, its tensors to be overwritten."""
+        if self._constants_narrow:
+            return narrow(self.model, self.width_map, window, scaling=True)
         sizes = tuple(len(window.get(group.name, range(group.units))) for group in self.width_map.groups)
         if sizes not in self._submodels:
             self._submodels[sizes] = narrow(self.model, self.width_map, window, scaling=True)
         return self._submodels[sizes]
+
+    @cached_property
+    def _constants_narrow(self) -> bool:
+        """Whether a tensor outside the state dict depends on the window: no other window can use it then."""
+        places = (place for group in self.width_map.groups for place in group.places)
+        return any(place.tensor not in self.width_map.shapes for place in places)
 
 
 def train_update(

@@ -1,0 +1,247 @@
+"""Worker processes that live as long as the run.
+
+A worker is forked, so it has the method and everybody's data without a copy, and keeps its sub-models from
+round to round. It gets one task at a time over a pipe; while it works, the server prepares the next task and
+fuses the last update. What a worker computes depends on the task alone, never on which worker it is.
+
+Threads. Every worker runs PyTorch with the number of threads that it is told, one by default: two workers of
+two threads on two cores are many times slower than two of one. A forked process cannot use several OpenMP
+threads if its parent has used them (GNU's OpenMP then waits forever), so a worker with several tries them
+before its first task.
+
+Where forking is not safe (macOS) or not there (Windows), workers are started afresh, which takes seconds and
+needs a method that multiprocessing can pickle.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Literal, cast
+
+import torch
+
+from msfusion import errors
+from msfusion.batch import Batch
+from msfusion.engines.messages import (
+    Kind,
+    payload_bytes,
+    receive,
+    receive_task,
+    send,
+    send_task,
+    send_update,
+    update_of,
+)
+from msfusion.engines.workers import Done, perform
+from msfusion.errors import ConfigError, MsfusionError, TrainingError
+from msfusion.methods.base import Method, Task
+
+StartMethod = Literal["fork", "spawn"]
+
+THREADS_TIMEOUT = 30.0
+"""Seconds that a worker may take to start and to use several threads for the first time."""
+
+
+class WorkerError(RuntimeError):
+    """Something that is not a user's mistake went wrong in a worker; the message has its traceback."""
+
+
+@dataclass
+class _Worker:
+    process: BaseProcess
+    connection: Connection
+    task: Task | None = None
+    bytes_down: int = 0
+
+
+class Pool:
+    """Several worker processes. Raises here what a worker raised, and TrainingError where one dies."""
+
+    def __init__(
+        self,
+        method: Method,
+        data: Sequence[Batch],
+        workers: int,
+        threads: int = 1,
+        start_method: StartMethod | None = None,
+    ) -> None:
+        self._workers: list[_Worker] = []
+        try:
+            for _ in range(workers):
+                self._start(method, data, threads, start_method or _start_method())
+            for worker in self._workers if threads > 1 else []:
+                _await_threads(worker, threads)
+        except BaseException:
+            self.close()
+            raise
+
+    def run(self, kind: Kind, tasks: Iterable[Task]) -> Generator[Done, None, None]:
+        """Whoever is free takes the next task. The next task is prepared while the workers work."""
+        waiting = iter(tasks)
+        upcoming = next(waiting, None)
+        idle = list(self._workers)
+        while True:
+            while idle and upcoming is not None:
+                _give(idle.pop(), kind, upcoming)
+                upcoming = next(waiting, None)
+            busy = [worker for worker in self._workers if worker.task is not None]
+            if not busy:
+                return
+            for worker in _ready(busy):
+                done = _take(worker)
+                if upcoming is not None:
+                    _give(worker, kind, upcoming)
+                    upcoming = next(waiting, None)
+                else:
+                    idle.append(worker)
+                yield done
+
+    def close(self) -> None:
+        """End all workers, at once those that still work."""
+        for worker in self._workers:
+            worker.connection.close()  # an idle worker sees the end of its pipe and leaves
+        for worker in self._workers:
+            if worker.task is None:
+                worker.process.join(timeout=2)
+            if worker.process.is_alive():
+                worker.process.kill()
+            worker.process.join()
+            worker.process.close()
+        self._workers = []
+
+    def _start(self, method: Method, data: Sequence[Batch], threads: int, start_method: StartMethod) -> None:
+        """Start one more worker. Raises ConfigError where the method must be pickled and cannot."""
+        # The same class on all systems, as far as its type is concerned.
+        context = cast(multiprocessing.context.DefaultContext, multiprocessing.get_context(start_method))
+        ours, theirs = context.Pipe()
+        # A forked worker inherits our ends of the pipes so far, and must close them: else they stay open
+        # when we die, and the earlier workers wait forever.
+        inherited = [*(worker.connection for worker in self._workers), ours] if start_method == "fork" else []
+        process = context.Process(target=_work, args=(theirs, inherited, method, data, threads), daemon=True)
+        try:
+            with warnings.catch_warnings():
+                # Python 3.12 warns of forking while other threads run, such as a progress bar's: a worker
+                # takes none of their locks.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                process.start()
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise ConfigError(
+                f"this system cannot fork worker processes, and one cannot be started afresh ({error}): "
+                "set workers to 1"
+            ) from error
+        theirs.close()
+        self._workers.append(_Worker(process, ours))
+
+
+def _give(worker: _Worker, kind: Kind, task: Task) -> None:
+    """Send a task to an idle worker."""
+    worker.task, worker.bytes_down = task, payload_bytes(task.tensors)
+    try:
+        send_task(worker.connection, kind, task)
+    except OSError:
+        raise _death(worker, task) from None
+
+
+def _take(worker: _Worker) -> Done:
+    """What a worker that is ready has to say."""
+    assert worker.task is not None
+    try:
+        header, tensors = receive(worker.connection)
+    except (EOFError, OSError):
+        raise _death(worker, worker.task) from None
+    worker.task = None
+    if "error" in header:
+        raise _raised(header["error"], header["text"])
+    update, seconds = update_of(header, tensors)
+    return Done(update, seconds, worker.bytes_down, payload_bytes(tensors))
+
+
+def _ready(busy: Sequence[_Worker]) -> list[_Worker]:
+    """The workers that have answered or died; waits for the first."""
+    found = wait([worker.connection for worker in busy] + [worker.process.sentinel for worker in busy])
+    return [worker for worker in busy if worker.connection in found or worker.process.sentinel in found]
+
+
+def _await_threads(worker: _Worker, threads: int) -> None:
+    """Wait until a worker has used several threads. Raises ConfigError where it hangs."""
+    if not worker.connection.poll(THREADS_TIMEOUT):
+        worker.process.kill()
+        raise ConfigError(
+            f"a worker with {threads} threads hangs, because this process used several threads before: "
+            "call torch.set_num_threads(1) at the start of your program, or set threads to 1"
+        )
+    with suppress(EOFError, OSError):  # a worker that died is noticed with its first task
+        worker.connection.recv_bytes()
+
+
+def _death(worker: _Worker, task: Task) -> TrainingError:
+    worker.process.join(timeout=1)
+    code = worker.process.exitcode
+    how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
+    return TrainingError(
+        f"the worker process that trained participant {task.participant} in round {task.round_index} {how}: "
+        "if memory ran out, use fewer workers, a smaller width ratio or a smaller batch size"
+    )
+
+
+def _raised(name: str, text: str) -> Exception:
+    """What a worker raised: our own errors by their type and sentence, others with their traceback."""
+    kind = getattr(errors, name, None)
+    if isinstance(kind, type) and issubclass(kind, MsfusionError):
+        return kind(text)
+    return WorkerError(f"a worker failed:\n{text}")
+
+
+def _start_method() -> StartMethod:
+    """Fork where that is safe: see the top of this file."""
+    forkable = "fork" in multiprocessing.get_all_start_methods() and sys.platform != "darwin"
+    return "fork" if forkable else "spawn"
+
+
+def _work(
+    connection: Connection,
+    inherited: Sequence[Connection],
+    method: Method,
+    data: Sequence[Batch],
+    threads: int,
+) -> None:
+    """The life of a worker process: one task after the other, until the pipe ends."""
+    for other in inherited:
+        other.close()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's to handle
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    torch.set_num_threads(threads)
+    if threads > 1:
+        torch.ones(1 << 20).sqrt_()  # hangs here or never
+        connection.send_bytes(b"threads work")
+    with suppress(EOFError, OSError):
+        while True:
+            kind, task = receive_task(connection)
+            try:
+                update, seconds = perform(method, kind, task, data)
+            except Exception as error:
+                text = str(error) if isinstance(error, MsfusionError) else traceback.format_exc()
+                send(connection, {"error": type(error).__name__, "text": text}, {})
+            else:
+                send_update(connection, update, seconds)
+
+
+def _leave_with_parent() -> None:
+    """End this process when its parent dies, even in the middle of a task."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)

@@ -1,0 +1,80 @@
+"""The smallest method there is, for tests of the engines: averages of means, and participants that fail."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from msfusion.batch import Batch
+from msfusion.errors import DataError
+from msfusion.methods.base import Evaluation, Task, Update
+from msfusion.width.groups import State
+
+
+@dataclass(frozen=True)
+class Averaging:
+    """Every participant moves the weights towards the mean of its examples; the server averages in int64.
+
+    `failing` participants do what `failure` says instead.
+    """
+
+    failing: tuple[int, ...] = ()
+    failure: str = ""
+    delay: float = 0.0
+    name: str = "averaging"
+
+    def initial_state(self) -> dict[str, Tensor]:
+        return {"weight": torch.zeros(4), "steps": torch.zeros((), dtype=torch.long)}
+
+    def assign(self, state: State, round_index: int, participant: int) -> Task:
+        return Task(participant, round_index, state, {"note": "é", "rate": 0.5})
+
+    def train(self, task: Task, data: Batch) -> Update:
+        if task.participant in self.failing:
+            self._fail()
+        time.sleep(self.delay * len(data))
+        assert isinstance(data.inputs, tuple)
+        weight = torch.lerp(task.tensors["weight"], data.inputs[0].mean(0), float(task.metadata["rate"]))
+        tensors = {"weight": weight, "steps": task.tensors["steps"] + 1}
+        return Update(
+            task.participant,
+            task.round_index,
+            tensors,
+            len(data),
+            float(weight.norm()),
+            {"process": os.getpid(), "threads": torch.get_num_threads()},
+        )
+
+    def _fail(self) -> None:
+        if self.failure == "sigkill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.failure == "data":
+            raise DataError("participant 1 has a label that is out of range: mend it")
+        if self.failure == "sleep":
+            time.sleep(60)
+        raise ZeroDivisionError("a bug")
+
+    def aggregate(self, state: State, updates: Iterable[Update]) -> dict[str, Tensor]:
+        collected = list(updates)
+        fixed = sum((update.tensors["weight"].double() * 2**40).long() for update in collected)
+        assert isinstance(fixed, Tensor)
+        return {"weight": (fixed.double() / 2**40 / len(collected)).float(), "steps": state["steps"] + 1}
+
+    def evaluate(self, state: State, data: Batch) -> Evaluation:
+        return Evaluation(loss=float(state["weight"].sum()), accuracy=0.0, examples=len(data))
+
+
+def some_data(participants: int = 5) -> list[Batch]:
+    """Participants with 1, 2, 3, ... examples."""
+    generator = torch.Generator().manual_seed(1)
+    counts = range(1, participants + 1)
+    return [
+        Batch((torch.randn(count, 4, generator=generator),), torch.zeros(count, dtype=torch.long))
+        for count in counts
+    ]

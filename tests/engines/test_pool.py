@@ -1,0 +1,211 @@
+"""Worker processes: they share the work, tell of errors, die without a hang, and leave when they should."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from averaging import Averaging, some_data
+
+from msfusion.engines.local import RoundSettings, run_rounds
+from msfusion.engines.pool import Pool, WorkerError
+from msfusion.errors import ConfigError, DataError, TrainingError
+from msfusion.methods.base import Task
+
+ONCE = RoundSettings(rounds=1)
+
+
+def tasks(method: Averaging, participants: int) -> list[Task]:
+    return [method.assign(method.initial_state(), 0, participant) for participant in range(participants)]
+
+
+def alive(process: int) -> bool:
+    status = Path(f"/proc/{process}/stat")
+    return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.fixture(autouse=True)
+def _leave_nobody_behind() -> object:
+    yield
+    assert multiprocessing.active_children() == []
+
+
+def test_the_work_is_shared_and_workers_live_on() -> None:
+    method = Averaging(delay=0.01)
+    pool = Pool(method, some_data(6), workers=2)
+    try:
+        first, second = (
+            {done.update.metadata["process"] for done in pool.run("train", tasks(method, 6))}
+            for _ in range(2)
+        )
+    finally:
+        pool.close()
+    assert len(first) == 2
+    assert first == second
+    assert os.getpid() not in first
+
+
+def test_tasks_are_taken_up_one_by_one() -> None:
+    method, taken, finished = Averaging(), [], 0
+    ahead = []
+
+    def lazily() -> object:
+        for task in tasks(method, 6):
+            taken.append(task.participant)
+            ahead.append(len(taken) - finished)
+            yield task
+
+    pool = Pool(method, some_data(6), workers=2)
+    try:
+        for _ in pool.run("train", lazily()):  # type: ignore[arg-type]
+            finished += 1
+    finally:
+        pool.close()
+    assert taken == [0, 1, 2, 3, 4, 5]
+    assert (
+        max(ahead) <= 5
+    )  # one for each worker, one prepared, and those that were done but not yet handed on
+
+
+def test_more_threads_are_used_where_the_parent_used_one() -> None:
+    script = (
+        "import sys, torch\n"
+        "torch.set_num_threads(1)\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from averaging import Averaging, some_data\n"
+        "from msfusion.engines.pool import Pool\n"
+        "method = Averaging()\n"
+        "pool = Pool(method, some_data(2), 2, threads=2)\n"
+        "task = method.assign(method.initial_state(), 0, 0)\n"
+        "print([done.update.metadata['threads'] for done in pool.run('train', [task, task])])\n"
+        "pool.close()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[2, 2]"
+
+
+@pytest.mark.parametrize("before", [1, 2])
+def test_one_thread_works_whatever_the_parent_used(before: int) -> None:
+    torch.set_num_threads(before)
+    try:
+        torch.ones(1 << 20).sqrt_()
+        (result,) = run_rounds(Averaging(), some_data(), ONCE, workers=2)
+    finally:
+        torch.set_num_threads(1)
+    assert len(result.participants) == 5
+
+
+@pytest.mark.timeout(60)
+def test_a_killed_worker_is_an_error_and_no_hang() -> None:
+    with pytest.raises(TrainingError, match="trained participant 1 in round 0 was killed by signal 9"):
+        list(run_rounds(Averaging((1,), "sigkill"), some_data(), ONCE, workers=2))
+
+
+@pytest.mark.timeout(60)
+def test_a_worker_killed_while_idle_is_an_error() -> None:
+    rounds = run_rounds(Averaging(), some_data(), RoundSettings(rounds=2), workers=2)
+    next(rounds)
+    victim = multiprocessing.active_children()[0]
+    assert victim.pid is not None
+    os.kill(victim.pid, signal.SIGKILL)
+    victim.join()
+    with pytest.raises(TrainingError, match="was killed by signal 9"):
+        next(rounds)
+
+
+def test_our_errors_keep_type_and_sentence() -> None:
+    with pytest.raises(DataError, match=r"^participant 1 has a label that is out of range: mend it$"):
+        list(run_rounds(Averaging((1,), "data"), some_data(), ONCE, workers=2))
+
+
+def test_other_errors_come_with_their_traceback() -> None:
+    with pytest.raises(WorkerError, match=r"(?s)Traceback.*_fail.*ZeroDivisionError: a bug"):
+        list(run_rounds(Averaging((1,), "bug"), some_data(), ONCE, workers=2))
+
+
+@pytest.mark.timeout(60)
+def test_closing_ends_workers_that_still_work() -> None:
+    begin = time.monotonic()
+    rounds = run_rounds(
+        Averaging((4,), "sleep"), some_data(), ONCE, workers=2, on_participant=lambda _: rounds_error()
+    )
+
+    def rounds_error() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        next(rounds)
+    assert time.monotonic() - begin < 10
+
+
+def test_closing_between_rounds_ends_the_workers() -> None:
+    rounds = run_rounds(Averaging(), some_data(), RoundSettings(rounds=3), workers=2)
+    next(rounds)
+    assert len(multiprocessing.active_children()) == 2
+    rounds.close()
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes in /proc")
+def test_workers_leave_with_a_killed_parent_even_while_they_work() -> None:
+    script = (
+        "import sys\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "import multiprocessing\n"
+        "from averaging import Averaging, some_data\n"
+        "from msfusion.engines.pool import Pool\n"
+        "method = Averaging((0, 1), 'sleep')\n"
+        "pool = Pool(method, some_data(2), 2)\n"
+        "print(*(child.pid for child in multiprocessing.active_children()), flush=True)\n"
+        "list(pool.run('train', [method.assign(method.initial_state(), 0, p) for p in (0, 1)]))\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        workers = [int(word) for word in parent.stdout.readline().split()]
+        time.sleep(0.2)
+        parent.kill()
+        parent.wait()
+        deadline = time.monotonic() + 10
+        while any(alive(worker) for worker in workers) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert len(workers) == 2
+        assert not any(alive(worker) for worker in workers)
+
+
+def test_workers_can_be_started_afresh() -> None:
+    method = Averaging()
+    pool = Pool(method, some_data(2), workers=1, start_method="spawn")
+    try:
+        done = list(pool.run("train", tasks(method, 2)))
+    finally:
+        pool.close()
+    assert [entry.update.participant for entry in done] == [0, 1]
+
+
+def test_a_method_that_cannot_be_pickled_is_refused_where_forking_is_not_possible() -> None:
+    class Local(Averaging):
+        pass
+
+    with pytest.raises(ConfigError, match="set workers to 1"):
+        Pool(Local(), some_data(2), workers=1, start_method="spawn")
+
+
+@pytest.mark.timeout(60)
+def test_more_threads_after_the_parent_used_some_work_or_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("msfusion.engines.pool.THREADS_TIMEOUT", 1.0)
+    torch.set_num_threads(2)
+    try:
+        torch.ones(1 << 20).sqrt_()
+        Pool(Averaging(), some_data(2), workers=1, threads=2).close()
+    except ConfigError as error:
+        assert "call torch.set_num_threads(1) at the start of your program" in str(error)
+    finally:
+        torch.set_num_threads(1)
