@@ -20,7 +20,7 @@ def is_reference(name: str) -> bool:
 
 
 def import_function(reference: str, setting: str) -> Callable[..., Any]:
-    """The function (or class) that `module:function` names; `setting` is what the user wrote it under, for errors.
+    """The function (or class) that `module:function` names; errors name the `setting` that it came from.
 
     The current directory is searched as well, after everything that is installed, as `python -m` would.
     Raises ConfigError when the module cannot be imported or has no such function.
@@ -33,7 +33,7 @@ def import_function(reference: str, setting: str) -> Callable[..., Any]:
         module = importlib.import_module(module_name)
     except Exception as error:  # whatever a user's module raises while it is imported
         raise ConfigError(
-            f"{setting} = '{reference}': importing {module_name} from {here} or the installed packages failed "
+            f"{setting} = '{reference}': importing {module_name} from {here} or what is installed failed "
             f"({type(error).__name__}: {error})."
         ) from error
     function = getattr(module, attribute, None)
@@ -42,6 +42,7 @@ def import_function(reference: str, setting: str) -> Callable[..., Any]:
             name for name, value in vars(module).items() if callable(value) and not name.startswith("_")
         )
         raise ConfigError(
-            f"{setting} = '{reference}': {module_name} has no function {attribute}; it has {', '.join(known) or 'none'}."
+            f"{setting} = '{reference}': {module_name} has no function {attribute}; "
+            f"it has {', '.join(known) or 'none'}."
         )
     return function  # type: ignore[no-any-return]

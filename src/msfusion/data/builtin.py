@@ -17,8 +17,8 @@ from msfusion.errors import DataError
 def read_digits() -> tuple[Float[Tensor, "examples 1 8 8"], Int[Tensor, " examples"]]:
     """scikit-learn's 1,797 handwritten digits: pixels 0 ... 1 and labels, in the order of the file.
 
-    The file is read directly where scikit-learn has it, since importing scikit-learn takes 2 s. Raises DataError
-    without scikit-learn.
+    The file is read directly where scikit-learn has it, since importing scikit-learn takes 2 s. Raises
+    DataError without scikit-learn.
     """
     package = importlib.util.find_spec("sklearn")
     if package is None or not package.submodule_search_locations:
@@ -51,8 +51,8 @@ def stratified(labels: Int[Tensor, " examples"], share: float, seed: int) -> tup
 def read_python_docs() -> dict[str, str]:
     """The language reference that `help()` shows, about 0.4 MB of English by topic, in alphabetical order.
 
-    Paragraphs that a topic repeats from an earlier one are left out (a fifth of the text): held-out text must not
-    stand in the training text. It differs a little between versions of Python. Raises DataError where the
+    Paragraphs that a topic repeats from an earlier one are left out (a fifth of the text): held-out text must
+    not stand in the training text. It differs a little between versions of Python. Raises DataError where the
     installation lacks it.
     """
     try:

@@ -43,14 +43,14 @@ class FederatedData:
         return torch.stack([batch.targets.bincount(minlength=self.classes) for batch in self.participants])
 
     def token_counts(self) -> Int[Tensor, " participants"]:
-        """How many targets each participant has: its examples, or for language modelling its predicted tokens."""
+        """How many targets each participant has: its labels, or for language modelling its tokens."""
         return torch.tensor([int((batch.targets != IGNORED).sum()) for batch in self.participants])
 
     def for_model(self, model: nn.Module) -> FederatedData:
         """The same data with its inputs under the names by which the model's forward takes them.
 
-        A forward that takes `input_ids` (and `attention_mask`), or `pixel_values`, as those of `transformers` do, is
-        called by keyword; any other by position. Data with keyword inputs stays as it is.
+        A forward that takes `input_ids` (and `attention_mask`), or `pixel_values`, as those of `transformers`
+        do, is called by keyword; any other by position. Data with keyword inputs stays as it is.
         """
         taken = inspect.signature(model.forward).parameters
         return replace(
@@ -75,7 +75,7 @@ class FederatedData:
 
 
 def example_inputs(data: FederatedData, examples: int = 2) -> tuple[Tensor, ...] | dict[str, Tensor]:
-    """The inputs of the first few test examples, to trace a model with: positional (tuple) or keyword (dict)."""
+    """Inputs of the first few test examples, to trace a model with: positional (tuple) or keyword (dict)."""
     inputs = data.test.take(torch.arange(min(examples, len(data.test)))).inputs
     if len(data.test) >= examples:
         return inputs
@@ -87,9 +87,9 @@ def example_inputs(data: FederatedData, examples: int = 2) -> tuple[Tensor, ...]
 
 
 def unigram_perplexity(data: FederatedData) -> float:
-    """The test perplexity of a model that knows only how often each target occurs in training: the floor for others.
+    """The test perplexity of a model that knows only how often each target occurs in training: a floor.
 
-    Counts are increased by one each (Laplace), so that a token never seen in training has a finite perplexity.
+    Counts are increased by one each (Laplace): a token never seen in training has a finite perplexity.
     """
     counts = torch.zeros(data.classes, dtype=torch.float64)
     for batch in data.participants:

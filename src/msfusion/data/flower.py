@@ -1,4 +1,4 @@
-"""Any partitioner of flwr-datasets by its name, run on the examples' keys: images and texts are never copied."""
+"""Any partitioner of flwr-datasets by its name, run on the examples' keys: images are never copied."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from msfusion.data.spec import DataSpec
 from msfusion.errors import ConfigError, DataError
 
 SHORT_NAMES = {"shards": "ShardPartitioner", "column": "NaturalIdPartitioner"}
-"""Our names for what flwr-datasets calls otherwise; `dirichlet` is found as `DirichletPartitioner`, and so on."""
+"""Our names for what flwr-datasets calls otherwise; `dirichlet` is found as `DirichletPartitioner`."""
 
 
 def flower_partition(
@@ -22,10 +22,10 @@ def flower_partition(
 ) -> list[Int[ndarray, " _"]]:
     """The indices of each participant's examples by a partitioner of flwr-datasets.
 
-    `name` is a class (`PathologicalPartitioner`) or its short form (`pathological`); `spec.partition_options` are
-    its arguments, on top of what the other settings say (number of participants, alpha, shards, seed).
-    Raises ConfigError for an unknown name or argument, or without flwr-datasets; DataError with its own words where
-    it refuses.
+    `name` is a class (`PathologicalPartitioner`) or its short form (`pathological`); `spec.partition_options`
+    are its arguments, on top of what the other settings say (number of participants, alpha, shards, seed).
+    Raises ConfigError for an unknown name or argument, or without flwr-datasets; DataError with its own words
+    where it refuses.
     """
     try:
         import datasets
@@ -44,7 +44,7 @@ def flower_partition(
     rows = datasets.Dataset.from_dict({"key": keys.tolist(), "index": np.arange(len(keys))})
     try:
         with warnings.catch_warnings():
-            # it warns of every Dirichlet draw that gives someone too little; what counts is whether it succeeds
+            # it warns of each Dirichlet draw that gives someone too little; what counts is the last one
             warnings.simplefilter("ignore")
             partitioner = found(**_arguments(found, spec))
             partitioner.dataset = rows

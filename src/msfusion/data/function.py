@@ -14,14 +14,16 @@ from msfusion.data.spec import DataSpec
 from msfusion.errors import DataError
 from msfusion.imports import import_function
 
-EXPECTED = "it must return FederatedData, (train, test) as two Batch objects, or ([a Batch for each participant], test)"
+EXPECTED = (
+    "it must return FederatedData, or (Batch, Batch): train and test, or ([Batch of each participant], Batch)"
+)
 
 
 def load_function(spec: DataSpec) -> FederatedData | Loaded:
     """What the function returns when it is called with `spec.options`.
 
-    FederatedData is taken as it is, and (participants, test) nearly so: the task, the number of classes and, for
-    integer inputs, the vocabulary are read off the tensors. (train, test) is to be shared out by label.
+    FederatedData is taken as it is, and (participants, test) nearly so: the task, the number of classes and,
+    for integer inputs, the vocabulary are read off the tensors. (train, test) is to be shared out by label.
     Raises ConfigError when there is no such function; DataError when it fails or returns anything else.
     """
     function = import_function(spec.source, "data.source")

@@ -38,8 +38,9 @@ class Columns:
 def load_hub(spec: DataSpec) -> Loaded:
     """The training and test examples of a Hub data set or a local folder in the Hub's layout.
 
-    Images become float32 [examples, channels, height, width]; text to be classified int64 [examples, length], padded
-    with id 0; running text int64 blocks [examples, length] with the next tokens as targets; lists of numbers float32.
+    Images become float32 [examples, channels, height, width]; text to be classified int64 [examples, length],
+    padded with id 0; running text int64 blocks [examples, length] with the next tokens as targets; lists of
+    numbers float32.
     Raises ConfigError without `datasets`; DataError for a missing folder, split, column, or label.
     """
     train, test = _splits(spec)
@@ -56,7 +57,7 @@ def load_hub(spec: DataSpec) -> Loaded:
 
 
 def column_values(split: Any, column: str) -> list[Any]:
-    """All values of a column, images undecoded. Raises DataError, listing those there are, for a missing column."""
+    """All values of a column, images undecoded. Raises DataError, listing the columns, if it is missing."""
     if column not in split.column_names:
         raise DataError(
             f"there is no column '{column}' in the data; there are {', '.join(split.column_names)}."
@@ -70,7 +71,7 @@ def column_values(split: Any, column: str) -> list[Any]:
 
 
 def find_columns(split: Any, spec: DataSpec) -> Columns:
-    """Which columns hold inputs and labels: as `spec` says, else by type and usual names. Raises DataError."""
+    """Which columns hold inputs and labels: as `spec` says, or by type and usual names; or DataError."""
     features = split.features
     for name in (spec.input_column, spec.label_column, spec.partition_column):
         if name is not None and name not in features:
@@ -144,7 +145,7 @@ def _splits(spec: DataSpec) -> tuple[Any, Any | None]:
 
 
 def _labels_hidden(split: Any, train: Any, spec: DataSpec) -> bool:
-    """Whether a test split has no labels (all -1, as those of GLUE), or no examples, so that another must be used."""
+    """Whether a test split is of no use: without examples or with all labels -1, as those of GLUE."""
     label = find_columns(train, spec).label
     if len(split) == 0:
         return True
@@ -262,7 +263,7 @@ def _chosen(rows: Tensor, limit: int | None, spec: DataSpec) -> Tensor:
 
 
 def _in_file_order(split: Any, column: str, rows: Tensor) -> tuple[list[Any], Tensor, list[int]]:
-    """The column's values at these rows read in the file's order (fast); how to bring them back; sorted rows."""
+    """The column's values at these rows in the file's order (fast), how to bring them back, sorted rows."""
     ordered, position = rows.sort()
     wanted = ordered.tolist()
     whole = len(wanted) == len(split)
@@ -290,5 +291,5 @@ def _numbers(split: Any, column: str, rows: Tensor) -> Tensor:
         return torch.from_numpy(np.array(values, dtype=np.float32))[back]
     except (ValueError, TypeError) as error:
         raise DataError(
-            f"the column '{column}' does not hold lists of numbers of one length ({error})."
+            f"the column '{column}' holds no lists of numbers of one length ({error})."
         ) from error

@@ -27,9 +27,10 @@ def decode_images(
 ) -> UInt8[Tensor, "examples channels height width"]:
     """Decode a column of images as `datasets` stores them: `bytes` of a file, or its `path`.
 
-    `rows` are their numbers in the split, for errors. Grey images have 1 channel and others 3, as the first one has it unless `channels` says; transparency is dropped.
-    Raises DataError, naming the first such image, when one cannot be read, has another size than the first (and
-    `spec.image_size` is None), or is coloured where the first is grey.
+    `rows` are their numbers in the split, for errors. Grey images have 1 channel and others 3, as the first
+    one has it unless `channels` says; transparency is dropped.
+    Raises DataError, naming the first such image, when one cannot be read, has another size than the first
+    (and `spec.image_size` is None), or is coloured where the first is grey.
     """
     try:
         from PIL import Image

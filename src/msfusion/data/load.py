@@ -24,9 +24,10 @@ from msfusion.imports import is_reference
 def load_data(spec: DataSpec | None = None) -> FederatedData:
     """Load data, turn it into tensors, and share it out among participants. Deterministic given the seed.
 
-    Sources: `digits` and `python-docs` (built in); a Hub name or folder (`msfusion.data.hub`); `module:function`
-    (`msfusion.data.function`). By default labels are shared out by Dirichlet(0.5), and running text in stretches.
-    Raises ConfigError for settings that make no sense, DataError for data that cannot be loaded or shared out.
+    Sources: `digits` and `python-docs` (built in); a Hub name or folder (`msfusion.data.hub`);
+    `module:function` (`msfusion.data.function`). By default labels are shared out by Dirichlet(0.5), and
+    running text in stretches.
+    Raises ConfigError for impossible settings, DataError for data that cannot be loaded or shared out.
     """
     spec = spec or DataSpec()
     loaded = _load(spec)
@@ -35,7 +36,8 @@ def load_data(spec: DataSpec | None = None) -> FederatedData:
         raise DataError(f"data.source = '{spec.source}' gives no participants.")
     if len(data.participants) != spec.participants:
         raise DataError(
-            f"data.source = '{spec.source}' has {len(data.participants)} participants, but participants.count = "
+            f"data.source = '{spec.source}' has {len(data.participants)} participants, but "
+            "participants.count = "
             f"{spec.participants}: make them equal."
         )
     holders = {f"participant {index}": batch for index, batch in enumerate(data.participants)}

@@ -16,7 +16,7 @@ from msfusion.errors import DataError
 
 @dataclass(frozen=True)
 class Loaded:
-    """Training and test examples of one source; `keys` are what a partition goes by (labels or a column), if any.
+    """Training and test examples of one source; `keys` are what a partition goes by (labels or a column).
 
     The other fields are those of `FederatedData`.
     """
@@ -37,8 +37,9 @@ class Loaded:
 def check_batches(batches: Mapping[str, Batch], classes: int, vocabulary_size: int | None) -> None:
     """Check examples by the name of who holds them ("the test set", "participant 3").
 
-    Raises DataError, naming the holder and the first odd example, when someone has none, inputs and targets differ
-    in number, shapes or names differ between holders, numbers are not finite, or labels or tokens are out of range.
+    Raises DataError, naming the holder and the first odd example, when someone has none, inputs and targets
+    differ in number, shapes or names differ between holders, numbers are not finite, or labels or tokens are
+    out of range.
     """
     shapes: dict[str, object] = {}
     for holder, batch in batches.items():
@@ -47,7 +48,7 @@ def check_batches(batches: Mapping[str, Batch], classes: int, vocabulary_size: i
         first = next(iter(shapes))
         if shapes[holder] != shapes[first]:
             raise DataError(
-                f"the inputs of {holder} are {shapes[holder]} and those of {first} are {shapes[first]}: "
+                f"the inputs of {holder} are {shapes[holder]}, those of {first} {shapes[first]}: "
                 f"names, types and shapes (but for the number of examples) must be the same everywhere."
             )
 
@@ -68,7 +69,8 @@ def _check_targets(holder: str, targets: Tensor, classes: int) -> None:
         raise DataError(f"{holder} has no examples.")
     if targets.dtype != torch.int64 or targets.ndim not in (1, 2):
         raise DataError(
-            f"the targets of {holder} are {targets.dtype} of shape {tuple(targets.shape)}: they must be int64, one "
+            f"the targets of {holder} are {targets.dtype} of shape {tuple(targets.shape)}: they must be "
+            "int64, one "
             f"label an example [examples] or one token a position [examples, time]."
         )
     if targets.ndim == 1:
@@ -80,7 +82,8 @@ def _check_targets(holder: str, targets: Tensor, classes: int) -> None:
     if len(wrong):
         example, position = wrong[0].tolist()
         raise DataError(
-            f"example {example} of {holder} has token {int(targets[example, position])} at position {position}, "
+            f"example {example} of {holder} has token {int(targets[example, position])} at position "
+            f"{position}, "
             f"but the vocabulary has {classes} tokens."
         )
 

@@ -2,10 +2,10 @@
 
 One implementation for each name, so that a partition never depends on what happens to be installed:
 
-- `iid`, `dirichlet`, `shards`, `column`, `contiguous` are the functions below, in numpy, because the default run
-  must start within seconds and needs nothing but the core (importing flwr-datasets alone takes 3 to 5 s). The
-  first four are the partitions of flwr-datasets' `IidPartitioner`, `DirichletPartitioner`, `ShardPartitioner`
-  and `NaturalIdPartitioner`, example by example under the same seed: the tests compare them.
+- `iid`, `dirichlet`, `shards`, `column`, `contiguous` are the functions below, in numpy, because the default
+  run must start within seconds and needs nothing but the core (importing flwr-datasets alone takes 3 to 5 s).
+  The first four are the partitions of flwr-datasets' `IidPartitioner`, `DirichletPartitioner`,
+  `ShardPartitioner` and `NaturalIdPartitioner`, example by example under the same seed (tested).
 - `flwr:NAME` is any partitioner of flwr-datasets itself, run on the keys only (`msfusion.data.flower`).
 
 All of them take the examples' keys (labels, or the values of a column) in the order of the examples, which
@@ -37,7 +37,8 @@ def iid(keys: Shaped[ndarray, " examples"], spec: DataSpec) -> Parts:
 
 
 def dirichlet(keys: Shaped[ndarray, " examples"], spec: DataSpec) -> Parts:
-    """Each label is divided by shares drawn from Dirichlet(alpha) (Yurochkin et al., arXiv 1905.12022, section 4).
+    """Each label is divided by shares drawn from Dirichlet(alpha) (Yurochkin et al., arXiv 1905.12022,
+    section 4).
 
     Drawn anew until everyone has `min_examples`. Raises DataError when that does not happen in 200 draws.
     """
@@ -65,7 +66,8 @@ def shards(keys: Shaped[ndarray, " examples"], spec: DataSpec) -> Parts:
     wanted, labels = spec.participants * spec.shards, len(np.unique(keys))
     if wanted > len(keys):
         raise DataError(
-            f"{spec.participants} participants with {spec.shards} shards each need {wanted} examples, but there are "
+            f"{spec.participants} participants with {spec.shards} shards each need {wanted} examples, "
+            "but there are "
             f"only {len(keys)}: lower data.shards or participants.count."
         )
     if labels < spec.shards:
@@ -90,14 +92,15 @@ def column(keys: Shaped[ndarray, " examples"], spec: DataSpec) -> Parts:
     values, which = np.unique(keys, return_inverse=True)
     if len(values) < spec.participants:
         raise DataError(
-            f"the partition column has {len(values)} different values, too few for {spec.participants} participants: "
+            f"the partition column has {len(values)} different values, too few for {spec.participants} "
+            "participants: "
             f"lower participants.count."
         )
     return [np.flatnonzero(which % spec.participants == p) for p in range(spec.participants)]
 
 
 def contiguous(keys: Shaped[ndarray, " examples"], spec: DataSpec) -> Parts:
-    """Equal runs of the examples in their own order, which `load_data` then does not shuffle: one stretch of text."""
+    """Equal runs of the examples in their own order, which `load_data` then does not shuffle."""
     return iid(keys, spec)
 
 
@@ -116,8 +119,8 @@ NEEDS_KEYS = ("dirichlet", "shards", "column")
 def partition(name: str, keys: Shaped[ndarray, " examples"], spec: DataSpec) -> Parts:
     """The indices of each participant's examples, by the partition of that name.
 
-    Raises ConfigError for an unknown name; DataError when there are more participants than examples, or when a
-    participant would have fewer than `min_examples`.
+    Raises ConfigError for an unknown name; DataError when there are more participants than examples, or when
+    a participant would have fewer than `min_examples`.
     """
     if name not in PARTITIONS and not name.startswith("flwr:"):
         raise ConfigError(f"data.partition = '{name}' must be one of {', '.join(PARTITIONS)} or flwr:NAME.")

@@ -24,11 +24,12 @@ def load_running_text(
     keys: Shaped[ndarray, " documents"] | None,
     spec: DataSpec,
 ) -> Loaded:
-    """Blocks of `spec.length` tokens from documents in order; without a test set, from each document's last tenth.
+    """Blocks of `spec.length` tokens from documents in order; without a test set, each one's end is held out.
 
-    With `keys` (one value a document), documents of one value follow one another and no block spans two values.
-    `max_train` and `max_test` keep the first blocks. The vocabulary is that of the training documents that are kept.
-    Raises DataError when the text is too short; ConfigError when masking is asked of a tokenizer without a mask.
+    With `keys` (one value a document), documents of one value follow one another and no block spans two
+    values. `max_train` and `max_test` keep the first blocks. The vocabulary is that of the training documents
+    that are kept.
+    Raises DataError when the text is too short; ConfigError for masking without a mask token.
     """
     train_texts = [text or "" for text in train]
     if test is None:
@@ -53,7 +54,8 @@ def load_running_text(
         "language_modelling",
         encoder.size,
         Path(spec.source).name,
-        f"{spec.source}: language modelling ({tokenizer}), vocabulary {encoder.size}, blocks of {spec.length} tokens"
+        f"{spec.source}: language modelling ({tokenizer}), vocabulary {encoder.size}, blocks of "
+        f"{spec.length} tokens"
         + (f", {unknown:.1%} of the test tokens unknown" if tokenizer in SPLITTERS else ""),
         keys=None if block_keys is None else block_keys[: spec.max_train],
         vocabulary_size=encoder.size,
@@ -91,7 +93,7 @@ def _enough(texts: list[str], tokenizer: str, examples: int | None, length: int)
 def _blocks_by_key(
     documents: list[list[int]], keys: ndarray | None, spec: DataSpec
 ) -> tuple[Batch, Shaped[ndarray, " blocks"] | None]:
-    """Blocks of all documents in one run, or of the documents of each key (those too short for one are left out)."""
+    """Blocks of all documents in one run, or of the documents of each key (too short ones are left out)."""
     if keys is None:
         return blocks(torch.tensor(list(chain.from_iterable(documents))), spec.length), None
     batches, block_keys = [], []

@@ -20,20 +20,24 @@ class DataSpec:
     options: keyword arguments of that function. subset: the Hub's configuration name (`wikitext-2-raw-v1`).
     task: `classification` or `language_modelling`; by default the first where the data has a label column.
     input_column, label_column: by default found by type and usual names.
-    train_split, test_split: names of splits; by default `train`, and `test` or else `validation`. Where there is no
-    such split, `test_share` of the training split is held out (by default 0.2; of text 0.1).
+    train_split, test_split: names of splits; by default `train`, and `test` or else `validation`. Where there
+    is no such split, `test_share` of the training split is held out (by default 0.2; of text 0.1).
     max_train, max_test: at most so many examples, drawn with the seed (language modelling: the first ones).
 
     tokenizer: `words` (words and punctuation marks, lower case), `spaces` (text that is tokenised already),
-    `characters`, or `transformers:FOLDER`. vocabulary_size: the most frequent tokens kept. length: tokens an example.
-    mask_share: the share of tokens to be masked and predicted (masked language modelling); 0 predicts the next token.
+    `characters`, or `transformers:FOLDER`. vocabulary_size: the most frequent tokens kept. length: tokens an
+    example.
+    mask_share: the share of tokens to be masked and predicted (masked language modelling); 0 predicts the
+    next token.
 
-    normalise: images to mean 0, variance 1 per channel of the training set. image_size: resize to this many pixels
-    square. channels: 1 (grey) or 3 (RGB); by default as the first image.
+    normalise: images to mean 0, variance 1 per channel of the training set. image_size: resize to this many
+    pixels square. channels: 1 (grey) or 3 (RGB); by default as the first image.
 
-    partition: `iid`, `dirichlet`, `shards`, `column`, `contiguous`, or `flwr:NAME` (see `msfusion.data.partition`).
+    partition: `iid`, `dirichlet`, `shards`, `column`, `contiguous`, or `flwr:NAME` (see
+    `msfusion.data.partition`).
     partition_column: the column that `column` (or `dirichlet`, `shards` instead of the label) goes by.
-    alpha: Dirichlet concentration; small is uneven. shards: shards a participant. min_examples: fewest a participant.
+    alpha: Dirichlet concentration; small is uneven. shards: shards a participant. min_examples: fewest a
+    participant.
     partition_options: arguments of a `flwr:` partitioner.
     """
 

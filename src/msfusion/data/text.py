@@ -22,7 +22,7 @@ _WORDS = re.compile(r"\w+|[^\w\s]")
 
 
 def _lines(text: str) -> list[str]:
-    """The lines of a text, of which the last may or may not end with a line feed; other separators are spaces."""
+    """The lines of a text, of which the last may or may not end with a line feed."""
     return text.removesuffix(END_OF_LINE).split(END_OF_LINE)
 
 
@@ -32,7 +32,7 @@ def words(text: str) -> list[str]:
 
 
 def spaces(text: str) -> list[str]:
-    """What stands between spaces, for text that is tokenised already; each line ends with a token of its own."""
+    """What stands between spaces, for tokenised text; each line ends with a token of its own."""
     return [token for line in _lines(text) for token in (*line.split(), END_OF_LINE)]
 
 
@@ -56,7 +56,7 @@ class Vocabulary:
 
     @classmethod
     def of(cls, documents: Iterable[Sequence[str]], size: int) -> Vocabulary:
-        """The most frequent tokens of some tokenised documents, at most `size` ids; ties in alphabetical order."""
+        """The most frequent tokens of some documents, at most `size` ids; ties in alphabetical order."""
         counts = Counter(chain.from_iterable(documents))
         for special in (PADDING, UNKNOWN, MASK):
             counts.pop(special, None)
@@ -94,7 +94,7 @@ def fit_encoder(tokenizer: str, texts: Sequence[str], size: int) -> Encoder:
 
 
 def padded(documents: Sequence[Sequence[int]], length: int, encoder: Encoder) -> Int[Tensor, "examples time"]:
-    """Each document's first `length` ids, filled up with padding. An empty document becomes one unknown token."""
+    """Each document's first `length` ids, filled up with padding. An empty one becomes an unknown token."""
     ids = torch.full((len(documents), length), encoder.padding)
     for row, document in enumerate(documents):
         # one token at least: a row of nothing but padding would leave attention nothing to attend to
@@ -119,8 +119,8 @@ def blocks(tokens: Int[Tensor, " tokens"], length: int) -> Batch:
 def masked(batch: Batch, share: float, mask: int, generator: torch.Generator) -> Batch:
     """Blocks whose tokens are to be predicted where they are masked (about `share` of them), and only there.
 
-    As in BERT (Devlin et al., arXiv 1810.04805, section 3.1), but every chosen token is replaced by the mask, and
-    the choice is made once. Each example has at least one.
+    As in BERT (Devlin et al., arXiv 1810.04805, section 3.1), but every chosen token is replaced by the mask,
+    and the choice is made once. Each example has at least one.
     """
     assert isinstance(batch.inputs, tuple)
     (tokens,) = batch.inputs

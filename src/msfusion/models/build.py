@@ -58,11 +58,11 @@ class TrainingData(Protocol):
 def build_model(spec: ModelSpec, data: TrainingData | None = None) -> nn.Module:
     """The model that the settings name, with seeded random weights (or those of its folder).
 
-    Sizes that the options leave open are taken from the data, where the builder takes them by these names: `classes`,
-    `in_channels`, `image_size`, `vocabulary_size`, `block_length` (tokens an example), `padding`. A `module:function`
-    gets those that its signature names, and the options.
-    Raises ConfigError for an unknown model or option, a missing or impossible size, or a model that does not fit the
-    data's task.
+    Sizes that the options leave open are taken from the data, where the builder takes them by these names:
+    `classes`, `in_channels`, `image_size`, `vocabulary_size`, `block_length` (tokens an example), `padding`.
+    A `module:function` gets those that its signature names, and the options.
+    Raises ConfigError for an unknown model or option, a missing or impossible size, or a model that does not
+    fit the data's task.
     """
     sizes = sizes_of(data)
     with torch.random.fork_rng(devices=[]):
@@ -74,7 +74,8 @@ def build_model(spec: ModelSpec, data: TrainingData | None = None) -> nn.Module:
         if is_reference(spec.name):
             return _from_function(spec, sizes)
     raise ConfigError(
-        f"model.name = '{spec.name}' must be one of {', '.join(BUILT_IN)}, transformers:TYPE, a folder with a "
+        f"model.name = '{spec.name}' must be one of {', '.join(BUILT_IN)}, transformers:TYPE, a folder "
+        "with a "
         f"config.json, or module:function."
     )
 
@@ -123,8 +124,10 @@ def _built_in(spec: ModelSpec, sizes: Mapping[str, Any], data: TrainingData | No
 
 
 def _checked(builder: Callable[..., nn.Module], arguments: Mapping[str, Any]) -> nn.Module:
-    """Call a builder of ours with options of the types that it declares, converted where TOML has no such type."""
-    types = get_type_hints(builder.__init__)  # type: ignore[misc]
+    """Call a builder of ours with options of the types that it declares, converted where TOML has no such
+    type.
+    """
+    types = get_type_hints(builder.__init__)
     checked = {}
     for name, value in arguments.items():
         try:
@@ -148,7 +151,8 @@ def _require_fit(name: str, data: TrainingData) -> None:
     if needs_text != (data.vocabulary_size is not None) or (name == "decoder_lm") != language:
         kind = "text" if data.vocabulary_size is not None else "images or numbers"
         raise ConfigError(
-            f"model.name = '{name}' does not fit data of {kind} for {data.task.replace('_', ' ')}: take resnet or "
+            f"model.name = '{name}' does not fit data of {kind} for {data.task.replace('_', ' ')}: take "
+            "resnet or "
             f"convnet for images, text_classifier to classify text, decoder_lm for language modelling."
         )
     if name == "decoder_lm" and data.masked:
@@ -163,7 +167,8 @@ def _from_function(spec: ModelSpec, sizes: Mapping[str, Any]) -> nn.Module:
     unknown = sorted(set(spec.options) - set(taken))
     if unknown and not open_ended:
         raise ConfigError(
-            f"model.options has {', '.join(unknown)}, unknown to {spec.name}; it takes {', '.join(taken) or 'nothing'}."
+            f"model.options has {', '.join(unknown)}, unknown to {spec.name}; it takes "
+            f"{', '.join(taken) or 'nothing'}."
         )
     arguments = {name: value for name, value in sizes.items() if name in taken} | dict(spec.options)
     try:

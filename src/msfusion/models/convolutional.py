@@ -14,11 +14,12 @@ from msfusion.errors import ConfigError
 def normalisation(kind: str, channels: int, channels_per_norm_group: int) -> nn.Module:
     """A normalisation of that kind over some channels.
 
-    `group`: GroupNorm over groups of a few channels each. A norm group is then one unit of the width map: nothing is
-    pooled across units, so a narrow model computes for the units that it holds the very statistics of the full one.
-    Many small groups keep the units fine. `layer`: one group of all channels (a unit is one channel, but its
-    statistics change with what else is held). `none`: nothing. There is no `batch`: running statistics of narrow
-    models are not those of the fused one. Raises ConfigError when the groups do not divide the channels.
+    `group`: GroupNorm over groups of a few channels each. A norm group is then one unit of the width map:
+    nothing is pooled across units, so a narrow model computes for the units that it holds the very statistics
+    of the full one. Many small groups keep the units fine. `layer`: one group of all channels (a unit is one
+    channel, but its statistics change with what else is held). `none`: nothing. There is no `batch`: running
+    statistics of narrow models are not those of the fused one. Raises ConfigError when the groups do not
+    divide the channels.
     """
     if kind == "none":
         return nn.Identity()
@@ -82,7 +83,8 @@ class ResNet(nn.Module):
     ) -> None:
         """widths: channels of each stage. blocks: residual blocks of each stage (one number for all).
 
-        stem_stride: 2 or 4 for images much larger than 64 pixels. Raises ConfigError for sizes that do not fit.
+        stem_stride: 2 or 4 for images much larger than 64 pixels. Raises ConfigError for sizes that do not
+        fit.
         """
         super().__init__()
         counts = [blocks] * len(widths) if isinstance(blocks, int) else list(blocks)
@@ -112,7 +114,9 @@ class ResNet(nn.Module):
 
 
 class ConvNet(nn.Module):
-    """Plain 3x3 convolutions, each but the last followed by 2x2 pooling; the mean over positions; a linear head."""
+    """Plain 3x3 convolutions, each but the last followed by 2x2 pooling; the mean over positions; a linear
+    head.
+    """
 
     def __init__(
         self,

@@ -29,8 +29,8 @@ def is_transformers(name: str) -> bool:
 def build_transformers(spec: ModelSpec, sizes: Mapping[str, Any]) -> nn.Module:
     """The model of a configuration (type, class, or folder) with the head that the task asks for.
 
-    Sizes of the data (vocabulary, classes, channels, pixels, positions) are set where the configuration has them and
-    the options do not; a folder's own vocabulary and positions are kept where they are large enough.
+    Sizes of the data (vocabulary, classes, channels, pixels, positions) are set where the configuration has
+    them and the options do not; a folder's own vocabulary and positions are kept where they are large enough.
     Raises ConfigError without transformers; for an unknown type, folder, option or task; for weights that are
     missing; for a model too small for the data.
     """
@@ -85,7 +85,7 @@ def _require_fit(task: str, sizes: Mapping[str, Any]) -> None:
 
 
 def _new_config(transformers: Any, target: str, spec: ModelSpec, sizes: Mapping[str, Any]) -> Any:
-    """A configuration by model type (`bert`) or class (`BertConfig`), with the data's sizes and the options."""
+    """A configuration by type (`bert`) or class (`BertConfig`), with the data's sizes and the options."""
     if spec.weights == "pretrained":
         raise ConfigError(f"model.weights = 'pretrained' needs a folder, and '{target}' is a type of model.")
     config_class = getattr(transformers, target, None) if target.endswith("Config") else None
@@ -166,8 +166,10 @@ def _require_room(config: Any, sizes: Mapping[str, Any]) -> None:
         room = getattr(config, name, None)
         if isinstance(room, int) and size in sizes and room < sizes[size]:
             raise ConfigError(
-                f"the model's {name} = {room} is less than the data's {size.replace('_', ' ')} {sizes[size]}: "
-                f"use the model's own tokenizer (data.tokenizer = 'transformers:FOLDER') or a shorter data.length."
+                f"the model's {name} = {room} is less than the data's {size.replace('_', ' ')} "
+                f"{sizes[size]}: "
+                f"use the model's own tokenizer (data.tokenizer = 'transformers:FOLDER') or a shorter "
+                "data.length."
             )
 
 

@@ -16,10 +16,11 @@ WEIGHTS = ("random", "pretrained")
 class ModelSpec:
     """Which model, with which options and weights.
 
-    name: `resnet`, `convnet`, `text_classifier`, `decoder_lm`; `transformers:TYPE` (a model type such as `bert`, or a
-    configuration class such as `BertConfig`); `transformers:FOLDER` with a config.json as `save_pretrained` writes it;
-    or `module:function`.
-    options: what the model's builder takes (widths, layers, ...); for transformers, fields of its configuration.
+    name: `resnet`, `convnet`, `text_classifier`, `decoder_lm`; `transformers:TYPE` (a model type such as
+    `bert`, or a configuration class such as `BertConfig`); `transformers:FOLDER` with a config.json as
+    `save_pretrained` writes it; or `module:function`.
+    options: what the model's builder takes (widths, layers, ...); for transformers, fields of its
+    configuration.
     task: for transformers, which head; by default as the data asks.
     weights: `random`, or `pretrained` for a folder that holds weights.
     seed: of the random weights.

@@ -1,5 +1,5 @@
-"""Small transformers for text: a classifier and a decoder language model. Both are pre-norm, without biases in
-attention where they would do nothing, and written to be read.
+"""Small transformers for text: a classifier and a decoder language model. Both are pre-norm, without biases
+in attention where they would do nothing, and written to be read.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from msfusion.models.convolutional import require_positive
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention (Vaswani et al., arXiv 1706.03762, section 3.2). A head is one unit of the width map."""
+    """Multi-head self-attention (Vaswani et al., arXiv 1706.03762, section 3.2). A head is one unit of the
+    width map.
+    """
 
     def __init__(self, features: int, heads: int, causal: bool, dropout: float) -> None:
         super().__init__()
@@ -84,15 +86,20 @@ class Transformer(nn.Module):
     """Token and position embeddings, blocks, and a last normalisation: what both models share."""
 
     def __init__(
-        self, vocabulary_size: int, block_length: int, features: int, heads: int, layers: int, hidden: int | None,
-        causal: bool, dropout: float,
-    ) -> None:  # fmt: skip
+        self,
+        vocabulary_size: int,
+        block_length: int,
+        features: int,
+        heads: int,
+        layers: int,
+        hidden: int | None,
+        causal: bool,
+        dropout: float,
+    ) -> None:
         super().__init__()
         hidden = 4 * features if hidden is None else hidden
-        require_positive(
-            vocabulary_size=vocabulary_size, block_length=block_length, features=features, heads=heads, layers=layers,
-            hidden=hidden,
-        )  # fmt: skip
+        require_positive(vocabulary_size=vocabulary_size, block_length=block_length, layers=layers)
+        require_positive(features=features, heads=heads, hidden=hidden)
         if features % heads:
             raise ConfigError(f"model.options.heads = {heads} must divide features = {features}.")
         if not 0 <= dropout < 1:
@@ -107,7 +114,7 @@ class Transformer(nn.Module):
         self._initialise(layers)
 
     def _initialise(self, layers: int) -> None:
-        """GPT-2's: normal weights of deviation 0.02, smaller where a block adds to the stream, by its depth."""
+        """GPT-2's: normal weights of deviation 0.02, smaller by depth where a block adds to the stream."""
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 adds = name.endswith(("attention.output", "contract"))
@@ -144,7 +151,8 @@ class TextClassifier(nn.Module):
         dropout: float = 0.0,
         padding: int = 0,
     ) -> None:
-        """block_length: the longest text in tokens. padding: the id that fills texts up. hidden: 4 * features.
+        """block_length: the longest text in tokens. padding: the id that fills texts up. hidden: 4 *
+        features.
 
         Raises ConfigError for sizes that do not fit.
         """
@@ -187,8 +195,8 @@ class DecoderLM(nn.Module):
         dropout: float = 0.0,
         tied: bool = True,
     ) -> None:
-        """block_length: the longest input in tokens. hidden: by default 4 * features. tied: one matrix embeds tokens
-        and predicts them. Raises ConfigError for sizes that do not fit.
+        """block_length: the longest input in tokens. hidden: by default 4 * features. tied: one matrix embeds
+        tokens and predicts them. Raises ConfigError for sizes that do not fit.
         """
         super().__init__()
         self.decoder = Transformer(
