@@ -154,7 +154,7 @@ def _step(model: nn.Module, batch: Batch, optimizer: torch.optim.Optimizer, clip
     return float(loss.detach())
 
 
-def _check(name: str, value: float, fits: bool, wanted: str) -> None:
+def _check(name: str, value: float | int, fits: bool, wanted: str) -> None:
     """ConfigError, naming the setting, where its value does not fit."""
     if not fits:
         raise ConfigError(f"{name} is {value}: it must be {wanted}")
