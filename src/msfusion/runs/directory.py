@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,12 +49,9 @@ class RunDirectory:
 
     path: Path
 
-    @classmethod
-    def create(cls, path: Path, config_toml: str) -> RunDirectory:
-        """Start a run in a directory that does not exist or is empty.
-
-        Raises RunDirectoryError where there is something in it already, or where it cannot be written.
-        """
+    @staticmethod
+    def check_free(path: Path) -> None:
+        """Raises RunDirectoryError where `path` is a file or a directory with something in it."""
         with refusing_write_errors(path):
             if path.exists() and not path.is_dir():
                 raise RunDirectoryError(f"{path} is a file, not a directory; choose another --out.")
@@ -62,9 +59,24 @@ class RunDirectory:
                 raise RunDirectoryError(
                     f"{path} already holds files; continue that run with --resume or choose another --out."
                 )
-            (path / "checkpoints").mkdir(parents=True, exist_ok=True)
+
+    @classmethod
+    def create(cls, path: Path, config_toml: str) -> RunDirectory:
+        """Start a run in a directory that does not exist or is empty.
+
+        Raises RunDirectoryError where there is something in it already, or where it cannot be written.
+        """
+        cls.check_free(path)
         directory = cls(path)
-        write_text(directory.config, config_toml)
+        with refusing_write_errors(path):
+            (path / "checkpoints").mkdir(parents=True, exist_ok=True)
+        try:
+            write_text(directory.config, config_toml)
+        except RunDirectoryError:
+            with suppress(OSError):  # leave nothing behind
+                (path / "checkpoints").rmdir()
+                path.rmdir()
+            raise
         return directory
 
     @classmethod
@@ -219,6 +231,21 @@ def fresh_path(name: str, parent: Path = Path("runs")) -> Path:
                 number += 1
             else:
                 return path
+
+
+@contextmanager
+def reserved_path(path: Path | None, name: str) -> Iterator[Path]:
+    """The path, or for None a fresh one of that name, which is removed again if nothing came of it."""
+    if path is not None:
+        yield path
+        return
+    path = fresh_path(name)
+    try:
+        yield path
+    except BaseException:
+        with suppress(OSError):  # not empty: there is something to keep
+            path.rmdir()
+        raise
 
 
 def newest_path(name: str, parent: Path = Path("runs")) -> Path:

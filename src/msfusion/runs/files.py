@@ -72,7 +72,14 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     # One key only: safetensors writes several in an order that changes from process to process.
     header = {_METADATA: json.dumps(dict(metadata), sort_keys=True)}
     separate = _without_sharing(tensors)
-    write_with(path, lambda temporary: save_file(separate, temporary, metadata=header))
+
+    def write(temporary: Path) -> None:
+        temporary.touch()
+        usual_rights = temporary.stat().st_mode
+        save_file(separate, temporary, metadata=header)
+        temporary.chmod(usual_rights)  # safetensors leaves files that only their owner may read
+
+    write_with(path, write)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -1,0 +1,249 @@
+"""The command line: arguments in, tables out; the work is done in `msfusion.runs`.
+
+Whatever takes long to import is imported by the command that needs it, so that `msfusion --help` is quick.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, ParamSpec, TypeVar
+
+import typer
+
+from msfusion.errors import ConfigError, MsfusionError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+app = typer.Typer(
+    name="msfusion",
+    help="Train models larger than any of the machines that train them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ConfigFile = Annotated[
+    Path | None,
+    typer.Argument(metavar="[CONFIG]", help="TOML file. Default: digits, 10 participants, ratio 1/4."),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, as in --set training.batch_size=32."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no table.")]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Processes; the results are the same for any number.")
+]
+
+
+def told_in_a_sentence(command: Callable[P, R]) -> Callable[P, R]:
+    """Tell a user's mistake in one sentence on standard error, exit code 2; bugs keep their traceback."""
+
+    @functools.wraps(command)
+    def wrapped(*arguments: P.args, **options: P.kwargs) -> R:
+        try:
+            return command(*arguments, **options)
+        except BrokenPipeError:
+            sys.stderr.close()  # whoever read our output has left
+            raise typer.Exit(1) from None
+        except (MsfusionError, OSError) as error:
+            sentence = " ".join(str(error).split()).rstrip(".")
+            typer.echo(f"msfusion: {sentence}.", err=True)
+            raise typer.Exit(2) from error
+        except KeyboardInterrupt:
+            typer.echo("msfusion: interrupted; the same command with --resume goes on from here.", err=True)
+            raise typer.Exit(130) from None
+
+    return wrapped
+
+
+@app.command()
+@told_in_a_sentence
+def train(
+    config: ConfigFile = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Run directory. Default: runs/NAME-N.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in DIR (or the newest).")
+    ] = False,
+    overrides: Overrides = None,
+    workers: Workers = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train one model across all participants, and say what each of them held, computed and sent."""
+    from msfusion.config import load_config
+    from msfusion.runs.directory import newest_path, reserved_path
+    from msfusion.runs.report import closing_table
+    from msfusion.runs.train import Silent
+    from msfusion.runs.train import train as run
+    from msfusion.runs.watch import watcher
+
+    name = config.stem if config else "digits"
+    if resume and out is None:
+        out = newest_path(name)
+    source = out / "config.toml" if resume and config is None and out and _is_run(out) else config
+    settings = load_config(source, [*(overrides or ()), *_workers_override(workers)])
+    console = _console()
+    with reserved_path(out, name) as path, Silent() if quiet else watcher(console) as watching:
+        summary = run(settings, path, resume=resume, watcher=watching)
+    if not quiet:
+        console.print(closing_table(summary))
+    console.print(f"{path}", highlight=False, soft_wrap=True, markup=False)
+
+
+@app.command()
+@told_in_a_sentence
+def plan(
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Save the picture (.png, .svg).")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Before any training: what a run will ask of each participant, and which units each holds when."""
+    from msfusion.config import load_config
+    from msfusion.runs.picture import save_picture, terminal_picture
+    from msfusion.runs.plan import plan_run
+    from msfusion.runs.report import coverage_line, plan_table
+    from msfusion.runs.setup import prepare
+
+    setup = prepare(load_config(config, overrides or ()))
+    planned = plan_run(setup)
+    rounds = range(min(4, setup.config.rounds))
+    if out is not None:
+        save_picture(setup, rounds, out)
+    if as_json:
+        _print_json(planned)
+        return
+    console = _console()
+    console.print(plan_table(planned))
+    if planned["entry_coverage"] is not None:
+        console.print(f"Entries held by someone, by round: {coverage_line(planned['entry_coverage'])}\n")
+    console.print(terminal_picture(setup, rounds, width=console.width))
+    if out is not None:
+        console.print(f"{out}", highlight=False, soft_wrap=True, markup=False)
+
+
+@app.command()
+@told_in_a_sentence
+def inspect(
+    model: Annotated[
+        str, typer.Argument(help="A config file, a built-in model, transformers:TYPE, module:function.")
+    ],
+    as_json: AsJson = False,
+    overrides: Overrides = None,
+) -> None:
+    """The width map of a model in words: what can be narrowed, where it stands, what cannot and why."""
+    from msfusion.runs.describe import describe, frozen_lines
+    from msfusion.runs.report import count, groups_table
+
+    description = describe(model, overrides or ())
+    if as_json:
+        _print_json(description)
+        return
+    console = _console()
+    console.print(groups_table(description))
+    console.print(
+        f"{description['class']}: {count(description['parameters'])} parameters, "
+        f"{description['reach']:.1%} of them in at least one group."
+    )
+    console.print("Never narrowed:" if description["frozen"] else "Every axis can be narrowed.")
+    for line in frozen_lines(description):
+        console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
+@told_in_a_sentence
+def compare(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="TOML file.")],
+    methods: Annotated[str, typer.Option(metavar="A,B,C", help="Methods, the first in the lead.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where all runs, compare.json and the plot go.")],
+    seeds: Annotated[int, typer.Option(metavar="N", help="Runs of each method.")] = 3,
+    ratios: Annotated[str, typer.Option(metavar="0.25,0.125", help="Width ratios. Default: CONFIG's.")] = "",
+    equal: Annotated[
+        str, typer.Option(metavar="rounds|flops", help="What fedavg has equal to the rest.")
+    ] = "rounds",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on; finished runs are kept.")] = False,
+    overrides: Overrides = None,
+    workers: Workers = None,
+    quiet: Quiet = False,
+) -> None:
+    """Run several methods on equal budgets over several seeds: a table, compare.json and a plot."""
+    from msfusion.config import load_config
+    from msfusion.runs.compare import compare as run
+    from msfusion.runs.plot import save_plot
+    from msfusion.runs.report import comparison_table
+    from msfusion.runs.train import Silent
+    from msfusion.runs.watch import watcher
+
+    settings = load_config(config, [*(overrides or ()), *_workers_override(workers)])
+    console = _console()
+    comparison = run(
+        settings,
+        out,
+        methods=[method.strip() for method in methods.split(",") if method.strip()],
+        seeds=seeds,
+        ratios=_ratios(ratios),
+        equal=equal,
+        resume=resume,
+        watch=lambda title: Silent() if quiet else watcher(console, title),
+    )
+    save_plot(comparison, out / "compare.png")
+    if not quiet:
+        console.print(comparison_table(comparison))
+    console.print(f"{out / 'compare.json'}", highlight=False, soft_wrap=True, markup=False)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    from importlib.metadata import version as installed
+
+    typer.echo(installed("msfusion"))
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = 120  # a file or pipe has no width; tables should not be squeezed into 80 columns
+    return console
+
+
+def _is_run(directory: Path) -> bool:
+    return (directory / "config.toml").is_file()
+
+
+def _workers_override(workers: int | None) -> list[str]:
+    return [] if workers is None else [f"run.workers={workers}"]
+
+
+def _ratios(text: str) -> list[float]:
+    try:
+        return [float(ratio) for ratio in text.split(",") if ratio.strip()]
+    except ValueError as error:
+        raise ConfigError(f"--ratios '{text}' should be numbers with commas, as in 0.25,0.125.") from error
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, allow_nan=False))
+
+
+def main() -> None:
+    """The console script `msfusion`."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

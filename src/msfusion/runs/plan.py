@@ -1,0 +1,25 @@
+"""What a run will ask of each participant, known before anything is trained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msfusion.runs.figures import coverage_by_round, run_figures
+from msfusion.runs.setup import Setup
+
+
+def plan_run(setup: Setup) -> dict[str, Any]:
+    """Costs of each participant and of the full model, and entry coverage by round, as plain values (JSON).
+
+    `entry_coverage` has one share for each round: the entries that somebody held in it or before; None for
+    `small`, which trains no full model.
+    """
+    config = setup.config
+    return {
+        "method": config.method.name,
+        "rounds": config.rounds,
+        "data": setup.data.description,
+        "reach": setup.width_map.reach(),
+        "entry_coverage": coverage_by_round(setup),
+        **run_figures(setup),
+    }

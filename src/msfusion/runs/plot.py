@@ -1,0 +1,50 @@
+"""A comparison as one picture: mean over the seeds after each round, with a band of one sd."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from msfusion.errors import ConfigError
+from msfusion.runs.files import write_with
+
+
+def save_plot(comparison: Mapping[str, Any], path: Path) -> None:
+    """Write the curves of `compare` as a PNG, one panel for each width ratio.
+
+    Raises ConfigError without matplotlib, RunDirectoryError where the file cannot be written.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ConfigError("A plot needs matplotlib: pip install 'msfusion[plot]'.") from error
+    cells = comparison["cells"]
+    references = [cell for cell in cells if cell["method"] == "fedavg"]
+    labels = list(dict.fromkeys(cell["ratio_label"] for cell in cells if cell["method"] != "fedavg")) or ["1"]
+    figure = Figure(figsize=(6.5 * len(labels), 4.2), layout="constrained")
+    panels = figure.subplots(1, len(labels), sharey=True, squeeze=False)[0]
+    for label, panel in zip(labels, panels, strict=True):
+        here = [cell for cell in cells if cell["method"] != "fedavg" and cell["ratio_label"] == label]
+        for cell in [*here, *references]:
+            _draw(panel, cell, comparison["methods"].index(cell["method"]))
+        panel.set_title(f"width ratio {label}", fontsize=10)
+        panel.set_xlabel("round")
+        panel.grid(alpha=0.3)
+        panel.legend(fontsize=8)
+    metric = cells[0]["curve"]["metric"]
+    panels[0].set_ylabel(f"test {metric} (mean ± sd, {len(comparison['seeds'])} seeds)")
+    if metric == "perplexity":
+        panels[0].set_yscale("log")
+    write_with(path, lambda temporary: figure.savefig(temporary, format="png", dpi=150))
+
+
+def _draw(panel: Any, cell: Mapping[str, Any], colour: int) -> None:
+    curve = cell["curve"]
+    beyond = "" if cell["within_budget"] else " (exceeds the budget)"
+    style = "-" if cell["within_budget"] else "--"
+    panel.plot(curve["rounds"], curve["mean"], style, color=f"C{colour}", label=cell["method"] + beyond)
+    if None not in curve["sd"]:
+        low = [mean - sd for mean, sd in zip(curve["mean"], curve["sd"], strict=True)]
+        high = [mean + sd for mean, sd in zip(curve["mean"], curve["sd"], strict=True)]
+        panel.fill_between(curve["rounds"], low, high, color=f"C{colour}", alpha=0.2)

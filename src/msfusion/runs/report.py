@@ -1,0 +1,178 @@
+"""Figures as tables for people: the end of a run, a plan, a width map."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+Row = Mapping[str, Any]
+
+
+def count(number: float) -> str:
+    """A large number with three digits and a unit: 1.23 M."""
+    for size, unit in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= 0.9995 * size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:.3g}"
+
+
+def size(bytes_: float) -> str:
+    """A number of bytes with three digits and a unit: 1.23 MB."""
+    return count(bytes_).replace(" k", " kB").replace(" M", " MB").replace(" G", " GB").replace(
+        " T", " TB"
+    ) + (" B" if bytes_ < 999.5 else "")
+
+
+def percent(share: float | None) -> str:
+    """A share of one in per cent; a dash where it has no meaning."""
+    return "-" if share is None else f"{share:.1%}"
+
+
+def quality(metrics: Row) -> str:
+    """How good the model is: `accuracy 91.2 %, loss 0.31`, with perplexity first for language models."""
+    parts = []
+    if "perplexity" in metrics:
+        perplexity = metrics["perplexity"]
+        parts.append("perplexity " + ("infinite" if perplexity is None else f"{perplexity:.2f}"))
+    if metrics.get("accuracy") is not None:
+        parts.append(f"accuracy {metrics['accuracy']:.1%}")
+    if "loss" in metrics:
+        parts.append("loss " + ("infinite" if metrics["loss"] is None else f"{metrics['loss']:.4f}"))
+    return ", ".join(parts) or "not evaluated"
+
+
+def closing_table(summary: Row) -> Table:
+    """What each participant held, computed and sent in a run, against the full model."""
+    table = _costs_table(f"{summary['method']} after {summary['rounds']} rounds: {quality(summary)}")
+    _add_costs(table, summary["participants"], summary["full_model"])
+    coverage = summary.get("entry_coverage")
+    if coverage is not None:
+        table.caption = f"{coverage:.2%} of the model's entries were held by someone in some round"
+    return table
+
+
+def plan_table(plan: Row) -> Table:
+    """What a run would ask of each participant."""
+    table = _costs_table(f"{plan['method']}, {plan['rounds']} rounds", memory=True)
+    _add_costs(table, plan["participants"], plan["full_model"], memory=True)
+    return table
+
+
+def coverage_line(coverage: Sequence[float], shown: Iterable[int] = (1, 2, 3, 5, 8, 12, 20, 50, 100)) -> str:
+    """Entry coverage after some rounds and after the last: `after round 1: 53.2 %, ...`."""
+    rounds = sorted({number for number in shown if number < len(coverage)} | {len(coverage)})
+    return ", ".join(f"{number}: {coverage[number - 1]:.1%}" for number in rounds)
+
+
+def groups_table(description: Row) -> Table:
+    """The width groups of a model in words."""
+    table = _table(f"{len(description['groups'])} width groups")
+    for header, justify in (
+        ("group", "left"),
+        ("units", "right"),
+        ("rows a unit", "right"),
+        ("places", "right"),
+    ):
+        table.add_column(header, justify=justify)  # type: ignore[arg-type]
+    table.add_column("where", overflow="fold")
+    for group in description["groups"]:
+        table.add_row(
+            group["name"],
+            str(group["units"]),
+            ", ".join(str(thickness) for thickness in group["thickness"]),
+            str(len(group["places"])),
+            ", ".join(f"{place['tensor']}[{place['axis']}]" for place in group["places"]),
+        )
+    return table
+
+
+def comparison_table(comparison: Row) -> Table:
+    """Every method and ratio with mean ± standard deviation over the seeds."""
+    language = any("perplexity" in cell for cell in comparison["cells"])
+    table = _table(f"{len(comparison['seeds'])} seeds, mean ± sd")
+    table.add_column("method")
+    columns = ["ratio", "rounds", *(["perplexity"] if language else []), "accuracy", "loss"]
+    for header in [*columns, "holds", "FLOPs/example", "FLOPs in all", "bytes in all"]:
+        table.add_column(header, justify="right")
+    for cell in comparison["cells"]:
+        over = "" if cell["within_budget"] else " *"
+        quality_cells = [_spread(cell["perplexity"], "{:.2f}")] if language else []
+        table.add_row(
+            cell["method"] + over,
+            cell["ratio_label"],
+            str(cell["rounds"]),
+            *quality_cells,
+            _spread(cell["accuracy"], "{:.1%}"),
+            _spread(cell["loss"], "{:.3f}"),
+            f"{count(cell['parameters'])} ({percent(cell['share'])})",
+            count(cell["flops_per_example"]),
+            count(cell["total_flops"]),
+            size(cell["total_bytes"]),
+        )
+    if any(not cell["within_budget"] for cell in comparison["cells"]):
+        table.caption = "* exceeds what a participant may hold and compute: a reference, not a rival"
+    return table
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", caption_justify="left", box=SIMPLE_HEAD)
+
+
+def _costs_table(title: str, *, memory: bool = False) -> Table:
+    table = _table(title)
+    table.add_column("participant")
+    headers = ["ratio", "examples", "holds (parameters)", "share", "computes (FLOPs per example)"]
+    for header in [*headers, *(["peak memory"] if memory else []), "receives per round", "sends per round"]:
+        table.add_column(header, justify="right")
+    return table
+
+
+def _add_costs(table: Table, participants: Sequence[Row], full: Row, *, memory: bool = False) -> None:
+    """One line for each run of participants with equal costs, and one for the full model."""
+    runs: list[list[Row]] = []
+    for row in participants:
+        if runs and _costs(runs[-1][0]) == _costs(row):
+            runs[-1].append(row)
+        else:
+            runs.append([row])
+    for rows in runs:
+        first, last = rows[0], rows[-1]
+        label = (
+            f"{first['participant']}" if len(rows) == 1 else f"{first['participant']}-{last['participant']}"
+        )
+        _add_cost_row(table, label, f"{first['ratio']:g}", rows, first, memory)
+    table.add_section()
+    _add_cost_row(table, "full model", "1", participants, full, memory)
+
+
+def _add_cost_row(
+    table: Table, label: str, ratio: str, rows: Sequence[Row], costs: Row, memory: bool
+) -> None:
+    fewest, most = min(row["examples"] for row in rows), max(row["examples"] for row in rows)
+    table.add_row(
+        label,
+        ratio,
+        str(fewest) if fewest == most else f"{fewest}-{most}",
+        count(costs["parameters"]),
+        percent(costs["share"]),
+        count(costs["flops_per_example"]),
+        *([size(costs["peak_memory"])] if memory else []),
+        size(costs["bytes_down"]),
+        size(costs["bytes_up"]),
+    )
+
+
+def _costs(row: Row) -> tuple[Any, ...]:
+    keys = ("ratio", "parameters", "flops_per_example", "peak_memory", "bytes_down", "bytes_up")
+    return tuple(row.get(key) for key in keys)
+
+
+def _spread(value: Row | None, form: str) -> str:
+    """Mean ± sd; the mean alone for one seed."""
+    if value is None or value["mean"] is None:
+        return "-"
+    mean = form.format(value["mean"])
+    return mean if value["sd"] is None else f"{mean} ± {form.format(value['sd'])}"

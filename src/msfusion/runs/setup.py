@@ -1,0 +1,91 @@
+"""From a configuration to everything that a run needs: data, model, width map, method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from msfusion.config import Config
+from msfusion.data.federated import FederatedData, example_inputs
+from msfusion.data.load import load_data
+from msfusion.engines.local import RoundSettings
+from msfusion.methods.narrow import NarrowMethod
+from msfusion.methods.small import SmallMethod
+from msfusion.methods.table import build_method
+from msfusion.models.build import build_model
+from msfusion.width.groups import WidthMap, Window
+from msfusion.width.trace import trace
+from msfusion.windows import static
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a configuration stands for. `data` has its inputs as the model takes them."""
+
+    config: Config
+    data: FederatedData
+    model: nn.Module
+    width_map: WidthMap
+    method: NarrowMethod | SmallMethod
+    rounds: RoundSettings
+
+    @property
+    def language_modelling(self) -> bool:
+        """Whether results are told as perplexity."""
+        return self.data.task == "language_modelling"
+
+    def window(self, round_index: int, participant: int) -> Window:
+        """The units of the full model that a participant holds in a round."""
+        if isinstance(self.method, NarrowMethod):
+            return self.method.window(round_index, participant)
+        ratios = self.config.participants.ratios  # the small model: what the smallest participant can hold
+        return static(self.width_map, participant, round_index, min(ratios), participants=len(ratios))
+
+    def present(self) -> list[tuple[int, ...]]:
+        """Who takes part in each round."""
+        count = self.config.participants.count
+        return [self.rounds.participants_in(index, count) for index in range(self.config.rounds)]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What does not depend on the method: the data as the model takes it, the model, its width map."""
+
+    data: FederatedData
+    model: nn.Module
+    width_map: WidthMap
+
+
+def prepare(config: Config, parts: Parts | None = None) -> Setup:
+    """Load the data, build and trace the model (unless given), and build the method. Raises MsfusionError."""
+    # Before anything is computed: a process that has used several OpenMP threads cannot fork its workers.
+    torch.set_num_threads(1)
+    parts = parts or prepare_parts(config)
+    data, model, width_map = parts.data, parts.model, parts.width_map
+    method = build_method(
+        config.method.name,
+        model,
+        width_map,
+        config.participants.ratios,
+        config.training_settings,
+        seed=config.seed,
+        weighting=config.method.weighting,
+        language_modelling=data.task == "language_modelling",
+    )
+    rounds = RoundSettings(
+        rounds=config.rounds,
+        fraction=config.participants.fraction,
+        evaluate_every=config.evaluation.every,
+        seed=config.seed,
+    )
+    return Setup(config, data, model, width_map, method, rounds)
+
+
+def prepare_parts(config: Config) -> Parts:
+    """Load the data, build the model and trace it. Raises MsfusionError."""
+    data = load_data(config.data_spec)
+    model = build_model(config.model_spec, data)
+    data = data.for_model(model)
+    return Parts(data, model, trace(model, example_inputs(data)))

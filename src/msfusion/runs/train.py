@@ -1,0 +1,175 @@
+"""One run, from a configuration to a run directory; killed at any moment, it goes on where it was."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from msfusion.config import Config, load_config
+from msfusion.engines.local import ParticipantResult, RoundResult, run_rounds
+from msfusion.errors import RunDirectoryError
+from msfusion.runs.directory import RunDirectory
+from msfusion.runs.events import Events
+from msfusion.runs.figures import coverage_by_round, run_figures
+from msfusion.runs.setup import Parts, Setup, prepare
+
+
+class Watcher(Protocol):
+    """Who wants to know how a run goes on."""
+
+    def started(self, setup: Setup, done: int) -> None:
+        """The run begins, or goes on after so many rounds."""
+
+    def participant(self, result: ParticipantResult) -> None:
+        """A participant has finished its part of a round."""
+
+    def round(self, line: Mapping[str, Any]) -> None:
+        """A round has ended; `line` is its line of metrics."""
+
+
+class Silent:
+    """Nobody wants to know."""
+
+    def __enter__(self) -> Silent:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing to end."""
+
+    def started(self, setup: Setup, done: int) -> None:
+        """Nothing."""
+
+    def participant(self, result: ParticipantResult) -> None:
+        """Nothing."""
+
+    def round(self, line: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+
+def train(
+    config: Config,
+    path: Path,
+    *,
+    resume: bool = False,
+    watcher: Watcher | None = None,
+    parts: Parts | None = None,
+) -> dict[str, Any]:
+    """Train, leaving everything in the directory `path`, and return the summary.
+
+    With `resume`, a run that is there is continued from its last checkpoint; a finished one is left as it
+    is, and one that has not begun is begun. The result is the same as if it had never stopped:
+    model.safetensors bit for bit. `parts` are data, model and width map where they are known already.
+
+    Raises RunDirectoryError where the directory holds something else, or a run of another configuration, or
+    cannot be written; and what loading, tracing and training raise. Checkpoints from before an error stay.
+    """
+    there = resume and (path / "config.toml").is_file()
+    if there:
+        directory = RunDirectory.reopen(path)
+        refuse_change(directory, config)
+        if directory.finished:
+            return directory.read_summary()
+    else:
+        RunDirectory.check_free(path)
+    setup = prepare(config, parts)
+    if not there:
+        directory = RunDirectory.create(path, config.to_toml())
+    with directory.locked():
+        return _run(setup, directory, watcher or Silent())
+
+
+def refuse_change(directory: RunDirectory, config: Config) -> None:
+    """Raises RunDirectoryError, naming a key, where the run in the directory has another configuration."""
+    difference = load_config(directory.config).difference(config)
+    if difference is not None:
+        raise RunDirectoryError(
+            f"{directory.path} is a run of another configuration, in which {difference}; "
+            "resume it unchanged or choose another --out."
+        )
+
+
+def _run(setup: Setup, directory: RunDirectory, watcher: Watcher) -> dict[str, Any]:
+    """The rounds that are still to be run, and the end."""
+    config = setup.config
+    fingerprint = config.fingerprint()
+    checkpoint = directory.load_checkpoint(fingerprint)
+    done = checkpoint.rounds if checkpoint else 0
+    state: Mapping[str, Tensor] = checkpoint.state if checkpoint else setup.method.initial_state()
+    earlier = directory.keep_metrics(done)
+    coverage = coverage_by_round(setup)
+    watcher.started(setup, done)
+    results = run_rounds(
+        setup.method,
+        setup.data.participants,
+        setup.rounds,
+        state=state,
+        first_round=done,
+        workers=config.run.workers,
+        threads=config.run.threads,
+        test=setup.data.test,
+        on_participant=watcher.participant,
+    )
+    with closing(results), Events(directory.path, earlier) as events:
+        for result in results:
+            state = result.state
+            line = metrics_line(result, coverage)
+            directory.add_metrics(line)
+            if line["round"] % config.run.checkpoint_every == 0 or line["round"] == config.rounds:
+                directory.save_checkpoint(line["round"], state, fingerprint)
+            events.add(line)
+            watcher.round(line)
+    summary = summarise(setup, directory.read_metrics())
+    directory.finish(state, summary)
+    return summary
+
+
+def metrics_line(result: RoundResult, coverage: Sequence[float] | None) -> dict[str, Any]:
+    """One round in figures. `round` counts from 1, so it says how many rounds are done."""
+    examples = sum(each.examples for each in result.participants)
+    line: dict[str, Any] = {
+        "round": result.round_index + 1,
+        "participants": [each.participant for each in result.participants],
+        "training_loss": sum(each.loss * each.examples for each in result.participants) / examples,
+    }
+    if result.evaluation is not None:
+        line |= {"loss": result.evaluation.loss, "accuracy": result.evaluation.accuracy}
+        if result.evaluation.perplexity is not None:
+            line["perplexity"] = result.evaluation.perplexity
+    if coverage is not None:
+        line["entry_coverage"] = coverage[result.round_index]
+    line |= {
+        "bytes_down": sum(each.bytes_down for each in result.participants),
+        "bytes_up": sum(each.bytes_up for each in result.participants),
+        "measuring_bytes": result.measuring_bytes,
+        "seconds": round(result.seconds, 4),
+    }
+    return {key: _finite(value) for key, value in line.items()}
+
+
+def summarise(setup: Setup, metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The final figures of a run."""
+    last = metrics[-1]
+    return {
+        "method": setup.config.method.name,
+        "seed": setup.config.seed,
+        "rounds": len(metrics),
+        "data": setup.data.description,
+        **{key: last[key] for key in ("accuracy", "loss", "perplexity") if key in last},
+        "training_loss": last["training_loss"],
+        "entry_coverage": last.get("entry_coverage"),
+        "seconds": round(sum(line["seconds"] for line in metrics), 3),
+        **run_figures(setup),
+    }
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no infinity: a diverged perplexity is null."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

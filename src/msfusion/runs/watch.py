@@ -1,0 +1,105 @@
+"""What a user sees while a run goes on: a progress bar in a terminal, a line a round elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from msfusion.engines.local import ParticipantResult
+from msfusion.runs.report import quality
+from msfusion.runs.setup import Setup
+
+
+class Bar:
+    """A progress bar over rounds, with how good the model is."""
+
+    def __init__(self, console: Console, title: str = "") -> None:
+        self._title = title
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[shown]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        )
+        self._task: TaskID | None = None
+        self._rounds = 1
+        self._step = 0.0
+
+    def __enter__(self) -> Bar:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def started(self, setup: Setup, done: int) -> None:
+        """Show an empty bar, or one as full as the run was when it stopped."""
+        self._rounds = setup.config.rounds
+        self._step = 1 / len(setup.rounds.participants_in(0, setup.config.participants.count))
+        if self._task is not None:
+            self._progress.remove_task(self._task)
+        title = f"{self._title} round {done}/{self._rounds}".strip()
+        self._task = self._progress.add_task(title, total=self._rounds, completed=done, shown="")
+
+    def participant(self, result: ParticipantResult) -> None:
+        """A participant's share of a round is done."""
+        if self._task is not None:
+            self._progress.advance(self._task, self._step)
+
+    def round(self, line: Mapping[str, Any]) -> None:
+        """A round is done."""
+        if self._task is None:
+            return
+        title = f"{self._title} round {line['round']}/{self._rounds}".strip()
+        self._progress.update(self._task, completed=line["round"], description=title)
+        if "loss" in line:
+            self._progress.update(self._task, shown=quality(line))
+
+
+class Lines:
+    """A plain line a round, for logs and pipes."""
+
+    def __init__(self, console: Console, title: str = "") -> None:
+        self._console = console
+        self._title = title
+        self._rounds = 1
+
+    def __enter__(self) -> Lines:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing to end."""
+
+    def started(self, setup: Setup, done: int) -> None:
+        """Say what is trained."""
+        self._rounds = setup.config.rounds
+        method = setup.config.method.name
+        text = f"{method} on {setup.data.description}"
+        self._say(f"{text}, continued after round {done}" if done else text)
+
+    def participant(self, result: ParticipantResult) -> None:
+        """Too much for a log."""
+
+    def round(self, line: Mapping[str, Any]) -> None:
+        """Say how good the model is after the round."""
+        told = quality(line) if "loss" in line else f"training loss {line['training_loss']:.4f}"
+        self._say(f"round {line['round']}/{self._rounds}: {told} ({line['seconds']:.2f} s)")
+
+    def _say(self, text: str) -> None:
+        self._console.print(f"{self._title} {text}".strip(), soft_wrap=True, highlight=False, markup=False)
+
+
+def watcher(console: Console, title: str = "") -> Bar | Lines:
+    """A bar where there is a terminal, else lines. Use it in a `with` statement."""
+    return Bar(console, title) if console.is_terminal else Lines(console, title)
