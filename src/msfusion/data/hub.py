@@ -18,7 +18,7 @@ from msfusion.data.images import decode_images, normalised
 from msfusion.data.loaded import Loaded, check_labels
 from msfusion.data.running_text import load_running_text
 from msfusion.data.spec import DataSpec
-from msfusion.data.text import fit_encoder, padded
+from msfusion.data.text import encode_texts, padded
 from msfusion.errors import ConfigError, DataError
 
 LABEL_NAMES = ("label", "labels", "fine_label", "coarse_label", "target", "class", "intent")
@@ -206,11 +206,14 @@ def _classification(train: Any, test: Any | None, columns: Columns, keys: Any, s
             _numbers(s, columns.input, r) for s, r in ((train, train_rows), (test, test_rows))
         )
     else:
-        texts = [
-            _texts(split, columns.input, rows) for split, rows in ((train, train_rows), (test, test_rows))
-        ]
-        encoder = fit_encoder(spec.tokenizer or "words", texts[0], spec.vocabulary_size)
-        train_inputs, test_inputs = (padded(encoder.encode(some), spec.length, encoder) for some in texts)
+        train_texts, test_texts = (
+            _texts(train, columns.input, train_rows),
+            _texts(test, columns.input, test_rows),
+        )
+        tokenizer = spec.tokenizer or "words"
+        train_ids, test_ids, encoder = encode_texts(tokenizer, train_texts, test_texts, spec.vocabulary_size)
+        train_inputs = padded(train_ids, spec.length, encoder)
+        test_inputs = padded(test_ids, spec.length, encoder)
         size, padding = encoder.size, encoder.padding
     description = f"{spec.source}: {columns.kind} classification, {len(names)} classes"
     return Loaded(

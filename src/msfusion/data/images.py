@@ -101,7 +101,9 @@ def _converted(image: Any, channels: int, spec: DataSpec, label: str) -> Any:
     """A PIL image with so many channels, and of the wished-for size."""
     if _channels(image.mode, label) > channels and spec.channels is None:
         raise DataError(f"{label} is coloured and the first image is grey: set data.channels to 3 (or 1).")
-    image = image.convert("L" if channels == 1 else "RGB")
+    mode = "L" if channels == 1 else "RGB"
+    if image.mode != mode:
+        image = image.convert(mode)
     if spec.image_size is not None and image.size != (spec.image_size, spec.image_size):
         image = image.resize((spec.image_size, spec.image_size))
     return image

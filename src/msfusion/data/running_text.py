@@ -14,7 +14,7 @@ from numpy import ndarray
 from msfusion.batch import Batch
 from msfusion.data.loaded import Loaded
 from msfusion.data.spec import DataSpec
-from msfusion.data.text import SPLITTERS, Encoder, blocks, fit_encoder, masked
+from msfusion.data.text import SPLITTERS, Encoder, blocks, encode_texts, masked
 from msfusion.errors import ConfigError, DataError
 
 
@@ -33,17 +33,19 @@ def load_running_text(
     """
     train_texts = [text or "" for text in train]
     if test is None:
-        train_texts, test_texts = hold_out(train_texts, spec.test_share or 0.1)
+        train_texts, test_texts, kept = hold_out(train_texts, spec.test_share or 0.1)
+        keys = None if keys is None else keys[kept]
     else:
         test_texts = [text or "" for text in test]
     tokenizer = spec.tokenizer or "spaces"
     train_texts = _enough(train_texts, tokenizer, spec.max_train, spec.length)
     test_texts = _enough(test_texts, tokenizer, spec.max_test, spec.length)
-    encoder = fit_encoder(tokenizer, train_texts, spec.vocabulary_size)
-    kept_keys = None if keys is None else keys[: len(train_texts)]
-    train_batch, block_keys = _blocks_by_key(encoder.encode(train_texts), kept_keys, spec)
-    test_ids = torch.tensor(list(chain.from_iterable(encoder.encode(test_texts))))
-    train_batch, test_batch = train_batch.take(slice(spec.max_train)), blocks(test_ids, spec.length)
+    train_ids, test_ids, encoder = encode_texts(tokenizer, train_texts, test_texts, spec.vocabulary_size)
+    train_batch, block_keys = _blocks_by_key(
+        train_ids, None if keys is None else keys[: len(train_ids)], spec
+    )
+    train_batch = train_batch.take(slice(spec.max_train))
+    test_batch = blocks(torch.tensor(list(chain.from_iterable(test_ids))), spec.length)
     test_batch = test_batch.take(slice(spec.max_test))
     unknown = float((test_batch.targets == 1).double().mean())
     if spec.mask_share > 0:
@@ -64,18 +66,24 @@ def load_running_text(
     )
 
 
-def hold_out(texts: Sequence[str], share: float) -> tuple[list[str], list[str]]:
-    """Each text's beginning, and its end (about `share` of it), cut at the end of a line.
+def hold_out(texts: Sequence[str], share: float) -> tuple[list[str], list[str], list[int]]:
+    """Training texts, test texts, and which texts the training ones are: about `share` of all text is for the
+    test.
 
-    A single line is not cut: whole texts are then held out, evenly spread.
+    Of texts of many lines it is the end of each, cut between lines; of single lines, runs of whole ones,
+    evenly
+    spread: neighbours belong together, so both parts must be stretches.
     """
     if all("\n" not in text.rstrip("\n") for text in texts):
-        step = max(2, round(1 / share))
-        train = [text for index, text in enumerate(texts) if index % step != step - 1]
-        return train, [text for index, text in enumerate(texts) if index % step == step - 1]
-    cuts = [text.rfind("\n", 0, int(len(text) * (1 - share))) + 1 for text in texts]
-    pairs = [(text[:cut], text[cut:]) if cut else (text, "") for text, cut in zip(texts, cuts, strict=True)]
-    return [beginning for beginning, _ in pairs], [end for _, end in pairs if end]
+        period = max(2, round(1 / share))
+        run = max(1, len(texts) // (20 * period))
+        kept = [index for index in range(len(texts)) if index // run % period != period - 1]
+        held_out = sorted(set(range(len(texts))) - set(kept))
+        return [texts[index] for index in kept], [texts[index] for index in held_out], kept
+    cuts = [text.rfind("\n", 0, int(len(text) * (1 - share))) + 1 or len(text) for text in texts]
+    beginnings = [text[:cut] for text, cut in zip(texts, cuts, strict=True)]
+    ends = [text[cut:] for text, cut in zip(texts, cuts, strict=True) if text[cut:]]
+    return beginnings, ends, list(range(len(texts)))
 
 
 def _enough(texts: list[str], tokenizer: str, examples: int | None, length: int) -> list[str]:

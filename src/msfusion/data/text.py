@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -71,36 +72,38 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Encoder:
-    """How texts become ids: made from the training texts by `fit_encoder`."""
+    """A tokenizer's number of ids, and which of them are padding and mask (None if it has none)."""
 
-    encode: Callable[[Sequence[str]], list[list[int]]]
     size: int
     padding: int
     mask: int | None
 
 
-def fit_encoder(tokenizer: str, texts: Sequence[str], size: int) -> Encoder:
-    """An encoder of that name; its vocabulary, where it has none of its own, is that of the (training) texts.
+def encode_texts(
+    tokenizer: str, train: Sequence[str], test: Sequence[str], size: int
+) -> tuple[list[list[int]], list[list[int]], Encoder]:
+    """The ids of training and test texts, and what is known of the tokenizer.
 
+    Where it has no vocabulary of its own, that of the training texts is made: at most `size` tokens.
     Raises ConfigError when a tokenizer's folder cannot be used.
     """
     if tokenizer.startswith("transformers:"):
-        return _pretrained(tokenizer.removeprefix("transformers:"))
+        return _pretrained(tokenizer.removeprefix("transformers:"), train, test)
     split = SPLITTERS[tokenizer]
-    vocabulary = Vocabulary.of(map(split, texts), size)
-    return Encoder(
-        lambda some: vocabulary.encode(map(split, some)), len(vocabulary.tokens), padding=0, mask=2
-    )
+    documents = [split(text) for text in train]  # once: this is what takes the time
+    vocabulary = Vocabulary.of(documents, size)
+    encoder = Encoder(len(vocabulary.tokens), padding=0, mask=2)
+    return vocabulary.encode(documents), vocabulary.encode(map(split, test)), encoder
 
 
 def padded(documents: Sequence[Sequence[int]], length: int, encoder: Encoder) -> Int[Tensor, "examples time"]:
     """Each document's first `length` ids, filled up with padding. An empty one becomes an unknown token."""
-    ids = torch.full((len(documents), length), encoder.padding)
+    ids = np.full((len(documents), length), encoder.padding, dtype=np.int64)
     for row, document in enumerate(documents):
         # one token at least: a row of nothing but padding would leave attention nothing to attend to
         kept = list(document[:length]) or [1 if encoder.padding != 1 else 0]
-        ids[row, : len(kept)] = torch.tensor(kept)
-    return ids
+        ids[row, : len(kept)] = kept
+    return torch.from_numpy(ids)
 
 
 def blocks(tokens: Int[Tensor, " tokens"], length: int) -> Batch:
@@ -131,8 +134,10 @@ def masked(batch: Batch, share: float, mask: int, generator: torch.Generator) ->
     return Batch((tokens.masked_fill(chosen, mask),), tokens.masked_fill(~chosen, IGNORED))
 
 
-def _pretrained(folder: str) -> Encoder:
-    """The tokenizer in a folder, as `save_pretrained` of transformers writes it."""
+def _pretrained(
+    folder: str, train: Sequence[str], test: Sequence[str]
+) -> tuple[list[list[int]], list[list[int]], Encoder]:
+    """The same by the tokenizer in a folder, as `save_pretrained` of transformers writes it."""
     try:
         from transformers import AutoTokenizer
     except ImportError as error:
@@ -152,4 +157,4 @@ def _pretrained(folder: str) -> Encoder:
     def encode(texts: Sequence[str]) -> list[list[int]]:
         return [list(ids) for ids in tokenizer(list(texts), verbose=False)["input_ids"]] if texts else []
 
-    return Encoder(encode, len(tokenizer), padding, tokenizer.mask_token_id)
+    return encode(train), encode(test), Encoder(len(tokenizer), padding, tokenizer.mask_token_id)
