@@ -78,7 +78,10 @@ class WidthMap:
 
     `shapes` has the shape of every tensor of the model's `state_dict()` in its order; `parameters` are the names of
     those that are trained (a tied tensor under each of its names); `aliases` gives for each name the first name of the
-    same tensor. `contracting` lists the (tensor, axis) pairs over which a linear map sums. `program` is the traced graph.
+    same tensor. `contracting` lists the (tensor, axis) pairs over which some operator sums. `constants` are tensors
+    that the model reads but does not keep in its state dict (non-persistent buffers); groups may stand in them too, and
+    `narrow` cuts them. `unknown` names the operators without a rule (what they touch is frozen) and where they stand.
+    `program` is the traced graph.
     """
 
     groups: tuple[Group, ...]
@@ -87,6 +90,8 @@ class WidthMap:
     frozen: tuple[Frozen, ...] = ()
     aliases: Mapping[str, str] = field(default_factory=dict)
     contracting: frozenset[tuple[str, int]] = frozenset()
+    constants: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    unknown: Mapping[str, str] = field(default_factory=dict)
     program: Program | None = field(default=None, repr=False, compare=False)
 
     def __getitem__(self, name: str) -> Group:
@@ -136,8 +141,11 @@ class WidthMap:
             parts.append(place.positions(torch.arange(group.units) if units is None else units))
             cursor[place.axis] = place.offset + place.length
         for axis, parts in positions.items():
-            parts.append(torch.arange(cursor[axis], self.shapes[tensor][axis]))
+            parts.append(torch.arange(cursor[axis], self._shape(tensor)[axis]))
         return {axis: torch.cat(parts) for axis, parts in positions.items()}
+
+    def _shape(self, tensor: str) -> tuple[int, ...]:
+        return self.shapes[tensor] if tensor in self.shapes else self.constants[tensor]
 
     def reach(self) -> float:
         """The share of the trained parameters' entries that lie on at least one narrowed axis (0 to 1)."""

@@ -1,0 +1,222 @@
+"""The proof of a width map: permuting the units of its groups everywhere they stand must not change the model.
+
+Run in float64 on the traced graph, one operator after the other, with parameters perturbed so that no accident of the
+initial values (ones, zeros) hides an error. Each tensor is converted when its operator needs it and dropped after, so
+that no second copy of the model ever exists.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._ops import OpOverload
+from torch.utils import _pytree as pytree
+
+from msfusion.errors import UntraceableModelError
+from msfusion.width.analysis import base_name, module_of
+from msfusion.width.graph import Graph, Program
+from msfusion.width.groups import Group, Place, WidthMap
+
+_TOLERANCE = 1e-8  # relative to the spread of the outputs; float64 leaves errors of about 1e-13
+_DTYPES = {
+    torch.float16: torch.float64, torch.bfloat16: torch.float64, torch.float32: torch.float64,
+    torch.complex64: torch.complex128,
+}  # fmt: skip
+# operators that draw random numbers: they are replaced by what they do to a mean
+_IDENTITY = {"dropout", "dropout_", "alpha_dropout", "feature_dropout", "native_dropout", "bernoulli", "bernoulli_"}
+_RANDOM = {"rand", "randn", "rand_like", "randn_like"}
+
+
+def prove(width_map: WidthMap) -> None:
+    """Raise UntraceableModelError unless the map's permutations leave the outputs of its model unchanged."""
+    program = width_map.program
+    if program is None:
+        raise UntraceableModelError("only a traced width map can be proved; make it with msfusion.trace")
+    _check_ties(width_map)
+    if not width_map.groups:
+        return
+    graphs = [program.graphs[False]]
+    if not _same_operators(program.graphs[True], program.graphs[False]):
+        graphs.append(program.graphs[True])
+    for graph in graphs:
+        plain = _outputs(program, graph, width_map, ())
+        if not any(_spread(output) > 1e-6 for output in plain):
+            raise UntraceableModelError(
+                f"the width map of {type(program.model).__name__} cannot be proved: its outputs do not vary with the "
+                "example inputs (or are not finite); trace it with realistic inputs"
+            )
+        error = _difference(plain, _outputs(program, graph, width_map, width_map.groups))
+        if not error < _TOLERANCE:
+            raise _refusal(program, graph, width_map, plain, error)
+
+
+def _refusal(
+    program: Program, graph: Graph, width_map: WidthMap, plain: list[Tensor], error: float
+) -> UntraceableModelError:
+    """Which group breaks the model, and at which module and operator it is read first."""
+    culprit = width_map.groups[0]
+    for group in width_map.groups:
+        alone = _difference(plain, _outputs(program, graph, width_map, (group,)))
+        if not alone < _TOLERANCE:
+            culprit, error = group, alone
+            break
+    tensors = {place.tensor for place in culprit.places}
+    reader = next(
+        (user for n in graph.graph.nodes if n.op == "get_attr" and n.target in tensors for user in n.users), None
+    )
+    where = f"module {module_of(reader)!r}, operation {reader.target}" if reader is not None else "an unknown place"
+    return UntraceableModelError(
+        f"the width map of {type(program.model).__name__} is wrong at group {culprit.name!r} ({where}): permuting its "
+        f"{culprit.units} units changes the output by {error:.1e} of its spread"
+    )
+
+
+def _check_ties(width_map: WidthMap) -> None:
+    """All names of a tied tensor must have the same places."""
+    places: dict[str, list[tuple[str, Place]]] = {}
+    for name, entries in width_map.places.items():
+        places[name] = sorted((g.name, Place("", p.axis, p.offset, p.units, p.thickness, p.repeat)) for g, p in entries)
+    for name, first in width_map.aliases.items():
+        if places.get(name, []) != places.get(first, []):
+            raise UntraceableModelError(
+                f"the width map is wrong: {name!r} and {first!r} are one tied tensor but have different places"
+            )
+
+
+def _same_operators(first: Graph, second: Graph) -> bool:
+    """Whether two graphs differ only in flags and in counting steps."""
+
+    def operators(graph: Graph) -> list[Any]:
+        return [n.target for n in graph.graph.nodes if n.op == "call_function" and n.users]
+
+    return operators(first) == operators(second)
+
+
+def _outputs(program: Program, graph: Graph, width_map: WidthMap, permuted: Iterable[Group]) -> list[Tensor]:
+    """The floating-point outputs of a graph with the units of some groups permuted, in float64."""
+    tensors = program.tensors()
+    reader = _Reader(program, tensors, width_map, {group.name: _permutation(group) for group in permuted})
+    inputs = iter([_perturbed_input(value, i) for i, value in enumerate(program.call.example)])
+    values: dict[fx.Node, Any] = {}
+    waiting = Counter({node: len(node.users) for node in graph.graph.nodes})
+    results: list[Any] = []
+    state = torch.get_rng_state()
+    with torch.no_grad():
+        for node in graph.graph.nodes:
+            if node.op == "placeholder":
+                values[node] = next(inputs)
+            elif node.op == "get_attr":
+                values[node] = reader.read(node.target)
+            elif node.op == "call_function":
+                values[node] = _apply(node, values)
+            elif node.op == "output":
+                results = [values[n] for n in graph.outputs if isinstance(n, fx.Node)]
+            for source in node.all_input_nodes:
+                waiting[source] -= 1
+                if not waiting[source]:
+                    del values[source]
+    torch.set_rng_state(state)
+    return [value for value in results if isinstance(value, Tensor) and value.is_floating_point()]
+
+
+def _apply(node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
+    """One operator in float64, without randomness."""
+    args = fx.map_arg(node.args, lambda n: values[n])
+    kwargs = fx.map_arg(node.kwargs, lambda n: values[n])
+    args, kwargs = pytree.tree_map(lambda a: _DTYPES.get(a, a) if isinstance(a, torch.dtype) else a, (args, kwargs))
+    target: Any = node.target
+    name = base_name(target) if isinstance(target, OpOverload) else ""
+    if name in _IDENTITY:
+        return args[0]
+    if name in _RANDOM:
+        return torch.full_like(target(*args, **kwargs), 0.5)
+    if isinstance(target, OpOverload) and "dropout_p" in {a.name for a in target._schema.arguments}:
+        kwargs["dropout_p"], args = 0.0, args[:4]
+    result = target(*args, **kwargs)
+    return _double(result) if isinstance(result, Tensor) else result
+
+
+def _double(tensor: Tensor) -> Tensor:
+    return tensor.to(_DTYPES[tensor.dtype]) if tensor.dtype in _DTYPES else tensor
+
+
+class _Reader:
+    """Gives the model's tensors in float64, perturbed and permuted, each made anew for every operator that reads it."""
+
+    def __init__(
+        self, program: Program, tensors: Mapping[str, Tensor], width_map: WidthMap, permutations: dict[str, Tensor]
+    ) -> None:
+        self.tensors, self.places, self.permutations = tensors, width_map.places, permutations
+        self.parameters = {id(p) for p in program.model.parameters()}
+
+    def read(self, name: str) -> Any:
+        if name not in self.tensors:
+            return None
+        tensor = self.tensors[name].detach()
+        entries = self.places.get(name, ())
+        if not entries:
+            return _double(tensor).clone()
+        value = _perturbed(tensor, name, id(self.tensors[name]) in self.parameters)
+        for axis in {place.axis for _, place in entries}:
+            index = torch.arange(value.shape[axis])
+            for group, place in entries:
+                if place.axis == axis and group.name in self.permutations:
+                    self._permute(index, name, group, place)
+            value = value.index_select(axis, index)
+        return value
+
+    def _permute(self, index: Tensor, name: str, group: Group, place: Place) -> None:
+        identity = place.positions(torch.arange(group.units))
+        if place.offset < 0 or place.offset + place.length > len(index) or place.units != group.units:
+            raise UntraceableModelError(
+                f"the width map is wrong at group {group.name!r}: its place on axis {place.axis} of {name!r} does not "
+                f"fit into the axis of {len(index)}"
+            )
+        index[identity] = place.positions(self.permutations[group.name])
+
+
+def _perturbed(tensor: Tensor, name: str, is_parameter: bool) -> Tensor:
+    """The tensor in float64 with noise that depends on its name alone; what may be a variance stays positive."""
+    generator = torch.Generator().manual_seed(int(hashlib.sha256(name.encode()).hexdigest()[:8], 16))
+    value = tensor.to(torch.float64)
+    spread = float(value.std()) if value.numel() > 1 else 0.0
+    if not is_parameter and value.min() >= 0:
+        return value + (0.3 * value + 0.1) * torch.rand(value.shape, generator=generator)
+    return value + (0.5 * spread or 0.1) * torch.randn(value.shape, generator=generator)
+
+
+def _perturbed_input(value: Any, position: int) -> Any:
+    """Inputs that vary: floating-point ones get noise, indices and masks stay."""
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return value.clone() if isinstance(value, Tensor) else value
+    generator = torch.Generator().manual_seed(position)
+    return value.detach().to(torch.float64) + 0.5 * torch.randn(value.shape, generator=generator, dtype=torch.float64)
+
+
+def _permutation(group: Group) -> Tensor:
+    """A random order of the group's units that is not the identity."""
+    generator = torch.Generator().manual_seed(int(hashlib.sha256(group.name.encode()).hexdigest()[:8], 16))
+    order = torch.randperm(group.units, generator=generator)
+    return order if not torch.equal(order, torch.arange(group.units)) else order.roll(1)
+
+
+def _spread(output: Tensor) -> float:
+    finite = output[output.isfinite()]
+    return float(finite.max() - finite.min()) if finite.numel() > 1 else 0.0
+
+
+def _difference(first: list[Tensor], second: list[Tensor]) -> float:
+    """The largest difference, relative to each output's spread; infinite where values stop being finite."""
+    worst = 0.0
+    for a, b in zip(first, second, strict=True):
+        same = a.isfinite()
+        if not torch.equal(same, b.isfinite()) or not torch.equal(a[~same].nan_to_num(0.0), b[~same].nan_to_num(0.0)):
+            return float("inf")
+        if same.any():
+            worst = max(worst, float((a[same] - b[same]).abs().max()) / max(_spread(a), 1e-6))
+    return worst

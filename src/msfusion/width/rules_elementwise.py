@@ -1,0 +1,134 @@
+"""Rules for operators that keep their input's axes: element by element, along one axis, or a reduction of some."""
+
+from __future__ import annotations
+
+from torch import Tensor, fx
+
+from msfusion.width.analysis import Analysis, Outcome, has_tensor, rule
+from msfusion.width.axes import Axes, Axis, freeze, fresh
+
+
+def tensors_of(node: fx.Node) -> list[fx.Node]:
+    """The tensor arguments of a node, with repetitions, None left out."""
+    found: list[fx.Node] = []
+    fx.map_arg((node.args, node.kwargs), lambda n: found.append(n))
+    return [n for n in found if isinstance(n.meta.get("val"), Tensor)]
+
+
+@rule("pointwise", "copy", "where", "masked_fill", "addcmul", "addcdiv", "lerp", "fill", "zero", "__and__", "__or__", "__xor__")
+def pointwise(analysis: Analysis, node: fx.Node) -> Outcome:
+    """Element by element with broadcasting."""
+    return analysis.broadcast([analysis.axes(n) for n in tensors_of(node)])
+
+
+@rule(
+    "dropout", "alpha_dropout", "feature_dropout", "feature_alpha_dropout", "native_dropout", "bernoulli",
+    "contiguous", "clone", "detach", "alias", "lift_fresh_copy", "lift_fresh", "to", "_to_copy", "type_as",
+    "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like",
+    "relu6", "hardtanh", "prelu_unary", "rrelu", "selu", "celu", "elu", "silu", "mish", "hardswish", "hardsigmoid",
+    "gelu", "leaky_relu", "softplus", "log_sigmoid", "hardshrink", "softshrink", "threshold", "square", "float_power",
+    "isnan", "isinf", "isfinite", "requires_grad", "resolve_conj", "resolve_neg", "real", "conj",
+)  # fmt: skip
+def unary(analysis: Analysis, node: fx.Node) -> Outcome:
+    """The output has the axes of the first argument. Only a copy or cast is still the same tensor of the state."""
+    axes = analysis.axes(node.args[0])
+    if node.target.__name__.partition(".")[0] not in {"to", "_to_copy", "contiguous", "clone", "alias"}:  # type: ignore[union-attr]
+        axes = [Axis(axis.terms) for axis in axes]
+    outputs = node.meta["val"]
+    return [axes for _ in outputs] if isinstance(outputs, (tuple, list)) else axes
+
+
+def dimensions(analysis: Analysis, node: fx.Node, name: str = "dim", rank: int | None = None) -> list[int]:
+    """An argument of one or more axes, as non-negative numbers; all axes where none is given."""
+    rank = len(analysis.axes(node.args[0])) if rank is None else rank
+    given = analysis.argument(node, name)
+    if given is None or given == []:
+        return list(range(rank))
+    return [d % rank if rank else 0 for d in ([given] if isinstance(given, int) else given)]
+
+
+@rule("softmax", "_softmax", "log_softmax", "_log_softmax", "cumsum", "cumprod", "cummax", "cummin", "logcumsumexp",
+      "sort", "argsort", "flip", "topk", "kthvalue", "roll")  # fmt: skip
+def along_axis(analysis: Analysis, node: fx.Node) -> Outcome:
+    """The values depend on all units of an axis, or on their order: it cannot be narrowed."""
+    axes = list(analysis.axes(node.args[0]))
+    name = node.target.__name__.partition(".")[0]  # type: ignore[union-attr]
+    for d in dimensions(analysis, node, "dims" if name in {"flip", "roll"} else "dim"):
+        freeze(axes[d], f"{name} along this axis")
+    values = node.meta["val"]
+    outputs = list(values) if isinstance(values, (tuple, list)) else [values]
+    kept: list[Axes] = []
+    for value in outputs:
+        sizes = [hint if isinstance(hint, int) else -1 for hint in value.shape]
+        kept.append([
+            fresh(size, f"{name} along this axis") if size not in (-1, axis.size) else Axis(axis.terms)
+            for axis, size in zip(axes, sizes, strict=True)
+        ])  # fmt: skip
+    return kept if isinstance(values, (tuple, list)) else kept[0]
+
+
+@rule("sum", "mean", "amax", "amin", "max", "min", "var", "std", "var_mean", "std_mean", "all", "any", "norm",
+      "linalg_vector_norm", "argmax", "argmin", "prod", "logsumexp", "median", "mode", "count_nonzero")  # fmt: skip
+def reduction(analysis: Analysis, node: fx.Node) -> Outcome:
+    """Some axes are reduced. A mean needs no care; a sum is scaled; what depends on order or on K is frozen."""
+    name = node.target.__name__.partition(".")[0]  # type: ignore[union-attr]
+    if name in {"max", "min"} and isinstance(analysis.argument(node, "other"), fx.Node):
+        return pointwise(analysis, node)
+    axes = analysis.axes(node.args[0])
+    reduced = dimensions(analysis, node)
+    ordered = has_tensor(node.meta["val"]) and isinstance(node.meta["val"], (tuple, list)) and name in {"max", "min"}
+    for d in reduced:
+        if name in {"argmax", "argmin", "prod", "logsumexp", "median", "mode", "count_nonzero"} or ordered:
+            freeze(axes[d], f"{name} over this axis")
+        elif name in {"norm", "linalg_vector_norm"}:
+            order = analysis.argument(node, "p" if name == "norm" else "ord", 2)
+            if order in (1, 2, 1.0, 2.0):
+                analysis.contract(node, node.args[0], d, power=1 / order)
+            elif order != float("inf"):
+                freeze(axes[d], f"{order}-norm over this axis")
+        else:
+            analysis.contract(node, node.args[0], d, power=1 if name == "sum" else 0)
+    keep = analysis.argument(node, "keepdim", False)
+    left = [Axis(((),)) if d in reduced else Axis(a.terms) for d, a in enumerate(axes) if keep or d not in reduced]
+    values = node.meta["val"]
+    return [left for _ in values] if isinstance(values, (tuple, list)) else left
+
+
+@rule("glu")
+def glu(analysis: Analysis, node: fx.Node) -> Outcome:
+    """The first half of an axis times the sigmoid of the second."""
+    from msfusion.width.axes import cut_at, unify
+
+    axes = list(analysis.axes(node.args[0]))
+    d = dimensions(analysis, node)[0]
+    halves = cut_at(axes[d], [axes[d].size // 2])
+    if halves is None:
+        return None
+    unify(halves[0], halves[1])
+    axes[d] = halves[0]
+    return axes
+
+
+@rule("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty", "rand", "randn")
+def constant(analysis: Analysis, node: fx.Node) -> Outcome:
+    """Equal (or identically distributed) values everywhere: any width will do."""
+    return [fresh(size, weak=True) for size in analysis.shape(node)]
+
+
+@rule("arange", "eye", "linspace", "scalar_tensor", "tril_indices", "triu_indices", "randperm", "one_hot", "empty_permuted",
+      "full_names", "hann_window")  # fmt: skip
+def counted(analysis: Analysis, node: fx.Node) -> Outcome:
+    """Values that depend on the position: never narrowed."""
+    if node.target.__name__.startswith("one_hot"):  # type: ignore[union-attr]
+        *_, last = analysis.shape(node)
+        return [*analysis.axes(node.args[0]), fresh(last, "a one-hot code")]
+    return analysis.frozen(node, "made by counting")
+
+
+@rule("tril", "triu")
+def triangle(analysis: Analysis, node: fx.Node) -> Outcome:
+    """The last two axes are compared by position."""
+    axes = analysis.axes(node.args[0])
+    for axis in axes[-2:]:
+        freeze(axis, "cut to a triangle")
+    return [Axis(axis.terms) for axis in axes]

@@ -1,0 +1,193 @@
+"""Rules for operators that sum over an axis: linear maps, convolutions, attention, recurrent layers; and norms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import fx
+
+from msfusion.width.analysis import Analysis, Outcome, rule
+from msfusion.width.axes import Axes, Axis, freeze, fresh, merge, split, unify
+
+
+@rule("linear")
+def linear(analysis: Analysis, node: fx.Node) -> Outcome:
+    """input [..., i] and weight [o, i] give [..., o]."""
+    source, weight = analysis.argument(node, "input"), analysis.argument(node, "weight")
+    x, w = analysis.axes(source), analysis.axes(weight)
+    unify(x[-1], w[-1])
+    analysis.contract(node, weight, -1, (source, -1))
+    return _plus_bias(analysis, node, [*x[:-1], *(Axis(a.terms) for a in w[:-1])], "bias")
+
+
+def _plus_bias(analysis: Analysis, node: fx.Node, axes: Axes, name: str, dimension: int = -1) -> Axes:
+    """A bias is added along one axis of the result."""
+    bias = analysis.argument(node, name)
+    if bias is not None:
+        unify(axes[dimension], analysis.axes(bias)[0])
+    return axes
+
+
+@rule("matmul", "mm", "bmm", "mv", "dot", "vdot", "inner")
+def matmul(analysis: Analysis, node: fx.Node) -> Outcome:
+    """[..., m, k] times [..., k, n], with broadcast batches; vectors lose their axis."""
+    return _product(analysis, node, *node.args[:2])  # type: ignore[arg-type]
+
+
+def _product(analysis: Analysis, node: fx.Node, first: fx.Node, second: fx.Node) -> Axes:
+    x, y = analysis.axes(first), analysis.axes(second)
+    row = -2 if len(y) > 1 else -1
+    unify(x[-1], y[row])
+    analysis.contract(node, second, row, (first, -1))
+    batch = analysis.broadcast([x[:-2], y[:-2]])
+    return [Axis(a.terms) for a in (*batch, *x[:-1][-1:], *(y[-1:] if len(y) > 1 else []))]
+
+
+@rule("addmm", "addbmm", "baddbmm", "addmv")
+def addmm(analysis: Analysis, node: fx.Node) -> Outcome:
+    """A product of matrices plus something that broadcasts."""
+    if node.target.__name__.startswith("addbmm"):  # type: ignore[union-attr]
+        return None
+    product = _product(analysis, node, *node.args[1:3])  # type: ignore[arg-type]
+    return analysis.broadcast([product, analysis.axes(analysis.argument(node, "self"))])
+
+
+@rule("einsum")
+def einsum(analysis: Analysis, node: fx.Node) -> Outcome:
+    """Each letter is one axis; letters that the result lacks are summed over."""
+    equation: str = node.args[0].replace(" ", "")  # type: ignore[union-attr,assignment]
+    operands = [analysis.axes(n) for n in node.args[1]]  # type: ignore[union-attr]
+    if "..." in equation:
+        return None
+    left, arrow, right = equation.partition("->")
+    terms = left.split(",")
+    if not arrow:
+        right = "".join(sorted(c for c in set(left) - {","} if left.count(c) == 1))
+    axes: dict[str, Axis] = {}
+    for letters, operand in zip(terms, operands, strict=True):
+        for letter, axis in zip(letters, operand, strict=True):
+            if axis.size != 1 or letter not in axes:
+                unify(axes.setdefault(letter, axis), axis)
+    for letter in axes.keys() - set(right):
+        _contract_letter(analysis, node, terms, letter)
+    return [Axis(axes[letter].terms) for letter in right]
+
+
+def _contract_letter(analysis: Analysis, node: fx.Node, terms: list[str], letter: str) -> None:
+    """Note the sum over one letter; the last operand that has it is scaled."""
+    operands: Any = node.args[1]
+    factors = [(operands[i], letters.index(letter)) for i, letters in enumerate(terms) if letter in letters]
+    *others, (operand, dimension) = factors
+    analysis.contract(node, operand, dimension, *others)
+
+
+@rule("conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+def convolution(analysis: Analysis, node: fx.Node) -> Outcome:
+    """Input [n, groups * i, ...]; weight [groups * o, i, ...], transposed [groups * i, o, ...]."""
+    source, weight = analysis.argument(node, "input"), analysis.argument(node, "weight")
+    x, w = analysis.axes(source), analysis.axes(weight)
+    name = node.target.__name__  # type: ignore[union-attr]
+    transposed = "transpose" in name or bool(analysis.argument(node, "transposed", False))
+    groups = analysis.argument(node, "groups", 1)
+    sizes = analysis.shape(node)
+    channel = len(x) - len(w) + 1
+    if groups == 1:
+        into, out = (0, 1) if transposed else (1, 0)
+        unify(x[channel], w[into])
+        analysis.contract(node, weight, into, (source, channel))
+        channels = Axis(w[out].terms)
+    else:
+        channels_or_none = _grouped(analysis, node, x[channel], w, groups, transposed)
+        if channels_or_none is None:
+            return None
+        channels = channels_or_none
+    space = [fresh(size, "space") for size in sizes[channel + 1 :]]
+    for axis in (*x[channel + 1 :], *w[2:]):
+        freeze(axis, "space under a convolution")
+    return _plus_bias(analysis, node, [*x[:channel], channels, *space], "bias", channel)
+
+
+def _grouped(analysis: Analysis, node: fx.Node, x: Axis, w: Axes, groups: int, transposed: bool) -> Axis | None:
+    """Grouped convolutions are narrowed by whole groups: the channels of a group stay together."""
+    inside = split(x.terms, [groups, x.size // groups])
+    own = split(w[0].terms, [groups, w[0].size // groups])
+    if inside is None or own is None:
+        return None
+    unify(inside[0], own[0])
+    analysis.counted[node] = own[0]
+    analysis.touched.append(inside[0])  # a group's outputs read this group's inputs alone
+    if transposed:
+        unify(inside[1], own[1])
+        freeze(own[1], "inside one group of a convolution")
+        freeze(w[1], "inside one group of a convolution")
+        return Axis(merge([own[0], w[1]]))
+    unify(inside[1], w[1])
+    freeze(w[1], "inside one group of a convolution")
+    return Axis(w[0].terms)
+
+
+@rule("scaled_dot_product_attention", "_scaled_dot_product_attention_math")
+def attention(analysis: Analysis, node: fx.Node) -> Outcome:
+    """query [..., heads, l, d], key [..., kv, s, d], value [..., kv, s, e]: d and e stay, heads are units."""
+    q, k, v = (analysis.axes(analysis.argument(node, name)) for name in ("query", "key", "value"))
+    for axis in (q[-1], k[-1], v[-1]):
+        freeze(axis, "a head dimension")
+    unify(q[-1], k[-1])
+    unify(k[-2], v[-2])
+    if analysis.argument(node, "enable_gqa", False) and q[-3].size != k[-3].size:
+        shared = split(q[-3].terms, [k[-3].size, q[-3].size // k[-3].size])
+        if shared is None:
+            return None
+        freeze(shared[1], "the query heads of one key-value head")
+        unify(k[-3], v[-3])
+        unify(shared[0], k[-3])
+    else:
+        analysis.broadcast([q[:-2], k[:-2], v[:-2]])
+    mask = analysis.argument(node, "attn_mask")
+    if mask is not None:
+        analysis.broadcast([[*q[:-1], k[-2]], analysis.axes(mask)])
+    return [Axis(a.terms) for a in (*q[:-1], v[-1])]
+
+
+@rule("lstm", "gru", "rnn_tanh", "rnn_relu")
+def recurrent(analysis: Analysis, node: fx.Node) -> Outcome:
+    """All layers and directions share one group of hidden units; the gates are blocks of it."""
+    name = node.target.__name__.partition(".")[0]  # type: ignore[union-attr]
+    if node.target._overloadname != "input":  # type: ignore[union-attr]
+        return None
+    gates = {"lstm": 4, "gru": 3}.get(name, 1)
+    x = analysis.axes(node.args[0])
+    states: Any = node.args[1] if name == "lstm" else [node.args[1]]
+    weights: Any = node.args[2]
+    has_biases, layers, bidirectional = node.args[3], node.args[4], node.args[7]
+    directions = 2 if bidirectional else 1
+    per_cell = 4 if has_biases else 2
+    if len(weights) != per_cell * int(layers) * directions:  # type: ignore[arg-type]
+        return None  # projections
+    hidden = analysis.axes(weights[1])[1]
+    below = x[-1]
+    for layer in range(int(layers)):  # type: ignore[arg-type]
+        for direction in range(directions):
+            cell = weights[(layer * directions + direction) * per_cell :][:per_cell]
+            _cell(analysis, node, cell, gates, below, hidden)
+        below = Axis(hidden.terms * directions)
+    for state in states:
+        unify(analysis.axes(state)[-1], hidden)
+        for axis in analysis.axes(state)[:-2]:
+            freeze(axis, "layers and directions")
+    final = [fresh(int(layers) * directions, "layers and directions"), *x[:-1][1 - int(bool(node.args[8])) :][:1]]  # type: ignore[arg-type,index,misc]
+    last: Axes = [*final, Axis(hidden.terms)]
+    return [[*x[:-1], below], *([last] * len(states))]
+
+
+def _cell(analysis: Analysis, node: fx.Node, weights: list[fx.Node], gates: int, below: Axis, hidden: Axis) -> None:
+    """One layer in one direction: w_ih [gates * h, i], w_hh [gates * h, h] and two biases [gates * h]."""
+    blocks = Axis(tuple((*fresh(gates, "gates").terms[0], *term) for term in hidden.terms))
+    if len(hidden.terms) > 1:
+        freeze(hidden, "a recurrent state made of parts")
+    unify(analysis.axes(weights[0])[1], below)
+    unify(analysis.axes(weights[1])[1], hidden)
+    for weight in weights[:2]:
+        analysis.contract(node, weight, 1)
+    for weight in weights:
+        unify(analysis.axes(weight)[0], blocks)

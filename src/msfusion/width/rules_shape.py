@@ -1,0 +1,253 @@
+"""Rules for operators that rearrange: transpose, view, cut, join, repeat, index."""
+
+from __future__ import annotations
+
+from itertools import accumulate
+from typing import Any
+
+from torch import Tensor, fx
+
+from msfusion.width.analysis import Analysis, Outcome, rule
+from msfusion.width.axes import Axes, Axis, cut_at, freeze, fresh, is_frozen, regroup, split, unify
+from msfusion.width.rules_elementwise import dimensions, tensors_of
+
+
+@rule("permute", "transpose", "t", "numpy_T", "mT", "movedim", "moveaxis", "swapaxes", "swapdims", "adjoint", "matrix_H")
+def permute(analysis: Analysis, node: fx.Node) -> Outcome:
+    """Axes in another order; they are still the same axes of the state."""
+    axes = analysis.axes(node.args[0])
+    rank = len(axes)
+    name = node.target.__name__.partition(".")[0]  # type: ignore[union-attr]
+    order = list(range(rank))
+    if name == "permute":
+        order = dimensions(analysis, node, "dims")
+    elif name in {"transpose", "swapaxes", "swapdims"}:
+        a, b = (d % rank for d in node.args[1:3])  # type: ignore[operator]
+        order[a], order[b] = b, a
+    elif name in {"movedim", "moveaxis"}:
+        source, target = dimensions(analysis, node, "source"), dimensions(analysis, node, "destination")
+        rest = iter(d for d in range(rank) if d not in source)
+        order = [source[target.index(d)] if d in target else next(rest) for d in range(rank)]
+    elif name == "numpy_T":
+        order.reverse()
+    elif rank >= 2:
+        order[-2:] = order[-1], order[-2]
+    return [axes[d] for d in order]
+
+
+@rule("view", "reshape", "_unsafe_view", "flatten", "unflatten", "view_as", "reshape_as", "ravel")
+def view(analysis: Analysis, node: fx.Node) -> Outcome:
+    """A row-major view with other sizes."""
+    if node.target._overloadname == "dtype":  # type: ignore[union-attr]
+        return None
+    return regroup(analysis.axes(node.args[0]), analysis.shape(node))
+
+
+@rule("unsqueeze")
+def unsqueeze(analysis: Analysis, node: fx.Node) -> Outcome:
+    """A new axis of size 1."""
+    axes = list(analysis.axes(node.args[0]))
+    axes.insert(node.args[1] % (len(axes) + 1), Axis(((),)))  # type: ignore[operator]
+    return axes
+
+
+@rule("squeeze")
+def squeeze(analysis: Analysis, node: fx.Node) -> Outcome:
+    """Axes of size 1 vanish."""
+    axes = analysis.axes(node.args[0])
+    gone = {d for d in dimensions(analysis, node) if axes[d].size == 1}
+    return [axis for d, axis in enumerate(axes) if d not in gone]
+
+
+@rule("expand", "expand_as", "broadcast_to")
+def expand(analysis: Analysis, node: fx.Node) -> Outcome:
+    """Axes of size 1 are repeated: equal values, so any width will do."""
+    sizes = analysis.shape(node)
+    axes = analysis.axes(node.args[0])
+    padded = [Axis(((),))] * (len(sizes) - len(axes)) + list(axes)
+    result = [a if a.size == size else fresh(size, weak=True) for a, size in zip(padded, sizes, strict=True)]
+    if node.target.__name__.startswith("expand_as"):  # type: ignore[union-attr]
+        analysis.broadcast([result, analysis.axes(node.args[1])])
+    return result
+
+
+@rule("repeat", "tile")
+def repeat(analysis: Analysis, node: fx.Node) -> Outcome:
+    """Each axis is laid end to end with itself: an outer factor that is never narrowed."""
+    axes = analysis.axes(node.args[0])
+    sizes = analysis.shape(node)
+    padded = [Axis(((),))] * (len(sizes) - len(axes)) + list(axes)
+    return [_repeated(axis, size // axis.size, inner=False) for axis, size in zip(padded, sizes, strict=True)]
+
+
+@rule("repeat_interleave")
+def repeat_interleave(analysis: Analysis, node: fx.Node) -> Outcome:
+    """Each index of an axis is repeated in place: an inner factor."""
+    axes = list(analysis.axes(node.args[0]))
+    if not isinstance(analysis.argument(node, "repeats"), int) or analysis.argument(node, "dim") is None:
+        return None
+    d = dimensions(analysis, node)[0]
+    axes[d] = _repeated(axes[d], analysis.argument(node, "repeats"), inner=True)
+    return axes
+
+
+def _repeated(axis: Axis, times: int, inner: bool) -> Axis:
+    if times == 1:
+        return axis
+    if is_frozen(axis):
+        return fresh(axis.size * times, "a repeated axis that is not narrowed")
+    factor = fresh(times, "repeated").terms[0]
+    if inner:
+        return Axis(tuple((*term, *factor) for term in axis.terms))
+    return Axis(axis.terms * times if len(axis.terms) > 1 else ((*factor, *axis.terms[0]),))
+
+
+@rule("select", "unbind")
+def select(analysis: Analysis, node: fx.Node) -> Outcome:
+    """Single positions of an axis are picked out: it cannot be narrowed."""
+    axes = list(analysis.axes(node.args[0]))
+    d = dimensions(analysis, node)[0]
+    freeze(axes.pop(d), "indexed at fixed positions")
+    values = node.meta["val"]
+    return [list(axes) for _ in values] if isinstance(values, (tuple, list)) else axes
+
+
+@rule("slice", "narrow")
+def slice_(analysis: Analysis, node: fx.Node) -> Outcome:
+    """A stretch of an axis: the cuts become borders of its parts."""
+    axes = list(analysis.axes(node.args[0]))
+    d = dimensions(analysis, node)[0] if axes else 0
+    axis, size = axes[d], analysis.shape(node)[d]
+    if size == axis.size:
+        return axes
+    start, step = analysis.argument(node, "start"), analysis.argument(node, "step", 1)
+    if not isinstance(start, int | None) or step != 1 or is_frozen(axis):
+        freeze(axis, "sliced")
+        axes[d] = fresh(size, "a slice of an axis that is not narrowed")
+        return axes
+    begin = max(0, (start or 0) + (axis.size if (start or 0) < 0 else 0))
+    pieces = cut_at(axis, [begin, begin + size])
+    axes[d] = pieces[1] if pieces else fresh(size, "split inside a unit")
+    if pieces:
+        analysis.pieces[node] = pieces
+    return axes
+
+
+@rule("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk")
+def split_(analysis: Analysis, node: fx.Node) -> Outcome:
+    """An axis is cut into consecutive pieces."""
+    axes = analysis.axes(node.args[0])
+    d = dimensions(analysis, node)[0]
+    sizes = [_size(value, d) for value in node.meta["val"]]
+    pieces = None if is_frozen(axes[d]) else cut_at(axes[d], list(accumulate(sizes))[:-1])
+    pieces = pieces or [fresh(size, "a piece of an axis that is not narrowed") for size in sizes]
+    analysis.pieces[node] = pieces
+    return [[*axes[:d], piece, *axes[d + 1 :]] for piece in pieces]
+
+
+def _size(value: Tensor, dimension: int) -> int:
+    from msfusion.width.analysis import shape_of
+
+    return shape_of(value)[dimension]
+
+
+@rule("cat", "concat", "concatenate")
+def cat(analysis: Analysis, node: fx.Node) -> Outcome:
+    """Axes are laid end to end; the others are united."""
+    parts = [analysis.axes(n) for n in tensors_of(node)]
+    rank = len(parts[0])
+    d = analysis.argument(node, "dim", 0) % rank
+    result: Axes = []
+    for position in range(rank):
+        columns = [axes[position] for axes in parts]
+        if position == d:
+            result.append(Axis(tuple(term for axis in columns for term in axis.terms)))
+        else:
+            for other in columns[1:]:
+                unify(columns[0], other)
+            result.append(columns[0])
+    return result
+
+
+@rule("stack")
+def stack(analysis: Analysis, node: fx.Node) -> Outcome:
+    """Tensors are united on a new axis."""
+    axes = analysis.broadcast([analysis.axes(n) for n in tensors_of(node)])
+    d = analysis.argument(node, "dim", 0) % (len(axes) + 1)
+    axes.insert(d, fresh(len(tensors_of(node)), "stacked"))
+    return axes
+
+
+@rule("pad", "constant_pad_nd", "reflection_pad1d", "reflection_pad2d", "replication_pad2d", "replication_pad1d")
+def pad(analysis: Analysis, node: fx.Node) -> Outcome:
+    """Zeros before and after an axis are parts of their own; any other padding depends on the position."""
+    axes = list(analysis.axes(node.args[0]))
+    amounts: list[Any] = list(analysis.argument(node, "pad") or analysis.argument(node, "padding"))
+    by_constant = node.target.__name__.startswith("constant") or analysis.argument(node, "mode") == "constant"  # type: ignore[union-attr]
+    sizes = analysis.shape(node)
+    for index in range(len(amounts) // 2):
+        d = len(axes) - 1 - index
+        before, after = amounts[2 * index : 2 * index + 2]
+        if before == 0 and after == 0:
+            continue
+        if is_frozen(axes[d]) or not by_constant or not all(isinstance(a, int) and a >= 0 for a in (before, after)):
+            freeze(axes[d], "padded")
+            axes[d] = fresh(sizes[d], "a padded axis")
+            continue
+        first, last = (fresh(n, weak=True).terms if n else () for n in (before, after))
+        axes[d] = Axis((*first, *axes[d].terms, *last))
+        pieces = analysis.pieces.setdefault(node, [Axis(())] * len(amounts))
+        pieces[2 * index : 2 * index + 2] = Axis(first), Axis(last)
+    return axes
+
+
+@rule("index", "index_select", "embedding")
+def index(analysis: Analysis, node: fx.Node) -> Outcome:
+    """Positions of an axis are looked up: it cannot be narrowed, the others pass."""
+    name = node.target.__name__.partition(".")[0]  # type: ignore[union-attr]
+    source = "weight" if name == "embedding" else "self"
+    axes = list(analysis.axes(analysis.argument(node, source)))
+    indices = analysis.argument(node, "indices") or []
+    if name == "embedding":
+        d, looked_up = 0, [analysis.argument(node, "indices")]
+    elif name == "index_select":
+        d, looked_up = dimensions(analysis, node)[0], [analysis.argument(node, "index")]
+    else:
+        given = [position for position, entry in enumerate(indices) if entry is not None]
+        looked_up = [indices[position] for position in given]
+        d = given[0]
+        if given != list(range(d, d + len(given))) or any(n.meta["val"].dtype.is_floating_point for n in looked_up):
+            return None
+    reason = "looked up by index (a vocabulary)" if name == "embedding" else "looked up by index"
+    for axis in axes[d : d + len(looked_up)]:
+        freeze(axis, reason)
+    found = analysis.broadcast([analysis.axes(n) for n in looked_up])
+    return [*axes[:d], *found, *axes[d + len(looked_up) :]]
+
+
+@rule("view_as_complex", "view_as_real")
+def complex_(analysis: Analysis, node: fx.Node) -> Outcome:
+    """The pair of real and imaginary part comes and goes."""
+    axes = analysis.axes(node.args[0])
+    if node.target.__name__.startswith("view_as_real"):  # type: ignore[union-attr]
+        return [*axes, fresh(2, "real and imaginary part")]
+    freeze(axes[-1], "real and imaginary part")
+    return list(axes[:-1])
+
+
+@rule("pixel_shuffle", "pixel_unshuffle")
+def pixel_shuffle(analysis: Analysis, node: fx.Node) -> Outcome:
+    """Channels become space (or back) in whole channels of the smaller count."""
+    axes = analysis.axes(node.args[0])
+    sizes = analysis.shape(node)
+    *batch, channels, _, _ = axes
+    if node.target.__name__.startswith("pixel_unshuffle"):  # type: ignore[union-attr]
+        square = fresh(sizes[-3] // channels.size, "pixels of one channel").terms[0]
+        out = Axis(tuple((*term, *square) for term in channels.terms))
+    else:
+        parts = split(channels.terms, [sizes[-3], channels.size // sizes[-3]])
+        if parts is None:
+            return None
+        freeze(parts[1], "pixels of one channel")
+        out = parts[0]
+    return [*batch, out, *(fresh(size, "space") for size in sizes[-2:])]

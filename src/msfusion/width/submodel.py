@@ -1,0 +1,210 @@
+"""Sub-models: a model cut down to a window, running on the re-specialised graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch.utils import _pytree as pytree
+
+from msfusion.errors import MsfusionError, UntraceableModelError
+from msfusion.width.analysis import Analysis, module_of
+from msfusion.width.graph import Program
+from msfusion.width.groups import Window, WidthMap
+from msfusion.width.resize import Resizer, Widths
+from msfusion.width.slices import checked_units, extract
+
+Forward = Callable[..., tuple[Any, ...]]
+
+
+class SubModel(nn.Module):
+    """A model narrowed to a window. It is called as the model is, and returns what the model returns.
+
+    Its `state_dict()` has the names of the model's with narrowed tensors. It trains, moves between devices and
+    switches between training and evaluation as any module does.
+    """
+
+    def __init__(self, program: Program, forwards: Mapping[bool, Forward]) -> None:
+        super().__init__()
+        self._program, self._forwards = program, forwards
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the sub-model. TypeError where the call does not fit the one that was traced."""
+        flat = self._program.call.flatten(args, kwargs)
+        outputs = self._forwards[self.training](self, *flat)
+        spec = self._program.graphs[self.training].out_spec
+        return outputs[0] if spec.is_leaf() else pytree.tree_unflatten(list(outputs), spec)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SubModel:
+        """A copy with parameters of its own; the traced program is shared."""
+        copy = SubModel(self._program, self._forwards)
+        memo[id(self)] = copy
+        for name, parameter in self.named_parameters(remove_duplicate=False):
+            data = memo.get(id(parameter))
+            if data is None:
+                data = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
+                memo[id(parameter)] = data
+            _place(copy, name, data, True)
+        persistent = set(self.state_dict(keep_vars=True))
+        for name, buffer in self.named_buffers():
+            _place(copy, name, buffer.detach().clone(), name in persistent)
+        return copy.train(self.training)
+
+
+def narrow(model: nn.Module, width_map: WidthMap, window: Window, scaling: bool = True) -> SubModel:
+    """Cut the sub-model that a window holds out of a model; the model's tensors are copied, not shared.
+
+    `window` maps group names to the indices of the units held, any and in any order; a group that it does not name is
+    held whole. With `scaling`, what is summed over a narrowed axis is multiplied by K/w, so that the sub-model
+    answers as the whole model would; without, it is a model of its own (see docs/width-scaling.md).
+
+    Raises MsfusionError for a window that does not fit, or a model that is not the traced one.
+    """
+    program = _program(width_map)
+    state = model.state_dict(keep_vars=True)
+    if {name: tuple(tensor.shape) for name, tensor in state.items()} != dict(width_map.shapes):
+        raise MsfusionError(
+            f"this {type(model).__name__} is not the model of the width map: its tensors have other names or shapes; "
+            "trace it again"
+        )
+    sizes = {name: len(units) for name, units in checked_units(width_map, window).items()}
+    forwards, scales = _compiled(program, sizes, scaling)
+    sub = SubModel(program, forwards)
+    parts = extract({name: tensor.detach() for name, tensor in state.items()}, width_map, window)
+    made: dict[str, nn.Parameter] = {}
+    for name, tensor in parts.items():
+        original = state[name]
+        if isinstance(original, nn.Parameter):
+            first = width_map.aliases.get(name, name)
+            made.setdefault(first, nn.Parameter(tensor, original.requires_grad))
+            _place(sub, name, made[first], True)
+        else:
+            _place(sub, name, tensor, True)
+    own = dict(model.named_buffers())
+    for name, constant in program.constants.items():
+        _place(sub, name, _cut(own.get(name, constant).detach(), width_map, name, window), False)
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    for name, scale in scales.items():
+        _place(sub, name, scale.to(device), False)
+    return sub.train(model.training)
+
+
+def _program(width_map: WidthMap) -> Program:
+    if width_map.program is None:
+        raise MsfusionError("only a traced width map can narrow a model; make it with msfusion.trace")
+    return width_map.program
+
+
+def _cut(tensor: Tensor, width_map: WidthMap, name: str, window: Window) -> Tensor:
+    """A constant cut to a window (the reference implementation; constants are few)."""
+    for axis, positions in width_map.axis_positions(name, window).items():
+        tensor = tensor.index_select(axis, positions.to(tensor.device))
+    return tensor.clone()
+
+
+def _place(root: nn.Module, name: str, tensor: Tensor, persistent: bool) -> None:
+    """Put a tensor under its dotted name, making the modules on the way."""
+    *path, leaf = name.split(".")
+    module = root
+    for part in path:
+        if part not in module._modules:
+            module.add_module(part, nn.Module())
+        child = module._modules[part]
+        assert child is not None
+        module = child
+    if isinstance(tensor, nn.Parameter):
+        module.register_parameter(leaf, tensor)
+    else:
+        module.register_buffer(leaf, tensor, persistent=persistent)
+
+
+def _compiled(program: Program, sizes: Mapping[str, int], scaling: bool) -> tuple[dict[bool, Forward], dict[str, Tensor]]:
+    """The forward functions for these sizes, in both modes, and the factors they read; made once."""
+    key = (tuple(sorted(sizes.items())), scaling)
+    if key not in program.cache:
+        forwards: dict[bool, Forward] = {}
+        scales: dict[str, Tensor] = {}
+        for training in (True, False):
+            resizer = _resizer(program, sizes, scaling)
+            graph = resizer.run(program.graphs[training].graph)
+            forwards[training] = _compile(graph)
+            scales.update(resizer.scales)
+        program.cache[key] = (forwards, scales)
+    found: tuple[dict[bool, Forward], dict[str, Tensor]] = program.cache[key]
+    return found
+
+
+def _resizer(program: Program, sizes: Mapping[str, int], scaling: bool) -> Resizer:
+    analysis: Analysis = program.cache["analysis"]
+    return Resizer(analysis, Widths(program.cache["groups"], sizes), scaling)
+
+
+def _compile(graph: fx.Graph) -> Forward:
+    """The graph as one flat Python function of the sub-model and the flat inputs."""
+    code = graph.python_code(root_module="self")
+    names: dict[str, Any] = dict(code.globals)
+    exec(compile(code.src, "<sub-model>", "exec"), names)  # noqa: S102 - the source is fx's own print of our graph
+    forward: Forward = names["forward"]
+    return forward
+
+
+def check_narrow_shapes(width_map: WidthMap) -> None:
+    """Run a half-wide sub-model without data and compare the shape of every value with the map's.
+
+    Raises UntraceableModelError, naming module and operation, where one differs: no sub-model is silently wrong.
+    """
+    program = _program(width_map)
+    sizes = {group.name: -(-group.units // 2) for group in width_map.groups}
+    for training in (True, False):
+        resizer = _resizer(program, sizes, True)
+        resizer.run(program.graphs[training].graph)
+        sources = {copy: source for source, copy in resizer.copies.items() if isinstance(copy, fx.Node)}
+        _check_graph(program, resizer, sources)
+
+
+def _check_graph(program: Program, resizer: Resizer, sources: dict[fx.Node, fx.Node]) -> None:
+    analysis, widths = resizer.analysis, resizer.widths
+    tensors = program.tensors()
+    values: dict[fx.Node, Any] = {}
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
+        inputs = iter([mode.from_tensor(v) if isinstance(v, Tensor) else v for v in program.call.example])
+        for node in resizer.graph.nodes:
+            if node.op == "output":
+                return
+            try:
+                if node.op == "placeholder":
+                    values[node] = next(inputs)
+                elif node.op == "get_attr":
+                    values[node] = _fake_state(node.target, resizer, tensors)
+                else:
+                    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: values[n])
+                    values[node] = node.target(*args, **kwargs)
+            except (DataDependentOutputException, DynamicOutputShapeException):
+                return  # nothing more is known without data
+            except Exception as error:
+                raise _unfit(program, sources.get(node, node), str(error).strip().partition("\n")[0]) from error
+            source = sources.get(node)
+            expected = analysis.values.get(source) if source is not None else None
+            if isinstance(values[node], Tensor) and expected and source is not None:
+                shape = [widths(axis) for axis in analysis.axes(source)]
+                if list(values[node].shape) != shape:
+                    raise _unfit(program, source, f"shape {list(values[node].shape)} where {shape} was expected")
+
+
+def _fake_state(name: str, resizer: Resizer, tensors: Mapping[str, Tensor]) -> Any:
+    if name in resizer.scales:
+        return torch.empty(resizer.scales[name].shape)
+    if name not in tensors:
+        return None
+    shape = [resizer.widths(axis) for axis in resizer.analysis.state[name]]
+    return torch.empty(shape, dtype=tensors[name].dtype)
+
+
+def _unfit(program: Program, node: fx.Node, problem: str) -> UntraceableModelError:
+    return UntraceableModelError(
+        f"{type(program.model).__name__} cannot be narrowed: its sub-models fail in module {module_of(node)!r} at "
+        f"operation {node.target}: {problem}"
+    )
