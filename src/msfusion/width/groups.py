@@ -14,7 +14,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from msfusion.width.graph import Program
 
-Window = Mapping[str, Int[Tensor, " held"]]
+Window = Mapping[str, Int[Tensor, " _"]]
 """Which units of each width group a participant holds: group name -> unit indices, in any order, none twice.
 
 A group that a window does not name is held whole.
