@@ -13,7 +13,7 @@ windows:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -21,7 +21,6 @@ from typing import Literal
 from torch import Tensor, nn
 
 from msfusion.batch import Batch
-from msfusion.errors import UpdateError
 from msfusion.fusion import Accumulator
 from msfusion.methods import normalisation
 from msfusion.methods.base import Task, Update
@@ -31,7 +30,9 @@ from msfusion.objectives import Evaluation, evaluate
 from msfusion.width.groups import State, WidthMap, Window
 from msfusion.width.slices import extract
 from msfusion.width.submodel import narrow
-from msfusion.windows import Schedule
+
+WindowSchedule = Callable[..., dict[str, Tensor]]
+"""A `msfusion.windows.Schedule`: which units of each group a participant holds in a round."""
 
 Weighting = Literal["examples", "uniform"]
 """The weight a_p of a participant in the average: how many examples it has, or 1."""
@@ -48,7 +49,7 @@ class NarrowMethod:
     name: str
     model: nn.Module
     width_map: WidthMap
-    schedule: Schedule
+    schedule: WindowSchedule
     ratios: tuple[float, ...]
     training: tuple[TrainingSettings, ...]
     seed: int = 0
@@ -150,7 +151,5 @@ def add_update(
 ) -> None:
     """Add an update to the average. Raises UpdateError, naming the participant, where it does not fit."""
     weight = float(update.examples) if weighting == "examples" else 1.0
-    try:
-        accumulator.add(window, with_aliases(update.tensors, width_map.aliases), weight)
-    except UpdateError as error:
-        raise UpdateError(f"participant {update.participant}, round {update.round_index}: {error}") from error
+    source = f"participant {update.participant} in round {update.round_index}"
+    accumulator.add(window, with_aliases(update.tensors, width_map.aliases), weight, source=source)

@@ -96,7 +96,7 @@ def pooled(state: Mapping[str, Tensor], updates: Iterable[Update]) -> dict[str, 
             fits = name in state and variance in state and sums.shape == (3, *state[name].shape)
             if not fits or not bool(torch.isfinite(sums).all()):
                 raise UpdateError(
-                    f"participant {update.participant}, round {update.round_index}: the moments of {name} "
+                    f"participant {update.participant} in round {update.round_index}: the moments of {name} "
                     "do not fit the model or are not finite; lower the learning rate if training diverges"
                 )
             pairs[name] = variance
