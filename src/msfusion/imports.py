@@ -19,6 +19,11 @@ def is_reference(name: str) -> bool:
     return _REFERENCE.fullmatch(name) is not None
 
 
+def in_one_line(error: Exception) -> str:
+    """What an error of someone else's code says, for a sentence of ours: no line breaks, not long."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
 def import_function(reference: str, setting: str) -> Callable[..., Any]:
     """The function (or class) that `module:function` names; errors name the `setting` that it came from.
 
@@ -34,7 +39,7 @@ def import_function(reference: str, setting: str) -> Callable[..., Any]:
     except Exception as error:  # whatever a user's module raises while it is imported
         raise ConfigError(
             f"{setting} = '{reference}': importing {module_name} from {here} or what is installed failed "
-            f"({type(error).__name__}: {error})."
+            f"({type(error).__name__}: {in_one_line(error)})."
         ) from error
     function = getattr(module, attribute, None)
     if not callable(function):

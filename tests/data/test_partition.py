@@ -112,7 +112,7 @@ def test_an_unknown_partition_is_refused_with_the_known_ones() -> None:
 @pytest.mark.parametrize(
     ("name", "spec", "words"),
     [
-        ("flwr:fair", DataSpec(), "no such partitioner; it has .*DirichletPartitioner"),
+        ("flwr:fair", DataSpec(), "no such partitioner; there are .*DirichletPartitioner"),
         ("flwr:iid", DataSpec(partition_options={"colour": 1}), "colour, which IidPartitioner does not take"),
         ("flwr:dirichlet", DataSpec(partition_options={"alpha": -1.0}), "strictly greater than zero"),
         (

@@ -12,6 +12,7 @@ from numpy import ndarray
 
 from msfusion.data.spec import DataSpec
 from msfusion.errors import ConfigError, DataError
+from msfusion.imports import in_one_line
 
 SHORT_NAMES = {"shards": "ShardPartitioner", "column": "NaturalIdPartitioner"}
 """Our names for what flwr-datasets calls otherwise; `dirichlet` is found as `DirichletPartitioner`."""
@@ -34,13 +35,7 @@ def flower_partition(
         raise ConfigError(
             f"data.partition = 'flwr:{name}' needs flwr-datasets: pip install 'msfusion[data]'."
         ) from error
-    camel = "".join(part.capitalize() for part in name.split("_")) + "Partitioner"
-    found = getattr(flower, name, None) or getattr(flower, SHORT_NAMES.get(name, camel), None)
-    if found is None or inspect.isabstract(found):
-        known = ", ".join(sorted(n for n in flower.__all__ if not inspect.isabstract(getattr(flower, n))))
-        raise ConfigError(
-            f"data.partition = 'flwr:{name}': flwr-datasets has no such partitioner; it has {known}."
-        )
+    found = _find(flower, name)
     rows = datasets.Dataset.from_dict({"key": keys.tolist(), "index": np.arange(len(keys))})
     try:
         with warnings.catch_warnings():
@@ -52,13 +47,25 @@ def flower_partition(
                 np.array(partitioner.load_partition(p)["index"]) for p in range(partitioner.num_partitions)
             ]
     except (ValueError, TypeError, KeyError) as error:
-        raise DataError(f"data.partition = 'flwr:{name}' refuses this data: {error}") from error
+        raise DataError(f"data.partition = 'flwr:{name}' refuses this data: {in_one_line(error)}") from error
     if len(parts) != spec.participants:
         raise DataError(
             f"data.partition = 'flwr:{name}' makes {len(parts)} partitions of this data, "
             f"but participants.count = {spec.participants}."
         )
     return parts
+
+
+def _find(flower: Any, name: str) -> Any:
+    """The partitioner class of that name or short name. Raises ConfigError, listing all, without one."""
+    known = sorted(n for n in flower.__all__ if not inspect.isabstract(getattr(flower, n)))
+    camel = "".join(part.capitalize() for part in name.split("_")) + "Partitioner"
+    wanted = name if name in known else SHORT_NAMES.get(name, camel)
+    if wanted not in known:
+        raise ConfigError(
+            f"data.partition = 'flwr:{name}': there is no such partitioner; there are {', '.join(known)}."
+        )
+    return getattr(flower, wanted)
 
 
 def _arguments(partitioner: type, spec: DataSpec) -> dict[str, Any]:

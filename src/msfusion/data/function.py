@@ -12,7 +12,7 @@ from msfusion.data.federated import FederatedData
 from msfusion.data.loaded import Loaded
 from msfusion.data.spec import DataSpec
 from msfusion.errors import DataError
-from msfusion.imports import import_function
+from msfusion.imports import import_function, in_one_line
 
 EXPECTED = (
     "it must return FederatedData, or (Batch, Batch): train and test, or ([Batch of each participant], Batch)"
@@ -31,7 +31,7 @@ def load_function(spec: DataSpec) -> FederatedData | Loaded:
         given = function(**spec.options)
     except Exception as error:  # whatever a user's function raises
         raise DataError(
-            f"data.source = '{spec.source}' failed with {type(error).__name__}: {error}"
+            f"data.source = '{spec.source}' failed with {type(error).__name__}: {in_one_line(error)}"
         ) from error
     if isinstance(given, FederatedData):
         return given

@@ -1,38 +1,23 @@
-"""Data by Hub name or local folder, through `datasets`: splits, columns, and their conversion to tensors."""
+"""Data by Hub name or local folder, through `datasets`: which splits there are, and what is in them."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from msfusion.batch import Batch
-from msfusion.data.builtin import stratified
-from msfusion.data.images import decode_images, normalised
-from msfusion.data.loaded import Loaded, check_labels
+from msfusion.data.classified import load_classification
+from msfusion.data.columns import column_values, find_columns
+from msfusion.data.loaded import Loaded
 from msfusion.data.running_text import load_running_text
 from msfusion.data.spec import DataSpec
-from msfusion.data.text import encode_texts, padded
 from msfusion.errors import ConfigError, DataError
+from msfusion.imports import in_one_line
 
-LABEL_NAMES = ("label", "labels", "fine_label", "coarse_label", "target", "class", "intent")
-TEXT_NAMES = ("text", "sentence", "content", "review", "question", "document")
 TEST_SPLITS = ("test", "validation", "valid", "dev")
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Which columns are used: the input and its kind (`image`, `text` or `numbers`), and the label if any."""
-
-    input: str
-    kind: str
-    label: str | None
 
 
 def load_hub(spec: DataSpec) -> Loaded:
@@ -53,73 +38,7 @@ def load_hub(spec: DataSpec) -> Loaded:
             )
         test_texts = None if test is None else column_values(test, columns.input)
         return load_running_text(column_values(train, columns.input), test_texts, keys, spec)
-    return _classification(train, test, columns, keys, spec)
-
-
-def column_values(split: Any, column: str) -> list[Any]:
-    """All values of a column, images undecoded. Raises DataError, listing the columns, if it is missing."""
-    if column not in split.column_names:
-        raise DataError(
-            f"there is no column '{column}' in the data; there are {', '.join(split.column_names)}."
-        )
-    if type(split.features[column]).__name__ == "Image":
-        from datasets import Image
-
-        split = split.cast_column(column, Image(decode=False))
-    values: list[Any] = split.select_columns([column]).with_format("arrow")[:][column].to_pylist()
-    return values
-
-
-def find_columns(split: Any, spec: DataSpec) -> Columns:
-    """Which columns hold inputs and labels: as `spec` says, or by type and usual names; or DataError."""
-    features = split.features
-    for name in (spec.input_column, spec.label_column, spec.partition_column):
-        if name is not None and name not in features:
-            raise DataError(f"there is no column '{name}' in {spec.source}; there are {', '.join(features)}.")
-    label = spec.label_column or _guess_label(features)
-    if spec.task == "language_modelling":
-        label = None
-    if spec.task == "classification" and label is None:
-        raise DataError(
-            f"no label column found in {spec.source}: set data.label_column to one of {', '.join(features)}."
-        )
-    kinds = {
-        name: _kind(feature)
-        for name, feature in features.items()
-        if name not in (label, spec.partition_column)
-    }
-    chosen = spec.input_column or _guess_input(kinds)
-    kind = _kind(features[chosen]) if chosen is not None else None
-    if chosen is None or kind is None:
-        raise DataError(
-            f"no column of images, text or numbers found in {spec.source}: set data.input_column to one of "
-            f"{', '.join(features)}."
-        )
-    return Columns(chosen, kind, label)
-
-
-def _kind(feature: Any) -> str | None:
-    """What a column holds: image, text, numbers (lists of them), or None: nothing that a model could read."""
-    kind = type(feature).__name__
-    if kind == "Image":
-        return "image"
-    if kind == "Value" and feature.dtype in ("string", "large_string"):
-        return "text"
-    return "numbers" if kind in ("List", "Sequence", "LargeList", "Array2D", "Array3D") else None
-
-
-def _guess_label(features: Any) -> str | None:
-    classes = [name for name, feature in features.items() if type(feature).__name__ == "ClassLabel"]
-    return next((name for name in (*LABEL_NAMES, *classes) if name in features), None)
-
-
-def _guess_input(kinds: dict[str, str | None]) -> str | None:
-    """The first image column, or else text under a usual name, or else any text, or else lists of numbers."""
-    for wanted in ("image", "text", "numbers"):
-        names = [name for name, kind in kinds.items() if kind == wanted]
-        if names:
-            return next((name for name in TEXT_NAMES if name in names), names[0])
-    return None
+    return load_classification(train, test, columns, keys, spec)
 
 
 def _splits(spec: DataSpec) -> tuple[Any, Any | None]:
@@ -137,6 +56,8 @@ def _splits(spec: DataSpec) -> tuple[Any, Any | None]:
     if len(train) == 0:
         raise DataError(f"the split '{spec.train_split}' of {spec.source} has no examples.")
     if spec.test_split is not None:
+        if len(splits[spec.test_split]) == 0:
+            raise DataError(f"the split '{spec.test_split}' of {spec.source} has no examples.")
         return train, splits[spec.test_split]
     for name in TEST_SPLITS:
         if name in splits and name != spec.train_split and not _labels_hidden(splits[name], train, spec):
@@ -170,9 +91,10 @@ def _open(spec: DataSpec) -> Any:
         with _quiet(datasets, folder.exists()):
             return datasets.load_dataset(str(folder) if folder.exists() else spec.source, spec.subset)
     except Exception as error:  # from many libraries: network, parquet, scripts, missing configurations
-        reason = " ".join(str(error).split())[:300]
         where = "this folder" if folder.exists() else "no folder of that name, and from the Hub it"
-        raise DataError(f"data.source = '{spec.source}': {where} cannot be loaded ({reason}).") from error
+        raise DataError(
+            f"data.source = '{spec.source}': {where} cannot be loaded ({in_one_line(error)})."
+        ) from error
 
 
 @contextlib.contextmanager
@@ -186,113 +108,3 @@ def _quiet(datasets: Any, quiet: bool) -> Iterator[None]:
     finally:
         if shown:
             datasets.enable_progress_bars()
-
-
-def _classification(train: Any, test: Any | None, columns: Columns, keys: Any, spec: DataSpec) -> Loaded:
-    assert columns.label is not None
-    train_labels, names = _labels(train, columns.label, None, "the training split")
-    if test is None:
-        kept, held_out = stratified(train_labels, spec.test_share or 0.2, spec.seed)
-        test, test_labels = train, train_labels
-    else:
-        kept, held_out = torch.arange(len(train)), torch.arange(len(test))
-        test_labels, _ = _labels(test, columns.label, names, "the test split")
-    train_rows, test_rows = _chosen(kept, spec.max_train, spec), _chosen(held_out, spec.max_test, spec)
-    size, padding = None, None
-    if columns.kind == "image":
-        train_inputs, test_inputs = _images(train, test, columns, train_rows, test_rows, spec)
-    elif columns.kind == "numbers":
-        train_inputs, test_inputs = (
-            _numbers(s, columns.input, r) for s, r in ((train, train_rows), (test, test_rows))
-        )
-    else:
-        train_texts, test_texts = (
-            _texts(train, columns.input, train_rows),
-            _texts(test, columns.input, test_rows),
-        )
-        tokenizer = spec.tokenizer or "words"
-        train_ids, test_ids, encoder = encode_texts(tokenizer, train_texts, test_texts, spec.vocabulary_size)
-        train_inputs = padded(train_ids, spec.length, encoder)
-        test_inputs = padded(test_ids, spec.length, encoder)
-        size, padding = encoder.size, encoder.padding
-    description = f"{spec.source}: {columns.kind} classification, {len(names)} classes"
-    return Loaded(
-        Batch((train_inputs,), train_labels[train_rows]),
-        Batch((test_inputs,), test_labels[test_rows]),
-        "classification",
-        len(names),
-        Path(spec.source).name,
-        description,
-        keys=train_labels[train_rows].numpy() if keys is None else keys[train_rows.numpy()],
-        label_names=names,
-        vocabulary_size=size,
-        padding=padding,
-    )
-
-
-def _labels(
-    split: Any, column: str, names: tuple[str, ...] | None, holder: str
-) -> tuple[Tensor, tuple[str, ...]]:
-    """The labels as int64, and their names: the feature's, or found here where `names` is None."""
-    values = column_values(split, column)
-    if None in values:
-        raise DataError(f"example {values.index(None)} of {holder} has no label.")
-    if isinstance(values[0], str):
-        names = names or tuple(sorted(set(values)))
-        number = {name: index for index, name in enumerate(names)}
-        unknown = next((index for index, value in enumerate(values) if value not in number), None)
-        if unknown is not None:
-            raise DataError(
-                f"example {unknown} of {holder} has label '{values[unknown]}', unknown to the training split."
-            )
-        return torch.tensor([number[value] for value in values]), names
-    if not isinstance(values[0], int):
-        raise DataError(
-            f"the label column '{column}' holds {type(values[0]).__name__}: labels must be integers or text."
-        )
-    labels = torch.tensor(values, dtype=torch.int64)
-    if names is None:
-        named = getattr(split.features[column], "names", None)
-        names = tuple(named or map(str, range(int(labels.max()) + 1)))
-    check_labels(holder, labels, len(names))
-    return labels, names
-
-
-def _chosen(rows: Tensor, limit: int | None, spec: DataSpec) -> Tensor:
-    """At most `limit` of the rows, in random order (in their own for a contiguous partition)."""
-    if spec.partition != "contiguous":
-        rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(spec.seed))]
-    return rows[:limit]
-
-
-def _in_file_order(split: Any, column: str, rows: Tensor) -> tuple[list[Any], Tensor, list[int]]:
-    """The column's values at these rows in the file's order (fast), how to bring them back, sorted rows."""
-    ordered, position = rows.sort()
-    wanted = ordered.tolist()
-    whole = len(wanted) == len(split)
-    return column_values(split if whole else split.select(wanted), column), position.argsort(), wanted
-
-
-def _images(
-    train: Any, test: Any, columns: Columns, train_rows: Tensor, test_rows: Tensor, spec: DataSpec
-) -> tuple[Tensor, Tensor]:
-    cells, back, numbers = _in_file_order(train, columns.input, train_rows)
-    train_images = decode_images(cells, numbers, spec, "the training split", spec.channels)[back]
-    cells, back, numbers = _in_file_order(test, columns.input, test_rows)
-    test_images = decode_images(cells, numbers, spec, "the test split", train_images.shape[1])[back]
-    return normalised(train_images, test_images, spec)
-
-
-def _texts(split: Any, column: str, rows: Tensor) -> Sequence[str]:
-    values, back, _ = _in_file_order(split, column, rows)
-    return [values[index] or "" for index in back.tolist()]
-
-
-def _numbers(split: Any, column: str, rows: Tensor) -> Tensor:
-    values, back, _ = _in_file_order(split, column, rows)
-    try:
-        return torch.from_numpy(np.array(values, dtype=np.float32))[back]
-    except (ValueError, TypeError) as error:
-        raise DataError(
-            f"the column '{column}' holds no lists of numbers of one length ({error})."
-        ) from error

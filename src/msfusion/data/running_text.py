@@ -47,7 +47,7 @@ def load_running_text(
     train_batch = train_batch.take(slice(spec.max_train))
     test_batch = blocks(torch.tensor(list(chain.from_iterable(test_ids))), spec.length)
     test_batch = test_batch.take(slice(spec.max_test))
-    unknown = float((test_batch.targets == 1).double().mean())
+    description = _description(test_batch, tokenizer, encoder, spec)
     if spec.mask_share > 0:
         train_batch, test_batch = _masked(train_batch, test_batch, encoder, spec)
     return Loaded(
@@ -56,9 +56,7 @@ def load_running_text(
         "language_modelling",
         encoder.size,
         Path(spec.source).name,
-        f"{spec.source}: language modelling ({tokenizer}), vocabulary {encoder.size}, blocks of "
-        f"{spec.length} tokens"
-        + (f", {unknown:.1%} of the test tokens unknown" if tokenizer in SPLITTERS else ""),
+        description,
         keys=None if block_keys is None else block_keys[: spec.max_train],
         vocabulary_size=encoder.size,
         padding=encoder.padding,
@@ -67,8 +65,7 @@ def load_running_text(
 
 
 def hold_out(texts: Sequence[str], share: float) -> tuple[list[str], list[str], list[int]]:
-    """Training texts, test texts, and which texts the training ones are: about `share` of all text is for the
-    test.
+    """Training texts, test texts (about `share` of all), and which of the texts the training ones come from.
 
     Of texts of many lines it is the end of each, cut between lines; of single lines, runs of whole ones,
     evenly
@@ -122,3 +119,11 @@ def _masked(train: Batch, test: Batch, encoder: Encoder, spec: DataSpec) -> tupl
     generator = torch.Generator().manual_seed(spec.seed)
     share, mask = spec.mask_share, encoder.mask
     return masked(train, share, mask, generator), masked(test, share, mask, generator)
+
+
+def _description(test: Batch, tokenizer: str, encoder: Encoder, spec: DataSpec) -> str:
+    """What the figures of this data refer to: perplexities compare only under one vocabulary."""
+    text = f"{spec.source}: language modelling ({tokenizer}, vocabulary {encoder.size}, length {spec.length})"
+    if tokenizer in SPLITTERS:
+        text += f", {float((test.targets == 1).double().mean()):.1%} of the test tokens unknown"
+    return text

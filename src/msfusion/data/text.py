@@ -16,6 +16,7 @@ from torch import Tensor
 
 from msfusion.batch import IGNORED, Batch
 from msfusion.errors import ConfigError, DataError
+from msfusion.imports import in_one_line
 
 PADDING, UNKNOWN, MASK = "<pad>", "<unk>", "<mask>"
 END_OF_LINE = "\n"
@@ -147,9 +148,8 @@ def _pretrained(
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # transformers raises many kinds, ImportError and OSError among them
-        first_line = str(error).strip().splitlines()[0]
         raise ConfigError(
-            f"data.tokenizer: {folder} holds no tokenizer that can be loaded ({first_line})."
+            f"data.tokenizer: {folder} holds no tokenizer that can be loaded ({in_one_line(error)})."
         ) from error
     candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
     padding = next(token for token in candidates if token is not None)

@@ -12,7 +12,7 @@ from torch import nn
 
 from msfusion.batch import Batch
 from msfusion.errors import ConfigError, MsfusionError
-from msfusion.imports import import_function, is_reference
+from msfusion.imports import import_function, in_one_line, is_reference
 from msfusion.models.convolutional import ConvNet, ResNet
 from msfusion.models.huggingface import build_transformers, is_transformers
 from msfusion.models.spec import ModelSpec
@@ -177,7 +177,7 @@ def _from_function(spec: ModelSpec, sizes: Mapping[str, Any]) -> nn.Module:
         raise
     except Exception as error:  # whatever a user's function raises
         raise ConfigError(
-            f"model.name = '{spec.name}' failed with {type(error).__name__}: {error}"
+            f"model.name = '{spec.name}' failed with {type(error).__name__}: {in_one_line(error)}"
         ) from error
     if not isinstance(model, nn.Module):
         raise ConfigError(

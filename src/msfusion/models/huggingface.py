@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from msfusion.errors import ConfigError
+from msfusion.imports import in_one_line
 from msfusion.models.spec import ModelSpec
 
 HEADS = {
@@ -56,8 +57,9 @@ def build_transformers(spec: ModelSpec, sizes: Mapping[str, Any]) -> nn.Module:
     except ConfigError:
         raise
     except Exception as error:  # transformers raises many kinds
-        reason = " ".join(str(error).split())[:300]
-        raise ConfigError(f"model.name = '{spec.name}' cannot be built for {task}: {reason}") from error
+        raise ConfigError(
+            f"model.name = '{spec.name}' cannot be built for {task}: {in_one_line(error)}"
+        ) from error
     return model
 
 

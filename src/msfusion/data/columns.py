@@ -1,0 +1,87 @@
+"""Which columns of a data set are inputs and labels, and their values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from msfusion.data.spec import DataSpec
+from msfusion.errors import DataError
+
+LABEL_NAMES = ("label", "labels", "fine_label", "coarse_label", "target", "class", "intent")
+TEXT_NAMES = ("text", "sentence", "content", "review", "question", "document")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns are used: the input and its kind (`image`, `text` or `numbers`), and the label if any."""
+
+    input: str
+    kind: str
+    label: str | None
+
+
+def column_values(split: Any, column: str) -> list[Any]:
+    """All values of a column, images undecoded. Raises DataError, listing the columns, if it is missing."""
+    if column not in split.column_names:
+        raise DataError(
+            f"there is no column '{column}' in the data; there are {', '.join(split.column_names)}."
+        )
+    if type(split.features[column]).__name__ == "Image":
+        from datasets import Image
+
+        split = split.cast_column(column, Image(decode=False))
+    values: list[Any] = split.select_columns([column]).with_format("arrow")[:][column].to_pylist()
+    return values
+
+
+def find_columns(split: Any, spec: DataSpec) -> Columns:
+    """Which columns hold inputs and labels: as `spec` says, or by type and usual names; or DataError."""
+    features = split.features
+    for name in (spec.input_column, spec.label_column, spec.partition_column):
+        if name is not None and name not in features:
+            raise DataError(f"there is no column '{name}' in {spec.source}; there are {', '.join(features)}.")
+    label = spec.label_column or _guess_label(features)
+    if spec.task == "language_modelling":
+        label = None
+    if spec.task == "classification" and label is None:
+        raise DataError(
+            f"no label column found in {spec.source}: set data.label_column to one of {', '.join(features)}."
+        )
+    kinds = {
+        name: _kind(feature)
+        for name, feature in features.items()
+        if name not in (label, spec.partition_column)
+    }
+    chosen = spec.input_column or _guess_input(kinds)
+    kind = _kind(features[chosen]) if chosen is not None else None
+    if chosen is None or kind is None:
+        raise DataError(
+            f"no column of images, text or numbers found in {spec.source}: set data.input_column to one of "
+            f"{', '.join(features)}."
+        )
+    return Columns(chosen, kind, label)
+
+
+def _kind(feature: Any) -> str | None:
+    """What a column holds: image, text, numbers (lists of them), or None: nothing that a model could read."""
+    kind = type(feature).__name__
+    if kind == "Image":
+        return "image"
+    if kind == "Value" and feature.dtype in ("string", "large_string"):
+        return "text"
+    return "numbers" if kind in ("List", "Sequence", "LargeList", "Array2D", "Array3D") else None
+
+
+def _guess_label(features: Any) -> str | None:
+    classes = [name for name, feature in features.items() if type(feature).__name__ == "ClassLabel"]
+    return next((name for name in (*LABEL_NAMES, *classes) if name in features), None)
+
+
+def _guess_input(kinds: dict[str, str | None]) -> str | None:
+    """The first image column, or else text under a usual name, or else any text, or else lists of numbers."""
+    for wanted in ("image", "text", "numbers"):
+        names = [name for name, kind in kinds.items() if kind == wanted]
+        if names:
+            return next((name for name in TEXT_NAMES if name in names), names[0])
+    return None
