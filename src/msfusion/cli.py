@@ -171,7 +171,7 @@ def compare(
     seeds: Annotated[int, typer.Option(metavar="N", help="Runs of each method.")] = 3,
     ratios: Annotated[str, typer.Option(metavar="0.25,0.125", help="Width ratios. Default: CONFIG's.")] = "",
     equal: Annotated[
-        str, typer.Option(metavar="rounds|flops", help="What fedavg has equal to the rest.")
+        Literal["rounds", "flops"], typer.Option(help="What fedavg, at full width, has equal to the rest.")
     ] = "rounds",
     resume: Annotated[bool, typer.Option("--resume", help="Go on; finished runs are kept.")] = False,
     overrides: Overrides = None,

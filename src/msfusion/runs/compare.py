@@ -59,8 +59,9 @@ def compare(
 ) -> dict[str, Any]:
     """Run each method with each seed (and width ratio), and return what `compare.json` in `path` then says.
 
-    With `equal` = "rounds" all methods run the configured rounds; with "flops" FedAvg, whose participants
-    train the full model, stops when it has spent what a participant of the others spends (at least one round).
+    With `equal` = "rounds" all methods run the configured rounds; with "flops" FedAvg, whose
+    participants train the full model, stops when it has spent what a participant of the others spends
+    (at least one round).
     `watch` gives for the title of a run who watches it. Raises ConfigError for unknown methods,
     RunDirectoryError for a directory that is in use, and whatever a run raises.
     """
@@ -186,7 +187,7 @@ def _cell(path: Path, runs: Sequence[Planned], config: Config) -> dict[str, Any]
 
 
 def spread(values: Sequence[float | None]) -> dict[str, Any]:
-    """Mean, sample standard deviation (None for a single value) and the values; no mean if one is infinite."""
+    """Mean, sample standard deviation (None for a single value), values; no mean if one is infinite."""
     known = [value for value in values if value is not None]
     complete = len(known) == len(values)
     return {

@@ -15,7 +15,7 @@ from msfusion.data.federated import FederatedData, example_inputs
 from msfusion.errors import ConfigError, DataError, MsfusionError
 from msfusion.models.build import BUILT_IN, build_model
 from msfusion.models.huggingface import is_transformers
-from msfusion.runs.setup import prepare_parts
+from msfusion.runs.setup import prepare_parts, settle_process
 from msfusion.width.groups import Frozen, WidthMap
 from msfusion.width.trace import trace
 
@@ -26,7 +26,7 @@ def describe(name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     A model that is named without data (no `data.` override) is shown on made-up inputs: 32 x 32 RGB images
     or 64 tokens of a vocabulary of 1,000, whichever it takes. Raises MsfusionError.
     """
-    torch.set_num_threads(1)
+    settle_process()
     if Path(name).is_file() or name.endswith(".toml"):
         parts = prepare_parts(load_config(Path(name), overrides))
         return description(name, parts.model, parts.width_map)

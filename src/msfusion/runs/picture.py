@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -73,7 +73,9 @@ def save_picture(setup: Setup, rounds: Sequence[int], path: Path) -> None:
     axes = figure.subplots(max(1, len(groups)), len(rounds), squeeze=False)
     for group, row in zip(groups, axes, strict=False):
         for index, axis in zip(rounds, row, strict=True):
-            axis.imshow(holdings(setup, group, index), aspect="auto", cmap="Blues", interpolation="nearest")
+            axis.imshow(
+                holdings(setup, group, index).numpy(), aspect="auto", cmap="Blues", interpolation="nearest"
+            )
             axis.set_title(f"{group.name}, round {index + 1}", fontsize=8)
             axis.set_xlabel("unit", fontsize=7)
             axis.set_ylabel("participant", fontsize=7)
@@ -85,11 +87,9 @@ def save_picture(setup: Setup, rounds: Sequence[int], path: Path) -> None:
 
 
 def _binned(rows: Bool[Tensor, "participants units"], columns: int) -> Tensor:
-    """The share of held units in each of at most `columns` stretches of units."""
-    units = rows.shape[1]
-    edges = torch.linspace(0, units, min(columns, units) + 1).round().long()
-    parts = [rows[:, start:end].float().mean(1) for start, end in pairwise(edges.tolist())]
-    return torch.stack(parts, dim=1)
+    """The share of held units in each stretch of units, all of one length, at most `columns` of them."""
+    stretch = math.ceil(rows.shape[1] / columns)
+    return torch.stack([part.float().mean(1) for part in torch.split(rows, stretch, dim=1)], dim=1)
 
 
 def _blocks(shares: Tensor) -> Text:

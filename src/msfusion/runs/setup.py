@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,7 @@ from msfusion.methods.narrow import NarrowMethod
 from msfusion.methods.small import SmallMethod
 from msfusion.methods.table import build_method
 from msfusion.models.build import build_model
+from msfusion.objectives import evaluate
 from msfusion.width.groups import WidthMap, Window
 from msfusion.width.trace import trace
 from msfusion.windows import static
@@ -60,8 +62,6 @@ class Parts:
 
 def prepare(config: Config, parts: Parts | None = None) -> Setup:
     """Load the data, build and trace the model (unless given), and build the method. Raises MsfusionError."""
-    # Before anything is computed: a process that has used several OpenMP threads cannot fork its workers.
-    torch.set_num_threads(1)
     parts = parts or prepare_parts(config)
     data, model, width_map = parts.data, parts.model, parts.width_map
     method = build_method(
@@ -85,7 +85,18 @@ def prepare(config: Config, parts: Parts | None = None) -> Setup:
 
 def prepare_parts(config: Config) -> Parts:
     """Load the data, build the model and trace it. Raises MsfusionError."""
+    settle_process()
     data = load_data(config.data_spec)
     model = build_model(config.model_spec, data)
     data = data.for_model(model)
+    # A model whose output cannot be learnt from is refused here, before there is a run directory.
+    evaluate(model, data.test.take(slice(0, 2)))
     return Parts(data, model, trace(model, example_inputs(data)))
+
+
+def settle_process() -> None:
+    """Make PyTorch in this process fit for what follows; call it before anything is computed."""
+    # A process that has used several OpenMP threads cannot fork its workers.
+    torch.set_num_threads(1)
+    # torch.export warns of every axis of size one that it is one.
+    logging.getLogger("torch._export.non_strict_utils").setLevel(logging.ERROR)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -20,6 +20,7 @@ from msfusion.runs.figures import coverage_by_round, run_figures
 from msfusion.runs.setup import Parts, Setup, prepare
 
 
+@runtime_checkable
 class Watcher(Protocol):
     """Who wants to know how a run goes on."""
 

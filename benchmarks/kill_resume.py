@@ -1,0 +1,118 @@
+"""Kill a run with SIGKILL at random moments, resume it, and compare its weights with an undisturbed run's.
+
+python benchmarks/kill_resume.py --kills 20 --json
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+QUICK = (
+    "rounds=6",
+    "data.max_train=200",
+    "data.max_test=100",
+    "participants.count=4",
+    "model.name=convnet",
+    "run.workers=2",
+)
+
+
+def command(directory: Path, overrides: list[str]) -> list[str]:
+    settings = [part for override in overrides for part in ("--set", override)]
+    return [sys.executable, "-m", "msfusion.cli", "train", "--resume", "--out", str(directory), *settings]
+
+
+def kill_and_resume(directory: Path, overrides: list[str], after: float) -> bool:
+    """Start (or continue) a run and kill it after some seconds; whether it was still running then."""
+    process = subprocess.Popen(
+        command(directory, overrides),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
+    try:
+        process.wait(timeout=after)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGKILL)  # the process alone: its workers have to notice
+        process.wait()
+        return True
+    return False
+
+
+def finish(directory: Path, overrides: list[str]) -> float:
+    """Run to the end; the seconds it took. Raises RuntimeError where it fails."""
+    begin = time.perf_counter()
+    finished = subprocess.run(
+        command(directory, overrides),
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    if finished.returncode:
+        raise RuntimeError(f"exit code {finished.returncode}: {finished.stderr}")
+    return time.perf_counter() - begin
+
+
+def digest(directory: Path) -> str:
+    return hashlib.sha256((directory / "model.safetensors").read_bytes()).hexdigest()
+
+
+def measure(kills: int, overrides: list[str], seed: int, place: Path) -> dict[str, Any]:
+    """As many kills as asked for, over as many runs as that takes; every run is finished and compared."""
+    draw = random.Random(seed)
+    seconds = finish(place / "undisturbed", overrides)
+    expected = digest(place / "undisturbed")
+    done, runs, identical = 0, 0, 0
+    moments: list[float] = []
+    while done < kills:
+        directory = place / f"run{runs}"
+        for _ in range(draw.randint(1, 4)):
+            moment = draw.uniform(0.05, 1.0) * seconds
+            if done < kills and kill_and_resume(directory, overrides, moment):
+                done += 1
+                moments.append(round(moment, 2))
+        finish(directory, overrides)
+        runs += 1
+        identical += digest(directory) == expected
+    return {
+        "kills": done,
+        "runs": runs,
+        "identical": identical,
+        "undisturbed_seconds": round(seconds, 2),
+        "killed_after_seconds": moments,
+        "model_sha256": expected,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument(
+        "--set", action="append", default=[], help="settings of the run, as of `msfusion train`"
+    )
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as place:
+        result = measure(arguments.kills, [*QUICK, *arguments.set], arguments.seed, Path(place))
+    if arguments.json:
+        print(json.dumps(result, indent=2))
+    else:
+        print(f"{result['kills']} kills in {result['runs']} runs, of which {result['identical']} ended alike")
+    sys.exit(result["identical"] != result["runs"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,221 @@
+"""Runs: what they leave behind, and that stopping and going on changes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from msfusion.config import Config, load_config
+from msfusion.errors import MsfusionError, RunDirectoryError, TrainingError
+from msfusion.runs.directory import RunDirectory
+from msfusion.runs.files import read_tensors
+from msfusion.runs.setup import Parts, prepare_parts
+from msfusion.runs.train import Silent, train
+
+QUICK = (
+    "rounds=4",
+    "data.max_train=120",
+    "data.max_test=60",
+    "participants.count=3",
+    "model.name=convnet",
+    "run.workers=1",
+)
+
+
+def quick(*overrides: str) -> Config:
+    return load_config(None, [*QUICK, *overrides])
+
+
+@pytest.fixture(scope="module")
+def parts() -> Parts:
+    return prepare_parts(quick())
+
+
+@pytest.fixture(scope="module")
+def undisturbed(parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("undisturbed") / "run"
+    train(quick(), path, parts=parts)
+    return path
+
+
+class Stopping(Silent):
+    """Fails once a round is done, as a power cut would."""
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+
+    def round(self, line: Mapping[str, Any]) -> None:
+        if line["round"] == self.after:
+            raise KeyboardInterrupt
+
+
+def without_times(path: Path) -> list[dict[str, Any]]:
+    return [{**line, "seconds": 0} for line in RunDirectory(path).read_metrics()]
+
+
+def test_a_run_leaves_what_the_issue_lists(undisturbed: Path) -> None:
+    names = {path.name for path in undisturbed.iterdir()}
+    assert names >= {
+        "config.toml",
+        "metrics.jsonl",
+        "summary.json",
+        "model.safetensors",
+        "checkpoints",
+        "tensorboard",
+    }
+    assert load_config(undisturbed / "config.toml") == quick()
+    lines = [json.loads(line) for line in (undisturbed / "metrics.jsonl").read_text().splitlines()]
+    assert [line["round"] for line in lines] == [1, 2, 3, 4]
+    summary = json.loads((undisturbed / "summary.json").read_text())
+    assert summary["accuracy"] == lines[-1]["accuracy"]
+    assert summary["entry_coverage"] == lines[-1]["entry_coverage"]
+    assert summary["seconds"] > 0
+    assert len(summary["participants"]) == 3
+    for participant in summary["participants"]:
+        assert 0 < participant["share"] < 0.5
+        assert participant["parameters"] < summary["full_model"]["parameters"]
+        assert participant["flops_per_example"] < summary["full_model"]["flops_per_example"]
+        assert participant["bytes_down"] == participant["bytes_up"] < summary["full_model"]["bytes_down"]
+
+
+def test_predicted_bytes_are_those_that_were_moved(undisturbed: Path) -> None:
+    summary = RunDirectory(undisturbed).read_summary()
+    for line in RunDirectory(undisturbed).read_metrics():
+        assert line["bytes_down"] == sum(each["bytes_down"] for each in summary["participants"])
+        assert line["bytes_up"] == sum(each["bytes_up"] for each in summary["participants"])
+
+
+@pytest.mark.parametrize("after", [1, 3, 4])
+def test_stopped_and_resumed_ends_with_the_same_bytes(
+    parts: Parts, undisturbed: Path, tmp_path: Path, after: int
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(quick(), tmp_path, watcher=Stopping(after), parts=parts)
+    assert not (tmp_path / "summary.json").exists()
+    train(quick("run.workers=2"), tmp_path, resume=True, parts=parts)
+    assert (tmp_path / "model.safetensors").read_bytes() == (undisturbed / "model.safetensors").read_bytes()
+    assert without_times(tmp_path) == without_times(undisturbed)
+
+
+def test_torn_files_are_no_obstacle(parts: Parts, undisturbed: Path, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(quick(), tmp_path, watcher=Stopping(3), parts=parts)
+    newest = tmp_path / "checkpoints" / "round-000003.safetensors"
+    os.truncate(newest, newest.stat().st_size // 2)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"round": 4, "trai')
+    (tmp_path / ".tmp-1-summary.json").write_text("{")
+    train(quick(), tmp_path, resume=True, parts=parts)
+    assert (tmp_path / "model.safetensors").read_bytes() == (undisturbed / "model.safetensors").read_bytes()
+    assert without_times(tmp_path) == without_times(undisturbed)
+    assert not list(tmp_path.glob(".tmp*"))
+
+
+def test_all_checkpoints_lost_means_starting_again(parts: Parts, undisturbed: Path, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(quick(), tmp_path, watcher=Stopping(2), parts=parts)
+    for path in (tmp_path / "checkpoints").iterdir():
+        path.write_bytes(b"")
+    train(quick(), tmp_path, resume=True, parts=parts)
+    assert (tmp_path / "model.safetensors").read_bytes() == (undisturbed / "model.safetensors").read_bytes()
+
+
+def test_fewer_checkpoints_and_evaluations(parts: Parts, undisturbed: Path, tmp_path: Path) -> None:
+    config = quick("run.checkpoint_every=3", "evaluation.every=3")
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path, watcher=Stopping(2), parts=parts)
+    assert not list((tmp_path / "checkpoints").iterdir())
+    train(config, tmp_path, resume=True, parts=parts)
+    assert ["accuracy" in line for line in RunDirectory(tmp_path).read_metrics()] == [
+        False,
+        False,
+        True,
+        True,
+    ]
+    assert (tmp_path / "model.safetensors").read_bytes() == (undisturbed / "model.safetensors").read_bytes()
+
+
+def test_a_finished_run_is_left_as_it_is(undisturbed: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*")}
+    assert train(quick(), undisturbed, resume=True) == RunDirectory(undisturbed).read_summary()
+    assert {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*")} == before
+
+
+def test_a_changed_configuration_is_not_resumed(undisturbed: Path) -> None:
+    expected = r"another configuration, in which training.learning_rate is .*, not 0.5"
+    with pytest.raises(RunDirectoryError, match=expected):
+        train(quick("training.learning_rate=0.5"), undisturbed, resume=True)
+
+
+def test_an_existing_run_is_refused_without_resume(undisturbed: Path) -> None:
+    with pytest.raises(RunDirectoryError, match="already holds files; continue that run with --resume"):
+        train(quick(), undisturbed)
+
+
+def test_a_diverging_run_keeps_its_checkpoints(parts: Parts, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="loss became"):
+        train(quick("training.learning_rate=1e30"), tmp_path, parts=parts)
+    assert (tmp_path / "config.toml").exists()
+    assert not (tmp_path / "summary.json").exists()
+
+
+def test_a_disk_that_fills_up_keeps_the_last_checkpoint(
+    parts: Parts, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from msfusion.runs import directory as module
+
+    real, written = module.write_tensors, []
+
+    def write(path: Path, *arguments: Any) -> None:
+        written.append(path)
+        if len(written) == 3:
+            raise RunDirectoryError(f"{path} cannot be written: No space left on device.")
+        real(path, *arguments)
+
+    monkeypatch.setattr(module, "write_tensors", write)
+    with pytest.raises(RunDirectoryError, match="No space left on device"):
+        train(quick(), tmp_path, parts=parts)
+    assert read_tensors(tmp_path / "checkpoints" / "round-000002.safetensors")[1]["rounds"] == 2
+    train(quick(), tmp_path, resume=True, parts=parts)
+    assert (tmp_path / "model.safetensors").read_bytes() == (undisturbed / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("method", ["fedrolex", "heterofl", "feddropout", "fedavg", "small"])
+def test_every_method_runs(parts: Parts, tmp_path: Path, method: str) -> None:
+    summary = train(quick(f"method.name={method}", "rounds=2"), tmp_path, parts=parts)
+    assert 0 <= summary["accuracy"] <= 1
+    shares = {participant["share"] for participant in summary["participants"]}
+    assert (shares == {1.0}) == (method == "fedavg")
+    assert (summary["entry_coverage"] is None) == (method == "small")
+
+
+def test_what_cannot_be_trained_leaves_no_directory(tmp_path: Path) -> None:
+    for override in ("participants.count=500", "data.source=nobody/knows-this", "model.name=nothing"):
+        with pytest.raises(MsfusionError):
+            train(quick(override), tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+
+def test_killed_by_the_system_and_resumed(undisturbed: Path, tmp_path: Path) -> None:
+    """One real kill in the middle of a run; benchmarks/kill_resume.py does many at random moments."""
+    overrides = [part for override in (*QUICK, "run.workers=2") for part in ("--set", override)]
+    command = [sys.executable, "-m", "msfusion.cli", "train", "--resume", "--out", str(tmp_path), *overrides]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while process.poll() is None and not list(tmp_path.glob("checkpoints/round-*")):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "summary.json").exists()
+    subprocess.run(command, check=True, capture_output=True)
+    assert (tmp_path / "model.safetensors").read_bytes() == (undisturbed / "model.safetensors").read_bytes()
