@@ -100,7 +100,10 @@ def _new_config(transformers: Any, target: str, spec: ModelSpec, sizes: Mapping[
         raise ConfigError(f"model.name: transformers knows no model type '{target}'{hint}")
     default = transformers.AutoConfig.for_model(model_type)
     _require_known(default, spec)
-    return transformers.AutoConfig.for_model(model_type, **(_fitting(default, sizes) | dict(spec.options)))
+    ours = _fitting(default, sizes)
+    own_names = getattr(default, "attribute_map", {})  # GPT-2's n_positions is max_position_embeddings
+    ours = {name: value for name, value in ours.items() if own_names.get(name) not in spec.options}
+    return transformers.AutoConfig.for_model(model_type, **(ours | dict(spec.options)))
 
 
 def _folder_config(transformers: Any, folder: Path, spec: ModelSpec, sizes: Mapping[str, Any]) -> Any:
@@ -163,16 +166,29 @@ def _require_known(config: Any, spec: ModelSpec) -> None:
 
 
 def _require_room(config: Any, sizes: Mapping[str, Any]) -> None:
-    """Raise ConfigError when the data has more tokens, or longer examples, than the model."""
-    for name, size in (("vocab_size", "vocabulary_size"), ("max_position_embeddings", "block_length")):
+    """Raise ConfigError when the data has more tokens, classes, or longer examples, than the model."""
+    hints = {
+        "vocab_size": "use the model's own tokenizer (data.tokenizer = 'transformers:FOLDER')",
+        "max_position_embeddings": "lower data.length",
+        "num_labels": "raise it",
+    }
+    kinds = {"vocab_size": "vocabulary_size", "max_position_embeddings": "block_length"}
+    if sizes.get("task") == "classification":
+        kinds["num_labels"] = "classes"
+    for name, size in kinds.items():
         room = getattr(config, name, None)
         if isinstance(room, int) and size in sizes and room < sizes[size]:
+            known_as = size.replace("_", " ")
             raise ConfigError(
-                f"the model's {name} = {room} is less than the data's {size.replace('_', ' ')} "
-                f"{sizes[size]}: "
-                f"use the model's own tokenizer (data.tokenizer = 'transformers:FOLDER') or a shorter "
-                "data.length."
+                f"the model's {name} = {room} is less than the data's {known_as} {sizes[size]}: "
+                f"{hints[name]}."
             )
+    channels = getattr(config, "num_channels", None)
+    if "in_channels" in sizes and isinstance(channels, int) and channels != sizes["in_channels"]:
+        raise ConfigError(
+            f"the model's num_channels = {channels} differs from the images' {sizes['in_channels']}: "
+            f"set data.channels to {channels}."
+        )
 
 
 def _pretrained(head: Any, folder: Path, config: Any, target: str) -> nn.Module:
