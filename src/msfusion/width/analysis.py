@@ -95,10 +95,10 @@ class Analysis:
             wide = [axis for axis in aligned if axis.size != 1] or aligned[:1]
             for other in wide[1:]:
                 unify(wide[0], other)
-            result.append(wide[0] if len(aligned) == 1 else Axis(wide[0].terms))
+            result.append(Axis(wide[0].terms))
         return result[::-1]
 
-    def contract(self, node: fx.Node, operand: fx.Node, dimension: int, *others: tuple[fx.Node, int], power: float = 1) -> None:
+    def contract(self, node: fx.Node, operand: fx.Node, dimension: int, *others: tuple[fx.Node, int], power: float = 1.0) -> None:
         """Note that the operator sums over an axis of `operand`, multiplied with the others' (united already)."""
         factors = [(operand, dimension), *others]
         axes = [self.axes(factor)[d] for factor, d in factors]

@@ -56,6 +56,8 @@ class Program:
     model: nn.Module
     constants: dict[str, Tensor]  # read by the graphs but not in the state dict
     call: Signature
+    args: tuple[Any, ...]  # the example's inputs, as the model was called
+    kwargs: dict[str, Any]
     cache: dict[Any, Any] = field(default_factory=dict, repr=False)  # compiled sub-models, by window sizes
 
     def tensors(self) -> dict[str, Tensor]:
@@ -108,6 +110,8 @@ def export_program(model: nn.Module, example_inputs: tuple[Any, ...] | dict[str,
     args, kwargs = ((), example_inputs) if isinstance(example_inputs, dict) else (tuple(example_inputs), {})
     args, kwargs = _at_least_two_examples(args, kwargs)
     signature = inspect.signature(model.forward)
+    from msfusion.width.twin import evaluation_twin  # which builds on this module
+
     try:
         named = _named(signature, signature.bind(*args, **kwargs).arguments)
     except TypeError as error:
@@ -115,9 +119,11 @@ def export_program(model: nn.Module, example_inputs: tuple[Any, ...] | dict[str,
     named = {name: value for name, value in named.items() if value is not None}
     flat, spec = pytree.tree_flatten(tuple(named.values()))
     call = Signature(signature, tuple(named), spec, tuple(flat))
-    program = Program({}, model, {}, call)
-    for training in (True, False):
-        program.graphs[training] = _clean(program, _export(model, args, kwargs, training))
+    program = Program({}, model, {}, call, args, kwargs)
+    program.graphs[True] = _clean(program, _export(model, args, kwargs, True))
+    program.graphs[False] = evaluation_twin(program, program.graphs[True]) or _clean(
+        program, _export(model, args, kwargs, False)
+    )
     return program
 
 
@@ -135,20 +141,26 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], tra
     auto = torch.export.Dim.AUTO
 
     def axes(value: Any) -> Any:
-        return {i: auto for i in range(min(2, value.dim()))} if isinstance(value, Tensor) else None
+        return dict.fromkeys(range(min(2, value.dim())), auto) if isinstance(value, Tensor) else None
 
     shapes = pytree.tree_map(axes, kwargs or args)
+    with mode(model, training), _module_stack(model) as stack, torch.enable_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # export warns of what it does to its own copies
+        try:
+            return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+        except Exception as error:
+            raise _untraceable(model, stack, error) from error
+
+
+@contextmanager
+def mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """The model in one mode, without the fused kernels of nn.TransformerEncoder; both are put back afterwards."""
     modes = {module: module.training for module in model.modules()}
     fast_path = torch.backends.mha.get_fastpath_enabled()
     try:
         model.train(training)
         torch.backends.mha.set_fastpath_enabled(False)
-        with _module_stack(model) as stack, torch.enable_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # export warns of what it does to its own copies
-            try:
-                return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
-            except Exception as error:
-                raise _untraceable(model, stack, error) from error
+        yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
         for module, mode in modes.items():

@@ -8,17 +8,16 @@ that no second copy of the model ever exists.
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
-from torch.utils import _pytree as pytree
 
 from msfusion.errors import UntraceableModelError
 from msfusion.width.analysis import base_name, module_of
+from msfusion.width.execute import execute
 from msfusion.width.graph import Graph, Program
 from msfusion.width.groups import Group, Place, WidthMap
 
@@ -101,42 +100,30 @@ def _outputs(program: Program, graph: Graph, width_map: WidthMap, permuted: Iter
     """The floating-point outputs of a graph with the units of some groups permuted, in float64."""
     tensors = program.tensors()
     reader = _Reader(program, tensors, width_map, {group.name: _permutation(group) for group in permuted})
-    inputs = iter([_perturbed_input(value, i) for i, value in enumerate(program.call.example)])
-    values: dict[fx.Node, Any] = {}
-    waiting = Counter({node: len(node.users) for node in graph.graph.nodes})
-    results: list[Any] = []
+    inputs = [_perturbed_input(value, position) for position, value in enumerate(program.call.example)]
     state = torch.get_rng_state()
     with torch.no_grad():
-        for node in graph.graph.nodes:
-            if node.op == "placeholder":
-                values[node] = next(inputs)
-            elif node.op == "get_attr":
-                values[node] = reader.read(node.target)
-            elif node.op == "call_function":
-                values[node] = _apply(node, values)
-            elif node.op == "output":
-                results = [values[n] for n in graph.outputs if isinstance(n, fx.Node)]
-            for source in node.all_input_nodes:
-                waiting[source] -= 1
-                if not waiting[source]:
-                    del values[source]
+        results = execute(graph.graph, inputs, reader.read, _apply)
     torch.set_rng_state(state)
     return [value for value in results if isinstance(value, Tensor) and value.is_floating_point()]
 
 
-def _apply(node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
+def _apply(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """One operator in float64, without randomness."""
-    args = fx.map_arg(node.args, lambda n: values[n])
-    kwargs = fx.map_arg(node.kwargs, lambda n: values[n])
-    args, kwargs = pytree.tree_map(lambda a: _DTYPES.get(a, a) if isinstance(a, torch.dtype) else a, (args, kwargs))
+    args = tuple(_DTYPES.get(a, a) if isinstance(a, torch.dtype) else a for a in args)
+    kwargs = {name: _DTYPES.get(a, a) if isinstance(a, torch.dtype) else a for name, a in kwargs.items()}
     target: Any = node.target
     name = base_name(target) if isinstance(target, OpOverload) else ""
     if name in _IDENTITY:
         return args[0]
     if name in _RANDOM:
         return torch.full_like(target(*args, **kwargs), 0.5)
-    if isinstance(target, OpOverload) and "dropout_p" in {a.name for a in target._schema.arguments}:
-        kwargs["dropout_p"], args = 0.0, args[:4]
+    arguments = target._schema.arguments if isinstance(target, OpOverload) else ()
+    for position, argument in enumerate(arguments):  # attention and recurrent layers drop out inside
+        if argument.name in {"dropout_p", "dropout"} and position < len(args):
+            args = (*args[:position], 0.0, *args[position + 1 :])
+        elif argument.name in {"dropout_p", "dropout"}:
+            kwargs[argument.name] = 0.0
     result = target(*args, **kwargs)
     return _double(result) if isinstance(result, Tensor) else result
 

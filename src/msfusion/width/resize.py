@@ -137,7 +137,7 @@ def _replace_devices(container: Any, device: fx.Node) -> Any:
 
 def _normalised_after(node: fx.Node) -> bool:
     """Whether the only reader is a norm without memory, which gives the same at any scale (and there is no bias)."""
-    if len(node.users) != 1 or len(node.args) > 2 and isinstance(node.args[2], fx.Node) or "bias" in node.kwargs:
+    if len(node.users) != 1 or (len(node.args) > 2 and isinstance(node.args[2], fx.Node)) or "bias" in node.kwargs:
         return False
     (user,) = node.users
     return isinstance(user.target, OpOverload) and base_name(user.target) in {"group_norm", "layer_norm", "rms_norm"}

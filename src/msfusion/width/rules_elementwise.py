@@ -87,7 +87,7 @@ def reduction(analysis: Analysis, node: fx.Node) -> Outcome:
             elif order != float("inf"):
                 freeze(axes[d], f"{order}-norm over this axis")
         else:
-            analysis.contract(node, node.args[0], d, power=1 if name == "sum" else 0)
+            analysis.contract(node, node.args[0], d, power=1.0 if name == "sum" else 0.0)
     keep = analysis.argument(node, "keepdim", False)
     left = [Axis(((),)) if d in reduced else Axis(a.terms) for d, a in enumerate(axes) if keep or d not in reduced]
     values = node.meta["val"]

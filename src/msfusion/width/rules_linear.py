@@ -12,7 +12,7 @@ from msfusion.width.axes import Axes, Axis, freeze, fresh, merge, split, unify
 
 @rule("linear")
 def linear(analysis: Analysis, node: fx.Node) -> Outcome:
-    """input [..., i] and weight [o, i] give [..., o]."""
+    """Input [..., i] and weight [o, i] give [..., o]."""
     source, weight = analysis.argument(node, "input"), analysis.argument(node, "weight")
     x, w = analysis.axes(source), analysis.axes(weight)
     unify(x[-1], w[-1])
@@ -128,7 +128,7 @@ def _grouped(analysis: Analysis, node: fx.Node, x: Axis, w: Axes, groups: int, t
 
 @rule("scaled_dot_product_attention", "_scaled_dot_product_attention_math")
 def attention(analysis: Analysis, node: fx.Node) -> Outcome:
-    """query [..., heads, l, d], key [..., kv, s, d], value [..., kv, s, e]: d and e stay, heads are units."""
+    """Query [..., heads, l, d], key [..., kv, s, d], value [..., kv, s, e]: d and e stay, heads are units."""
     q, k, v = (analysis.axes(analysis.argument(node, name)) for name in ("query", "key", "value"))
     for axis in (q[-1], k[-1], v[-1]):
         freeze(axis, "a head dimension")

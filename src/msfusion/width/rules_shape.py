@@ -222,7 +222,7 @@ def index(analysis: Analysis, node: fx.Node) -> Outcome:
     for axis in axes[d : d + len(looked_up)]:
         freeze(axis, reason)
     found = analysis.broadcast([analysis.axes(n) for n in looked_up])
-    return [*axes[:d], *found, *axes[d + len(looked_up) :]]
+    return [Axis(axis.terms) for axis in (*axes[:d], *found, *axes[d + len(looked_up) :])]
 
 
 @rule("view_as_complex", "view_as_real")

@@ -7,13 +7,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
 from torch.utils import _pytree as pytree
 
 from msfusion.errors import MsfusionError, UntraceableModelError
 from msfusion.width.analysis import Analysis, module_of
 from msfusion.width.graph import Program
-from msfusion.width.groups import Window, WidthMap
+from msfusion.width.groups import WidthMap, Window
 from msfusion.width.resize import Resizer, Widths
 from msfusion.width.slices import checked_units, extract
 
@@ -146,7 +150,7 @@ def _compile(graph: fx.Graph) -> Forward:
     """The graph as one flat Python function of the sub-model and the flat inputs."""
     code = graph.python_code(root_module="self")
     names: dict[str, Any] = dict(code.globals)
-    exec(compile(code.src, "<sub-model>", "exec"), names)  # noqa: S102 - the source is fx's own print of our graph
+    exec(compile(code.src, "<sub-model>", "exec"), names)
     forward: Forward = names["forward"]
     return forward
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -77,7 +78,9 @@ def collect(program: Program, analysis: Analysis) -> WidthMap:
             for product in resolved(axis):
                 _stand(name, axis_number, offset, product, atoms, frozen)
                 offset += size_of(product)
-    names = _names(atoms, analysis.origins())
+    tied = {t for t, n in Counter(id(tensor) for tensor in states.values()).items() if n > 1}
+    made = analysis.origins() - {(n, a) for n, a in analysis.origins() if id(states.get(n)) in tied}
+    names = _names(atoms, made)
     groups = [Group(names[atom], atom.size, tuple(places)) for atom, places in atoms.items()]
     program.cache["analysis"] = analysis
     program.cache["groups"] = {atom: names[atom] for atom in atoms}
@@ -142,7 +145,7 @@ def _free_pairs(products: list[Product]) -> Iterator[tuple[Atom, Atom]]:
 
 
 def _names(atoms: dict[Atom, list[Place]], contracting: frozenset[tuple[str, int]]) -> dict[Atom, str]:
-    """Each group is named after the first tensor that produces its units."""
+    """Each group is named after the first tensor that produces its units (a tied embedding does)."""
     names: dict[Atom, str] = {}
     for atom, places in atoms.items():
         made = [p for p in places if (p.tensor, p.axis) not in contracting] or places
