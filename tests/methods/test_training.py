@@ -51,7 +51,7 @@ def test_it_is_the_plain_loop_bit_for_bit() -> None:
     trained = train(model, data, settings, seed=5, round_index=3, participant=2)
 
     generator = torch.Generator().manual_seed(seed_of(5, 3, 2))
-    optimizer = torch.optim.SGD(by_hand.parameters(), lr=0.05, momentum=0.9, weight_decay=0.01)
+    optimizer = torch.optim.SGD(by_hand.parameters(), lr=0.05, momentum=0.9, weight_decay=0.01, fused=True)
     total = 0.0
     for _ in range(2):
         order = torch.randperm(20, generator=generator)
@@ -166,15 +166,15 @@ def test_impossible_settings(wrong: dict[str, Any], sentence: str) -> None:
 
 
 def test_a_loss_that_is_not_finite_names_participant_round_and_step() -> None:
-    data = Batch((torch.full((4, 6), 1e30),), torch.randint(3, (4,)))
+    data = Batch((torch.full((4, 6), torch.nan),), torch.randint(3, (4,)))
     with pytest.raises(
         TrainingError,
-        match=r"participant 7's loss became (nan|inf) in round 3, step \d+: lower .* \(it is 5\)",
+        match=r"participant 7's loss became nan in round 3, step 1: lower .* \(it is 5\)",
     ):
         train(
             a_model(),
             data,
-            TrainingSettings(learning_rate=5.0, local_epochs=50),
+            TrainingSettings(learning_rate=5.0),
             round_index=3,
             participant=7,
         )

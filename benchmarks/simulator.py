@@ -1,0 +1,201 @@
+"""What the simulation costs beyond the training itself, and what a second worker saves.
+
+Compares the time of a round of `run_rounds` with a bare loop that does the same work and nothing else: it
+cuts the same windows out of the global model (positions known beforehand), trains a hand-written narrow
+network in plain PyTorch on the same mini-batches, and averages where windows overlap. Both run in this
+process in turns, round by round, so that whatever else the machine does hits both. The ratio of each pair
+of rounds is taken, then the median.
+
+    python benchmarks/simulator.py --json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from msfusion.batch import Batch
+from msfusion.data.load import load_data
+from msfusion.data.spec import DataSpec
+from msfusion.engines.local import RoundSettings, run_rounds
+from msfusion.methods.narrow import NarrowMethod
+from msfusion.methods.table import build_method
+from msfusion.methods.training import TrainingSettings, seed_of
+from msfusion.models.convolutional import ResNet
+from msfusion.width.trace import trace
+
+RATIO = 0.25
+WIDTHS = (32, 64, 128)
+TRAINING = TrainingSettings(optimizer="sgd", learning_rate=0.1, momentum=0.9, batch_size=16)
+TARGETS = {1: 1.10, 2: 0.65}
+
+Positions = dict[str, tuple[Tensor, ...]]
+MethodBuilder = Callable[[int], NarrowMethod]
+
+
+def positions_of(method: NarrowMethod, round_index: int, participant: int) -> Positions:
+    """For each tensor the index of what a participant holds, to cut it out and to write it back."""
+    window = method.window(round_index, participant)
+    found: Positions = {}
+    for name, shape in method.width_map.shapes.items():
+        narrowed = method.width_map.axis_positions(name, window)
+        axes = [narrowed.get(axis, torch.arange(length)) for axis, length in enumerate(shape)]
+        found[name] = torch.meshgrid(*axes, indexing="ij") if len(axes) > 1 else (axes[0],)
+    return found
+
+
+def bare_rounds(method: NarrowMethod, data: Sequence[Batch], rounds: int) -> Iterator[float]:
+    """The seconds of each round of the loop that one would write by hand for this network."""
+    state = method.initial_state()
+    narrow = ResNet(1, 10, widths=[int(width * RATIO) for width in WIDTHS])
+    for round_index in range(rounds):
+        held = [positions_of(method, round_index, participant) for participant in range(len(data))]
+        begin = time.perf_counter()
+        sums = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+        counts = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+        for participant, own in enumerate(data):
+            narrow.load_state_dict({name: state[name][index] for name, index in held[participant].items()})
+            train_by_hand(narrow, own, seed_of(method.seed, round_index, participant))
+            with torch.no_grad():
+                for name, tensor in narrow.state_dict().items():
+                    sums[name][held[participant][name]] += tensor * len(own)
+                    counts[name][held[participant][name]] += len(own)
+        state = {
+            name: torch.where(counts[name] > 0, sums[name] / counts[name], old) for name, old in state.items()
+        }
+        yield time.perf_counter() - begin
+
+
+def train_by_hand(model: ResNet, data: Batch, seed: int) -> None:
+    """One epoch of plain PyTorch."""
+    assert isinstance(data.inputs, tuple)
+    images, labels = data.inputs[0], data.targets
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.SGD(model.parameters(), lr=TRAINING.learning_rate, momentum=TRAINING.momentum)
+    for chosen in torch.randperm(len(labels), generator=generator).split(TRAINING.batch_size):
+        if len(chosen) == 1 and len(labels) > 1:
+            continue
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(images[chosen]), labels[chosen])
+        loss.backward()
+        optimizer.step()
+
+
+def our_rounds(method: NarrowMethod, data: Sequence[Batch], rounds: int, workers: int) -> Iterator[float]:
+    """The seconds of each round of `run_rounds`."""
+    results = run_rounds(method, data, RoundSettings(rounds=rounds), workers=workers)
+    while True:
+        begin = time.perf_counter()
+        if next(results, None) is None:
+            return
+        yield time.perf_counter() - begin
+
+
+def compare(build: MethodBuilder, participants: int, workers: int, rounds: int) -> dict[str, Any]:
+    """Median ratio of our round to the bare one, after two rounds of warming up.
+
+    On a machine that others use as well, `ratio_of_fastest` (our fastest round over the fastest bare one)
+    is nearer to the truth.
+    """
+    data = load_data(DataSpec(source="digits", participants=participants, partition="iid")).participants
+    method = build(participants)
+    bare, ours = bare_rounds(method, data, rounds + 2), our_rounds(method, data, rounds + 2, workers)
+    pairs = list(zip(bare, ours, strict=True))[2:]
+    ratio = statistics.median(ours / bare for bare, ours in pairs)
+    return {
+        "participants": participants,
+        "workers": workers,
+        "bare_seconds": statistics.median(bare for bare, _ in pairs),
+        "seconds": statistics.median(ours for _, ours in pairs),
+        "ratio": ratio,
+        "ratio_of_fastest": min(ours for _, ours in pairs) / min(bare for bare, _ in pairs),
+        "target": TARGETS[workers],
+        "met": ratio <= TARGETS[workers],
+    }
+
+
+def method_builder() -> MethodBuilder:
+    """A method for so many participants, on the built-in network."""
+    torch.manual_seed(0)
+    model = ResNet(1, 10, widths=WIDTHS)
+    width_map = trace(model, (torch.randn(2, 1, 8, 8),))
+
+    def for_participants(participants: int) -> NarrowMethod:
+        method = build_method("msfusion", model, width_map, (RATIO,) * participants, TRAINING)
+        assert isinstance(method, NarrowMethod)
+        return method
+
+    return for_participants
+
+
+def start_up(build: MethodBuilder) -> dict[str, float]:
+    """Seconds from the call of `run_rounds` to the first trained participant, and of `import msfusion`."""
+    data = load_data(DataSpec(source="digits", participants=10, partition="iid")).participants
+    found = {}
+    for workers in (1, 2):
+        method = build(10)
+        arrivals: list[float] = []
+        begin = time.perf_counter()
+        rounds = run_rounds(
+            method,
+            data,
+            RoundSettings(rounds=1),
+            workers=workers,
+            on_participant=lambda _, arrivals=arrivals: arrivals.append(time.perf_counter()),
+        )
+        list(rounds)
+        found[f"first_participant_{workers}_workers"] = arrivals[0] - begin
+    begin = time.perf_counter()
+    subprocess.run([sys.executable, "-c", "import msfusion"], check=True)
+    found["import_msfusion"] = time.perf_counter() - begin
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--rounds", type=int, default=15, help="rounds that are timed")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    build = method_builder()
+    cases = [compare(build, n, workers, arguments.rounds) for n in (10, 20) for workers in (1, 2)]
+    report = {
+        "machine": {
+            "processor": platform.processor() or platform.machine(),
+            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "system": platform.platform(),
+        },
+        "cases": cases,
+        "start_up_seconds": start_up(build),
+    }
+    if arguments.json:
+        print(json.dumps(report, indent=2))
+        return
+    for case in cases:
+        median, fastest, target = case["ratio"], case["ratio_of_fastest"], case["target"]
+        print(f"N = {case['participants']}, {case['workers']} workers: ", end="")
+        print(f"{median:.3f} (of the fastest rounds {fastest:.3f}; target {target})")
+    for name, seconds in report["start_up_seconds"].items():
+        print(f"{name}: {seconds:.2f} s")
+
+
+if __name__ == "__main__":
+    main()
