@@ -58,7 +58,7 @@ def test_every_parameter_learns(index: int) -> None:
 
 
 def test_norm_groups_do_not_mix_units() -> None:
-    """The map relies on it: with 4 channels a norm group, other groups do not change what a group computes."""
+    """The map relies on it: with 4 channels a norm group, others do not change what a group computes."""
     from msfusion.models.convolutional import normalisation
 
     norm, one = normalisation("group", 16, 4), images(2).repeat(1, 6, 1, 1)[:, :16]
