@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import Any
 
+from torch import nn
+
+from msfusion.costs import Costs, costs_of
 from msfusion.methods.table import METHODS
 from msfusion.runs.setup import Setup
 from msfusion.windows import coverage
@@ -29,26 +33,45 @@ def coverage_by_round(setup: Setup) -> list[float] | None:
 
 
 def run_figures(setup: Setup) -> dict[str, Any]:
-    """STUB until costs."""
-    full = {
-        "parameters": 1,
-        "share": 1.0,
-        "flops_per_example": 1,
-        "peak_memory": 1,
-        "bytes_down": 1,
-        "bytes_up": 1,
-    }
-    return {
-        "participants": [
-            {"participant": i, "ratio": r, "examples": len(d), **full}
-            for i, (r, d) in enumerate(
-                zip(setup.config.participants.ratios, setup.data.participants, strict=True)
-            )
-        ],
-        "full_model": full,
-    }
+    """For each participant and for the full model: parameters, FLOPs, memory and bytes. Raises MsfusionError.
+
+    Nothing is trained. `share` is of the full model's parameters; FLOPs are those of training on one example;
+    memory and bytes in bytes, the latter for each round in which the participant takes part.
+    """
+    full = _costs(setup, setup.model)
+    known: dict[float, Costs] = {}
+    participants = []
+    for participant, ratio in enumerate(setup.config.participants.ratios):
+        if ratio not in known:
+            known[ratio] = _costs(setup, setup.participant_model(participant))
+        examples = len(setup.data.participants[participant])
+        row = {"participant": participant, "ratio": ratio, "examples": examples}
+        participants.append(row | _figures(known[ratio], full))
+    return {"participants": participants, "full_model": _figures(full, full)}
 
 
 def mean_flops_per_example(setup: Setup) -> float:
-    """STUB."""
-    return 1.0
+    """Training FLOPs per example, a mean over the participants. Raises MsfusionError."""
+    return statistics.fmean(row["flops_per_example"] for row in run_figures(setup)["participants"])
+
+
+def _costs(setup: Setup, model: nn.Module) -> Costs:
+    settings = setup.config.training_settings
+    states = {"sgd": 1 if settings.momentum else 0}.get(settings.optimizer, 2)
+    return costs_of(
+        model,
+        setup.data.participants[0],
+        optimizer_states_per_parameter=states,
+        batch_size=settings.batch_size,
+    )
+
+
+def _figures(costs: Costs, full: Costs) -> dict[str, Any]:
+    return {
+        "parameters": costs.parameters,
+        "share": costs.parameters / full.parameters,
+        "flops_per_example": costs.flops_per_example,
+        "peak_memory": costs.peak_memory,
+        "bytes_down": costs.bytes_down,
+        "bytes_up": costs.bytes_up,
+    }

@@ -84,9 +84,23 @@ def groups_table(description: Row) -> Table:
             str(group["units"]),
             ", ".join(str(thickness) for thickness in group["thickness"]),
             str(len(group["places"])),
-            ", ".join(f"{place['tensor']}[{place['axis']}]" for place in group["places"]),
+            _where(group["places"]),
         )
     return table
+
+
+def _where(places: Sequence[Row]) -> str:
+    """Tensor[axis] of every place, with what all names begin with said once."""
+    names = [place["tensor"].split(".") for place in places]
+    shared = 0
+    while len(names) > 1 and len({(*name[: shared + 1],) for name in names if len(name) > shared + 1}) == 1:
+        if any(len(name) <= shared + 1 for name in names):
+            break
+        shared += 1
+    inside = ", ".join(
+        f"{'.'.join(name[shared:])}[{place['axis']}]" for name, place in zip(names, places, strict=True)
+    )
+    return f"{'.'.join(names[0][:shared])}: {inside}" if shared else inside
 
 
 def comparison_table(comparison: Row) -> Table:
@@ -118,14 +132,21 @@ def comparison_table(comparison: Row) -> Table:
 
 
 def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", caption_justify="left", box=SIMPLE_HEAD)
+    return Table(
+        title=title,
+        title_justify="left",
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,  # eight columns fit into 80 characters
+    )
 
 
 def _costs_table(title: str, *, memory: bool = False) -> Table:
     table = _table(title)
-    table.add_column("participant")
-    headers = ["ratio", "examples", "holds (parameters)", "share", "computes (FLOPs per example)"]
-    for header in [*headers, *(["peak memory"] if memory else []), "receives per round", "sends per round"]:
+    table.add_column("who", no_wrap=True)
+    headers = ["ratio", "examples", "parameters held", "share", "training FLOPs per example"]
+    for header in [*headers, *(["peak memory"] if memory else []), "down per round", "up per round"]:
         table.add_column(header, justify="right")
     return table
 

@@ -18,6 +18,7 @@ from msfusion.methods.table import build_method
 from msfusion.models.build import build_model
 from msfusion.objectives import evaluate
 from msfusion.width.groups import WidthMap, Window
+from msfusion.width.submodel import narrow
 from msfusion.width.trace import trace
 from msfusion.windows import static
 
@@ -44,6 +45,15 @@ class Setup:
             return self.method.window(round_index, participant)
         ratios = self.config.participants.ratios  # the small model: what the smallest participant can hold
         return static(self.width_map, participant, round_index, min(ratios), participants=len(ratios))
+
+    def participant_model(self, participant: int) -> nn.Module:
+        """What a participant holds and trains (in round 0; in other rounds one of the same shapes)."""
+        if isinstance(self.method, SmallMethod):
+            return self.method.model
+        window = self.window(0, participant)
+        if all(len(window[group.name]) == group.units for group in self.width_map.groups):
+            return self.model
+        return narrow(self.model, self.width_map, window)
 
     def present(self) -> list[tuple[int, ...]]:
         """Who takes part in each round."""

@@ -1,0 +1,129 @@
+"""Comparisons: equal budgets, resumed run by run, mean and deviation as calculated by hand."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from msfusion.config import Config, load_config
+from msfusion.errors import RunDirectoryError
+from msfusion.runs import compare as module
+from msfusion.runs.compare import compare, curve, plan_runs, spread
+from msfusion.runs.directory import RunDirectory
+from msfusion.runs.plot import save_plot
+from msfusion.runs.train import Silent, Watcher
+
+
+def quick(*overrides: str) -> Config:
+    return load_config(
+        None,
+        [
+            "rounds=2",
+            "data.max_train=120",
+            "data.max_test=60",
+            "participants.count=3",
+            "model.name=convnet",
+            "run.workers=1",
+            *overrides,
+        ],
+    )
+
+
+def silent(title: str) -> AbstractContextManager[Watcher]:
+    return Silent()
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    path = tmp_path_factory.mktemp("compare") / "out"
+    methods = ["msfusion", "small", "fedavg"]
+    return path, compare(quick(), path, methods=methods, seeds=2, ratios=[0.25, 0.5], watch=silent)
+
+
+def test_every_method_ratio_and_seed_is_one_run(compared: tuple[Path, dict[str, Any]]) -> None:
+    path, comparison = compared
+    assert [(cell["method"], cell["ratio"]) for cell in comparison["cells"]] == [
+        ("fedavg", 1.0),
+        ("msfusion", 0.5),
+        ("small", 0.5),
+        ("msfusion", 0.25),
+        ("small", 0.25),
+    ]
+    assert all(cell["rounds"] == 2 for cell in comparison["cells"])
+    assert [cell["method"] for cell in comparison["cells"] if not cell["within_budget"]] == ["fedavg"]
+    assert len([entry for entry in path.iterdir() if entry.is_dir()]) == 10
+    assert json.loads((path / "compare.json").read_text()) == comparison
+    assert comparison["environment"]["torch"]
+    assert comparison["seeds"] == [0, 1]
+
+
+def test_figures_agree_with_the_runs(compared: tuple[Path, dict[str, Any]]) -> None:
+    path, comparison = compared
+    for cell in comparison["cells"]:
+        accuracies, moved = [], []
+        for run in cell["runs"]:
+            directory = RunDirectory(path / run["directory"])
+            accuracies.append(directory.read_summary()["accuracy"])
+            moved.append(sum(line["bytes_down"] + line["bytes_up"] for line in directory.read_metrics()) / 3)
+        assert cell["accuracy"]["mean"] == pytest.approx(statistics.fmean(accuracies))
+        assert cell["accuracy"]["sd"] == pytest.approx(statistics.stdev(accuracies))
+        assert cell["total_bytes"] == pytest.approx(statistics.fmean(moved))
+        assert cell["total_flops"] == pytest.approx(2 * 120 / 3 * cell["flops_per_example"])
+        assert cell["curve"]["rounds"] == [1, 2]
+        assert cell["curve"]["mean"][-1] == pytest.approx(cell["accuracy"]["mean"])
+
+
+def test_slices_and_the_small_model_have_the_same_budget(compared: tuple[Path, dict[str, Any]]) -> None:
+    cells = {(cell["method"], cell["ratio"]): cell for cell in compared[1]["cells"]}
+    for ratio in (0.25, 0.5):
+        small, sliced = cells["small", ratio], cells["msfusion", ratio]
+        assert small["parameters"] == sliced["parameters"]
+        assert small["flops_per_example"] == pytest.approx(sliced["flops_per_example"], rel=0.02)
+        assert sliced["flops_per_example"] < cells["fedavg", 1.0]["flops_per_example"]
+
+
+def test_finished_runs_are_kept_and_new_seeds_added(
+    compared: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    first = compare(quick(), tmp_path, methods=["small"], seeds=1, watch=silent)
+    model = tmp_path / first["cells"][0]["runs"][0]["directory"] / "model.safetensors"
+    written = model.stat().st_mtime_ns
+    with pytest.raises(RunDirectoryError, match="already holds files"):
+        compare(quick(), tmp_path, methods=["small"], seeds=2, watch=silent)
+    more = compare(quick(), tmp_path, methods=["small", "heterofl"], seeds=2, resume=True, watch=silent)
+    assert model.stat().st_mtime_ns == written
+    assert [len(cell["runs"]) for cell in more["cells"]] == [2, 2]
+    changed = quick("training.learning_rate=0.5")
+    with pytest.raises(RunDirectoryError, match=r"in which training.learning_rate is .* not 0.5"):
+        compare(changed, tmp_path, methods=["small"], seeds=1, resume=True, watch=silent)
+
+
+def test_fedavg_stops_at_equal_flops(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "prepare", lambda config: config)
+    monkeypatch.setattr(module, "mean_flops_per_example", lambda config: config.participants.ratios[0] ** 2)
+    config = quick("rounds=20")
+    runs = plan_runs(config, ["msfusion", "fedavg"], 1, [0.5, 0.125], "flops")
+    assert {(run.method, run.ratio): run.config.rounds for run in runs if run.method == "msfusion"} == {
+        ("msfusion", 0.5): 20,
+        ("msfusion", 0.125): 20,
+    }
+    assert [run.config.rounds for run in runs if run.method == "fedavg"] == [5, 1]
+
+
+def test_the_plot_is_a_picture(compared: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    save_plot(compared[1], tmp_path / "compare.png")
+    assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_mean_and_deviation() -> None:
+    assert spread([1.0, 2.0, 4.5]) == {"mean": 2.5, "sd": pytest.approx(1.8027756), "values": [1.0, 2.0, 4.5]}
+    assert spread([3.0]) == {"mean": 3.0, "sd": None, "values": [3.0]}
+    assert spread([3.0, None])["mean"] is None
+    lines = [[{"round": 1, "accuracy": 0.5}, {"round": 2}], [{"round": 1, "accuracy": 0.7}, {"round": 2}]]
+    assert curve(lines, "accuracy")["rounds"] == [1]
+    assert curve(lines, "accuracy")["mean"] == [pytest.approx(0.6)]
