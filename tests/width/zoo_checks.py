@@ -1,8 +1,8 @@
-"""What the tests of the width map share: traced models, windows, and comparisons of whatever models return."""
+"""What the tests of the width map share: traced models, windows, comparisons of what models return."""
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -17,9 +17,9 @@ from msfusion.width.trace import trace
 BATCH, TIME = 2, 7
 
 
-@lru_cache(maxsize=None)
+@cache
 def traced(name: str) -> tuple[nn.Module, Inputs, WidthMap]:
-    """A model of the zoo, the inputs that it was traced with, and its map. Made once: tests must not change it."""
+    """A model of the zoo, the inputs it was traced with, and its map. Made once: tests must not change it."""
     entry = by_name(name)
     model, inputs = entry.build().eval(), entry.inputs(BATCH, TIME)
     return model, inputs, trace(model, inputs)
@@ -85,7 +85,7 @@ def distance(one: Any, two: Any) -> float:
     for a, b in zip(tensors(one), tensors(two), strict=True):
         if not torch.equal(a.isfinite(), b.isfinite()):
             return float("inf")
-        a, b = a.nan_to_num(0.0, 0.0, 0.0).double(), b.nan_to_num(0.0, 0.0, 0.0).double()
+        a, b = (x.detach().nan_to_num(0.0, 0.0, 0.0).double() for x in (a, b))
         if a.numel():
             spread = float(a.max() - a.min())
             worst = max(worst, float((a - b).abs().max()) / max(spread, 1e-6))

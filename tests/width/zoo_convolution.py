@@ -97,7 +97,7 @@ class ResNet50(nn.Module):
 
 
 class OptionABlock(nn.Module):
-    """The original CIFAR ResNet's shortcut without parameters: every second pixel, channels padded with zeros."""
+    """The first CIFAR ResNet's shortcut without parameters: every second pixel, channels padded by zeros."""
 
     def __init__(self, inside: int, outside: int) -> None:
         super().__init__()
@@ -177,7 +177,7 @@ class MobileNet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        plan = ((8, 1, 1), (12, 2, 3), (12, 1, 3), (16, 2, 4), (16, 1, 4))
+        plan = ((8, 1, 1), (12, 2, 3), (12, 1, 3))
         blocks, inside = [], 10
         for outside, stride, expansion in plan:
             blocks.append(InvertedResidual(inside, outside, stride, expansion))
@@ -208,7 +208,7 @@ class DenseLayer(nn.Module):
 class DenseNet(nn.Module):
     """Every layer reads the concatenation of all earlier ones."""
 
-    def __init__(self, growth: int = 6, layers: int = 3) -> None:
+    def __init__(self, growth: int = 6, layers: int = 2) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, 10, 3, padding=1, bias=False)
         self.first = nn.ModuleList(DenseLayer(10 + i * growth, growth) for i in range(layers))
@@ -235,12 +235,17 @@ def resnet18_groupnorm() -> nn.Module:
     return ResNet18(norm="group")
 
 
+def resnet_short() -> nn.Module:
+    return ResNet18((8, 12))
+
+
 def resnext() -> nn.Module:
-    return ResNet50((8, 12), groups=4)
+    return ResNet50((8,), groups=4)
 
 
 CONVOLUTION = (
     Entry("resnet18", ResNet18, images(3, 16), 0.99, whole=(3, 10), ablates=True),
+    Entry("resnet_short", resnet_short, images(3, 16), 0.98, whole=(3, 10), ablates=True),
     Entry("resnet18_groupnorm", resnet18_groupnorm, images(3, 16), 0.99, whole=(3, 10), ablates=True),
     Entry("resnet50", ResNet50, images(3, 32), 0.99, whole=(3, 11), ablates=True),
     Entry("resnext", resnext, images(3, 32), 0.99, whole=(3, 11), ablates=True),

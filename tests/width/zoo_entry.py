@@ -1,7 +1,8 @@
-"""What the zoo knows of a model: how to build it, what to call it with, and what its width map must be like."""
+"""What the zoo knows of a model: how to build it, what to call it with, what its width map must be like."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -20,12 +21,13 @@ MakeInputs = Callable[[int, int], Inputs]
 class Entry:
     """One model of the zoo.
 
-    `reach` is the smallest share of parameters that must lie on a narrowed axis, `sequence` says that axis 1 of the
-    inputs is time and may have any length. `heads` are (units, thickness) pairs of attention: each must be found in some
-    group. `whole` are sizes of inputs, outputs, time or head_dim: no group may have so many units.
-    `ablates` says that a unit which is not held acts like one whose outgoing weights are zero (false where a norm or a
-    product of two activations runs over the width). `invariant` lists the "tensor:axis" places whose absence from the map nobody can
-    see in the output; `reasons` are words that the map must give for what stays frozen.
+    `reach` is the smallest share of parameters that must lie on a narrowed axis; `sequence` says that axis
+    1 of the inputs is time and may have any length. `heads` are (units, thickness) pairs of attention: each
+    must be found in some group. `whole` are sizes of inputs, outputs, time or head_dim: no group has so many
+    units. `ablates` says that a unit which is not held acts like one whose outgoing weights are zero (false
+    where a norm or a product of two activations runs over the width). `invariant` lists the
+    "tensor:axis:offset" places whose absence from the map nobody can see in the output; `reasons` are words
+    that the map must say about what stays frozen.
     """
 
     name: str
@@ -43,16 +45,20 @@ class Entry:
         return self.name
 
     def build(self) -> nn.Module:
-        """The model with the same initial weights every time, parameters that start at 0 or 1 moved off them."""
+        """The model with the same initial weights every time, those that start at 0 or 1 moved off them."""
         torch.manual_seed(0)
-        model = self.model()
-        for tensor in [*model.parameters(), *model.buffers()]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what libraries say about these settings is not about us
+            model = self.model()
+        state = dict(model.named_parameters()) | dict(model.named_buffers())
+        for name, tensor in state.items():
             if (
                 tensor.is_floating_point()
                 and tensor.numel() > 1
-                and bool((tensor == tensor.reshape(-1)[0]).all())
+                and bool((tensor == tensor.flatten()[0]).all())
             ):
-                tensor.data += 0.1 * torch.rand_like(tensor)
+                noise = 0.1 * torch.randn_like(tensor)
+                tensor.data += noise.abs() if name.endswith("running_var") else noise
         return model
 
 
@@ -85,7 +91,7 @@ def tokens(vocabulary: int, arguments: int = 1) -> MakeInputs:
 
 
 def named_tokens(vocabulary: int, *, mask: bool = True) -> MakeInputs:
-    """Keyword arguments as the transformers library names them; the mask hides the last token of the first example."""
+    """Keyword arguments as the transformers library names them; the mask hides one token of one example."""
 
     def make(batch: int, time: int) -> dict[str, Tensor]:
         inputs = {"input_ids": _integers(vocabulary, batch, time)}

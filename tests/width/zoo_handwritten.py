@@ -11,7 +11,7 @@ from zoo_entry import Entry, tokens
 
 
 class CausalAttention(nn.Module):
-    """nanoGPT's attention: one projection for query, key and value, split and viewed by the configured sizes."""
+    """nanoGPT's attention: one projection for query, key and value, split and viewed by configured sizes."""
 
     def __init__(self, width: int, heads: int, *, fused: bool, block: int = 32, bias: bool = True) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class CausalAttention(nn.Module):
 
 
 class NanoGPT(nn.Module):
-    """nanoGPT: learned positions, pre-norm blocks, the head tied to the embedding; returns logits and no loss."""
+    """nanoGPT: learned positions, pre-norm blocks, the head tied to the embedding; returns no loss."""
 
     def __init__(
         self, width: int = 24, heads: int = 3, vocab: int = 50, *, fused: bool = True, bias: bool = True
@@ -184,8 +184,7 @@ class Head(nn.Module):
 
 
 class LectureGPT(nn.Module):
-    """The `gpt.py` of Karpathy's lecture: a list of single heads, concatenated. Inside a head the size is fixed by
-    the scale of its scores; between heads there is nothing to select, as each is its own modules."""
+    """The `gpt.py` of Karpathy's lecture: a list of single heads, concatenated."""
 
     def __init__(self, width: int = 24, heads: int = 3) -> None:
         super().__init__()
@@ -207,7 +206,7 @@ class LectureGPT(nn.Module):
 
 
 class Sinusoidal(nn.Module):
-    """The original transformer's positions: a constant table, in the state dict or not, on the residual stream."""
+    """The first transformer's positions: a constant table, in the state dict or not, on the stream."""
 
     def __init__(self, *, persistent: bool) -> None:
         super().__init__()
@@ -237,11 +236,18 @@ def _sequence(name: str, model: object, reach: float, **more: object) -> Entry:
 
 
 HANDWRITTEN = (
-    _sequence("nanogpt", NanoGPT, 0.97, whole=(50, 32, 8), heads=((3, 8),)),
+    _sequence(
+        "nanogpt",
+        NanoGPT,
+        0.97,
+        whole=(50, 32, 8),
+        heads=((3, 8),),
+        invariant=("h.0.attn.c_attn.bias:0:24", "h.1.attn.c_attn.bias:0:24"),  # of the keys
+    ),
     _sequence(
         "nanogpt_slow", lambda: NanoGPT(fused=False, bias=False), 0.97, whole=(50, 32, 8), heads=((3, 8),)
     ),
-    # every size is the same number: only the structure can tell width from time, heads, head size and vocabulary
+    # every size is the same number: only structure tells width from time, heads, head size and vocabulary
     Entry("nanogpt_square", lambda: NanoGPT(16, 4, 16), tokens(16), 0.97, sequence=True, heads=((4, 4),)),
     _sequence("literals", Literals, 0.97, whole=(32, 16), heads=((4, 16),)),
     _sequence("gqa_slices", GroupedQueryGPT, 0.99, whole=(50, 8, 6), heads=((3, 8), (3, 16))),

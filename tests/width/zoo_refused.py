@@ -44,15 +44,6 @@ class LoopsOnValues(_Base):
         return self.two(x)
 
 
-class DynamicShape(_Base):
-    """Selects the positive features: how many there are depends on the values."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = self.one(x)
-        rows = hidden[hidden.sum(1) > 0]
-        return self.two(rows)
-
-
 @dataclass
 class _Opaque:
     """An output type that nobody knows how to take apart."""
@@ -91,7 +82,6 @@ REFUSED = tuple(
         ReadsItem,
         ThroughNumpy,
         LoopsOnValues,
-        DynamicShape,
         OddOutput,
         KeepsState,
         Raises,

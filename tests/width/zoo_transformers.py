@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from zoo_entry import Entry, Inputs, named_images, named_tokens
 
 TEXT = {
     "vocab_size": 50,
     "hidden_size": 24,
-    "num_hidden_layers": 2,
+    "num_hidden_layers": 1,
     "num_attention_heads": 3,
     "intermediate_size": 40,
 }
@@ -56,11 +56,11 @@ def _pairs(batch: int, time: int) -> Inputs:
 
 
 GPT2 = {"vocab_size": 50, "n_embd": 24, "n_layer": 2, "n_head": 3, "n_positions": 32, "use_cache": False}
-GPTJ = {"vocab_size": 50, "n_embd": 24, "n_layer": 2, "n_head": 3, "rotary_dim": 4, "use_cache": False}
+GPTJ = {"vocab_size": 50, "n_embd": 24, "n_layer": 1, "n_head": 3, "rotary_dim": 4, "use_cache": False}
 DISTIL = {
     "vocab_size": 50,
     "dim": 24,
-    "n_layers": 2,
+    "n_layers": 1,
     "n_heads": 3,
     "hidden_dim": 40,
     "max_position_embeddings": 32,
@@ -80,7 +80,7 @@ T5 = {
     "d_model": 24,
     "d_kv": 8,
     "d_ff": 40,
-    "num_layers": 2,
+    "num_layers": 1,
     "num_heads": 3,
     "use_cache": False,
 }
@@ -96,7 +96,7 @@ BART = {
     "max_position_embeddings": 32,
     "use_cache": False,
 }
-BLOOM = {"vocab_size": 50, "hidden_size": 24, "n_layer": 2, "n_head": 3, "use_cache": False}
+BLOOM = {"vocab_size": 50, "hidden_size": 24, "n_layer": 1, "n_head": 3, "use_cache": False}
 CONVNEXT = {
     "hidden_sizes": [8, 12],
     "depths": [1, 2],
@@ -125,14 +125,34 @@ VIT_HEADS: dict[str, Any] = {"heads": ((3, 8),), "whole": (8, 10, 16, 17, 18)}
 HEADS: dict[str, Any] = {"heads": ((3, 8),), "whole": (8, 50)}
 GROUPED: dict[str, Any] = {"heads": ((3, 8), (3, 16)), "whole": (6, 8, 50)}
 
+
+class LogitsOnly(nn.Module):
+    """Leaves the other outputs (which a width map must not narrow) inside."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, decoder_input_ids: Tensor) -> Tensor:
+        logits: Tensor = self.model(
+            input_ids=input_ids, attention_mask=attention_mask, decoder_input_ids=decoder_input_ids
+        ).logits
+        return logits
+
+
 TRANSFORMERS = (
     _text("BertForSequenceClassification", {**TEXT, "num_labels": 4}, **HEADS),
-    _text("BertForMaskedLM", TEXT, **HEADS),
+    _text("BertForMaskedLM", TEXT, invariant=("bert.encoder.layer.0.attention.self.key.bias:0:0",), **HEADS),
     _text("RobertaForMaskedLM", {**TEXT, "max_position_embeddings": 40}, **HEADS),
     _text("DistilBertForSequenceClassification", DISTIL, **HEADS),
     _text("ElectraForSequenceClassification", {**TEXT, "embedding_size": 14}, **HEADS),
     _text("AlbertForMaskedLM", {**TEXT, "embedding_size": 14}, **HEADS),
-    _text("GPT2LMHeadModel", GPT2, **HEADS),
+    _text(
+        "GPT2LMHeadModel",
+        GPT2,
+        invariant=("transformer.h.0.attn.c_attn.bias:0:24", "transformer.h.1.attn.c_attn.bias:0:24"),
+        **HEADS,
+    ),
     _text("GPTJForCausalLM", GPTJ, **HEADS),
     _text("GPTNeoXForCausalLM", {**TEXT, "use_cache": False}, **HEADS),
     _text("OPTForCausalLM", OPT, **HEADS),
@@ -154,11 +174,20 @@ TRANSFORMERS = (
         sequence=True,
         **HEADS,
     ),
+    # the encoder's last state is one of the outputs, so the residual stream and all that is tied to it stay
     Entry(
         "BartForConditionalGeneration",
         lambda: build("BartForConditionalGeneration", **BART),
         _pairs,
-        0.9,
+        0.7,
+        sequence=True,
+        **HEADS,
+    ),
+    Entry(
+        "bart_logits",
+        lambda: LogitsOnly(build("BartForConditionalGeneration", **BART)),
+        _pairs,
+        0.97,
         sequence=True,
         **HEADS,
     ),

@@ -112,7 +112,7 @@ class ShuffleUnit(nn.Module):
 
 
 class ShuffleNet(nn.Module):
-    """Grouped convolutions with a channel shuffle between them: little can be narrowed, and the map must say so."""
+    """Grouped convolutions and channel shuffles: little can be narrowed, and the map must say so."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -143,7 +143,7 @@ class Mixer(nn.Module):
 
 
 class PatchTransformer(nn.Module):
-    """A vision transformer with a class token, learned positions, and attention by einsum over split heads."""
+    """A vision transformer with a class token, learned positions, attention by einsum over split heads."""
 
     def __init__(self, width: int = 24, heads: int = 3, patches: int = 16) -> None:
         super().__init__()
@@ -174,7 +174,7 @@ class PatchTransformer(nn.Module):
 
 
 class SpatialAttention(nn.Module):
-    """CBAM: a map of where to look, from the mean and the maximum over all channels; PReLU with a slope each."""
+    """CBAM: a map of where to look, from the mean and the maximum over all channels; PReLU slopes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -266,8 +266,8 @@ VISION = (
     Entry("convnext", ConvNeXt, images(3, 32), 0.99, whole=(3, 10)),
     Entry("unet", UNet, images(3, 16), 0.99, whole=(2, 3), ablates=True),
     Entry("inception", Inception, images(3, 8), 0.99, whole=(3,), ablates=True),
-    Entry("shufflenet", ShuffleNet, images(3, 8), 0.2, whole=(3, 10), ablates=True, reasons=("shuffle",)),
-    Entry("mixer", Mixer, images(3, 16), 0.99, whole=(3, 10, 16)),
+    Entry("shufflenet", ShuffleNet, images(3, 8), 0.2, whole=(3, 10), ablates=True, reasons=("conv2d",)),
+    Entry("mixer", Mixer, images(3, 16), 0.98, whole=(3, 10, 16)),
     Entry(
         "patch_transformer", PatchTransformer, images(3, 16), 0.99, whole=(10, 16, 17, 48, 8), heads=((3, 8),)
     ),
