@@ -58,6 +58,8 @@ class Averaging:
             raise DataError("participant 1 has a label that is out of range: mend it")
         if self.failure == "sleep":
             time.sleep(60)
+        if self.failure == "file":
+            raise FileNotFoundError("no such file")
         raise ZeroDivisionError("a bug")
 
     def aggregate(self, state: State, updates: Iterable[Update]) -> dict[str, Tensor]:

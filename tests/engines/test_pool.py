@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,14 +17,17 @@ from averaging import Averaging, some_data
 
 from msfusion.engines.local import RoundSettings, run_rounds
 from msfusion.engines.pool import Pool, WorkerError
+from msfusion.engines.workers import Job
 from msfusion.errors import ConfigError, DataError, TrainingError
 from msfusion.methods.base import Task
 
 ONCE = RoundSettings(rounds=1)
 
 
-def tasks(method: Averaging, participants: int) -> list[Task]:
-    return [method.assign(method.initial_state(), 0, participant) for participant in range(participants)]
+def jobs(method: Averaging, participants: int) -> list[Job]:
+    return [
+        partial(method.assign, method.initial_state(), 0, participant) for participant in range(participants)
+    ]
 
 
 def alive(process: int) -> bool:
@@ -42,8 +46,7 @@ def test_the_work_is_shared_and_workers_live_on() -> None:
     pool = Pool(method, some_data(6), workers=2)
     try:
         first, second = (
-            {done.update.metadata["process"] for done in pool.run("train", tasks(method, 6))}
-            for _ in range(2)
+            {done.update.metadata["process"] for done in pool.run("train", jobs(method, 6))} for _ in range(2)
         )
     finally:
         pool.close()
@@ -52,26 +55,33 @@ def test_the_work_is_shared_and_workers_live_on() -> None:
     assert os.getpid() not in first
 
 
-def test_tasks_are_taken_up_one_by_one() -> None:
-    method, taken, finished = Averaging(), [], 0
-    ahead = []
+def test_tasks_are_made_when_they_are_needed_and_in_order() -> None:
+    method, made, finished, ahead = Averaging(delay=0.001), [], 0, []
 
-    def lazily() -> object:
-        for task in tasks(method, 6):
-            taken.append(task.participant)
-            ahead.append(len(taken) - finished)
-            yield task
+    def make(participant: int) -> Task:
+        made.append(participant)
+        ahead.append(len(made) - finished)
+        return method.assign(method.initial_state(), 0, participant)
 
-    pool = Pool(method, some_data(6), workers=2)
+    pool = Pool(method, some_data(12), workers=2)
     try:
-        for _ in pool.run("train", lazily()):  # type: ignore[arg-type]
+        for _ in pool.run("train", [partial(make, participant) for participant in range(12)]):
             finished += 1
     finally:
         pool.close()
-    assert taken == [0, 1, 2, 3, 4, 5]
-    assert (
-        max(ahead) <= 5
-    )  # one for each worker, one prepared, and those that were done but not yet handed on
+    assert made == list(range(12))
+    assert max(ahead) <= 2 * 2 + 2  # two for each worker, and what was done but not yet counted
+
+
+def test_a_long_task_does_not_hold_up_others() -> None:
+    method = Averaging(delay=0.02)
+    data = [some_data(40)[index] for index in (39, 9, 9)]  # 0.8 s, 0.2 s, 0.2 s
+    pool = Pool(method, data, workers=2)
+    try:
+        order = [done.update.participant for done in pool.run("train", jobs(method, 3))]
+    finally:
+        pool.close()
+    assert order == [1, 2, 0]
 
 
 def test_more_threads_are_used_where_the_parent_used_one() -> None:
@@ -84,7 +94,7 @@ def test_more_threads_are_used_where_the_parent_used_one() -> None:
         "method = Averaging()\n"
         "pool = Pool(method, some_data(2), 2, threads=2)\n"
         "task = method.assign(method.initial_state(), 0, 0)\n"
-        "print([done.update.metadata['threads'] for done in pool.run('train', [task, task])])\n"
+        "print([done.update.metadata['threads'] for done in pool.run('train', [lambda: task] * 2)])\n"
         "pool.close()\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
@@ -125,9 +135,12 @@ def test_our_errors_keep_type_and_sentence() -> None:
         list(run_rounds(Averaging((1,), "data"), some_data(), ONCE, workers=2))
 
 
-def test_other_errors_come_with_their_traceback() -> None:
-    with pytest.raises(WorkerError, match=r"(?s)Traceback.*_fail.*ZeroDivisionError: a bug"):
-        list(run_rounds(Averaging((1,), "bug"), some_data(), ONCE, workers=2))
+@pytest.mark.parametrize(
+    ("failure", "told"), [("bug", "ZeroDivisionError: a bug"), ("file", "FileNotFoundError: no such file")]
+)
+def test_other_errors_come_with_their_traceback(failure: str, told: str) -> None:
+    with pytest.raises(WorkerError, match=rf"(?s)Traceback.*_fail.*{told}"):
+        list(run_rounds(Averaging((1,), failure), some_data(), ONCE, workers=2))
 
 
 @pytest.mark.timeout(60)
@@ -165,7 +178,7 @@ def test_workers_leave_with_a_killed_parent_even_while_they_work() -> None:
         "method = Averaging((0, 1), 'sleep')\n"
         "pool = Pool(method, some_data(2), 2)\n"
         "print(*(child.pid for child in multiprocessing.active_children()), flush=True)\n"
-        "list(pool.run('train', [method.assign(method.initial_state(), 0, p) for p in (0, 1)]))\n"
+        "list(pool.run('train', [lambda p=p: method.assign(method.initial_state(), 0, p) for p in (0, 1)]))\n"
     )
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
@@ -184,7 +197,7 @@ def test_workers_can_be_started_afresh() -> None:
     method = Averaging()
     pool = Pool(method, some_data(2), workers=1, start_method="spawn")
     try:
-        done = list(pool.run("train", tasks(method, 2)))
+        done = list(pool.run("train", jobs(method, 2)))
     finally:
         pool.close()
     assert [entry.update.participant for entry in done] == [0, 1]

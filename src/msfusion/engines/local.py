@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from msfusion.batch import Batch
 from msfusion.engines.pool import Pool
 from msfusion.engines.workers import Done, InProcess, Workers, threads_set
 from msfusion.errors import ConfigError, DataError
-from msfusion.methods.base import Evaluation, Method, Recalibrating, Task, Update
+from msfusion.methods.base import Evaluation, Method, Recalibrating, Update
 from msfusion.methods.training import seed_of
 from msfusion.width.groups import State
 
@@ -194,8 +195,8 @@ class _Federation:
     ) -> Iterator[Update]:
         """The participants' updates as they arrive, each noted in `results`."""
         order = sorted(participants, key=self._expected_seconds, reverse=True)
-        tasks: Iterator[Task] = (self.method.assign(state, round_index, participant) for participant in order)
-        for done in self.workers.run("train", tasks):
+        jobs = [partial(self.method.assign, state, round_index, participant) for participant in order]
+        for done in self.workers.run("train", jobs):
             result = _result(done)
             results.append(result)
             self.seconds[result.participant] = result.seconds
@@ -210,8 +211,8 @@ class _Federation:
         method = self.method
         if not isinstance(method, Recalibrating) or not method.recalibrates:
             return state, 0
-        tasks = (method.measurement(state, round_index, participant) for participant in participants)
-        finished = list(self.workers.run("measure", tasks))
+        jobs = [partial(method.measurement, state, round_index, participant) for participant in participants]
+        finished = list(self.workers.run("measure", jobs))
         moved = sum(done.bytes_down + done.bytes_up for done in finished)
         return method.settle(state, [done.update for done in finished]), moved
 

@@ -14,6 +14,7 @@ from msfusion.methods.base import Task, Update
 from msfusion.width.groups import State
 
 Header = dict[str, Any]
+Message = tuple[bytes, bytes]
 Kind = Literal["train", "measure"]
 
 
@@ -22,12 +23,16 @@ def payload_bytes(tensors: State) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
-def send(connection: Connection, header: Mapping[str, Any], tensors: State) -> None:
+def encode(header: Mapping[str, Any], tensors: State) -> Message:
+    """A message as bytes: header, tensors."""
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    return json.dumps(header).encode(), safetensors.torch.save(contiguous)
+
+
+def send(connection: Connection, message: Message) -> None:
     """Write one message. Raises OSError where nobody reads any more."""
-    connection.send_bytes(json.dumps(header).encode())
-    connection.send_bytes(
-        safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
-    )
+    for part in message:
+        connection.send_bytes(part)
 
 
 def receive(connection: Connection) -> tuple[Header, dict[str, Tensor]]:
@@ -36,25 +41,25 @@ def receive(connection: Connection) -> tuple[Header, dict[str, Tensor]]:
     return header, safetensors.torch.load(connection.recv_bytes())
 
 
-def send_task(connection: Connection, kind: Kind, task: Task) -> None:
-    """Write a task and what is to be done with it."""
+def task_message(kind: Kind, task: Task) -> Message:
+    """A task and what is to be done with it."""
     header = {
         "kind": kind,
         "participant": task.participant,
         "round_index": task.round_index,
         "metadata": dict(task.metadata),
     }
-    send(connection, header, task.tensors)
+    return encode(header, task.tensors)
 
 
 def receive_task(connection: Connection) -> tuple[Kind, Task]:
-    """Read what `send_task` wrote."""
+    """Read a `task_message`."""
     header, tensors = receive(connection)
     return header["kind"], Task(header["participant"], header["round_index"], tensors, header["metadata"])
 
 
-def send_update(connection: Connection, update: Update, seconds: float) -> None:
-    """Write an update and the seconds that it took."""
+def update_message(update: Update, seconds: float) -> Message:
+    """An update and the seconds that it took."""
     header = {
         "participant": update.participant,
         "round_index": update.round_index,
@@ -63,10 +68,10 @@ def send_update(connection: Connection, update: Update, seconds: float) -> None:
         "metadata": dict(update.metadata),
         "seconds": seconds,
     }
-    send(connection, header, update.tensors)
+    return encode(header, update.tensors)
 
 
 def update_of(header: Header, tensors: dict[str, Tensor]) -> tuple[Update, float]:
-    """The update, and its seconds, in a message that `send_update` wrote."""
+    """The update, and its seconds, in an `update_message`."""
     seconds = header.pop("seconds")
     return Update(tensors=tensors, **header), seconds

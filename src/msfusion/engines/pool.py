@@ -1,8 +1,9 @@
 """Worker processes that live as long as the run.
 
 A worker is forked, so it has the method and everybody's data without a copy, and keeps its sub-models from
-round to round. It gets one task at a time over a pipe; while it works, the server prepares the next task and
-fuses the last update. What a worker computes depends on the task alone, never on which worker it is.
+round to round. Tasks and updates travel over a pipe. A worker reads its next task while it works on one, so
+that it never waits for the server, which fuses meanwhile. What a worker computes depends on the task alone,
+never on which worker it is.
 
 Threads. Every worker runs PyTorch with the number of threads that it is told, one by default: two workers of
 two threads on two cores are many times slower than two of one. A forked process cannot use several OpenMP
@@ -18,14 +19,16 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import queue
 import signal
 import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Generator, Iterable, Sequence
+from collections import deque
+from collections.abc import Generator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Literal, cast
@@ -36,15 +39,16 @@ from msfusion import errors
 from msfusion.batch import Batch
 from msfusion.engines.messages import (
     Kind,
+    encode,
     payload_bytes,
     receive,
     receive_task,
     send,
-    send_task,
-    send_update,
+    task_message,
+    update_message,
     update_of,
 )
-from msfusion.engines.workers import Done, perform
+from msfusion.engines.workers import Done, Job, perform
 from msfusion.errors import ConfigError, MsfusionError, TrainingError
 from msfusion.methods.base import Method, Task
 
@@ -62,8 +66,7 @@ class WorkerError(RuntimeError):
 class _Worker:
     process: BaseProcess
     connection: Connection
-    task: Task | None = None
-    bytes_down: int = 0
+    tasks: deque[Task] = field(default_factory=deque)  # at work on the first
 
 
 class Pool:
@@ -87,33 +90,37 @@ class Pool:
             self.close()
             raise
 
-    def run(self, kind: Kind, tasks: Iterable[Task]) -> Generator[Done, None, None]:
-        """Whoever is free takes the next task. The next task is prepared while the workers work."""
-        waiting = iter(tasks)
-        upcoming = next(waiting, None)
-        idle = list(self._workers)
-        while True:
-            while idle and upcoming is not None:
-                _give(idle.pop(), kind, upcoming)
-                upcoming = next(waiting, None)
-            busy = [worker for worker in self._workers if worker.task is not None]
-            if not busy:
-                return
+    def run(self, kind: Kind, jobs: Sequence[Job]) -> Generator[Done, None, None]:
+        """Whoever is free takes the next task, while the server fuses what was handed on."""
+        waiting = deque(jobs)
+        self._hand_out(kind, waiting)
+        while busy := [worker for worker in self._workers if worker.tasks]:
             for worker in _ready(busy):
                 done = _take(worker)
-                if upcoming is not None:
-                    _give(worker, kind, upcoming)
-                    upcoming = next(waiting, None)
-                else:
-                    idle.append(worker)
+                self._hand_out(kind, waiting)
                 yield done
+
+    def _hand_out(self, kind: Kind, waiting: deque[Job]) -> None:
+        """Give every worker a task, and a second one to begin with at once when it has done the first.
+
+        The second only while many wait: near the end of a round it may otherwise wait behind a long task of
+        one worker while another has nothing to do.
+        """
+        for depth in (1, 2):
+            for worker in self._workers:
+                if (
+                    waiting
+                    and len(worker.tasks) < depth
+                    and (depth == 1 or len(waiting) >= len(self._workers))
+                ):
+                    _give(worker, kind, waiting.popleft()())
 
     def close(self) -> None:
         """End all workers, at once those that still work."""
         for worker in self._workers:
             worker.connection.close()  # an idle worker sees the end of its pipe and leaves
         for worker in self._workers:
-            if worker.task is None:
+            if not worker.tasks:
                 worker.process.join(timeout=2)
             if worker.process.is_alive():
                 worker.process.kill()
@@ -146,26 +153,25 @@ class Pool:
 
 
 def _give(worker: _Worker, kind: Kind, task: Task) -> None:
-    """Send a task to an idle worker."""
-    worker.task, worker.bytes_down = task, payload_bytes(task.tensors)
+    """Send a task to a worker. It reads even while it works, so this does not wait."""
+    worker.tasks.append(task)
     try:
-        send_task(worker.connection, kind, task)
+        send(worker.connection, task_message(kind, task))
     except OSError:
-        raise _death(worker, task) from None
+        raise _death(worker) from None
 
 
 def _take(worker: _Worker) -> Done:
     """What a worker that is ready has to say."""
-    assert worker.task is not None
     try:
         header, tensors = receive(worker.connection)
     except (EOFError, OSError):
-        raise _death(worker, worker.task) from None
-    worker.task = None
+        raise _death(worker) from None
+    task = worker.tasks.popleft()
     if "error" in header:
         raise _raised(header["error"], header["text"])
     update, seconds = update_of(header, tensors)
-    return Done(update, seconds, worker.bytes_down, payload_bytes(tensors))
+    return Done(update, seconds, payload_bytes(task.tensors), payload_bytes(tensors))
 
 
 def _ready(busy: Sequence[_Worker]) -> list[_Worker]:
@@ -186,7 +192,8 @@ def _await_threads(worker: _Worker, threads: int) -> None:
         worker.connection.recv_bytes()
 
 
-def _death(worker: _Worker, task: Task) -> TrainingError:
+def _death(worker: _Worker) -> TrainingError:
+    task = worker.tasks[0]
     worker.process.join(timeout=1)
     code = worker.process.exitcode
     how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
@@ -222,26 +229,26 @@ def _work(
         other.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's to handle
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     if threads > 1:
         torch.ones(1 << 20).sqrt_()  # hangs here or never
         connection.send_bytes(b"threads work")
-    with suppress(EOFError, OSError):
+    tasks: queue.SimpleQueue[tuple[Kind, Task]] = queue.SimpleQueue()
+    threading.Thread(target=_read_tasks, args=(connection, tasks), daemon=True).start()
+    with suppress(OSError):  # nobody reads any more
         while True:
-            kind, task = receive_task(connection)
+            kind, task = tasks.get()
             try:
-                update, seconds = perform(method, kind, task, data)
+                message = update_message(*perform(method, kind, task, data))
             except Exception as error:
                 text = str(error) if isinstance(error, MsfusionError) else traceback.format_exc()
-                send(connection, {"error": type(error).__name__, "text": text}, {})
-            else:
-                send_update(connection, update, seconds)
+                message = encode({"error": type(error).__name__, "text": text}, {})
+            send(connection, message)
 
 
-def _leave_with_parent() -> None:
-    """End this process when its parent dies, even in the middle of a task."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    wait([parent.sentinel])
-    os._exit(1)
+def _read_tasks(connection: Connection, tasks: queue.SimpleQueue[tuple[Kind, Task]]) -> None:
+    """Read tasks ahead of the work. Where the pipe ends, the server let go or died: leave at once."""
+    with suppress(EOFError, OSError):
+        while True:
+            tasks.put(receive_task(connection))
+    os._exit(0)

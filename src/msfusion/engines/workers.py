@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -13,6 +13,9 @@ import torch
 from msfusion.batch import Batch
 from msfusion.engines.messages import Kind, payload_bytes
 from msfusion.methods.base import Method, Recalibrating, Task, Update
+
+Job = Callable[[], Task]
+"""Makes a task; called when somebody is about to take it up, so that tasks do not pile up in memory."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,8 @@ class Done:
 class Workers(Protocol):
     """Whoever does the participants' work."""
 
-    def run(self, kind: Kind, tasks: Iterable[Task]) -> Generator[Done, None, None]:
-        """Do all tasks, which are taken up one by one, and hand on what is done as it arrives."""
+    def run(self, kind: Kind, jobs: Sequence[Job]) -> Generator[Done, None, None]:
+        """Do all jobs, taken up in this order, and hand on what is done as it arrives."""
 
     def close(self) -> None:
         """Let go of all processes."""
@@ -42,9 +45,10 @@ class InProcess:
     def __init__(self, method: Method, data: Sequence[Batch]) -> None:
         self._method, self._data = method, data
 
-    def run(self, kind: Kind, tasks: Iterable[Task]) -> Generator[Done, None, None]:
-        """One task after the other."""
-        for task in tasks:
+    def run(self, kind: Kind, jobs: Sequence[Job]) -> Generator[Done, None, None]:
+        """One after the other."""
+        for job in jobs:
+            task = job()
             update, seconds = perform(self._method, kind, task, self._data)
             yield Done(update, seconds, payload_bytes(task.tensors), payload_bytes(update.tensors))
 
