@@ -13,7 +13,7 @@ windows:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -30,9 +30,7 @@ from msfusion.objectives import Evaluation, evaluate
 from msfusion.width.groups import State, WidthMap, Window
 from msfusion.width.slices import extract
 from msfusion.width.submodel import narrow
-
-WindowSchedule = Callable[..., dict[str, Tensor]]
-"""A `msfusion.windows.Schedule`: which units of each group a participant holds in a round."""
+from msfusion.windows import Schedule
 
 Weighting = Literal["examples", "uniform"]
 """The weight a_p of a participant in the average: how many examples it has, or 1."""
@@ -49,7 +47,7 @@ class NarrowMethod:
     name: str
     model: nn.Module
     width_map: WidthMap
-    schedule: WindowSchedule
+    schedule: Schedule
     ratios: tuple[float, ...]
     training: tuple[TrainingSettings, ...]
     seed: int = 0
