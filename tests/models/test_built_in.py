@@ -27,8 +27,8 @@ def models() -> list[tuple[nn.Module, Tensor, Tensor, dict[int, object]]]:
     return [
         (ResNet(3, 5, widths=(8, 16), blocks=(1, 2)), images(2), images(5), {0: AUTO}),
         (ResNet(3, 5, widths=(8,), norm="layer", stem_stride=2), images(2), images(5), {0: AUTO}),
-        (ConvNet(3, 5, widths=(8, 8, 16)), images(2), images(5), {0: AUTO}),
-        (ConvNet(3, 5, widths=(8,), norm="none"), images(2), images(5), {0: AUTO}),
+        (ConvNet(3, 5, widths=(8, 8, 16), image_size=8), images(2), images(5), {0: AUTO}),
+        (ConvNet(3, 5, widths=(8,), norm="none", image_size=(8, 8)), images(2), images(5), {0: AUTO}),
         (TextClassifier(20, 5, dropout=0.1, **SMALL), tokens(2), tokens(5, 7), {0: AUTO, 1: AUTO}),
         (DecoderLM(20, **SMALL), tokens(2), tokens(5, 7), {0: AUTO, 1: AUTO}),
         (DecoderLM(20, tied=False, **SMALL), tokens(2), tokens(5, 7), {0: AUTO, 1: AUTO}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from jaxtyping import Float
@@ -114,8 +115,10 @@ class ResNet(nn.Module):
 
 
 class ConvNet(nn.Module):
-    """Plain 3x3 convolutions, each but the last followed by 2x2 pooling; the mean over positions; a linear
-    head.
+    """Plain 3x3 convolutions, each followed by 2x2 pooling; a linear head over all channels and positions.
+
+    Without shortcuts it learns slowly from the mean over positions (Fashion-MNIST, 6,000 images, one epoch of
+    AdamW: 0.55 against 0.80), so the head keeps them.
     """
 
     def __init__(
@@ -123,30 +126,35 @@ class ConvNet(nn.Module):
         in_channels: int,
         classes: int,
         *,
+        image_size: int | tuple[int, int] = (28, 28),
         widths: Sequence[int] = (64, 128, 128),
         norm: str = "group",
         channels_per_norm_group: int = 4,
     ) -> None:
-        """widths: channels of each convolution. Raises ConfigError for sizes that do not fit."""
+        """image_size: height and width in pixels. widths: channels of each convolution.
+
+        Raises ConfigError for sizes that do not fit.
+        """
         super().__init__()
-        require_positive(in_channels=in_channels, classes=classes, widths=widths)
+        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        require_positive(in_channels=in_channels, classes=classes, widths=widths, image_size=(height, width))
         layers: list[nn.Module] = []
-        for depth, width in enumerate(widths):
+        for before, channels in zip((in_channels, *widths), widths, strict=False):
             layers += [
-                _convolution(in_channels if depth == 0 else widths[depth - 1], width, 3, bias=norm == "none"),
-                normalisation(norm, width, channels_per_norm_group),
+                _convolution(before, channels, 3, bias=norm == "none"),
+                normalisation(norm, channels, channels_per_norm_group),
                 nn.ReLU(),
+                nn.MaxPool2d(2, ceil_mode=True),
             ]
-            if depth < len(widths) - 1:
-                layers.append(nn.MaxPool2d(2, ceil_mode=True))
+            height, width = math.ceil(height / 2), math.ceil(width / 2)
         self.layers = nn.Sequential(*layers)
-        self.head = nn.Linear(widths[-1], classes)
+        self.head = nn.Linear(widths[-1] * height * width, classes)
 
     def forward(
         self, images: Float[Tensor, "examples in_channels height width"]
     ) -> Float[Tensor, "examples classes"]:
         """Images to logits."""
-        logits: Tensor = self.head(self.layers(images).mean(dim=(2, 3)))
+        logits: Tensor = self.head(self.layers(images).flatten(1))
         return logits
 
 
