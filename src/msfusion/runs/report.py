@@ -11,7 +11,7 @@ from rich.table import Table
 Row = Mapping[str, Any]
 
 
-def count(number: float) -> str:
+def count(number: int | float) -> str:
     """A large number with three digits and a unit: 1.23 M."""
     for size, unit in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= 0.9995 * size:
@@ -19,14 +19,14 @@ def count(number: float) -> str:
     return f"{number:.3g}"
 
 
-def size(bytes_: float) -> str:
+def size(bytes_: int | float) -> str:
     """A number of bytes with three digits and a unit: 1.23 MB."""
     return count(bytes_).replace(" k", " kB").replace(" M", " MB").replace(" G", " GB").replace(
         " T", " TB"
     ) + (" B" if bytes_ < 999.5 else "")
 
 
-def percent(share: float | None) -> str:
+def percent(share: int | float | None) -> str:
     """A share of one in per cent; a dash where it has no meaning."""
     return "-" if share is None else f"{share:.1%}"
 
@@ -145,9 +145,9 @@ def _table(title: str) -> Table:
 def _costs_table(title: str, *, memory: bool = False) -> Table:
     table = _table(title)
     table.add_column("who", no_wrap=True)
-    headers = ["ratio", "examples", "parameters held", "share", "training FLOPs per example"]
+    headers = ["ratio", "examples", "weights held", "share", "training FLOPs per example"]
     for header in [*headers, *(["peak memory"] if memory else []), "down per round", "up per round"]:
-        table.add_column(header, justify="right")
+        table.add_column(header, justify="right", overflow="fold")
     return table
 
 
