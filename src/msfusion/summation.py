@@ -103,7 +103,7 @@ def quotient(
 
 def _two_sum_(one: Float64[Tensor, "*shape"], other: Float64[Tensor, "*shape"]) -> None:
     """Knuth's TwoSum in place: `one` becomes the rounded sum, `other` its rounding error."""
-    for a, b in zip(one.view(-1).split(CHUNK), other.view(-1).split(CHUNK), strict=True):
+    for a, b in zip(torch.split(one.view(-1), CHUNK), torch.split(other.view(-1), CHUNK), strict=True):
         total = a + b
         added = total - a
         b.sub_(added)

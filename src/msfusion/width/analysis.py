@@ -54,10 +54,16 @@ class Analysis:
     state: dict[str, Axes]  # the axes of the model's own tensors
     values: dict[fx.Node, Outcome] = field(default_factory=dict)
     contractions: dict[fx.Node, list[Contraction]] = field(default_factory=dict)
-    pieces: dict[fx.Node, list[Axis]] = field(default_factory=dict)  # slices: the axis before, inside and after
-    counted: dict[fx.Node, Axis] = field(default_factory=dict)  # group_norm and convolutions: the axis of groups
+    pieces: dict[fx.Node, list[Axis]] = field(
+        default_factory=dict
+    )  # slices: the axis before, inside and after
+    counted: dict[fx.Node, Axis] = field(
+        default_factory=dict
+    )  # group_norm and convolutions: the axis of groups
     dependent: set[fx.Node] = field(default_factory=set)  # nodes whose value depends on the model's inputs
-    unknown: dict[str, str] = field(default_factory=dict)  # operators without a rule, and the first module they stood in
+    unknown: dict[str, str] = field(
+        default_factory=dict
+    )  # operators without a rule, and the first module they stood in
     touched: list[Axis] = field(default_factory=list)
 
     # -- what rules ask -----------------------------------------------------------------------------------------
@@ -98,12 +104,21 @@ class Analysis:
             result.append(Axis(wide[0].terms))
         return result[::-1]
 
-    def contract(self, node: fx.Node, operand: fx.Node, dimension: int, *others: tuple[fx.Node, int], power: float = 1.0) -> None:
+    def contract(
+        self,
+        node: fx.Node,
+        operand: fx.Node,
+        dimension: int,
+        *others: tuple[fx.Node, int],
+        power: float = 1.0,
+    ) -> None:
         """Note that the operator sums over an axis of `operand`, multiplied with the others' (united already)."""
         factors = [(operand, dimension), *others]
         axes = [self.axes(factor)[d] for factor, d in factors]
         self.touched += axes
-        self.contractions.setdefault(node, []).append(Contraction(operand, dimension % len(self.axes(operand)), axes[0], power))
+        self.contractions.setdefault(node, []).append(
+            Contraction(operand, dimension % len(self.axes(operand)), axes[0], power)
+        )
         if len(factors) > 1 and all(factor in self.dependent for factor, _ in factors):
             freeze(axes[0], "summed over in the product of two activations (a head dimension)")
         if len({factor for factor, _ in factors}) < len(factors):
@@ -132,7 +147,9 @@ class Analysis:
         if not isinstance(node.target, OpOverload):
             return self._python_operator(node)
         name = base_name(node.target)
-        if name.startswith("sym_") or not (has_tensor(node.meta.get("val")) or any(map(self.values.get, node.all_input_nodes))):
+        if name.startswith("sym_") or not (
+            has_tensor(node.meta.get("val")) or any(map(self.values.get, node.all_input_nodes))
+        ):
             return None
         if any(size <= 0 for n in (node, *node.all_input_nodes) for size in sizes_of(n.meta.get("val"))):
             return self._give_up(node, name)  # empty, or of a size that depends on the data
@@ -166,7 +183,9 @@ class Analysis:
         """Whether a rule's outcome has the sizes that the operator really gave."""
         value = node.meta.get("val")
         if isinstance(value, Tensor):
-            return isinstance(outcome, list) and [getattr(a, "size", None) for a in outcome] == shape_of(value)
+            return isinstance(outcome, list) and [getattr(a, "size", None) for a in outcome] == shape_of(
+                value
+            )
         if isinstance(value, (tuple, list)):
             expected = [shape_of(v) if isinstance(v, Tensor) else [] for v in value]
             return isinstance(outcome, list) and [[a.size for a in axes] for axes in outcome] == expected  # type: ignore[union-attr]
@@ -202,6 +221,18 @@ def hint(size: Any) -> int:
 def base_name(target: OpOverload) -> str:
     """An operator's name without name space and overload: `add_` for aten::add_.Tensor."""
     return target._schema.name.partition("::")[2]
+
+
+def operator_name(node: fx.Node) -> str:
+    """The name of the aten operator that a node calls, without name space and overload."""
+    assert isinstance(node.target, OpOverload)
+    return base_name(node.target)
+
+
+def overload(node: fx.Node) -> str:
+    """The name of the operator's overload: `input` for aten::lstm.input."""
+    assert isinstance(node.target, OpOverload)
+    return node.target._overloadname
 
 
 def is_pointwise(target: OpOverload) -> bool:

@@ -23,7 +23,9 @@ class Atom:
     def __init__(self, size: int, frozen: str | None = None, weak: bool = False) -> None:
         self.size = size
         self.parent: Atom | None = None
-        self.terms: tuple[Product, ...] | None = None  # what replaces this atom, once it is known to be composed
+        self.terms: tuple[Product, ...] | None = (
+            None  # what replaces this atom, once it is known to be composed
+        )
         self.frozen = frozen  # why it is never narrowed
         self.weak = weak  # made by repeating one value (expand, zeros): no group unless it meets a real one
 

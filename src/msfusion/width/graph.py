@@ -115,7 +115,9 @@ def export_program(model: nn.Module, example_inputs: tuple[Any, ...] | dict[str,
     try:
         named = _named(signature, signature.bind(*args, **kwargs).arguments)
     except TypeError as error:
-        raise UntraceableModelError(f"{type(model).__name__} cannot be called with the example inputs: {error}") from None
+        raise UntraceableModelError(
+            f"{type(model).__name__} cannot be called with the example inputs: {error}"
+        ) from None
     named = {name: value for name, value in named.items() if value is not None}
     flat, spec = pytree.tree_flatten(tuple(named.values()))
     call = Signature(signature, tuple(named), spec, tuple(flat))
@@ -127,7 +129,9 @@ def export_program(model: nn.Module, example_inputs: tuple[Any, ...] | dict[str,
     return program
 
 
-def _at_least_two_examples(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _at_least_two_examples(
+    args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The inputs with a batch of one repeated: export takes an axis of size 1 for a constant."""
     tensors = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
     if not tensors or any(x.dim() == 0 or x.shape[0] != 1 for x in tensors):
@@ -223,7 +227,9 @@ def _clean(program: Program, exported: Any) -> Graph:
     graph.eliminate_dead_code()
     states = program.model.state_dict(keep_vars=True)
     owners = {id(tensor): name for name, tensor in reversed(list(states.items()))}
-    targets = {spec.arg.name: spec.target for spec in exported.graph_signature.input_specs if spec.target is not None}
+    targets = {
+        spec.arg.name: spec.target for spec in exported.graph_signature.input_specs if spec.target is not None
+    }
     inputs: list[fx.Node] = []
     for node in [n for n in graph.nodes if n.op == "placeholder"]:
         target = targets.get(node.name)
@@ -243,7 +249,7 @@ def _clean(program: Program, exported: Any) -> Graph:
 
 def _constant(exported: Any, model: nn.Module, target: str) -> Tensor:
     """A tensor that the graph reads but the state dict does not have: a non-persistent buffer or a constant."""
-    value = exported.constants.get(target)
+    value: Tensor | None = exported.constants.get(target)
     if value is None:
         value = dict(model.named_buffers())[target]
     return value.detach()
@@ -312,6 +318,7 @@ def _paste(graph: fx.Graph, region: fx.Node, body: fx.GraphModule, args: list[An
 def _replace_region(graph: fx.Graph, region: fx.Node, outputs: list[Any]) -> None:
     for user in list(region.users):
         assert user.target is operator.getitem
-        user.replace_all_uses_with(outputs[user.args[1]])
+        index: Any = user.args[1]
+        user.replace_all_uses_with(outputs[index])
         graph.erase_node(user)
     graph.erase_node(region)

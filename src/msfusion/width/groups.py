@@ -109,7 +109,10 @@ class WidthMap:
         for group in self.groups:
             for place in group.places:
                 found.setdefault(place.tensor, []).append((group, place))
-        return {name: tuple(sorted(entries, key=lambda e: (e[1].axis, e[1].offset))) for name, entries in found.items()}
+        return {
+            name: tuple(sorted(entries, key=lambda e: (e[1].axis, e[1].offset)))
+            for name, entries in found.items()
+        }
 
     @cached_property
     def meetings(self) -> frozenset[frozenset[str]]:

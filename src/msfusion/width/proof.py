@@ -27,7 +27,15 @@ _DTYPES = {
     torch.complex64: torch.complex128,
 }  # fmt: skip
 # operators that draw random numbers: they are replaced by what they do to a mean
-_IDENTITY = {"dropout", "dropout_", "alpha_dropout", "feature_dropout", "native_dropout", "bernoulli", "bernoulli_"}
+_IDENTITY = {
+    "dropout",
+    "dropout_",
+    "alpha_dropout",
+    "feature_dropout",
+    "native_dropout",
+    "bernoulli",
+    "bernoulli_",
+}
 _RANDOM = {"rand", "randn", "rand_like", "randn_like"}
 
 
@@ -66,9 +74,14 @@ def _refusal(
             break
     tensors = {place.tensor for place in culprit.places}
     reader = next(
-        (user for n in graph.graph.nodes if n.op == "get_attr" and n.target in tensors for user in n.users), None
+        (user for n in graph.graph.nodes if n.op == "get_attr" and n.target in tensors for user in n.users),
+        None,
     )
-    where = f"module {module_of(reader)!r}, operation {reader.target}" if reader is not None else "an unknown place"
+    where = (
+        f"module {module_of(reader)!r}, operation {reader.target}"
+        if reader is not None
+        else "an unknown place"
+    )
     return UntraceableModelError(
         f"the width map of {type(program.model).__name__} is wrong at group {culprit.name!r} ({where}): permuting its "
         f"{culprit.units} units changes the output by {error:.1e} of its spread"
@@ -79,7 +92,9 @@ def _check_ties(width_map: WidthMap) -> None:
     """All names of a tied tensor must have the same places."""
     places: dict[str, list[tuple[str, Place]]] = {}
     for name, entries in width_map.places.items():
-        places[name] = sorted((g.name, Place("", p.axis, p.offset, p.units, p.thickness, p.repeat)) for g, p in entries)
+        places[name] = sorted(
+            (g.name, Place("", p.axis, p.offset, p.units, p.thickness, p.repeat)) for g, p in entries
+        )
     for name, first in width_map.aliases.items():
         if places.get(name, []) != places.get(first, []):
             raise UntraceableModelError(
@@ -136,7 +151,11 @@ class _Reader:
     """Gives the model's tensors in float64, perturbed and permuted, each made anew for every operator that reads it."""
 
     def __init__(
-        self, program: Program, tensors: Mapping[str, Tensor], width_map: WidthMap, permutations: dict[str, Tensor]
+        self,
+        program: Program,
+        tensors: Mapping[str, Tensor],
+        width_map: WidthMap,
+        permutations: dict[str, Tensor],
     ) -> None:
         self.tensors, self.places, self.permutations = tensors, width_map.places, permutations
         self.parameters = {id(p) for p in program.model.parameters()}
@@ -182,7 +201,9 @@ def _perturbed_input(value: Any, position: int) -> Any:
     if not isinstance(value, Tensor) or not value.is_floating_point():
         return value.clone() if isinstance(value, Tensor) else value
     generator = torch.Generator().manual_seed(position)
-    return value.detach().to(torch.float64) + 0.5 * torch.randn(value.shape, generator=generator, dtype=torch.float64)
+    return value.detach().to(torch.float64) + 0.5 * torch.randn(
+        value.shape, generator=generator, dtype=torch.float64
+    )
 
 
 def _permutation(group: Group) -> Tensor:
@@ -202,7 +223,9 @@ def _difference(first: list[Tensor], second: list[Tensor]) -> float:
     worst = 0.0
     for a, b in zip(first, second, strict=True):
         same = a.isfinite()
-        if not torch.equal(same, b.isfinite()) or not torch.equal(a[~same].nan_to_num(0.0), b[~same].nan_to_num(0.0)):
+        if not torch.equal(same, b.isfinite()) or not torch.equal(
+            a[~same].nan_to_num(0.0), b[~same].nan_to_num(0.0)
+        ):
             return float("inf")
         if same.any():
             worst = max(worst, float((a[same] - b[same]).abs().max()) / max(_spread(a), 1e-6))

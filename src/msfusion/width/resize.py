@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
 
-from msfusion.width.analysis import Analysis, Contraction, base_name
+from msfusion.width.analysis import Analysis, Contraction, arguments, operator_name
 from msfusion.width.axes import Atom, Axes, Axis, Product, find, resolved, size_of
 
 aten = torch.ops.aten
@@ -65,7 +65,7 @@ class Resizer:
         for node in source.nodes:
             if node.op != "call_function" or not isinstance(node.target, OpOverload):
                 continue
-            rewrite = _REWRITES.get(base_name(node.target).removesuffix("_"))
+            rewrite = _REWRITES.get(operator_name(node).removesuffix("_"))
             if rewrite is not None:
                 with self.graph.inserting_before(self.copies[node]):
                     rewrite(self, node, self.copies[node])
@@ -78,13 +78,15 @@ class Resizer:
         """Whether any of these axes is narrower than in the model."""
         return any(self.widths(axis) != axis.size for axis in axes)
 
-    def axes(self, node: fx.Node) -> Axes:
+    def axes(self, node: Any) -> Axes:
         """The axes of a node's tensor."""
         return self.analysis.axes(node)
 
     def _free_devices(self) -> None:
         """Tensors are made on the device where the sub-model is, not where the model was traced."""
-        anchor = next((n for n in self.graph.nodes if n.op == "get_attr" and n.target in self.analysis.state), None)
+        anchor = next(
+            (n for n in self.graph.nodes if n.op == "get_attr" and n.target in self.analysis.state), None
+        )
         makers = [n for n in self.graph.nodes if n.op == "call_function" and _devices(n)]
         if anchor is None or not makers:
             return
@@ -111,7 +113,9 @@ class Resizer:
             factor: Any = factors[0]
             if not uniform:
                 rank = len(self.axes(contraction.operand))
-                vector = torch.cat([torch.full((width,), f) for (width, _), f in zip(parts, factors, strict=True)])
+                vector = torch.cat(
+                    [torch.full((width,), f) for (width, _), f in zip(parts, factors, strict=True)]
+                )
                 name = f"_width_scale_{len(self.scales)}"
                 shape = [-1 if d == contraction.dimension else 1 for d in range(rank)]
                 self.scales[name] = vector.reshape(shape)
@@ -137,10 +141,18 @@ def _replace_devices(container: Any, device: fx.Node) -> Any:
 
 def _normalised_after(node: fx.Node) -> bool:
     """Whether the only reader is a norm without memory, which gives the same at any scale (and there is no bias)."""
-    if len(node.users) != 1 or (len(node.args) > 2 and isinstance(node.args[2], fx.Node)) or "bias" in node.kwargs:
+    if (
+        len(node.users) != 1
+        or (len(node.args) > 2 and isinstance(node.args[2], fx.Node))
+        or "bias" in node.kwargs
+    ):
         return False
     (user,) = node.users
-    return isinstance(user.target, OpOverload) and base_name(user.target) in {"group_norm", "layer_norm", "rms_norm"}
+    return isinstance(user.target, OpOverload) and operator_name(user) in {
+        "group_norm",
+        "layer_norm",
+        "rms_norm",
+    }
 
 
 Rewrite = Callable[[Resizer, fx.Node, fx.Node], None]
@@ -172,10 +184,10 @@ def _sizes(resizer: Resizer, node: fx.Node, copy: fx.Node) -> None:
     axes = resizer.axes(node)
     if not resizer.changed(axes):
         return
-    name = next(a.name for a in node.target._schema.arguments if a.name in {"size", "shape", "sizes"})  # type: ignore[union-attr]
+    name = next(name for name in ("size", "shape", "sizes") if name in arguments(node))
     given: Any = resizer.analysis.argument(copy, name)
-    if base_name(node.target) == "unflatten":  # type: ignore[arg-type]
-        first = resizer.analysis.argument(node, "dim") % len(resizer.axes(node.args[0]))  # type: ignore[arg-type]
+    if operator_name(node) == "unflatten":
+        first = resizer.analysis.argument(node, "dim") % len(resizer.axes(node.args[0]))
         axes = axes[first : first + len(given)]
     sizes = []
     for size, axis in zip(given, axes, strict=True):
@@ -193,16 +205,25 @@ def _sizes(resizer: Resizer, node: fx.Node, copy: fx.Node) -> None:
 @_rewrites("layer_norm", "rms_norm", "native_layer_norm", "_fused_rms_norm")
 def _normalized_shape(resizer: Resizer, node: fx.Node, copy: fx.Node) -> None:
     shape: Any = resizer.analysis.argument(node, "normalized_shape")
-    axes = resizer.axes(node.args[0])[-len(shape) :]  # type: ignore[arg-type]
+    axes = resizer.axes(node.args[0])[-len(shape) :]
     if resizer.changed(axes):
         _set(copy, "normalized_shape", [resizer.widths(axis) for axis in axes])
 
 
-@_rewrites("group_norm", "conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+@_rewrites(
+    "group_norm",
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "convolution",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
+)
 def _groups(resizer: Resizer, node: fx.Node, copy: fx.Node) -> None:
     axis = resizer.analysis.counted.get(node)
     if axis is not None:
-        _set(copy, "num_groups" if base_name(node.target) == "group_norm" else "groups", resizer.widths(axis))  # type: ignore[arg-type]
+        _set(copy, "num_groups" if operator_name(node) == "group_norm" else "groups", resizer.widths(axis))
 
 
 @_rewrites("slice", "narrow")
@@ -212,7 +233,7 @@ def _slice(resizer: Resizer, node: fx.Node, copy: fx.Node) -> None:
         return
     start = resizer.widths(pieces[0])
     _set(copy, "start", start)
-    if base_name(node.target) == "narrow":  # type: ignore[arg-type]
+    if operator_name(node) == "narrow":
         _set(copy, "length", resizer.widths(pieces[1]))
     else:
         _set(copy, "end", start + resizer.widths(pieces[1]))
@@ -230,7 +251,7 @@ def _split(resizer: Resizer, node: fx.Node, copy: fx.Node) -> None:
 @_rewrites("squeeze")
 def _squeeze(resizer: Resizer, node: fx.Node, copy: fx.Node) -> None:
     """Only the axes that had size 1 in the model vanish, not those narrowed to 1."""
-    axes = resizer.axes(node.args[0])  # type: ignore[arg-type]
+    axes = resizer.axes(node.args[0])
     if node.target is aten.squeeze.default and resizer.changed(axes):
         copy.target = aten.squeeze.dims
         copy.args = (copy.args[0], [d for d, axis in enumerate(axes) if axis.size == 1])

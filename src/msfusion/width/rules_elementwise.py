@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, fx
 
-from msfusion.width.analysis import Analysis, Outcome, has_tensor, rule
-from msfusion.width.axes import Axes, Axis, freeze, fresh
+from msfusion.width.analysis import Analysis, Outcome, has_tensor, operator_name, rule, shape_of
+from msfusion.width.axes import Axes, Axis, cut_at, freeze, fresh, unify
 
 
 def tensors_of(node: fx.Node) -> list[fx.Node]:
@@ -15,7 +15,20 @@ def tensors_of(node: fx.Node) -> list[fx.Node]:
     return [n for n in found if isinstance(n.meta.get("val"), Tensor)]
 
 
-@rule("pointwise", "copy", "where", "masked_fill", "addcmul", "addcdiv", "lerp", "fill", "zero", "__and__", "__or__", "__xor__")
+@rule(
+    "pointwise",
+    "copy",
+    "where",
+    "masked_fill",
+    "addcmul",
+    "addcdiv",
+    "lerp",
+    "fill",
+    "zero",
+    "__and__",
+    "__or__",
+    "__xor__",
+)
 def pointwise(analysis: Analysis, node: fx.Node) -> Outcome:
     """Element by element with broadcasting."""
     return analysis.broadcast([analysis.axes(n) for n in tensors_of(node)])
@@ -32,7 +45,7 @@ def pointwise(analysis: Analysis, node: fx.Node) -> Outcome:
 def unary(analysis: Analysis, node: fx.Node) -> Outcome:
     """The output has the axes of the first argument. Only a copy or cast is still the same tensor of the state."""
     axes = analysis.axes(node.args[0])
-    if node.target.__name__.partition(".")[0] not in {"to", "_to_copy", "contiguous", "clone", "alias"}:  # type: ignore[union-attr]
+    if operator_name(node) not in {"to", "_to_copy", "contiguous", "clone", "alias"}:
         axes = [Axis(axis.terms) for axis in axes]
     outputs = node.meta["val"]
     return [axes for _ in outputs] if isinstance(outputs, (tuple, list)) else axes
@@ -52,16 +65,16 @@ def dimensions(analysis: Analysis, node: fx.Node, name: str = "dim", rank: int |
 def along_axis(analysis: Analysis, node: fx.Node) -> Outcome:
     """The values depend on all units of an axis, or on their order: it cannot be narrowed."""
     axes = list(analysis.axes(node.args[0]))
-    name = node.target.__name__.partition(".")[0]  # type: ignore[union-attr]
+    name = operator_name(node)
     for d in dimensions(analysis, node, "dims" if name in {"flip", "roll"} else "dim"):
         freeze(axes[d], f"{name} along this axis")
     values = node.meta["val"]
     outputs = list(values) if isinstance(values, (tuple, list)) else [values]
     kept: list[Axes] = []
     for value in outputs:
-        sizes = [hint if isinstance(hint, int) else -1 for hint in value.shape]
+        sizes = shape_of(value)
         kept.append([
-            fresh(size, f"{name} along this axis") if size not in (-1, axis.size) else Axis(axis.terms)
+            fresh(size, f"{name} along this axis") if size != axis.size else Axis(axis.terms)
             for axis, size in zip(axes, sizes, strict=True)
         ])  # fmt: skip
     return kept if isinstance(values, (tuple, list)) else kept[0]
@@ -71,25 +84,31 @@ def along_axis(analysis: Analysis, node: fx.Node) -> Outcome:
       "linalg_vector_norm", "argmax", "argmin", "prod", "logsumexp", "median", "mode", "count_nonzero")  # fmt: skip
 def reduction(analysis: Analysis, node: fx.Node) -> Outcome:
     """Some axes are reduced. A mean needs no care; a sum is scaled; what depends on order or on K is frozen."""
-    name = node.target.__name__.partition(".")[0]  # type: ignore[union-attr]
+    name = operator_name(node)
     if name in {"max", "min"} and isinstance(analysis.argument(node, "other"), fx.Node):
         return pointwise(analysis, node)
     axes = analysis.axes(node.args[0])
     reduced = dimensions(analysis, node)
-    ordered = has_tensor(node.meta["val"]) and isinstance(node.meta["val"], (tuple, list)) and name in {"max", "min"}
+    ordered = (
+        has_tensor(node.meta["val"])
+        and isinstance(node.meta["val"], (tuple, list))
+        and name in {"max", "min"}
+    )
     for d in reduced:
         if name in {"argmax", "argmin", "prod", "logsumexp", "median", "mode", "count_nonzero"} or ordered:
             freeze(axes[d], f"{name} over this axis")
         elif name in {"norm", "linalg_vector_norm"}:
             order = analysis.argument(node, "p" if name == "norm" else "ord", 2)
             if order in (1, 2, 1.0, 2.0):
-                analysis.contract(node, node.args[0], d, power=1 / order)
+                analysis.contract(node, tensors_of(node)[0], d, power=1 / order)
             elif order != float("inf"):
                 freeze(axes[d], f"{order}-norm over this axis")
         else:
-            analysis.contract(node, node.args[0], d, power=1.0 if name == "sum" else 0.0)
+            analysis.contract(node, tensors_of(node)[0], d, power=1.0 if name == "sum" else 0.0)
     keep = analysis.argument(node, "keepdim", False)
-    left = [Axis(((),)) if d in reduced else Axis(a.terms) for d, a in enumerate(axes) if keep or d not in reduced]
+    left = [
+        Axis(((),)) if d in reduced else Axis(a.terms) for d, a in enumerate(axes) if keep or d not in reduced
+    ]
     values = node.meta["val"]
     return [left for _ in values] if isinstance(values, (tuple, list)) else left
 
@@ -97,8 +116,6 @@ def reduction(analysis: Analysis, node: fx.Node) -> Outcome:
 @rule("glu")
 def glu(analysis: Analysis, node: fx.Node) -> Outcome:
     """The first half of an axis times the sigmoid of the second."""
-    from msfusion.width.axes import cut_at, unify
-
     axes = list(analysis.axes(node.args[0]))
     d = dimensions(analysis, node)[0]
     halves = cut_at(axes[d], [axes[d].size // 2])
@@ -115,11 +132,10 @@ def constant(analysis: Analysis, node: fx.Node) -> Outcome:
     return [fresh(size, weak=True) for size in analysis.shape(node)]
 
 
-@rule("arange", "eye", "linspace", "scalar_tensor", "tril_indices", "triu_indices", "randperm", "one_hot", "empty_permuted",
-      "full_names", "hann_window")  # fmt: skip
+@rule("arange", "eye", "linspace", "scalar_tensor", "tril_indices", "triu_indices", "randperm", "one_hot")
 def counted(analysis: Analysis, node: fx.Node) -> Outcome:
     """Values that depend on the position: never narrowed."""
-    if node.target.__name__.startswith("one_hot"):  # type: ignore[union-attr]
+    if operator_name(node).startswith("one_hot"):
         *_, last = analysis.shape(node)
         return [*analysis.axes(node.args[0]), fresh(last, "a one-hot code")]
     return analysis.frozen(node, "made by counting")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import fx
 
-from msfusion.width.analysis import Analysis, Outcome, rule
+from msfusion.width.analysis import Analysis, Outcome, operator_name, overload, rule
 from msfusion.width.axes import Axes, Axis, freeze, fresh, merge, split, unify
 
 
@@ -46,7 +44,7 @@ def _product(analysis: Analysis, node: fx.Node, first: fx.Node, second: fx.Node)
 @rule("addmm", "addbmm", "baddbmm", "addmv")
 def addmm(analysis: Analysis, node: fx.Node) -> Outcome:
     """A product of matrices plus something that broadcasts."""
-    if node.target.__name__.startswith("addbmm"):  # type: ignore[union-attr]
+    if operator_name(node).startswith("addbmm"):
         return None
     product = _product(analysis, node, *node.args[1:3])  # type: ignore[arg-type]
     return analysis.broadcast([product, analysis.axes(analysis.argument(node, "self"))])
@@ -55,8 +53,8 @@ def addmm(analysis: Analysis, node: fx.Node) -> Outcome:
 @rule("einsum")
 def einsum(analysis: Analysis, node: fx.Node) -> Outcome:
     """Each letter is one axis; letters that the result lacks are summed over."""
-    equation: str = node.args[0].replace(" ", "")  # type: ignore[union-attr,assignment]
-    operands = [analysis.axes(n) for n in node.args[1]]  # type: ignore[union-attr]
+    equation = str(node.args[0]).replace(" ", "")
+    operands = [analysis.axes(n) for n in analysis.argument(node, "tensors")]
     if "..." in equation:
         return None
     left, arrow, right = equation.partition("->")
@@ -75,7 +73,7 @@ def einsum(analysis: Analysis, node: fx.Node) -> Outcome:
 
 def _contract_letter(analysis: Analysis, node: fx.Node, terms: list[str], letter: str) -> None:
     """Note the sum over one letter; the last operand that has it is scaled."""
-    operands: Any = node.args[1]
+    operands = analysis.argument(node, "tensors")
     factors = [(operands[i], letters.index(letter)) for i, letters in enumerate(terms) if letter in letters]
     *others, (operand, dimension) = factors
     analysis.contract(node, operand, dimension, *others)
@@ -86,7 +84,7 @@ def convolution(analysis: Analysis, node: fx.Node) -> Outcome:
     """Input [n, groups * i, ...]; weight [groups * o, i, ...], transposed [groups * i, o, ...]."""
     source, weight = analysis.argument(node, "input"), analysis.argument(node, "weight")
     x, w = analysis.axes(source), analysis.axes(weight)
-    name = node.target.__name__  # type: ignore[union-attr]
+    name = operator_name(node)
     transposed = "transpose" in name or bool(analysis.argument(node, "transposed", False))
     groups = analysis.argument(node, "groups", 1)
     sizes = analysis.shape(node)
@@ -107,7 +105,9 @@ def convolution(analysis: Analysis, node: fx.Node) -> Outcome:
     return _plus_bias(analysis, node, [*x[:channel], channels, *space], "bias", channel)
 
 
-def _grouped(analysis: Analysis, node: fx.Node, x: Axis, w: Axes, groups: int, transposed: bool) -> Axis | None:
+def _grouped(
+    analysis: Analysis, node: fx.Node, x: Axis, w: Axes, groups: int, transposed: bool
+) -> Axis | None:
     """Grouped convolutions are narrowed by whole groups: the channels of a group stay together."""
     inside = split(x.terms, [groups, x.size // groups])
     own = split(w[0].terms, [groups, w[0].size // groups])
@@ -152,21 +152,21 @@ def attention(analysis: Analysis, node: fx.Node) -> Outcome:
 @rule("lstm", "gru", "rnn_tanh", "rnn_relu")
 def recurrent(analysis: Analysis, node: fx.Node) -> Outcome:
     """All layers and directions share one group of hidden units; the gates are blocks of it."""
-    name = node.target.__name__.partition(".")[0]  # type: ignore[union-attr]
-    if node.target._overloadname != "input":  # type: ignore[union-attr]
+    name = operator_name(node)
+    if overload(node) != "input":
         return None
     gates = {"lstm": 4, "gru": 3}.get(name, 1)
     x = analysis.axes(node.args[0])
-    states: Any = node.args[1] if name == "lstm" else [node.args[1]]
-    weights: Any = node.args[2]
-    has_biases, layers, bidirectional = node.args[3], node.args[4], node.args[7]
-    directions = 2 if bidirectional else 1
-    per_cell = 4 if has_biases else 2
-    if len(weights) != per_cell * int(layers) * directions:  # type: ignore[arg-type]
+    states = analysis.argument(node, "hx") if name == "lstm" else [analysis.argument(node, "hx")]
+    weights = analysis.argument(node, "params")
+    layers, batch_first = analysis.argument(node, "num_layers"), analysis.argument(node, "batch_first")
+    directions = 2 if analysis.argument(node, "bidirectional") else 1
+    per_cell = 4 if analysis.argument(node, "has_biases") else 2
+    if len(weights) != per_cell * layers * directions:
         return None  # projections
     hidden = analysis.axes(weights[1])[1]
     below = x[-1]
-    for layer in range(int(layers)):  # type: ignore[arg-type]
+    for layer in range(layers):
         for direction in range(directions):
             cell = weights[(layer * directions + direction) * per_cell :][:per_cell]
             _cell(analysis, node, cell, gates, below, hidden)
@@ -175,12 +175,14 @@ def recurrent(analysis: Analysis, node: fx.Node) -> Outcome:
         unify(analysis.axes(state)[-1], hidden)
         for axis in analysis.axes(state)[:-2]:
             freeze(axis, "layers and directions")
-    final = [fresh(int(layers) * directions, "layers and directions"), *x[:-1][1 - int(bool(node.args[8])) :][:1]]  # type: ignore[arg-type,index,misc]
-    last: Axes = [*final, Axis(hidden.terms)]
+    examples = [] if len(x) == 2 else [x[0 if batch_first else 1]]
+    last = [fresh(layers * directions, "layers and directions"), *examples, Axis(hidden.terms)]
     return [[*x[:-1], below], *([last] * len(states))]
 
 
-def _cell(analysis: Analysis, node: fx.Node, weights: list[fx.Node], gates: int, below: Axis, hidden: Axis) -> None:
+def _cell(
+    analysis: Analysis, node: fx.Node, weights: list[fx.Node], gates: int, below: Axis, hidden: Axis
+) -> None:
     """One layer in one direction: w_ih [gates * h, i], w_hh [gates * h, h] and two biases [gates * h]."""
     blocks = Axis(tuple((*fresh(gates, "gates").terms[0], *term) for term in hidden.terms))
     if len(hidden.terms) > 1:

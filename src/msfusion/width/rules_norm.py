@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from msfusion.width.analysis import Analysis, Outcome, rule
+from msfusion.width.analysis import Analysis, Outcome, operator_name, rule, shape_of
 from msfusion.width.axes import Axes, Axis, freeze, fresh, split, unify
 
 
@@ -57,7 +57,7 @@ def group_norm(analysis: Analysis, node: fx.Node) -> Outcome:
 def pooling(analysis: Analysis, node: fx.Node) -> Outcome:
     """Batch and channels pass, space is resized."""
     x = analysis.axes(node.args[0])
-    name = node.target.__name__.partition(".")[0]  # type: ignore[union-attr]
+    name = operator_name(node)
     spatial = int(name[name.index("d") - 1]) if name[-1:] == "d" and name[-2:-1].isdigit() else len(x) - 2
     for axis in x[len(x) - spatial :]:
         freeze(axis, "space under pooling or resizing")
@@ -68,8 +68,6 @@ def pooling(analysis: Analysis, node: fx.Node) -> Outcome:
 
     values = node.meta["val"]
     if isinstance(values, (tuple, list)):
-        from msfusion.width.analysis import shape_of
-
         return [output(shape_of(value)) for value in values]
     return output(analysis.shape(node))
 

@@ -5,24 +5,37 @@ from __future__ import annotations
 from itertools import accumulate
 from typing import Any
 
-from torch import Tensor, fx
+from torch import fx
 
-from msfusion.width.analysis import Analysis, Outcome, rule
+from msfusion.width.analysis import Analysis, Outcome, operator_name, overload, rule, shape_of
 from msfusion.width.axes import Axes, Axis, cut_at, freeze, fresh, is_frozen, regroup, split, unify
 from msfusion.width.rules_elementwise import dimensions, tensors_of
 
 
-@rule("permute", "transpose", "t", "numpy_T", "mT", "movedim", "moveaxis", "swapaxes", "swapdims", "adjoint", "matrix_H")
+@rule(
+    "permute",
+    "transpose",
+    "t",
+    "numpy_T",
+    "mT",
+    "movedim",
+    "moveaxis",
+    "swapaxes",
+    "swapdims",
+    "adjoint",
+    "matrix_H",
+)
 def permute(analysis: Analysis, node: fx.Node) -> Outcome:
     """Axes in another order; they are still the same axes of the state."""
     axes = analysis.axes(node.args[0])
     rank = len(axes)
-    name = node.target.__name__.partition(".")[0]  # type: ignore[union-attr]
+    name = operator_name(node)
     order = list(range(rank))
     if name == "permute":
         order = dimensions(analysis, node, "dims")
     elif name in {"transpose", "swapaxes", "swapdims"}:
-        a, b = (d % rank for d in node.args[1:3])  # type: ignore[operator]
+        given: list[Any] = list(node.args[1:3])
+        a, b = (d % rank for d in given)
         order[a], order[b] = b, a
     elif name in {"movedim", "moveaxis"}:
         source, target = dimensions(analysis, node, "source"), dimensions(analysis, node, "destination")
@@ -38,7 +51,7 @@ def permute(analysis: Analysis, node: fx.Node) -> Outcome:
 @rule("view", "reshape", "_unsafe_view", "flatten", "unflatten", "view_as", "reshape_as", "ravel")
 def view(analysis: Analysis, node: fx.Node) -> Outcome:
     """A row-major view with other sizes."""
-    if node.target._overloadname == "dtype":  # type: ignore[union-attr]
+    if overload(node) == "dtype":
         return None
     return regroup(analysis.axes(node.args[0]), analysis.shape(node))
 
@@ -47,7 +60,7 @@ def view(analysis: Analysis, node: fx.Node) -> Outcome:
 def unsqueeze(analysis: Analysis, node: fx.Node) -> Outcome:
     """A new axis of size 1."""
     axes = list(analysis.axes(node.args[0]))
-    axes.insert(node.args[1] % (len(axes) + 1), Axis(((),)))  # type: ignore[operator]
+    axes.insert(analysis.argument(node, "dim") % (len(axes) + 1), Axis(((),)))
     return axes
 
 
@@ -66,7 +79,7 @@ def expand(analysis: Analysis, node: fx.Node) -> Outcome:
     axes = analysis.axes(node.args[0])
     padded = [Axis(((),))] * (len(sizes) - len(axes)) + list(axes)
     result = [a if a.size == size else fresh(size, weak=True) for a, size in zip(padded, sizes, strict=True)]
-    if node.target.__name__.startswith("expand_as"):  # type: ignore[union-attr]
+    if operator_name(node).startswith("expand_as"):
         analysis.broadcast([result, analysis.axes(node.args[1])])
     return result
 
@@ -138,17 +151,11 @@ def split_(analysis: Analysis, node: fx.Node) -> Outcome:
     """An axis is cut into consecutive pieces."""
     axes = analysis.axes(node.args[0])
     d = dimensions(analysis, node)[0]
-    sizes = [_size(value, d) for value in node.meta["val"]]
+    sizes = [shape_of(value)[d] for value in node.meta["val"]]
     pieces = None if is_frozen(axes[d]) else cut_at(axes[d], list(accumulate(sizes))[:-1])
     pieces = pieces or [fresh(size, "a piece of an axis that is not narrowed") for size in sizes]
     analysis.pieces[node] = pieces
     return [[*axes[:d], piece, *axes[d + 1 :]] for piece in pieces]
-
-
-def _size(value: Tensor, dimension: int) -> int:
-    from msfusion.width.analysis import shape_of
-
-    return shape_of(value)[dimension]
 
 
 @rule("cat", "concat", "concatenate")
@@ -178,19 +185,25 @@ def stack(analysis: Analysis, node: fx.Node) -> Outcome:
     return axes
 
 
-@rule("pad", "constant_pad_nd", "reflection_pad1d", "reflection_pad2d", "replication_pad2d", "replication_pad1d")
+@rule(
+    "pad", "constant_pad_nd", "reflection_pad1d", "reflection_pad2d", "replication_pad2d", "replication_pad1d"
+)
 def pad(analysis: Analysis, node: fx.Node) -> Outcome:
     """Zeros before and after an axis are parts of their own; any other padding depends on the position."""
     axes = list(analysis.axes(node.args[0]))
     amounts: list[Any] = list(analysis.argument(node, "pad") or analysis.argument(node, "padding"))
-    by_constant = node.target.__name__.startswith("constant") or analysis.argument(node, "mode") == "constant"  # type: ignore[union-attr]
+    by_constant = operator_name(node).startswith("constant") or analysis.argument(node, "mode") == "constant"
     sizes = analysis.shape(node)
     for index in range(len(amounts) // 2):
         d = len(axes) - 1 - index
         before, after = amounts[2 * index : 2 * index + 2]
         if before == 0 and after == 0:
             continue
-        if is_frozen(axes[d]) or not by_constant or not all(isinstance(a, int) and a >= 0 for a in (before, after)):
+        if (
+            is_frozen(axes[d])
+            or not by_constant
+            or not all(isinstance(a, int) and a >= 0 for a in (before, after))
+        ):
             freeze(axes[d], "padded")
             axes[d] = fresh(sizes[d], "a padded axis")
             continue
@@ -204,7 +217,7 @@ def pad(analysis: Analysis, node: fx.Node) -> Outcome:
 @rule("index", "index_select", "embedding")
 def index(analysis: Analysis, node: fx.Node) -> Outcome:
     """Positions of an axis are looked up: it cannot be narrowed, the others pass."""
-    name = node.target.__name__.partition(".")[0]  # type: ignore[union-attr]
+    name = operator_name(node)
     source = "weight" if name == "embedding" else "self"
     axes = list(analysis.axes(analysis.argument(node, source)))
     indices = analysis.argument(node, "indices") or []
@@ -216,7 +229,9 @@ def index(analysis: Analysis, node: fx.Node) -> Outcome:
         given = [position for position, entry in enumerate(indices) if entry is not None]
         looked_up = [indices[position] for position in given]
         d = given[0]
-        if given != list(range(d, d + len(given))) or any(n.meta["val"].dtype.is_floating_point for n in looked_up):
+        if given != list(range(d, d + len(given))) or any(
+            n.meta["val"].dtype.is_floating_point for n in looked_up
+        ):
             return None
     reason = "looked up by index (a vocabulary)" if name == "embedding" else "looked up by index"
     for axis in axes[d : d + len(looked_up)]:
@@ -229,7 +244,7 @@ def index(analysis: Analysis, node: fx.Node) -> Outcome:
 def complex_(analysis: Analysis, node: fx.Node) -> Outcome:
     """The pair of real and imaginary part comes and goes."""
     axes = analysis.axes(node.args[0])
-    if node.target.__name__.startswith("view_as_real"):  # type: ignore[union-attr]
+    if operator_name(node).startswith("view_as_real"):
         return [*axes, fresh(2, "real and imaginary part")]
     freeze(axes[-1], "real and imaginary part")
     return list(axes[:-1])
@@ -241,7 +256,7 @@ def pixel_shuffle(analysis: Analysis, node: fx.Node) -> Outcome:
     axes = analysis.axes(node.args[0])
     sizes = analysis.shape(node)
     *batch, channels, _, _ = axes
-    if node.target.__name__.startswith("pixel_unshuffle"):  # type: ignore[union-attr]
+    if operator_name(node).startswith("pixel_unshuffle"):
         square = fresh(sizes[-3] // channels.size, "pixels of one channel").terms[0]
         out = Axis(tuple((*term, *square) for term in channels.terms))
     else:

@@ -125,7 +125,9 @@ def _place(root: nn.Module, name: str, tensor: Tensor, persistent: bool) -> None
         module.register_buffer(leaf, tensor, persistent=persistent)
 
 
-def _compiled(program: Program, sizes: Mapping[str, int], scaling: bool) -> tuple[dict[bool, Forward], dict[str, Tensor]]:
+def _compiled(
+    program: Program, sizes: Mapping[str, int], scaling: bool
+) -> tuple[dict[bool, Forward], dict[str, Tensor]]:
     """The forward functions for these sizes, in both modes, and the factors they read; made once."""
     key = (tuple(sorted(sizes.items())), scaling)
     if key not in program.cache:
@@ -189,13 +191,17 @@ def _check_graph(program: Program, resizer: Resizer, sources: dict[fx.Node, fx.N
             except (DataDependentOutputException, DynamicOutputShapeException):
                 return  # nothing more is known without data
             except Exception as error:
-                raise _unfit(program, sources.get(node, node), str(error).strip().partition("\n")[0]) from error
+                raise _unfit(
+                    program, sources.get(node, node), str(error).strip().partition("\n")[0]
+                ) from error
             source = sources.get(node)
             expected = analysis.values.get(source) if source is not None else None
             if isinstance(values[node], Tensor) and expected and source is not None:
                 shape = [widths(axis) for axis in analysis.axes(source)]
                 if list(values[node].shape) != shape:
-                    raise _unfit(program, source, f"shape {list(values[node].shape)} where {shape} was expected")
+                    raise _unfit(
+                        program, source, f"shape {list(values[node].shape)} where {shape} was expected"
+                    )
 
 
 def _fake_state(name: str, resizer: Resizer, tensors: Mapping[str, Tensor]) -> Any:
