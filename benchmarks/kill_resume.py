@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 QUICK = (
-    "rounds=6",
+    "rounds=30",
+    "training.local_epochs=1",
     "data.max_train=200",
     "data.max_test=100",
     "participants.count=4",
@@ -69,6 +70,11 @@ def digest(directory: Path) -> str:
     return hashlib.sha256((directory / "model.safetensors").read_bytes()).hexdigest()
 
 
+def rounds_done(directory: Path) -> int:
+    metrics = directory / "metrics.jsonl"
+    return metrics.read_text().count("\n") if metrics.exists() else 0
+
+
 def measure(kills: int, overrides: list[str], seed: int, place: Path) -> dict[str, Any]:
     """As many kills as asked for, over as many runs as that takes; every run is finished and compared."""
     draw = random.Random(seed)
@@ -76,13 +82,15 @@ def measure(kills: int, overrides: list[str], seed: int, place: Path) -> dict[st
     expected = digest(place / "undisturbed")
     done, runs, identical = 0, 0, 0
     moments: list[float] = []
+    rounds: list[int] = []
     while done < kills:
         directory = place / f"run{runs}"
         for _ in range(draw.randint(1, 4)):
-            moment = draw.uniform(0.05, 1.0) * seconds
+            moment = draw.uniform(0.2, 1.0) * seconds
             if done < kills and kill_and_resume(directory, overrides, moment):
                 done += 1
                 moments.append(round(moment, 2))
+                rounds.append(rounds_done(directory))
         finish(directory, overrides)
         runs += 1
         identical += digest(directory) == expected
@@ -92,6 +100,7 @@ def measure(kills: int, overrides: list[str], seed: int, place: Path) -> dict[st
         "identical": identical,
         "undisturbed_seconds": round(seconds, 2),
         "killed_after_seconds": moments,
+        "rounds_done_when_killed": rounds,
         "model_sha256": expected,
     }
 
