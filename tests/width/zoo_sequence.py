@@ -52,7 +52,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.read, self.write = nn.Linear(7, width), nn.Linear(5, width)
         layer = nn.TransformerDecoderLayer(width, 4, 36, batch_first=True, norm_first=True)
-        self.decoder = nn.TransformerDecoder(layer, 2, norm=nn.LayerNorm(width))
+        self.decoder = nn.TransformerDecoder(layer, 1, norm=nn.LayerNorm(width))
         self.head = nn.Linear(width, 9)
 
     def forward(self, memory: Tensor, target: Tensor) -> Tensor:

@@ -271,7 +271,7 @@ VISION = (
     Entry(
         "patch_transformer", PatchTransformer, images(3, 16), 0.99, whole=(10, 16, 17, 48, 8), heads=((3, 8),)
     ),
-    Entry("spatial_attention", SpatialAttention, images(3, 12), 0.9, whole=(3, 10)),
+    Entry("spatial_attention", SpatialAttention, images(3, 12), 0.8, whole=(3, 10)),
     Entry("super_resolution", SuperResolution, images(1, 8), 0.95, whole=(1, 4), ablates=True),
     Entry("normalised", Normalised, images(3, 12), 0.95, whole=(3, 10)),
     Entry("autoencoder", Autoencoder, images(1, 16), 0.9, whole=(1, 9)),
