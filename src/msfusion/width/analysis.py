@@ -156,7 +156,16 @@ class Analysis:
         function = RULES.get(name) or RULES.get(name.removesuffix("_"))
         if function is None and is_pointwise(node.target):
             function = RULES["pointwise"]
-        outcome = function(self, node) if function else self._give_up(node, name)
+        try:
+            outcome = function(self, node) if function else None
+        except (
+            AttributeError,
+            IndexError,
+            KeyError,
+            TypeError,
+            ValueError,
+        ):  # a call the rule does not foresee
+            outcome = None
         return outcome if self._fits(node, outcome) else self._give_up(node, name)
 
     def _python_operator(self, node: fx.Node) -> Outcome:

@@ -145,7 +145,12 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], tra
     auto = torch.export.Dim.AUTO
 
     def axes(value: Any) -> Any:
-        return dict.fromkeys(range(min(2, value.dim())), auto) if isinstance(value, Tensor) else None
+        """Examples and time are free; an axis of size 1 is a constant to export."""
+        return (
+            {i: auto for i in range(min(2, value.dim())) if value.shape[i] > 1}
+            if isinstance(value, Tensor)
+            else None
+        )
 
     shapes = pytree.tree_map(axes, kwargs or args)
     with mode(model, training), _module_stack(model) as stack, torch.enable_grad(), warnings.catch_warnings():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from torch import fx
 
 from msfusion.width.analysis import Analysis, Outcome, operator_name, rule, shape_of
@@ -58,7 +60,8 @@ def pooling(analysis: Analysis, node: fx.Node) -> Outcome:
     """Batch and channels pass, space is resized."""
     x = analysis.axes(node.args[0])
     name = operator_name(node)
-    spatial = int(name[name.index("d") - 1]) if name[-1:] == "d" and name[-2:-1].isdigit() else len(x) - 2
+    counted = re.search(r"(\d)d", name)
+    spatial = int(counted.group(1)) if counted else len(x) - 2
     for axis in x[len(x) - spatial :]:
         freeze(axis, "space under pooling or resizing")
     kept = [Axis(a.terms) for a in x[: len(x) - spatial]]
