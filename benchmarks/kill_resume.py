@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 QUICK = (
-    "rounds=30",
+    "rounds=12",
     "training.local_epochs=1",
     "data.max_train=200",
     "data.max_test=100",
@@ -34,8 +34,8 @@ def command(directory: Path, overrides: list[str]) -> list[str]:
     return [sys.executable, "-m", "msfusion.cli", "train", "--resume", "--out", str(directory), *settings]
 
 
-def kill_and_resume(directory: Path, overrides: list[str], after: float) -> bool:
-    """Start (or continue) a run and kill it after some seconds; whether it was still running then."""
+def kill(directory: Path, overrides: list[str], round_: int, delay: float) -> bool:
+    """Start (or continue) a run and kill it some seconds after a round; whether it was still running then."""
     process = subprocess.Popen(
         command(directory, overrides),
         stdout=subprocess.DEVNULL,
@@ -43,8 +43,10 @@ def kill_and_resume(directory: Path, overrides: list[str], after: float) -> bool
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         start_new_session=True,
     )
+    while process.poll() is None and rounds_done(directory) < round_:
+        time.sleep(0.002)
     try:
-        process.wait(timeout=after)
+        process.wait(timeout=delay)
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGKILL)  # the process alone: its workers have to notice
         process.wait()
@@ -80,27 +82,29 @@ def measure(kills: int, overrides: list[str], seed: int, place: Path) -> dict[st
     draw = random.Random(seed)
     seconds = finish(place / "undisturbed", overrides)
     expected = digest(place / "undisturbed")
-    done, runs, identical = 0, 0, 0
-    moments: list[float] = []
+    total = rounds_done(place / "undisturbed")
+    runs, identical = 0, 0
     rounds: list[int] = []
-    while done < kills:
+    while len(rounds) < kills:
         directory = place / f"run{runs}"
         for _ in range(draw.randint(1, 4)):
-            moment = draw.uniform(0.2, 1.0) * seconds
-            if done < kills and kill_and_resume(directory, overrides, moment):
-                done += 1
-                moments.append(round(moment, 2))
+            # one kill in five strikes at the start, the others anywhere in or between two rounds
+            first = rounds_done(directory)
+            starting = draw.random() < 0.2
+            strike = 0 if starting else draw.randint(first, total - 1)
+            delay = draw.uniform(0.0, seconds / 2 if starting else 3 * seconds / total)
+            if len(rounds) < kills and kill(directory, overrides, strike, delay):
                 rounds.append(rounds_done(directory))
         finish(directory, overrides)
         runs += 1
         identical += digest(directory) == expected
     return {
-        "kills": done,
+        "kills": len(rounds),
         "runs": runs,
         "identical": identical,
-        "undisturbed_seconds": round(seconds, 2),
-        "killed_after_seconds": moments,
+        "rounds": total,
         "rounds_done_when_killed": rounds,
+        "undisturbed_seconds": round(seconds, 2),
         "model_sha256": expected,
     }
 
