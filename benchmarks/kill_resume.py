@@ -92,7 +92,7 @@ def measure(kills: int, overrides: list[str], seed: int, place: Path) -> dict[st
             first = rounds_done(directory)
             starting = draw.random() < 0.2
             strike = 0 if starting else draw.randint(first, total)
-            delay = draw.uniform(0.0, seconds / 2 if starting else 3 * seconds / total)
+            delay = draw.uniform(0.0, seconds / 2 if starting else 0.2 * seconds / total)
             if len(rounds) < kills and kill(directory, overrides, strike, delay):
                 rounds.append(rounds_done(directory))
         finish(directory, overrides)
