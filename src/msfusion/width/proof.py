@@ -22,6 +22,7 @@ from msfusion.width.graph import Graph, Program
 from msfusion.width.groups import Group, Place, WidthMap
 
 _TOLERANCE = 1e-8  # relative to the spread of the outputs; float64 leaves errors of about 1e-13
+_LARGE = 100_000  # entries: a tensor that is larger is not perturbed if it varies
 _DTYPES = {
     torch.float16: torch.float64, torch.bfloat16: torch.float64, torch.float32: torch.float64,
     torch.complex64: torch.complex128,
@@ -173,8 +174,9 @@ class _Reader:
             for group, place in entries:
                 if place.axis == axis and group.name in self.permutations:
                     self._permute(index, name, group, place)
-            value = value.index_select(axis, index)
-        return value
+            if self.permutations:
+                value = value.index_select(axis, index)
+        return value.to(torch.float64)
 
     def _permute(self, index: Tensor, name: str, group: Group, place: Place) -> None:
         identity = place.positions(torch.arange(group.units))
@@ -187,10 +189,15 @@ class _Reader:
 
 
 def _perturbed(tensor: Tensor, name: str, is_parameter: bool) -> Tensor:
-    """The tensor in float64 with noise that depends on its name alone; what may be a variance stays positive."""
+    """The tensor with noise that depends on its name alone; what may be a variance stays positive.
+
+    Noise is for initial values that are all alike. A large tensor that varies has none, and is not copied.
+    """
+    spread = float(tensor.std()) if tensor.numel() > 1 else 0.0
+    if tensor.numel() > _LARGE and spread > 0:
+        return tensor
     generator = torch.Generator().manual_seed(int(hashlib.sha256(name.encode()).hexdigest()[:8], 16))
     value = tensor.to(torch.float64)
-    spread = float(value.std()) if value.numel() > 1 else 0.0
     if not is_parameter and value.min() >= 0:
         return value + (0.3 * value + 0.1) * torch.rand(value.shape, generator=generator)
     return value + (0.5 * spread or 0.1) * torch.randn(value.shape, generator=generator)
