@@ -56,6 +56,7 @@ class Resizer:
     graph: fx.Graph = field(default_factory=fx.Graph)
     copies: dict[fx.Node, Any] = field(default_factory=dict)
     scales: dict[str, Tensor] = field(default_factory=dict)
+    scaled: dict[tuple[fx.Node, Any], fx.Node] = field(default_factory=dict)
 
     def run(self, source: fx.Graph) -> fx.Graph:
         """Copy the graph and rewrite what depends on a width."""
@@ -101,7 +102,10 @@ class Resizer:
 
     def _scale(self, node: fx.Node, contraction: Contraction) -> None:
         """Multiply what is summed by K/w, part by part of the axis; leave out what a norm undoes."""
-        parts = [(self.widths.product(term), size_of(term)) for term in resolved(contraction.axis)]
+        axis, dimension = contraction.axis, contraction.dimension
+        parts = [(self.widths.product(term), size_of(term)) for term in resolved(axis)]
+        if self.axes(contraction.operand)[dimension].size != axis.size:  # one factor for the whole axis
+            parts = [(self.widths(axis), axis.size)]
         factors = [(full / width) ** contraction.power for width, full in parts]
         if all(factor == 1 for factor in factors):
             return
@@ -109,6 +113,7 @@ class Resizer:
         if uniform and _normalised_after(node):
             return
         consumer, operand = self.copies[node], self.copies[contraction.operand]
+        operand = self.scaled.get((consumer, operand), operand)  # one operand may be summed over several axes
         with self.graph.inserting_before(consumer):
             factor: Any = factors[0]
             if not uniform:
@@ -117,11 +122,12 @@ class Resizer:
                     [torch.full((width,), f) for (width, _), f in zip(parts, factors, strict=True)]
                 )
                 name = f"_width_scale_{len(self.scales)}"
-                shape = [-1 if d == contraction.dimension else 1 for d in range(rank)]
+                shape = [-1 if d == dimension else 1 for d in range(rank)]
                 self.scales[name] = vector.reshape(shape)
                 factor = self.graph.get_attr(name)
             scaled = self.graph.call_function(operator.mul, (operand, factor))
         consumer.replace_input_with(operand, scaled)
+        self.scaled[consumer, self.copies[contraction.operand]] = scaled
 
 
 def device_of(tensor: Tensor) -> torch.device:

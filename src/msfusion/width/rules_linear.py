@@ -193,3 +193,31 @@ def _cell(
         analysis.contract(node, weight, 1)
     for weight in weights:
         unify(analysis.axes(weight)[0], blocks)
+
+
+@rule("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
+def recurrent_cell(analysis: Analysis, node: fx.Node) -> Outcome:
+    """One step of one layer: input [n, i], state [n, h] (two of them for an LSTM)."""
+    gates = {"lstm_cell": 4, "gru_cell": 3}.get(operator_name(node), 1)
+    x, given = analysis.axes(node.args[0]), analysis.argument(node, "hx")
+    states = list(given) if isinstance(given, (list, tuple)) else [given]
+    names = ("w_ih", "w_hh", "b_ih", "b_hh")
+    weights = [tensor for name in names if (tensor := analysis.argument(node, name)) is not None]
+    hidden = analysis.axes(weights[1])[1]
+    _cell(analysis, node, weights, gates, x[-1], hidden)
+    for state in states:
+        analysis.broadcast([analysis.axes(state), [*x[:-1], hidden]])
+    out = [*x[:-1], Axis(hidden.terms)]
+    return [out for _ in states] if len(states) > 1 else out
+
+
+@rule("bilinear")
+def bilinear(analysis: Analysis, node: fx.Node) -> Outcome:
+    """input1 [..., i], input2 [..., j] and weight [o, i, j] give [..., o]."""
+    first, second, weight = (analysis.argument(node, name) for name in ("input1", "input2", "weight"))
+    x, y, w = analysis.axes(first), analysis.axes(second), analysis.axes(weight)
+    unify(x[-1], w[1])
+    unify(y[-1], w[2])
+    analysis.contract(node, weight, 1, (first, -1))
+    analysis.contract(node, weight, 2, (second, -1))
+    return _plus_bias(analysis, node, [*analysis.broadcast([x[:-1], y[:-1]]), Axis(w[0].terms)], "bias")

@@ -6,7 +6,7 @@ import re
 
 from torch import fx
 
-from msfusion.width.analysis import Analysis, Outcome, operator_name, rule, shape_of
+from msfusion.width.analysis import Analysis, Contraction, Outcome, operator_name, rule, shape_of
 from msfusion.width.axes import Axes, Axis, freeze, fresh, split, unify
 
 
@@ -83,3 +83,16 @@ def prelu(analysis: Analysis, node: fx.Node) -> Outcome:
     if slope.size > 1:
         unify(x[1], slope)
     return x
+
+
+@rule("_weight_norm")
+def weight_norm(analysis: Analysis, node: fx.Node) -> Outcome:
+    """G * v / |v|, the norm over all axes but one: |v| of w of K units is (w/K)**0.5 of the whole one's."""
+    direction, gain = analysis.argument(node, "v"), analysis.argument(node, "g")
+    v = analysis.axes(direction)
+    kept = analysis.argument(node, "dim", 0) % len(v)
+    for d in range(len(v)):
+        if d != kept and analysis.axes(gain)[d].size == 1:
+            analysis.touched.append(v[d])
+            analysis.contractions.setdefault(node, []).append(Contraction(gain, d, v[d], -0.5))
+    return analysis.broadcast([v, analysis.axes(gain)])

@@ -240,6 +240,17 @@ def index(analysis: Analysis, node: fx.Node) -> Outcome:
     return [Axis(axis.terms) for axis in (*axes[:d], *found, *axes[d + len(looked_up) :])]
 
 
+@rule("embedding_bag", "_embedding_bag")
+def embedding_bag(analysis: Analysis, node: fx.Node) -> Outcome:
+    """Sums, means or maxima of embeddings; the further outputs count positions."""
+    outputs = analysis.frozen(node, "bags of indices")
+    assert outputs is not None
+    vocabulary, width = analysis.axes(analysis.argument(node, "weight"))
+    freeze(vocabulary, "looked up by index (a vocabulary)")
+    bags: Any = outputs[0]
+    return [[bags[0], Axis(width.terms)], *outputs[1:]]
+
+
 @rule("view_as_complex", "view_as_real")
 def complex_(analysis: Analysis, node: fx.Node) -> Outcome:
     """The pair of real and imaginary part comes and goes."""

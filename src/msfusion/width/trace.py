@@ -118,9 +118,8 @@ def _stand(
             atoms.setdefault(atom, []).append(Place(name, axis, offset, atom.size, thickness, repeat))
             return
         repeat *= atom.size
-    if product:
-        reason = next(atom.frozen for atom in product if atom.frozen)
-        frozen.append(Frozen(name, axis, offset, size_of(product), reason))
+    reason = next((atom.frozen for atom in product if atom.frozen), "a single index, with nothing to narrow")
+    frozen.append(Frozen(name, axis, offset, size_of(product), reason))
 
 
 def _settle_units(products: list[Product]) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 from torch.utils import _pytree as pytree
 
+from msfusion.errors import UntraceableModelError
 from msfusion.width.execute import execute
 from msfusion.width.graph import Graph, Program, mode
 
@@ -66,10 +67,22 @@ def _agrees(program: Program, twin: Graph) -> bool:
     state = torch.get_rng_state()
     with torch.no_grad(), mode(model, False):
         inputs = [value.clone() if isinstance(value, Tensor) else value for value in program.call.example]
-        expected = pytree.tree_leaves(model(*program.args, **program.kwargs))
+        expected = _answer(program)
+        torch.set_rng_state(state)
+        if not all(map(_same, expected, _answer(program))):
+            raise UntraceableModelError(
+                f"{type(model).__name__} cannot be traced: module 'the model itself' gives another answer when it is "
+                "called again in evaluation mode (operation: its forward keeps something between calls)"
+            )
+        torch.set_rng_state(state)
         found = execute(twin.graph, inputs, tensors.get)
     torch.set_rng_state(state)
     return len(expected) == len(found) and all(map(_same, expected, found))
+
+
+def _answer(program: Program) -> list[Any]:
+    """The model's own flat outputs for the example."""
+    return pytree.tree_leaves(program.model(*program.args, **program.kwargs))
 
 
 def _same(a: Any, b: Any) -> bool:
