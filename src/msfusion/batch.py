@@ -32,7 +32,9 @@ class Batch:
     def take(self, indices: Int[Tensor, " chosen"] | slice) -> Batch:
         """The examples at the given indices, in that order."""
         if isinstance(self.inputs, dict):
-            return Batch({name: tensor[indices] for name, tensor in self.inputs.items()}, self.targets[indices])
+            return Batch(
+                {name: tensor[indices] for name, tensor in self.inputs.items()}, self.targets[indices]
+            )
         return Batch(tuple(tensor[indices] for tensor in self.inputs), self.targets[indices])
 
     def split(self, size: int) -> Iterator[Batch]:
