@@ -157,11 +157,15 @@ class GroupedQueryBlock(nn.Module):
 
 
 class GroupedQueryGPT(nn.Module):
-    def __init__(self, *, heads: int = 6, kv_heads: int = 3, complex_rotation: bool = False) -> None:
+    def __init__(
+        self, *, heads: int = 6, kv_heads: int = 3, blocks: int = 1, complex_rotation: bool = False
+    ) -> None:
         super().__init__()
         self.embed = nn.Embedding(50, 20)
-        blocks = (GroupedQueryBlock(20, heads, kv_heads, complex_rotation=complex_rotation) for _ in range(2))
-        self.blocks = nn.Sequential(*blocks)
+        layers = (
+            GroupedQueryBlock(20, heads, kv_heads, complex_rotation=complex_rotation) for _ in range(blocks)
+        )
+        self.blocks = nn.Sequential(*layers)
         self.norm, self.head = nn.RMSNorm(20), nn.Linear(20, 50, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -250,7 +254,9 @@ HANDWRITTEN = (
     # every size is the same number: only structure tells width from time, heads, head size and vocabulary
     Entry("nanogpt_square", lambda: NanoGPT(16, 4, 16), tokens(16), 0.97, sequence=True, heads=((4, 4),)),
     _sequence("literals", Literals, 0.97, whole=(32, 16), heads=((4, 16),)),
-    _sequence("gqa_slices", GroupedQueryGPT, 0.99, whole=(50, 8, 6), heads=((3, 8), (3, 16))),
+    _sequence(
+        "gqa_slices", lambda: GroupedQueryGPT(blocks=2), 0.99, whole=(50, 8, 6), heads=((3, 8), (3, 16))
+    ),
     _sequence(
         "gqa_complex",
         lambda: GroupedQueryGPT(heads=4, kv_heads=2, complex_rotation=True),

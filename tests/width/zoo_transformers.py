@@ -56,7 +56,6 @@ def _pairs(batch: int, time: int) -> Inputs:
 
 
 GPT2 = {"vocab_size": 50, "n_embd": 24, "n_layer": 2, "n_head": 3, "n_positions": 32, "use_cache": False}
-GPTJ = {"vocab_size": 50, "n_embd": 24, "n_layer": 1, "n_head": 3, "rotary_dim": 4, "use_cache": False}
 DISTIL = {
     "vocab_size": 50,
     "dim": 24,
@@ -68,6 +67,19 @@ DISTIL = {
 OPT = {**TEXT, "ffn_dim": 40, "word_embed_proj_dim": 24, "max_position_embeddings": 32, "use_cache": False}
 MIXTRAL = {**LLAMA, "num_local_experts": 4, "num_experts_per_tok": 2}
 GEMMA = {**LLAMA, "hidden_activation": "gelu_pytorch_tanh"}
+DEEPSEEK = {
+    **TEXT,
+    "num_key_value_heads": 3,
+    "q_lora_rank": 14,
+    "kv_lora_rank": 10,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 6,
+    "first_k_dense_replace": 1,
+    "pad_token_id": 0,
+    "use_cache": False,
+}
+BIT = {"embedding_size": 8, "hidden_sizes": [32, 48], "depths": [1, 1], "num_groups": 4, "num_labels": 10}
 FALCON = {
     **TEXT,
     "multi_query": True,
@@ -109,7 +121,7 @@ SWIN = {
     "image_size": 32,
     "patch_size": 4,
     "embed_dim": 12,
-    "depths": [2, 1],
+    "depths": [1, 1],
     "num_heads": [2, 4],
     "window_size": 4,
     "num_labels": 10,
@@ -153,33 +165,24 @@ TRANSFORMERS = (
         invariant=("transformer.h.0.attn.c_attn.bias:0:24", "transformer.h.1.attn.c_attn.bias:0:24"),
         **HEADS,
     ),
-    _text("GPTJForCausalLM", GPTJ, **HEADS),
     _text("GPTNeoXForCausalLM", {**TEXT, "use_cache": False}, **HEADS),
     _text("OPTForCausalLM", OPT, **HEADS),
     _text("BloomForCausalLM", BLOOM, 0.3),
     _text("LlamaForCausalLM", LLAMA, **GROUPED),
     _text("MistralForCausalLM", {**LLAMA, "sliding_window": 4}, **GROUPED),
     _text("Qwen2ForCausalLM", LLAMA, **GROUPED),
-    _text("Qwen3ForCausalLM", LLAMA, **GROUPED),
     _text("GemmaForCausalLM", GEMMA, **GROUPED),
-    _text("Gemma2ForCausalLM", {**GEMMA, "sliding_window": 4}, **GROUPED),
     _text("PhiForCausalLM", {**LLAMA, "num_attention_heads": 3}, **HEADS),
+    _text("Phi3ForCausalLM", LLAMA, **GROUPED),
+    _text("DeepseekV2ForCausalLM", DEEPSEEK, heads=((3, 12),), whole=(4, 6, 8, 50)),
     _text("FalconForCausalLM", FALCON, 0.5),
     _text("MixtralForCausalLM", MIXTRAL, 0.15, reasons=("grouped_mm",)),
+    # the encoder's last state is one of the outputs, so its residual stream and all that is tied to it stay
     Entry(
         "T5ForConditionalGeneration",
         lambda: build("T5ForConditionalGeneration", **T5),
         _pairs,
         0.85,
-        sequence=True,
-        **HEADS,
-    ),
-    # the encoder's last state is one of the outputs, so the residual stream and all that is tied to it stay
-    Entry(
-        "BartForConditionalGeneration",
-        lambda: build("BartForConditionalGeneration", **BART),
-        _pairs,
-        0.7,
         sequence=True,
         **HEADS,
     ),
@@ -195,6 +198,7 @@ TRANSFORMERS = (
     _image("DeiTForImageClassification", VISION, **VIT_HEADS),
     _image("ConvNextForImageClassification", CONVNEXT, size=32, whole=(3, 10)),
     _image("ResNetForImageClassification", RESNET, size=32, whole=(3, 10)),
+    _image("BitForImageClassification", BIT, size=32, whole=(3, 10)),
     _image("MobileNetV1ForImageClassification", MOBILE, size=32, whole=(3, 10)),
     _image("MobileNetV2ForImageClassification", MOBILE, size=32, whole=(3, 10)),
     _image("SwinForImageClassification", SWIN, 0.9, size=32, heads=((2, 6), (4, 6)), whole=(3, 10)),
