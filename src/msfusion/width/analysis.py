@@ -23,6 +23,9 @@ Rule = Callable[["Analysis", fx.Node], Outcome]
 
 RULES: dict[str, Rule] = {}
 
+_EMPTY_WELCOME = {"slice", "narrow", "split", "split_with_sizes", "cat"}
+"""Operators whose rules know that a tensor may have no entries (what is left of a head that is rotated whole)."""
+
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
     """Register a rule for operators by their aten names (all overloads; `add` serves `add_` too)."""
@@ -151,7 +154,8 @@ class Analysis:
             has_tensor(node.meta.get("val")) or any(map(self.values.get, node.all_input_nodes))
         ):
             return None
-        if any(size <= 0 for n in (node, *node.all_input_nodes) for size in sizes_of(n.meta.get("val"))):
+        sizes = [size for n in (node, *node.all_input_nodes) for size in sizes_of(n.meta.get("val"))]
+        if any(size < 0 or (size == 0 and name not in _EMPTY_WELCOME) for size in sizes):
             return self._give_up(node, name)  # empty, or of a size that depends on the data
         function = RULES.get(name) or RULES.get(name.removesuffix("_"))
         if function is None and is_pointwise(node.target):

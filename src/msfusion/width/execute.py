@@ -23,19 +23,21 @@ def execute(
     """The flat outputs of a graph. `read` gives a tensor of the model by name; `call` applies an operator."""
     values: dict[fx.Node, Any] = {}
     given = iter(inputs)
+
+    def value(node: fx.Node) -> Any:
+        return read(str(node.target)) if node.op == "get_attr" else values[node]
+
     waiting = Counter({node: len(node.users) for node in graph.nodes})
     for node in graph.nodes:
         if node.op == "output":
-            return list(fx.map_arg(node.args[0], lambda n: values[n]))
+            return list(fx.map_arg(node.args[0], value))
         if node.op == "placeholder":
             values[node] = next(given)
-        elif node.op == "get_attr":
-            values[node] = read(node.target)
-        else:
-            args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: values[n])
+        elif node.op != "get_attr":  # state is read when an operator needs it, and dropped after
+            args, kwargs = fx.map_arg((node.args, node.kwargs), value)
             values[node] = call(node, tuple(args), dict(kwargs))
         for source in node.all_input_nodes:
             waiting[source] -= 1
             if not waiting[source]:
-                del values[source]
+                values.pop(source, None)
     raise AssertionError("a graph ends with its outputs")

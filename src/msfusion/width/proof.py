@@ -46,6 +46,7 @@ def prove(width_map: WidthMap) -> None:
     program = width_map.program
     if program is None:
         raise UntraceableModelError("only a traced width map can be proved; make it with msfusion.trace")
+    _check_places(width_map)
     _check_ties(width_map)
     if not width_map.groups:
         return
@@ -101,6 +102,24 @@ def _refusal(
         f"the width map of {type(program.model).__name__} is wrong at group {culprit.name!r} ({where}): permuting its "
         f"{culprit.units} units changes the output by {error:.1e} of its spread"
     )
+
+
+def _check_places(width_map: WidthMap) -> None:
+    """All places lie within their axis and apart from each other."""
+    shapes = {**width_map.shapes, **width_map.constants}
+    for name, entries in width_map.places.items():
+        end = [0] * len(shapes[name])
+        for group, place in entries:
+            start, end[place.axis] = end[place.axis], place.offset + place.length
+            if (
+                place.units != group.units
+                or place.offset < start
+                or end[place.axis] > shapes[name][place.axis]
+            ):
+                raise UntraceableModelError(
+                    f"the width map is wrong at group {group.name!r}: its place on axis {place.axis} of {name!r} does "
+                    f"not fit into the axis of {shapes[name][place.axis]}"
+                )
 
 
 def _check_ties(width_map: WidthMap) -> None:
@@ -187,18 +206,13 @@ class _Reader:
             index = torch.arange(value.shape[axis])
             for group, place in entries:
                 if place.axis == axis and group.name in self.permutations:
-                    self._permute(index, name, group, place)
+                    self._permute(index, group, place)
             if self.permutations:
                 value = value.index_select(axis, index)
         return value.to(torch.float64)
 
-    def _permute(self, index: Tensor, name: str, group: Group, place: Place) -> None:
+    def _permute(self, index: Tensor, group: Group, place: Place) -> None:
         identity = place.positions(torch.arange(group.units))
-        if place.offset < 0 or place.offset + place.length > len(index) or place.units != group.units:
-            raise UntraceableModelError(
-                f"the width map is wrong at group {group.name!r}: its place on axis {place.axis} of {name!r} does not "
-                f"fit into the axis of {len(index)}"
-            )
         index[identity] = place.positions(self.permutations[group.name])
 
 
@@ -212,7 +226,7 @@ def _perturbed(tensor: Tensor, name: str, is_parameter: bool) -> Tensor:
         return tensor
     generator = torch.Generator().manual_seed(int(hashlib.sha256(name.encode()).hexdigest()[:8], 16))
     value = tensor.to(torch.float64)
-    if not is_parameter and value.min() >= 0:
+    if not is_parameter and value.min() >= 0 and value.max() > 0:  # all zeros is a mean, not a variance
         return value + (0.3 * value + 0.1) * torch.rand(value.shape, generator=generator)
     return value + (0.5 * spread or 0.1) * torch.randn(value.shape, generator=generator)
 

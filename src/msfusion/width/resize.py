@@ -254,6 +254,15 @@ def _split(resizer: Resizer, node: fx.Node, copy: fx.Node) -> None:
         copy.args, copy.kwargs = (copy.args[0], [resizer.widths(piece) for piece in pieces], dimension), {}
 
 
+@_rewrites("view_as_complex")
+def _complex(resizer: Resizer, node: fx.Node, copy: fx.Node) -> None:
+    """Its strides must be even, which those of a piece of a narrower tensor need not be."""
+    if any(
+        resizer.widths.sizes.get(name, atom.size) != atom.size for atom, name in resizer.widths.groups.items()
+    ):
+        copy.args = (resizer.graph.call_function(aten.contiguous.default, (copy.args[0],)),)
+
+
 @_rewrites("squeeze")
 def _squeeze(resizer: Resizer, node: fx.Node, copy: fx.Node) -> None:
     """Only the axes that had size 1 in the model vanish, not those narrowed to 1."""

@@ -93,6 +93,7 @@ def reduction(analysis: Analysis, node: fx.Node) -> Outcome:
         has_tensor(node.meta["val"])
         and isinstance(node.meta["val"], (tuple, list))
         and name in {"max", "min"}
+        and any(user.args[1] == 1 for user in node.users)  # where the largest one was is asked for, too
     )
     for d in reduced:
         if name in {"argmax", "argmin", "prod", "logsumexp", "median", "mode", "count_nonzero"} or ordered:

@@ -133,6 +133,9 @@ def slice_(analysis: Analysis, node: fx.Node) -> Outcome:
     axis, size = axes[d], analysis.shape(node)[d]
     if size == axis.size:
         return axes
+    if size == 0:
+        axes[d] = Axis(())
+        return axes
     start, step = analysis.argument(node, "start"), analysis.argument(node, "step", 1)
     if not isinstance(start, int | None) or step != 1 or is_frozen(axis):
         freeze(axis, "sliced")
@@ -164,6 +167,7 @@ def cat(analysis: Analysis, node: fx.Node) -> Outcome:
     parts = [analysis.axes(n) for n in tensors_of(node)]
     rank = len(parts[0])
     d = analysis.argument(node, "dim", 0) % rank
+    parts = [axes for axes in parts if len(axes) == rank and axes[d].size] or parts
     result: Axes = []
     for position in range(rank):
         columns = [axes[position] for axes in parts]
