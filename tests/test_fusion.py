@@ -91,6 +91,20 @@ def test_the_order_does_not_matter(data: st.DataObject) -> None:
         assert_same_bits(expected, reference(state, width_map, updates))
 
 
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_bundles_of_small_tensors_change_no_bit(data: st.DataObject) -> None:
+    width_map = draw_map(data)
+    dtype = data.draw(st.sampled_from([torch.float32, torch.float64, torch.bfloat16]))
+    state = random_state(width_map, dtype=dtype)
+    updates = some_updates(data, width_map, dtype, 3)
+    plain, bundled = Accumulator(state, width_map, bundle_limit=0), Accumulator(state, width_map)
+    for window, sub_state, weight in updates:
+        plain.add(window, sub_state, weight)
+        bundled.add(window, sub_state, weight)
+    assert_same_bits(plain.result(), bundled.result())
+
+
 def test_sums_that_need_many_components() -> None:
     width_map = meeting_map(1, 1)
     values = [1e30, 1.0, 1e-30, -1e30, -1.0, 1e38, -1e38, 1e-38]
@@ -261,7 +275,7 @@ def test_the_weights_of_tensors_that_are_cut_alike_are_kept_once() -> None:
     width_map = resnet18_map()
     state = random_state(width_map)
     window = double_shift(width_map, 0, 0, 0.25, participants=10)
-    accumulator = Accumulator(state, width_map)
+    accumulator = Accumulator(state, width_map, bundle_limit=0)
     accumulator.add(window, extract(state, width_map, window), 5.0)
     entries = sum(tensor.numel() for tensor in state.values())
     assert accumulator.memory() < 1.15 * 8 * entries

@@ -22,6 +22,7 @@ from types import EllipsisType
 import torch
 from torch import Tensor
 
+from msfusion.bundles import SMALL, bundles_of
 from msfusion.errors import MsfusionError, UpdateError
 from msfusion.summation import CHUNK, ExactSum, exact_products, quotient
 from msfusion.width.groups import State, WidthMap, Window
@@ -54,22 +55,31 @@ class Accumulator:
     Raises MsfusionError where the state does not fit the width map.
     """
 
-    def __init__(self, state: State, width_map: WidthMap) -> None:
+    def __init__(self, state: State, width_map: WidthMap, *, bundle_limit: int = SMALL) -> None:
         for name, tensor in state.items():
             check_shape(name, tensor, width_map)
             if tensor.is_complex():
                 raise MsfusionError(f"tensor {name!r} is complex, and complex tensors cannot be fused")
         self._state = state
         self._width_map = width_map
-        whole = plan(width_map, {})
+        distinct = [name for name in state if self._first(name) == name]
+        self._bundles = bundles_of({name: state[name] for name in distinct}, bundle_limit)
+        bundled = {name for bundle in self._bundles for name in bundle.positions}
+        self._alone = [name for name in distinct if name not in bundled]
+        self._prepare_sums()
+
+    def _prepare_sums(self) -> None:
+        """Sums that are still zero, one for each tensor that stands alone and for each bundle."""
+        whole = self._joined_cuts(plan(self._width_map, {}))
         kinds: dict[int, str] = {}
         # tensors that are cut alike are held by the same participants, so they share one sum of weights
-        self._alike = {name: kinds.setdefault(id(whole[name]), name) for name in state}
-        self._weights = {name: ExactSum(_outline(whole[name]), state[name].device) for name in kinds.values()}
+        self._alike = {name: kinds.setdefault(id(cut), name) for name, cut in whole.items()}
+        self._weights: dict[str, ExactSum] = {}
         self._sums: dict[str, ExactSum] = {}
         self._largest: dict[str, Tensor] = {}
-        for name in self._distinct():
-            tensor = state[name]
+        for name, tensor in self._joined(self._state):
+            if self._alike[name] == name:
+                self._weights[name] = ExactSum(_outline(whole[name]), tensor.device)
             if tensor.is_floating_point():
                 self._sums[name] = ExactSum(tensor.shape, tensor.device)
             else:
@@ -82,57 +92,72 @@ class Accumulator:
         dtypes, the window or the weight do not fit, or a value is not finite; the accumulator is then as it
         was before.
         """
-        cuts = self._checked(window, sub_state, weight, source or "the update")
+        source = source or "the update"
+        cuts = self._joined_cuts(self._checked(window, sub_state, weight, source))
+        held = dict(self._joined(sub_state))
+        self._check_values(held, sub_state, weight, source)
         for name, total in self._weights.items():
             shape = _outline(cuts[name], held=True)
             total.add(
                 cuts[name], [torch.full(shape, float(weight), dtype=torch.float64, device=total.device)]
             )
         for name, total in self._sums.items():
-            values = sub_state[name].detach().to(total.device)
-            total.add(cuts[name], exact_products(values, float(weight)))
+            total.add(cuts[name], exact_products(held[name].to(total.device), float(weight)))
         for name, largest in self._largest.items():
-            values = sub_state[name].to(largest.device)
+            values = held[name].to(largest.device)
             cuts[name].put(largest, torch.maximum(cuts[name].take(largest), values))
 
     def result(self) -> dict[str, Tensor]:
         """The fused state: new tensors, the names of a tied one sharing theirs."""
-        fused: dict[str, Tensor] = {}
-        for name in self._distinct():
-            old = self._state[name].detach()
-            new = torch.empty_like(old, memory_format=torch.contiguous_format)
-            weights = self._weights[self._alike[name]]
-            for rows in _row_chunks(old.shape):
-                weight_high, weight_low = weights.total(rows if weights.shape[:1] == old.shape[:1] else ...)
-                held = weight_high > 0
-                if name in self._largest:
-                    averaged = self._largest[name][rows]
-                else:
-                    # where nobody holds an entry any divisor will do
-                    divisor = torch.where(held, weight_high, 1.0)
-                    averaged = quotient(*self._sums[name].total(rows), divisor, weight_low).to(old.dtype)
-                new[rows] = torch.where(held, averaged, old[rows])
-            fused[name] = new
+        fused = {name: self._mean(name, old) for name, old in self._joined(self._state)}
+        for bundle in self._bundles:
+            fused |= bundle.parted(fused[bundle.name])
         return {name: fused[self._first(name)] for name in self._state}
 
     def memory(self) -> int:
         """The bytes that the accumulator holds, without the state."""
         sums = [*self._weights.values(), *self._sums.values()]
         tensors = [*self._largest.values(), *(part for total in sums for part in total.components)]
+        tensors += [positions for bundle in self._bundles for positions in bundle.positions.values()]
         return sum(tensor.nbytes for tensor in tensors)
+
+    def _mean(self, name: str, old: Tensor) -> Tensor:
+        """The weighted mean of one tensor or bundle; `old` where nobody held an entry."""
+        new = torch.empty_like(old, memory_format=torch.contiguous_format)
+        weights = self._weights[self._alike[name]]
+        for rows in _row_chunks(old.shape):
+            weight_high, weight_low = weights.total(rows if weights.shape[:1] == old.shape[:1] else ...)
+            held = weight_high > 0
+            if name in self._largest:
+                averaged = self._largest[name][rows]
+            else:
+                # where nobody holds an entry any divisor will do
+                divisor = torch.where(held, weight_high, 1.0)
+                averaged = quotient(*self._sums[name].total(rows), divisor, weight_low).to(old.dtype)
+            new[rows] = torch.where(held, averaged, old[rows])
+        return new
+
+    def _joined(self, tensors: State) -> Iterator[tuple[str, Tensor]]:
+        """Tensors by name, each bundle as one. One at a time: bundles are copies."""
+        for name in self._alone:
+            yield name, tensors[name].detach()
+        for bundle in self._bundles:
+            yield bundle.name, bundle.joined(tensors)
+
+    def _joined_cuts(self, cuts: Mapping[str, Cut]) -> dict[str, Cut]:
+        """The cuts of what `_joined` yields."""
+        joined = {bundle.name: bundle.cut(cuts) for bundle in self._bundles}
+        return {name: cuts[name] for name in self._alone} | joined
 
     def _first(self, name: str) -> str:
         """The name under which a tied tensor is summed: its first one, if the state has that."""
         first = self._width_map.aliases.get(name, name)
         return first if first in self._state else name
 
-    def _distinct(self) -> list[str]:
-        return [name for name in self._state if self._first(name) == name]
-
     def _checked(
         self, window: Mapping[str, Tensor], sub_state: State, weight: float, source: str
     ) -> dict[str, Cut]:
-        """Where each tensor's entries stand; UpdateError where anything about the update is wrong."""
+        """Where each tensor's entries stand; UpdateError where the update does not fit."""
         if not (math.isfinite(weight) and 0 < weight < LARGEST):
             raise UpdateError(f"{source}: the weight must be a finite number greater than 0, not {weight}")
         try:
@@ -150,20 +175,35 @@ class Accumulator:
             )
         for name, tensor in sub_state.items():
             first = sub_state[self._first(name)]
-            problem = _problem(tensor, self._state[name].dtype, cuts[name], weight)
+            problem = _form_problem(tensor, self._state[name].dtype, cuts[name])
             if not problem and tensor is not first and not (tensor == first).all():
                 problem = "is tied to another name but has other values"
             if problem:
                 raise UpdateError(f"{source}: tensor {name!r} {problem}")
         return cuts
 
+    def _check_values(
+        self, joined: Mapping[str, Tensor], sub_state: State, weight: float, source: str
+    ) -> None:
+        """UpdateError, naming the tensor, where a value is not finite or too large."""
+        if not any(_value_problem(tensor, weight) for tensor in joined.values()):
+            return
+        for name, tensor in sub_state.items():
+            if problem := _value_problem(tensor, weight):
+                raise UpdateError(f"{source}: tensor {name!r} {problem}")
 
-def _problem(tensor: Tensor, dtype: torch.dtype, cut: Cut, weight: float) -> str | None:
-    """What is wrong with an update's tensor, as the end of a sentence."""
+
+def _form_problem(tensor: Tensor, dtype: torch.dtype, cut: Cut) -> str | None:
+    """What is wrong with an update's tensor whatever its values, as the end of a sentence."""
     if tensor.dtype != dtype:
         return f"has type {tensor.dtype}, but the global model has {dtype}"
     if tuple(tensor.shape) != cut.held_shape:
         return f"has shape {tuple(tensor.shape)}, but the window needs {cut.held_shape}"
+    return None
+
+
+def _value_problem(tensor: Tensor, weight: float) -> str | None:
+    """What is wrong with an update's values, as the end of a sentence."""
     if tensor.is_floating_point() and tensor.numel():
         low, high = (float(bound) for bound in torch.aminmax(tensor.detach()))
         if not (math.isfinite(low) and math.isfinite(high)):

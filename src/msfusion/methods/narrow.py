@@ -55,17 +55,23 @@ class NarrowMethod:
     language_modelling: bool = False
     evaluation_batch_size: int = 256
     _submodels: dict[tuple[int, ...], nn.Module] = field(default_factory=dict, repr=False)
+    _windows: dict[int, dict[int, Window]] = field(default_factory=dict, repr=False)
 
     def window(self, round_index: int, participant: int) -> Window:
         """The units that a participant holds in a round; known to both sides, so it does not travel."""
-        return self.schedule(
-            self.width_map,
-            participant,
-            round_index,
-            self.ratios[participant],
-            participants=len(self.ratios),
-            seed=self.seed,
-        )
+        if self._windows.keys() - {round_index}:
+            self._windows.clear()  # nobody asks for an earlier round's again
+        held = self._windows.setdefault(round_index, {})
+        if participant not in held:
+            held[participant] = self.schedule(
+                self.width_map,
+                participant,
+                round_index,
+                self.ratios[participant],
+                participants=len(self.ratios),
+                seed=self.seed,
+            )
+        return held[participant]
 
     def initial_state(self) -> dict[str, Tensor]:
         """The model's own weights."""

@@ -1,0 +1,37 @@
+"""What travels between the server and its workers comes back as it was."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from msfusion.engines.messages import decode, encode
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.bool, torch.uint8)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.dictionaries(
+        st.text(max_size=8),
+        st.tuples(st.sampled_from(DTYPES), st.lists(st.integers(0, 4), max_size=3)),
+        max_size=6,
+    ),
+    st.dictionaries(st.text(max_size=5), st.one_of(st.integers(), st.text(), st.none()), max_size=3),
+)
+def test_messages_come_back_as_they_were(outlines: dict, header: dict) -> None:
+    tensors = {name: torch.randint(2, shape).to(dtype) for name, (dtype, shape) in outlines.items()}
+    again, arrived = decode(encode(header, tensors))
+    assert again == header
+    assert list(arrived) == list(tensors)
+    for name, tensor in tensors.items():
+        assert arrived[name].dtype == tensor.dtype
+        assert torch.equal(arrived[name], tensor)
+
+
+def test_views_are_sent_as_what_they_show() -> None:
+    full = torch.arange(12.0).reshape(3, 4)
+    _, arrived = decode(encode({}, {"transposed": full.T, "column": full[:, 1]}))
+    assert torch.equal(arrived["transposed"], full.T)
+    assert torch.equal(arrived["column"], full[:, 1])
