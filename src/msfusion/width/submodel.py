@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -15,13 +16,12 @@ from torch._subclasses.fake_tensor import (
 from torch.utils import _pytree as pytree
 
 from msfusion.errors import MsfusionError, UntraceableModelError
-from msfusion.width.analysis import Analysis, module_of
-from msfusion.width.graph import Program
+from msfusion.width.analysis import module_of
+from msfusion.width.execute import call_operator, execute
+from msfusion.width.graph import Compiled, Forward, Program
 from msfusion.width.groups import WidthMap, Window
 from msfusion.width.resize import Resizer, Widths
 from msfusion.width.slices import checked_units, extract
-
-Forward = Callable[..., tuple[Any, ...]]
 
 
 class SubModel(nn.Module):
@@ -125,12 +125,10 @@ def _place(root: nn.Module, name: str, tensor: Tensor, persistent: bool) -> None
         module.register_buffer(leaf, tensor, persistent=persistent)
 
 
-def _compiled(
-    program: Program, sizes: Mapping[str, int], scaling: bool
-) -> tuple[dict[bool, Forward], dict[str, Tensor]]:
+def _compiled(program: Program, sizes: Mapping[str, int], scaling: bool) -> Compiled:
     """The forward functions for these sizes, in both modes, and the factors they read; made once."""
     key = (tuple(sorted(sizes.items())), scaling)
-    if key not in program.cache:
+    if key not in program.compiled:
         forwards: dict[bool, Forward] = {}
         scales: dict[str, Tensor] = {}
         for training in (True, False):
@@ -138,14 +136,13 @@ def _compiled(
             graph = resizer.run(program.graphs[training].graph)
             forwards[training] = _compile(graph)
             scales.update(resizer.scales)
-        program.cache[key] = (forwards, scales)
-    found: tuple[dict[bool, Forward], dict[str, Tensor]] = program.cache[key]
-    return found
+        program.compiled[key] = (forwards, scales)
+    return program.compiled[key]
 
 
 def _resizer(program: Program, sizes: Mapping[str, int], scaling: bool) -> Resizer:
-    analysis: Analysis = program.cache["analysis"]
-    return Resizer(analysis, Widths(program.cache["groups"], sizes), scaling)
+    assert program.analysis is not None, "a width map's program has been analysed"
+    return Resizer(program.analysis, Widths(program.groups, sizes), scaling)
 
 
 def _compile(graph: fx.Graph) -> Forward:
@@ -172,36 +169,32 @@ def check_narrow_shapes(width_map: WidthMap) -> None:
 
 
 def _check_graph(program: Program, resizer: Resizer, sources: dict[fx.Node, fx.Node]) -> None:
+    """Run the resized graph on tensors without data, as far as it can be known without."""
     analysis, widths = resizer.analysis, resizer.widths
     tensors = program.tensors()
-    values: dict[fx.Node, Any] = {}
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
-        inputs = iter([mode.from_tensor(v) if isinstance(v, Tensor) else v for v in program.call.example])
-        for node in resizer.graph.nodes:
-            if node.op == "output":
-                return
-            try:
-                if node.op == "placeholder":
-                    values[node] = next(inputs)
-                elif node.op == "get_attr":
-                    values[node] = _fake_state(node.target, resizer, tensors)
-                else:
-                    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: values[n])
-                    values[node] = node.target(*args, **kwargs)
-            except (DataDependentOutputException, DynamicOutputShapeException):
-                return  # nothing more is known without data
-            except Exception as error:
-                raise _unfit(
-                    program, sources.get(node, node), str(error).strip().partition("\n")[0]
-                ) from error
-            source = sources.get(node)
-            expected = analysis.values.get(source) if source is not None else None
-            if isinstance(values[node], Tensor) and expected and source is not None:
-                shape = [widths(axis) for axis in analysis.axes(source)]
-                if list(values[node].shape) != shape:
-                    raise _unfit(
-                        program, source, f"shape {list(values[node].shape)} where {shape} was expected"
-                    )
+
+    def checked(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        source = sources.get(node)
+        try:
+            value = call_operator(node, args, kwargs)
+        except (DataDependentOutputException, DynamicOutputShapeException):
+            raise
+        except Exception as error:
+            problem = str(error).strip().partition("\n")[0]
+            raise _unfit(program, source or node, problem) from error
+        if isinstance(value, Tensor) and source is not None and analysis.values.get(source):
+            shape, expected = list(value.shape), [widths(axis) for axis in analysis.axes(source)]
+            if shape != expected:
+                raise _unfit(program, source, f"shape {shape} where {expected} was expected")
+        return value
+
+    with (
+        FakeTensorMode(allow_non_fake_inputs=True) as mode,
+        torch.no_grad(),
+        suppress(DataDependentOutputException, DynamicOutputShapeException),
+    ):
+        inputs = [mode.from_tensor(v) if isinstance(v, Tensor) else v for v in program.call.example]
+        execute(resizer.graph, inputs, lambda name: _fake_state(name, resizer, tensors), checked)
 
 
 def _fake_state(name: str, resizer: Resizer, tensors: Mapping[str, Tensor]) -> Any:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from msfusion.width import rules_elementwise, rules_linear, rules_norm, rules_shape
 from msfusion.width.analysis import Analysis
 from msfusion.width.axes import Atom, Axes, Product, atoms_of, find, freeze, fresh, resolved, size_of
-from msfusion.width.graph import Program, export_program
+from msfusion.width.export import export_program
+from msfusion.width.graph import Program
 from msfusion.width.groups import Frozen, Group, Place, WidthMap
 
 _RULES = (rules_elementwise, rules_linear, rules_norm, rules_shape)  # imported for their rules
@@ -82,8 +83,8 @@ def collect(program: Program, analysis: Analysis) -> WidthMap:
     made = analysis.origins() - {(n, a) for n, a in analysis.origins() if id(states.get(n)) in tied}
     names = _names(atoms, made)
     groups = [Group(names[atom], atom.size, tuple(places)) for atom, places in atoms.items()]
-    program.cache["analysis"] = analysis
-    program.cache["groups"] = {atom: names[atom] for atom in atoms}
+    program.analysis = analysis
+    program.groups = {atom: names[atom] for atom in atoms}
     parameters = {id(p) for p in program.model.parameters()}
     first = {id(tensor): name for name, tensor in reversed(list(states.items()))}
     return WidthMap(

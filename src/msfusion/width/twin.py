@@ -16,7 +16,8 @@ from torch.utils import _pytree as pytree
 
 from msfusion.errors import UntraceableModelError
 from msfusion.width.execute import execute
-from msfusion.width.graph import Graph, Program, mode
+from msfusion.width.graph import Graph, Program
+from msfusion.width.mode import mode
 
 _FLAGS: dict[str, Any] = {"train": False, "training": False, "dropout_p": 0.0}
 _FLAGGED = {
