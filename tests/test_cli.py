@@ -12,22 +12,12 @@ from pathlib import Path
 
 import pytest
 from click.testing import Result
+from quick import QUICK_SETTINGS
 from typer.testing import CliRunner
 
 from msfusion.cli import app
 
-QUICK = [
-    part
-    for override in (
-        "rounds=2",
-        "data.max_train=120",
-        "data.max_test=60",
-        "participants.count=3",
-        "model.name=convnet",
-        "run.workers=1",
-    )
-    for part in ("--set", override)
-]
+QUICK = [part for setting in QUICK_SETTINGS for part in ("--set", setting)]
 
 
 def msfusion(*arguments: str) -> Result:

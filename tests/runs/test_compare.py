@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from quick import QUICK_SETTINGS
 
 from msfusion.config import Config, load_config
 from msfusion.errors import RunDirectoryError
@@ -20,18 +21,7 @@ from msfusion.runs.train import Silent, Watcher
 
 
 def quick(*overrides: str) -> Config:
-    return load_config(
-        None,
-        [
-            "rounds=2",
-            "data.max_train=120",
-            "data.max_test=60",
-            "participants.count=3",
-            "model.name=convnet",
-            "run.workers=1",
-            *overrides,
-        ],
-    )
+    return load_config(None, [*QUICK_SETTINGS, *overrides])
 
 
 def silent(title: str) -> AbstractContextManager[Watcher]:

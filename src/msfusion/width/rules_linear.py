@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import fx
 
 from msfusion.width.analysis import Analysis, Outcome, operator_name, overload, rule
-from msfusion.width.axes import Axes, Axis, freeze, fresh, merge, split, unify
+from msfusion.width.axes import Axes, Axis, freeze, fresh, unify
+from msfusion.width.views import merge, split
 
 
 @rule("linear")

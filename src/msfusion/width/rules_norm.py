@@ -7,7 +7,8 @@ import re
 from torch import fx
 
 from msfusion.width.analysis import Analysis, Contraction, Outcome, operator_name, rule, shape_of
-from msfusion.width.axes import Axes, Axis, freeze, fresh, split, unify
+from msfusion.width.axes import Axes, Axis, freeze, fresh, unify
+from msfusion.width.views import split
 
 
 @rule("batch_norm", "native_batch_norm", "_native_batch_norm_legit", "instance_norm", "cudnn_batch_norm")

@@ -8,8 +8,9 @@ from typing import Any
 from torch import fx
 
 from msfusion.width.analysis import Analysis, Outcome, operator_name, overload, rule, shape_of
-from msfusion.width.axes import Axes, Axis, cut_at, freeze, fresh, is_frozen, regroup, split, unify
+from msfusion.width.axes import Axes, Axis, cut_at, freeze, fresh, is_frozen, unify
 from msfusion.width.rules_elementwise import dimensions, tensors_of
+from msfusion.width.views import regroup, split
 
 
 @rule(

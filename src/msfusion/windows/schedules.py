@@ -3,8 +3,11 @@
 With K units in group g, width ratio r and N participants, participant p holds in round t the window
 
     w[p,g]   = max(1, ceil(r_p * K))                     units
-    s[p,t,g] = p * D[g] + t * S[g]   (mod K)             its start, rounded down last
+    s[p,t,g] = q * D[g] + t * S[g]   (mod K)             its start, rounded down last
     window   = {s, s + 1, ..., s + w - 1}  (mod K)
+
+where q is the participant's place in the group: p itself, or for `double_shift` p in another order in groups
+that meet.
 
 | schedule       | D, between participants | S, between rounds      | method                                 |
 | -------------- | ----------------------- | ---------------------- | -------------------------------------- |
@@ -14,7 +17,7 @@ With K units in group g, width ratio r and N participants, participant p holds i
 | `random`       | (any w units, anew for each participant, round)  | Federated Dropout, 1812.07210          |
 | `full`         | (w = K)                 | (w = K)                | FedAvg, McMahan et al., 1602.05629     |
 
-Why groups that meet need different strides, and which: `msfusion.windows.strides`.
+Why groups that meet need other places and strides, and which: `msfusion.windows.strides`.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ from torch import Tensor
 
 from msfusion.errors import ConfigError
 from msfusion.width.groups import Group, WidthMap
-from msfusion.windows.strides import round_strides
+from msfusion.windows.strides import places, round_strides
 
 
 @runtime_checkable
@@ -60,19 +63,21 @@ def double_shift(
     seed: int = 0,
     shift: float | Fraction | Mapping[str, Fraction | float] | None = None,
 ) -> dict[str, Tensor]:
-    """MSfusion's windows: evenly spread over the participants, with different strides in groups that meet.
+    """MSfusion's windows: evenly spread over the participants, shifted differently in groups that meet.
 
-    `shift` is D/K, the part of a group between the windows of neighbouring participants, for all groups or
-    by name; 1/participants if None. An overlap o between neighbours of ratio r is a shift of (1 - o) * r.
+    `shift` is D/K, the part of a group between the windows at neighbouring places, for all groups or by
+    name; 1/participants if None. An overlap o between neighbours of ratio r is a shift of (1 - o) * r.
     `seed` orders the units of groups that meet themselves. Raises ConfigError as every `Schedule`.
     """
     _check(participant, round_index, participants)
     between = {} if shift is None or not isinstance(shift, Mapping) else shift
     default = Fraction(1, participants) if shift is None or isinstance(shift, Mapping) else Fraction(shift)
-    strides = round_strides(width_map)
+    strides = round_strides(width_map, participants)
+    place = places(width_map, participant, participants)
     window = {}
     for group in width_map.groups:
-        offset = participant * Fraction(between.get(group.name, default)) + round_index * strides[group.name]
+        apart = Fraction(between.get(group.name, default))
+        offset = place[group.name] * apart + round_index * strides[group.name]
         units = _neighbours(math.floor(group.units * offset), window_size(ratio, group.units), group.units)
         if round_index > 0 and frozenset([group.name]) in width_map.meetings:
             units = _permutation(group, seed, round_index)[units]
