@@ -66,7 +66,7 @@ class Analysis:
     dependent: set[fx.Node] = field(default_factory=set)  # nodes whose value depends on the model's inputs
     unknown: dict[str, str] = field(
         default_factory=dict
-    )  # operators without a rule, and the first module they stood in
+    )  # operators that no rule could follow, and the first module they stood in
     touched: list[Axis] = field(default_factory=list)
 
     # -- what rules ask -----------------------------------------------------------------------------------------
@@ -180,7 +180,8 @@ class Analysis:
         return self._give_up(node, name) if any(map(self.values.get, node.all_input_nodes)) else None
 
     def _give_up(self, node: fx.Node, name: str) -> Outcome:
-        reason = f"operator {name} has no rule"
+        known = name in RULES or name.removesuffix("_") in RULES
+        reason = f"operator {name} {'is called as its rule does not foresee' if known else 'has no rule'}"
         self.unknown.setdefault(name, module_of(node))
         for source in node.all_input_nodes:
             self._freeze_value(source, reason)

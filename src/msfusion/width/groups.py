@@ -80,8 +80,8 @@ class WidthMap:
     those that are trained (a tied tensor under each of its names); `aliases` gives for each name the first name of the
     same tensor. `contracting` lists the (tensor, axis) pairs over which some operator sums. `constants` are tensors
     that the model reads but does not keep in its state dict (non-persistent buffers); groups may stand in them too, and
-    `narrow` cuts them. `unknown` names the operators without a rule (what they touch is frozen) and where they stand.
-    `program` is the traced graph.
+    `narrow` cuts them. `unknown` names the operators that no rule could follow (what they touch is frozen) and where
+    they stand. `program` is the traced graph.
     """
 
     groups: tuple[Group, ...]
