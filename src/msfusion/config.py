@@ -32,6 +32,7 @@ from msfusion.data.spec import DataSpec
 from msfusion.errors import ConfigError
 from msfusion.methods.training import TrainingSettings
 from msfusion.models.spec import ModelSpec
+from msfusion.windows.overlap import Overlap, OverlapShape
 
 BUILT_IN = "the built-in configuration"
 
@@ -89,6 +90,14 @@ def _checked_ratio(value: Any) -> float | tuple[float, ...]:
     return tuple(float(ratio) for ratio in ratios) if isinstance(value, list | tuple) else float(value)
 
 
+class OverlapSection(Section):
+    """How much of its window a participant shares with its neighbour: from `start` to `end` over the rounds."""
+
+    shape: OverlapShape = "constant"
+    start: float = Field(ge=0, le=1)
+    end: float | None = Field(default=None, ge=0, le=1, description="in the last round; by default as start")
+
+
 class MethodSection(Section):
     """How the participants' work becomes one model."""
 
@@ -96,6 +105,9 @@ class MethodSection(Section):
     weighting: Literal["examples", "uniform"] = Field(
         default="examples",
         description="a participant's weight in the average: how many examples it has, or 1",
+    )
+    overlap: OverlapSection | None = Field(
+        default=None, description="of msfusion's windows; by default they are spread evenly"
     )
 
 
@@ -166,6 +178,15 @@ class Config(Section):
     def training_settings(self) -> TrainingSettings:
         """What a participant trains with. Raises ConfigError on an impossible value."""
         return TrainingSettings(**dict(self.training), rounds=self.rounds)
+
+    @property
+    def overlap(self) -> Overlap | None:
+        """The overlap of msfusion's windows in each round; None where they are spread evenly."""
+        section = self.method.overlap
+        if section is None:
+            return None
+        end = section.start if section.end is None else section.end
+        return Overlap(section.shape, section.start, end, self.rounds)
 
     def to_table(self) -> dict[str, Any]:
         """Nested plain values, without those that are not set."""

@@ -95,8 +95,8 @@ def test_double_shift_is_the_formula() -> None:
         window = double_shift(width_map, participant, round_index, 0.25, participants=10)
         for name, units in (("rows", 64), ("columns", 128)):
             colour = colour_meetings(width_map)[name]
-            place = (participant, 7 * participant)[colour]  # 7 is coprime to 10 and near to 6.18
-            start = math.floor(units * (Fraction(place, 10) + round_index * strides[colour] / 10)) % units
+            place = (participant, 3 * participant)[colour]  # 3 is coprime to 10 and near to 2.5
+            start = math.floor(units * (Fraction(place, 10) + round_index * strides[colour])) % units
             assert window[name].tolist() == [(start + j) % units for j in range(units // 4)]
 
 
@@ -117,7 +117,7 @@ def test_a_shift_between_participants_can_be_given() -> None:
     assert starts == [0, 8, 16, 24]
     window = double_shift(width_map, 1, 0, 0.25, participants=10, shift={"rows": 0.0})
     assert window["rows"][0] == 0
-    assert window["columns"][0] == 89  # place 7 of 10
+    assert window["columns"][0] == 38  # place 3 of 10
     standing = double_shift(width_map, 3, 0, 0.25, participants=10, shift=0.0)
     assert same(standing, static(width_map, 3, 0, 0.25, participants=10))
 
@@ -150,4 +150,4 @@ def test_no_rounding_error_in_late_rounds() -> None:
     width_map = meeting_map(64, 128)
     stride = kronecker_strides(2)[colour_meetings(width_map)["rows"]]
     window = double_shift(width_map, 9, 10**12, 0.25, participants=10)
-    assert window["rows"][0] == math.floor(64 * (Fraction(9, 10) + 10**12 * stride / 10)) % 64
+    assert window["rows"][0] == math.floor(64 * (Fraction(9, 10) + 10**12 * stride)) % 64

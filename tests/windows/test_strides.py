@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import pytest
@@ -10,7 +9,7 @@ from handmade_maps import map_of, meeting_map, resnet18_map, self_meeting_map
 
 from msfusion.width.groups import Place
 from msfusion.windows import coverage, double_shift
-from msfusion.windows.strides import colour_meetings, kronecker_strides, lattice_factor, places
+from msfusion.windows.strides import colour_meetings, kronecker_strides, place_factor, places
 
 
 def test_groups_that_meet_have_different_strides() -> None:
@@ -39,17 +38,19 @@ def test_the_strides_solve_their_equation() -> None:
 @pytest.mark.parametrize("participants", [1, 2, 3, 4, 6, 10, 12, 97])
 def test_every_place_is_somebodys_in_every_group(participants: int) -> None:
     width_map = resnet18_map()
-    everybody = [places(width_map, participant, participants) for participant in range(participants)]
+    everybody = [
+        places(width_map, participant, participants, place_factor(participants, 0.25))
+        for participant in range(participants)
+    ]
     for group in width_map.groups:
         assert {each[group.name] for each in everybody} == set(range(participants))
 
 
-def test_windows_lie_evenly_over_a_weight_and_not_along_its_diagonal() -> None:
-    assert [lattice_factor(count) for count in (1, 2, 5, 8, 10, 13)] == [1, 1, 3, 5, 7, 8]
+def test_neighbours_in_one_group_are_a_window_apart_in_the_next() -> None:
+    assert [place_factor(count, 0.25) for count in (1, 2, 4, 10, 20, 40)] == [1, 1, 1, 3, 3, 9]
+    assert place_factor(10, 0.125) == 1
+    assert place_factor(10, 1.0) == 9
     width_map = meeting_map(64, 128)
-    points = [tuple(places(width_map, p, 10).values()) for p in range(10)]
-    # round the torus of 10 x 10 places, no two participants are nearer than 3 (on the diagonal: 1.4)
-    for p, q in itertools.combinations(range(10), 2):
-        steps = [min((a - b) % 10, (b - a) % 10) for a, b in zip(points[p], points[q], strict=True)]
-        assert math.hypot(*steps) >= 3
+    assert [list(places(width_map, p, 10, 3).values()) for p in range(4)] == [[0, 0], [1, 3], [2, 6], [3, 9]]
+    # ten windows of 1/16 of the weight each, nearly without overlap, instead of 0.44 along the diagonal
     assert coverage(width_map, double_shift, [0.25] * 10, 1) == [pytest.approx(0.6125, abs=0.02)]

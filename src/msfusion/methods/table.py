@@ -12,7 +12,7 @@ from msfusion.methods.narrow import NarrowMethod, Weighting
 from msfusion.methods.small import SmallMethod, small_method
 from msfusion.methods.training import TrainingSettings
 from msfusion.width.groups import WidthMap
-from msfusion.windows import Schedule
+from msfusion.windows import Overlap, Schedule
 
 METHODS: Mapping[str, Schedule | None] = {
     "msfusion": windows.double_shift,  # Xie & Li, arXiv 2407.03622
@@ -36,10 +36,12 @@ def build_method(
     weighting: Weighting = "examples",
     language_modelling: bool = False,
     evaluation_batch_size: int = 256,
+    overlap: Overlap | None = None,
 ) -> NarrowMethod | SmallMethod:
     """A method by its name, for participants with a ratio each, and training settings each or for all.
 
-    The model's present weights are the initial state. Raises ConfigError for an unknown name or impossible
+    The model's present weights are the initial state. `overlap` is msfusion's alone; the others have none to
+    choose. Raises ConfigError for an unknown name or impossible
     ratios.
     """
     if name not in METHODS:
@@ -60,4 +62,6 @@ def build_method(
     common = (seed, weighting, language_modelling, evaluation_batch_size)
     if schedule is None:
         return small_method(model, width_map, tuple(ratios), tuple(each), *common)
+    if name == "msfusion":
+        schedule = windows.double_shift_for(ratios, overlap)
     return NarrowMethod(name, model, width_map, schedule, tuple(ratios), tuple(each), *common)

@@ -16,6 +16,7 @@ _SHOWN = (
     "accuracy",
     "perplexity",
     "entry_coverage",
+    "overlap",
     "bytes_down",
     "bytes_up",
     "seconds",

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from msfusion.costs import Costs, costs_of
-from msfusion.methods.table import METHODS
+from msfusion.methods.narrow import NarrowMethod
 from msfusion.runs.setup import Setup
 from msfusion.windows import coverage
 
@@ -18,13 +18,12 @@ def coverage_by_round(setup: Setup) -> list[float] | None:
 
     (The small model is trained whole, but no full model ever is.)
     """
-    schedule = METHODS[setup.config.method.name]
-    if schedule is None:
+    if not isinstance(setup.method, NarrowMethod):
         return None
     present = setup.present()
     return coverage(
         setup.width_map,
-        schedule,
+        setup.method.schedule,
         setup.config.participants.ratios,
         setup.config.rounds,
         seed=setup.config.seed,

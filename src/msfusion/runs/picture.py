@@ -49,7 +49,7 @@ def terminal_picture(setup: Setup, rounds: Sequence[int], width: int = 80, most:
         )
         table.add_column("", justify="right")
         for index in rounds:
-            table.add_column(f"round {index + 1}")
+            table.add_column(_round_title(setup, index))
         shares = [_binned(holdings(setup, group, index), columns) for index in rounds]
         for participant in range(min(most, shares[0].shape[0])):
             table.add_row(str(participant), *(_blocks(share[participant]) for share in shares))
@@ -76,7 +76,7 @@ def save_picture(setup: Setup, rounds: Sequence[int], path: Path) -> None:
             axis.imshow(
                 holdings(setup, group, index).numpy(), aspect="auto", cmap="Blues", interpolation="nearest"
             )
-            axis.set_title(f"{group.name}, round {index + 1}", fontsize=8)
+            axis.set_title(f"{group.name}, {_round_title(setup, index)}", fontsize=8)
             axis.set_xlabel("unit", fontsize=7)
             axis.set_ylabel("participant", fontsize=7)
             axis.tick_params(labelsize=6)
@@ -84,6 +84,12 @@ def save_picture(setup: Setup, rounds: Sequence[int], path: Path) -> None:
     if form not in figure.canvas.get_supported_filetypes():
         raise ConfigError(f"--out {path}: pictures cannot be written as .{form}; use .png, .pdf or .svg.")
     write_with(path, lambda temporary: figure.savefig(temporary, format=form, dpi=150))
+
+
+def _round_title(setup: Setup, round_index: int) -> str:
+    """`round 3, overlap 60%`; rounds count from 1."""
+    overlap = setup.overlap(round_index)
+    return f"round {round_index + 1}" + ("" if overlap is None else f", overlap {overlap:.0%}")
 
 
 def _binned(rows: Bool[Tensor, "participants units"], columns: int) -> Tensor:

@@ -20,7 +20,7 @@ from msfusion.objectives import evaluate
 from msfusion.width.groups import WidthMap, Window
 from msfusion.width.submodel import narrow
 from msfusion.width.trace import trace
-from msfusion.windows import static
+from msfusion.windows import even_overlap, static
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,13 @@ class Setup:
             return self.method.window(round_index, participant)
         ratios = self.config.participants.ratios  # the small model: what the smallest participant can hold
         return static(self.width_map, participant, round_index, min(ratios), participants=len(ratios))
+
+    def overlap(self, round_index: int) -> float | None:
+        """The share of its window that a participant has in common with its neighbour; msfusion's alone."""
+        if self.config.method.name != "msfusion":
+            return None
+        ratios, overlap = self.config.participants.ratios, self.config.overlap
+        return even_overlap(ratios) if overlap is None else overlap.applied(round_index, ratios)
 
     def participant_model(self, participant: int) -> nn.Module:
         """What a participant holds and trains (in round 0; in other rounds one of the same shapes)."""
@@ -83,6 +90,8 @@ def prepare(config: Config, parts: Parts | None = None) -> Setup:
         seed=config.seed,
         weighting=config.method.weighting,
         language_modelling=data.task == "language_modelling",
+        evaluation_batch_size=config.evaluation.batch_size,
+        overlap=config.overlap,
     )
     rounds = RoundSettings(
         rounds=config.rounds,

@@ -121,7 +121,7 @@ def _run(setup: Setup, directory: RunDirectory, watcher: Watcher) -> dict[str, A
     with closing(results), Events(directory.path, earlier) as events:
         for result in results:
             state = result.state
-            line = metrics_line(result, coverage)
+            line = metrics_line(result, coverage, setup.overlap(result.round_index))
             directory.add_metrics(line)
             if line["round"] % config.run.checkpoint_every == 0 or line["round"] == config.rounds:
                 directory.save_checkpoint(line["round"], state, fingerprint)
@@ -132,7 +132,9 @@ def _run(setup: Setup, directory: RunDirectory, watcher: Watcher) -> dict[str, A
     return summary
 
 
-def metrics_line(result: RoundResult, coverage: Sequence[float] | None) -> dict[str, Any]:
+def metrics_line(
+    result: RoundResult, coverage: Sequence[float] | None, overlap: float | None = None
+) -> dict[str, Any]:
     """One round in figures. `round` counts from 1, so it says how many rounds are done."""
     examples = sum(each.examples for each in result.participants)
     line: dict[str, Any] = {
@@ -146,6 +148,8 @@ def metrics_line(result: RoundResult, coverage: Sequence[float] | None) -> dict[
             line["perplexity"] = result.evaluation.perplexity
     if coverage is not None:
         line["entry_coverage"] = coverage[result.round_index]
+    if overlap is not None:
+        line["overlap"] = overlap
     line |= {
         "bytes_down": sum(each.bytes_down for each in result.participants),
         "bytes_up": sum(each.bytes_up for each in result.participants),

@@ -1,6 +1,7 @@
 """Which units a participant holds in a round, and what share of the model that reaches."""
 
 from msfusion.windows.entry_coverage import coverage
+from msfusion.windows.overlap import Overlap, double_shift_for, even_overlap
 from msfusion.windows.schedules import (
     SCHEDULES,
     Schedule,
@@ -14,9 +15,12 @@ from msfusion.windows.schedules import (
 
 __all__ = [
     "SCHEDULES",
+    "Overlap",
     "Schedule",
     "coverage",
     "double_shift",
+    "double_shift_for",
+    "even_overlap",
     "full",
     "random",
     "rolling",

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from msfusion.errors import ConfigError
 from msfusion.width.groups import Group, WidthMap
-from msfusion.windows.strides import places, round_strides
+from msfusion.windows.strides import place_factor, places, round_strides
 
 
 @runtime_checkable
@@ -62,18 +62,21 @@ def double_shift(
     participants: int,
     seed: int = 0,
     shift: float | Fraction | Mapping[str, Fraction | float] | None = None,
+    factor: int | None = None,
 ) -> dict[str, Tensor]:
     """MSfusion's windows: evenly spread over the participants, shifted differently in groups that meet.
 
     `shift` is D/K, the part of a group between the windows at neighbouring places, for all groups or by
     name; 1/participants if None. An overlap o between neighbours of ratio r is a shift of (1 - o) * r.
-    `seed` orders the units of groups that meet themselves. Raises ConfigError as every `Schedule`.
+    `factor` decides who is whose neighbour where (`strides.place_factor` of the participant's own ratio if
+    None: where ratios differ give one for all). `seed` orders the units of groups that meet themselves.
+    Raises ConfigError as every `Schedule`.
     """
     _check(participant, round_index, participants)
     between = {} if shift is None or not isinstance(shift, Mapping) else shift
     default = Fraction(1, participants) if shift is None or isinstance(shift, Mapping) else Fraction(shift)
-    strides = round_strides(width_map, participants)
-    place = places(width_map, participant, participants)
+    strides = round_strides(width_map)
+    place = places(width_map, participant, participants, factor or place_factor(participants, ratio))
     window = {}
     for group in width_map.groups:
         apart = Fraction(between.get(group.name, default))

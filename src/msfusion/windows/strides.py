@@ -5,16 +5,17 @@ held. If two groups that meet in a weight shift alike, units further apart than 
 the training. So the groups are coloured, groups that meet differently, and both shifts depend on the colour.
 
 *Between participants.* In each group the N windows are spread evenly, K/N apart; what differs is which
-participant has which place. With the same order in two groups all windows lie along the diagonal of their
-weight, and cover 44 % of it at N = 10 and r = 1/4. So colour c puts participant p at place a^c p (mod N),
-with a near N times the golden ratio and coprime to N: the good lattice points of quasi-Monte Carlo (Korobov
-1959; for two colours close to a Fibonacci lattice). The windows then lie evenly over the weight, and cover
-62 % of it; entries are trained by fewer participants each, which measured better (docs/experiments.md).
+participant has which place. With one order in all groups the windows lie along the diagonal of a weight, and
+where they overlap much they cover little of it (44 % at N = 10 and r = 1/4). So colour c puts participant p at
+place m^c p (mod N), with m near N r and coprime to N: who are neighbours in one group, K/N apart, are about a
+window apart in the next. The windows then cover 62 %, which measured better; at r = 1/8 m is 1, since there the
+diagonal is covered almost without overlap, and breaking it up measured worse (docs/experiments.md).
 
-*Between rounds.* With d colours and y the root of y^d + y^(d+1) = 1, colour c shifts by S = K/N y^(c+1): the
-Kronecker sequence with the generalised golden ratio ("R_d", M. Roberts, 2018), scaled to the gaps between the
-participants' places. Relative offsets of *any* two colours are then spread evenly, so that what lies in the
-gaps is reached in a few rounds, while a participant's next window has most of the units of its last one.
+*Between rounds.* With d colours and y the root of y^d + y^(d+1) = 1, colour c shifts by S = K y^(c+1): the
+Kronecker sequence with the generalised golden ratio ("R_d", M. Roberts, 2018). Relative offsets of *any* two
+colours are then spread evenly from the first rounds on; multiples of one golden ratio would tie them together
+(stride 2 phi against phi walks along a line), and few narrow participants would leave a part of the weights
+untouched for ever.
 
 *A group that meets itself* (the recurrent weights of an LSTM, a plain C -> C layer on a residual stream)
 has the same window on both axes, so no shift can help. From round 1 on its units stand on the circle in
@@ -36,23 +37,19 @@ from msfusion.width.memo import once_per_map
 PRECISION = 2**60
 """Strides are fractions with this denominator: with integers, all machines find the same windows."""
 
-GOLDEN = 0.6180339887498949
 
-
-def round_strides(width_map: WidthMap, participants: int) -> dict[str, Fraction]:
+def round_strides(width_map: WidthMap) -> dict[str, Fraction]:
     """For each group, S/K: the part of its units by which its windows shift from round to round."""
     colours = colour_meetings(width_map)
     values = kronecker_strides(max(colours.values(), default=0) + 1)
-    return {name: values[colour] / participants for name, colour in colours.items()}
+    return {name: values[colour] for name, colour in colours.items()}
 
 
-def places(width_map: WidthMap, participant: int, participants: int) -> dict[str, int]:
+def places(width_map: WidthMap, participant: int, participants: int, factor: int) -> dict[str, int]:
     """For each group, which of the N evenly spread places is the participant's, from 0 to N - 1."""
-    factor = lattice_factor(participants)
-    colours = colour_meetings(width_map)
     return {
         name: pow(factor, colour, participants) * participant % participants
-        for name, colour in colours.items()
+        for name, colour in colour_meetings(width_map).items()
     }
 
 
@@ -73,9 +70,9 @@ def colour_meetings(width_map: WidthMap) -> dict[str, int]:
 
 
 @lru_cache(maxsize=64)
-def lattice_factor(participants: int) -> int:
-    """The number nearest to N times the golden ratio that has no divisor in common with N."""
-    by_distance = sorted(range(1, participants + 1), key=lambda factor: abs(factor - GOLDEN * participants))
+def place_factor(participants: int, ratio: float) -> int:
+    """The number m nearest to N r, from 1 to N, that has no divisor in common with N (the smaller of two)."""
+    by_distance = sorted(range(1, participants + 1), key=lambda factor: abs(factor - participants * ratio))
     return next(factor for factor in by_distance if math.gcd(factor, participants) == 1)
 
 

@@ -1,0 +1,109 @@
+"""How much of its window a participant shares with its neighbour, round by round.
+
+With a distance D between neighbouring windows of w units the overlap is 1 - D/w. Without a setting the windows
+are spread evenly, D = K/N, which is the least overlap at which N windows hold every unit equally often:
+1 - K/(N w), 60 % for N = 10 and r = 1/4. More overlap means that fewer units are held by more participants each
+in a round; the shift between rounds still reaches them all. At 1 all participants hold the same window.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal, get_args
+
+from torch import Tensor
+
+from msfusion.errors import ConfigError
+from msfusion.width.groups import WidthMap
+from msfusion.windows.schedules import Schedule, double_shift
+from msfusion.windows.strides import place_factor
+
+OverlapShape = Literal["constant", "linear", "cosine"]
+
+GRAIN = 2**20
+"""Overlaps become fractions with this denominator, so that all machines find the same windows."""
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """The overlap of each round, from `start` in the first to `end` in the last of `rounds`.
+
+    `shape` is constant (always `start`), linear, or cosine (slow at both ends). Raises ConfigError for an
+    overlap that is not between 0 and 1, or an unknown shape.
+    """
+
+    shape: OverlapShape = "constant"
+    start: float = 0.0
+    end: float = 0.0
+    rounds: int = 1
+
+    def __post_init__(self) -> None:
+        if self.shape not in get_args(OverlapShape):
+            raise ConfigError(
+                f"the overlap's shape is {self.shape!r}: it must be one of {', '.join(get_args(OverlapShape))}"
+            )
+        for name, value in (("start", self.start), ("end", self.end)):
+            if not 0 <= value <= 1:
+                raise ConfigError(f"the overlap's {name} is {value}: it must be at least 0 and at most 1")
+        if self.rounds < 1:
+            raise ConfigError(f"the overlap changes over {self.rounds} rounds: give at least 1")
+
+    def wanted(self, round_index: int) -> float:
+        """The overlap asked for in a round, 0 to 1; after the last of `rounds` it stays at its end."""
+        if self.shape == "constant":
+            return self.start
+        progress = min(round_index / max(1, self.rounds - 1), 1.0)
+        if self.shape == "cosine":
+            progress = 0.5 * (1.0 - math.cos(math.pi * progress))
+        return self.start + (self.end - self.start) * progress
+
+    def applied(self, round_index: int, ratios: Sequence[float]) -> float:
+        """The overlap that a round has, for participants of these width ratios: never less than evenly
+        spread windows have, so that every unit is held by someone whenever N windows can hold them all.
+
+        Where ratios differ it is that between windows of their mean.
+        """
+        return max(self.wanted(round_index), even_overlap(ratios))
+
+    def shift(self, round_index: int, ratios: Sequence[float]) -> Fraction:
+        """D/K in a round: the part of a group between neighbouring windows, at most 1/N."""
+        apart = (1.0 - self.applied(round_index, ratios)) * sum(ratios) / len(ratios)
+        return min(Fraction(round(apart * GRAIN), GRAIN), Fraction(1, len(ratios)))
+
+
+def even_overlap(ratios: Sequence[float]) -> float:
+    """The overlap of evenly spread windows, 1 - K/(N w); negative where they leave gaps."""
+    return 1.0 - 1.0 / sum(ratios)
+
+
+def double_shift_for(ratios: Sequence[float], overlap: Overlap | None = None) -> Schedule:
+    """MSfusion's windows for participants of these width ratios, with an overlap of its own in each round.
+
+    Spread evenly if `overlap` is None.
+    """
+    factor = place_factor(len(ratios), sum(ratios) / len(ratios))
+
+    def schedule(
+        width_map: WidthMap,
+        participant: int,
+        round_index: int,
+        ratio: float,
+        *,
+        participants: int,
+        seed: int = 0,
+    ) -> dict[str, Tensor]:
+        return double_shift(
+            width_map,
+            participant,
+            round_index,
+            ratio,
+            participants=participants,
+            seed=seed,
+            shift=None if overlap is None else overlap.shift(round_index, ratios),
+            factor=factor,
+        )
+
+    return schedule
