@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import typing
 from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
@@ -22,7 +23,8 @@ def first_mistake(
 
     `origin` names the file; a key that is in `overrides` (by its dotted name) is said to come from --set.
     """
-    mistake = error.errors(include_url=False)[0]
+    # an unknown key explains a missing one better than the other way round
+    mistake = min(error.errors(include_url=False), key=lambda found: found["type"] == "missing")
     path = _path_in(table, mistake["loc"])
     key = ".".join(path)
     from_override = any(
@@ -31,6 +33,8 @@ def first_mistake(
     where = "--set" if from_override else origin
     if mistake["type"] == "extra_forbidden":
         return f"{where}: there is no key '{key}'{_suggestion(path, schema)}."
+    if mistake["type"] == "missing":
+        return f"{where}: {key} lacks the key '{key}.{mistake['loc'][-1]}'."
     if mistake["type"] in ("model_type", "model_attributes_type", "dict_type"):
         return f"{where}: {key} = {_shown(mistake['input'])} should be a table (a [{key}] section)."
     reason = mistake["msg"].removeprefix("Value error, ").removeprefix("Input ")
@@ -54,8 +58,9 @@ def known_keys(schema: type[BaseModel], prefix: str = "") -> list[str]:
     keys: list[str] = []
     for name, field in schema.model_fields.items():
         keys.append(f"{prefix}{name}")
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            keys += known_keys(field.annotation, f"{prefix}{name}.")
+        for kind in (field.annotation, *typing.get_args(field.annotation)):  # a section may be optional
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                keys += known_keys(kind, f"{prefix}{name}.")
     return keys
 
 

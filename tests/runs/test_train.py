@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from msfusion.config import Config, load_config
 from msfusion.errors import MsfusionError, RunDirectoryError, TrainingError
 from msfusion.runs.directory import RunDirectory
 from msfusion.runs.files import read_tensors
-from msfusion.runs.setup import Parts, prepare_parts
+from msfusion.runs.setup import Parts, prepare, prepare_parts
 from msfusion.runs.train import Silent, train
 
 QUICK = (
@@ -196,6 +197,27 @@ def test_every_method_runs(parts: Parts, tmp_path: Path, method: str) -> None:
     shares = {participant["share"] for participant in summary["participants"]}
     assert (shares == {1.0}) == (method == "fedavg")
     assert (summary["entry_coverage"] is None) == (method == "small")
+
+
+def test_the_overlap_that_was_set_is_what_the_windows_have(parts: Parts, tmp_path: Path) -> None:
+    overlap = "method.overlap={ shape = 'linear', start = 1.0, end = 0.0 }"
+    config = quick("rounds=3", "participants.count=3", "participants.ratio=0.5", overlap)
+    train(config, tmp_path, parts=parts)
+    lines = RunDirectory(tmp_path).read_metrics()
+    assert [line["overlap"] for line in lines] == pytest.approx([1.0, 0.5, 1 / 3])
+    # in the first round all hold the same half of each group, so about a quarter of the entries
+    assert 0.2 < lines[0]["entry_coverage"] < 0.5
+    setup = prepare(config, parts)
+    first = [setup.window(0, participant) for participant in range(3)]
+    for name, units in first[0].items():
+        assert all(torch.equal(units, window[name]) for window in first)
+    evenly = prepare(quick("participants.ratio=0.5"), parts)
+    assert evenly.overlap(0) == pytest.approx(1 / 3)
+    assert prepare(quick("method.name=fedrolex"), parts).overlap(0) is None
+
+
+def test_the_evaluation_batch_size_is_used(parts: Parts) -> None:
+    assert prepare(quick("evaluation.batch_size=7"), parts).method.evaluation_batch_size == 7
 
 
 def test_what_cannot_be_trained_leaves_no_directory(tmp_path: Path) -> None:
