@@ -32,7 +32,7 @@ from msfusion.data.spec import DataSpec
 from msfusion.errors import ConfigError
 from msfusion.methods.training import TrainingSettings
 from msfusion.models.spec import ModelSpec
-from msfusion.windows.overlap import Overlap, OverlapShape
+from msfusion.windows.overlap import Feedback, Overlap, OverlapShape
 
 BUILT_IN = "the built-in configuration"
 
@@ -91,11 +91,15 @@ def _checked_ratio(value: Any) -> float | tuple[float, ...]:
 
 
 class OverlapSection(Section):
-    """How much of its window a participant shares with its neighbour: from `start` to `end` over the rounds."""
+    """How much of its window a participant shares with its neighbour: from `start` to `end` over the rounds, or
+    from `start` on by feedback.
+    """
 
-    shape: OverlapShape = "constant"
+    shape: OverlapShape | Literal["feedback"] = "constant"
     start: float = Field(ge=0, le=1)
     end: float | None = Field(default=None, ge=0, le=1, description="in the last round; by default as start")
+    target: float = Field(default=0.5, ge=0, le=1, description="feedback: the disagreement that is aimed at")
+    gain: float = Field(default=0.2, gt=0, description="feedback: how strongly the overlap follows")
 
 
 class MethodSection(Section):
@@ -180,11 +184,13 @@ class Config(Section):
         return TrainingSettings(**dict(self.training), rounds=self.rounds)
 
     @property
-    def overlap(self) -> Overlap | None:
+    def overlap(self) -> Overlap | Feedback | None:
         """The overlap of msfusion's windows in each round; None where they are spread evenly."""
         section = self.method.overlap
         if section is None:
             return None
+        if section.shape == "feedback":
+            return Feedback(section.start, section.target, section.gain)
         end = section.start if section.end is None else section.end
         return Overlap(section.shape, section.start, end, self.rounds)
 

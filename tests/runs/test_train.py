@@ -216,6 +216,23 @@ def test_the_overlap_that_was_set_is_what_the_windows_have(parts: Parts, tmp_pat
     assert prepare(quick("method.name=fedrolex"), parts).overlap(0) is None
 
 
+def test_an_overlap_by_feedback_is_in_the_metrics_and_survives_a_stop(parts: Parts, tmp_path: Path) -> None:
+    overlap = "method.overlap={ shape = 'feedback', start = 0.9, target = 1.0 }"
+    config = quick("rounds=4", "participants.ratio=0.5", overlap)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    train(config, whole, parts=parts)
+    overlaps = [line["overlap"] for line in RunDirectory(whole).read_metrics()]
+    assert overlaps[0] == pytest.approx(0.9, abs=1e-6)
+    assert overlaps == sorted(overlaps, reverse=True)
+    assert overlaps[-1] < overlaps[0]
+    with pytest.raises(KeyboardInterrupt):
+        train(config, broken, parts=parts, watcher=Stopping(2))
+    train(config, broken, parts=parts, resume=True)
+    assert without_times(broken) == without_times(whole)
+    assert (broken / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert read_tensors(whole / "model.safetensors")[0].keys() == parts.model.state_dict().keys()
+
+
 def test_the_evaluation_batch_size_is_used(parts: Parts) -> None:
     assert prepare(quick("evaluation.batch_size=7"), parts).method.evaluation_batch_size == 7
 

@@ -97,6 +97,10 @@ class NarrowMethod:
             add_update(accumulator, window, update, self.weighting, self.width_map)
         return accumulator.result()
 
+    def weight_of(self, update: Update) -> float:
+        """The weight a_p of a participant's update in the average."""
+        return weight_of(update, self.weighting)
+
     def evaluate(self, state: State, data: Batch) -> Evaluation:
         """How good the whole model is with this state."""
         with holding(self.model, state) as model:
@@ -150,10 +154,15 @@ def train_update(
     return Update(task.participant, task.round_index, tensors, len(data), trained.loss, metadata)
 
 
+def weight_of(update: Update, weighting: Weighting) -> float:
+    """The weight a_p of an update in the average."""
+    return float(update.examples) if weighting == "examples" else 1.0
+
+
 def add_update(
     accumulator: Accumulator, window: Window, update: Update, weighting: Weighting, width_map: WidthMap
 ) -> None:
     """Add an update to the average. Raises UpdateError, naming the participant, where it does not fit."""
-    weight = float(update.examples) if weighting == "examples" else 1.0
+    weight = weight_of(update, weighting)
     source = f"participant {update.participant} in round {update.round_index}"
     accumulator.add(window, with_aliases(update.tensors, width_map.aliases), weight, source=source)

@@ -8,11 +8,14 @@ from torch import nn
 
 from msfusion import windows
 from msfusion.errors import ConfigError
+from msfusion.methods.adaptive import AdaptiveMethod
 from msfusion.methods.narrow import NarrowMethod, Weighting
 from msfusion.methods.small import SmallMethod, small_method
 from msfusion.methods.training import TrainingSettings
 from msfusion.width.groups import WidthMap
-from msfusion.windows import Overlap, Schedule
+from msfusion.windows import Feedback, Overlap, Schedule
+
+AnyMethod = NarrowMethod | AdaptiveMethod | SmallMethod
 
 METHODS: Mapping[str, Schedule | None] = {
     "msfusion": windows.double_shift,  # Xie & Li, arXiv 2407.03622
@@ -36,8 +39,8 @@ def build_method(
     weighting: Weighting = "examples",
     language_modelling: bool = False,
     evaluation_batch_size: int = 256,
-    overlap: Overlap | None = None,
-) -> NarrowMethod | SmallMethod:
+    overlap: Overlap | Feedback | None = None,
+) -> AnyMethod:
     """A method by its name, for participants with a ratio each, and training settings each or for all.
 
     The model's present weights are the initial state. `overlap` is msfusion's alone; the others have none to
@@ -63,5 +66,8 @@ def build_method(
     if schedule is None:
         return small_method(model, width_map, tuple(ratios), tuple(each), *common)
     if name == "msfusion":
-        schedule = windows.double_shift_for(ratios, overlap)
-    return NarrowMethod(name, model, width_map, schedule, tuple(ratios), tuple(each), *common)
+        schedule = windows.double_shift_for(ratios, overlap if isinstance(overlap, Overlap) else None)
+    method = NarrowMethod(name, model, width_map, schedule, tuple(ratios), tuple(each), *common)
+    if name == "msfusion" and isinstance(overlap, Feedback):
+        return AdaptiveMethod(method, overlap)
+    return method

@@ -3,32 +3,42 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
 
 from msfusion.costs import Costs, costs_of
-from msfusion.methods.narrow import NarrowMethod
+from msfusion.methods.small import SmallMethod
 from msfusion.runs.setup import Setup
-from msfusion.windows import coverage
+from msfusion.windows import EntryCoverage
 
 
 def coverage_by_round(setup: Setup) -> list[float] | None:
-    """The share of the model's entries that somebody has held after each round; None for `small`.
+    """The share of the model's entries that somebody will have held after each round; None for `small`.
 
-    (The small model is trained whole, but no full model ever is.)
+    (The small model is trained whole, but no full model ever is.) Where feedback sets the overlap, with that
+    of the first round.
     """
-    if not isinstance(setup.method, NarrowMethod):
+    if isinstance(setup.method, SmallMethod):
         return None
-    present = setup.present()
-    return coverage(
-        setup.width_map,
-        setup.method.schedule,
-        setup.config.participants.ratios,
-        setup.config.rounds,
-        seed=setup.config.seed,
-        present=lambda round_index: present[round_index],
-    )
+    reached = Reached(setup)
+    return [
+        reached.after(index, present, setup.overlap(index)) for index, present in enumerate(setup.present())
+    ]
+
+
+class Reached:
+    """Entry coverage of a run as it goes on."""
+
+    def __init__(self, setup: Setup) -> None:
+        self._setup = setup
+        self._entries = EntryCoverage(setup.width_map)
+
+    def after(self, round_index: int, participants: Iterable[int], overlap: float | None) -> float:
+        """The share of the model's entries that somebody has held in this round or one before."""
+        window = self._setup.window
+        return self._entries.add([window(round_index, participant, overlap) for participant in participants])
 
 
 def run_figures(setup: Setup) -> dict[str, Any]:

@@ -12,15 +12,16 @@ from msfusion.config import Config
 from msfusion.data.federated import FederatedData, example_inputs
 from msfusion.data.load import load_data
 from msfusion.engines.local import RoundSettings
+from msfusion.methods.adaptive import AdaptiveMethod
 from msfusion.methods.narrow import NarrowMethod
 from msfusion.methods.small import SmallMethod
-from msfusion.methods.table import build_method
+from msfusion.methods.table import AnyMethod, build_method
 from msfusion.models.build import build_model
 from msfusion.objectives import evaluate
 from msfusion.width.groups import WidthMap, Window
 from msfusion.width.submodel import narrow
 from msfusion.width.trace import trace
-from msfusion.windows import even_overlap, static
+from msfusion.windows import Overlap, even_overlap, static
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Setup:
     data: FederatedData
     model: nn.Module
     width_map: WidthMap
-    method: NarrowMethod | SmallMethod
+    method: AnyMethod
     rounds: RoundSettings
 
     @property
@@ -39,19 +40,30 @@ class Setup:
         """Whether results are told as perplexity."""
         return self.data.task == "language_modelling"
 
-    def window(self, round_index: int, participant: int) -> Window:
-        """The units of the full model that a participant holds in a round."""
+    def window(self, round_index: int, participant: int, overlap: float | None = None) -> Window:
+        """The units of the full model that a participant holds in a round.
+
+        `overlap` is that of the round where feedback sets it; by default the first.
+        """
+        if isinstance(self.method, AdaptiveMethod):
+            known = self.method.first_overlap if overlap is None else overlap
+            return self.method.at(known).window(round_index, participant)
         if isinstance(self.method, NarrowMethod):
             return self.method.window(round_index, participant)
         ratios = self.config.participants.ratios  # the small model: what the smallest participant can hold
         return static(self.width_map, participant, round_index, min(ratios), participants=len(ratios))
 
     def overlap(self, round_index: int) -> float | None:
-        """The share of its window that a participant has in common with its neighbour; msfusion's alone."""
+        """The share of its window that a participant has in common with its neighbour; msfusion's alone.
+
+        Where feedback sets it, that of the first round.
+        """
+        if isinstance(self.method, AdaptiveMethod):
+            return self.method.first_overlap
         if self.config.method.name != "msfusion":
             return None
         ratios, overlap = self.config.participants.ratios, self.config.overlap
-        return even_overlap(ratios) if overlap is None else overlap.applied(round_index, ratios)
+        return overlap.applied(round_index, ratios) if isinstance(overlap, Overlap) else even_overlap(ratios)
 
     def participant_model(self, participant: int) -> nn.Module:
         """What a participant holds and trains (in round 0; in other rounds one of the same shapes)."""

@@ -14,9 +14,11 @@ from torch import Tensor
 from msfusion.config import Config, load_config
 from msfusion.engines.local import ParticipantResult, RoundResult, run_rounds
 from msfusion.errors import RunDirectoryError
+from msfusion.methods.adaptive import OVERLAP, model_state
+from msfusion.methods.small import SmallMethod
 from msfusion.runs.directory import RunDirectory
 from msfusion.runs.events import Events
-from msfusion.runs.figures import coverage_by_round, run_figures
+from msfusion.runs.figures import Reached, run_figures
 from msfusion.runs.setup import Parts, Setup, prepare
 
 
@@ -105,7 +107,10 @@ def _run(setup: Setup, directory: RunDirectory, watcher: Watcher) -> dict[str, A
     done = checkpoint.rounds if checkpoint else 0
     state: Mapping[str, Tensor] = checkpoint.state if checkpoint else setup.method.initial_state()
     earlier = directory.keep_metrics(done)
-    coverage = coverage_by_round(setup)
+    reached = None if isinstance(setup.method, SmallMethod) else Reached(setup)
+    for line in earlier:
+        if reached is not None:
+            reached.after(line["round"] - 1, line["participants"], line.get("overlap"))
     watcher.started(setup, done)
     results = run_rounds(
         setup.method,
@@ -120,21 +125,20 @@ def _run(setup: Setup, directory: RunDirectory, watcher: Watcher) -> dict[str, A
     )
     with closing(results), Events(directory.path, earlier) as events:
         for result in results:
+            overlap = float(state[OVERLAP]) if OVERLAP in state else setup.overlap(result.round_index)
             state = result.state
-            line = metrics_line(result, coverage, setup.overlap(result.round_index))
+            line = metrics_line(result, reached, overlap)
             directory.add_metrics(line)
             if line["round"] % config.run.checkpoint_every == 0 or line["round"] == config.rounds:
                 directory.save_checkpoint(line["round"], state, fingerprint)
             events.add(line)
             watcher.round(line)
     summary = summarise(setup, directory.read_metrics())
-    directory.finish(state, summary)
+    directory.finish(model_state(state), summary)
     return summary
 
 
-def metrics_line(
-    result: RoundResult, coverage: Sequence[float] | None, overlap: float | None = None
-) -> dict[str, Any]:
+def metrics_line(result: RoundResult, reached: Reached | None, overlap: float | None) -> dict[str, Any]:
     """One round in figures. `round` counts from 1, so it says how many rounds are done."""
     examples = sum(each.examples for each in result.participants)
     line: dict[str, Any] = {
@@ -146,8 +150,8 @@ def metrics_line(
         line |= {"loss": result.evaluation.loss, "accuracy": result.evaluation.accuracy}
         if result.evaluation.perplexity is not None:
             line["perplexity"] = result.evaluation.perplexity
-    if coverage is not None:
-        line["entry_coverage"] = coverage[result.round_index]
+    if reached is not None:
+        line["entry_coverage"] = reached.after(result.round_index, line["participants"], overlap)
     if overlap is not None:
         line["overlap"] = overlap
     line |= {

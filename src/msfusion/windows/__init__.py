@@ -1,7 +1,7 @@
 """Which units a participant holds in a round, and what share of the model that reaches."""
 
-from msfusion.windows.entry_coverage import coverage
-from msfusion.windows.overlap import Overlap, double_shift_for, even_overlap
+from msfusion.windows.entry_coverage import EntryCoverage, coverage
+from msfusion.windows.overlap import Feedback, Overlap, double_shift_for, even_overlap
 from msfusion.windows.schedules import (
     SCHEDULES,
     Schedule,
@@ -15,6 +15,8 @@ from msfusion.windows.schedules import (
 
 __all__ = [
     "SCHEDULES",
+    "EntryCoverage",
+    "Feedback",
     "Overlap",
     "Schedule",
     "coverage",

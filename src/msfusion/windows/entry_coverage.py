@@ -13,14 +13,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
 from msfusion.errors import ConfigError
-from msfusion.width.groups import WidthMap, held
+from msfusion.width.groups import WidthMap, Window, held
 from msfusion.windows.schedules import Schedule
 
 Span = tuple[str, ...]
@@ -42,20 +42,54 @@ def coverage(
     None). A tied tensor counts once; an entry on no narrowed axis is held by everyone. Raises ConfigError as
     the schedule does.
     """
-    spans = entries_by_span(width_map)
-    tables = {span: torch.zeros([width_map[name].units for name in span], dtype=torch.bool) for span in spans}
-    total = sum(math.prod(tables[span].shape) * entries for span, entries in spans.items())
-    unfinished = set(spans)
+    entries = EntryCoverage(width_map)
     shares = []
     for round_index in range(rounds):
-        masks = _masks(width_map, schedule, ratios, round_index, seed, present)
-        if masks is not None:
-            for span in unfinished:
-                tables[span] |= _held_together([masks[name] for name in span])
-            unfinished = {span for span in unfinished if not tables[span].all()}
-        reached = sum(int(tables[span].count_nonzero()) * entries for span, entries in spans.items())
-        shares.append(reached / total if total else 1.0)
+        windows = []
+        for participant in range(len(ratios)) if present is None else present(round_index):
+            if not 0 <= participant < len(ratios):
+                raise ConfigError(
+                    f"there is no participant {participant}: they count from 0 to {len(ratios) - 1}"
+                )
+            windows.append(
+                schedule(
+                    width_map,
+                    participant,
+                    round_index,
+                    ratios[participant],
+                    participants=len(ratios),
+                    seed=seed,
+                )
+            )
+        shares.append(entries.add(windows))
     return shares
+
+
+class EntryCoverage:
+    """Which of a model's trained entries have been held so far, round after round."""
+
+    def __init__(self, width_map: WidthMap) -> None:
+        self._width_map = width_map
+        self._spans = entries_by_span(width_map)
+        self._tables = {
+            span: torch.zeros([width_map[name].units for name in span], dtype=torch.bool)
+            for span in self._spans
+        }
+        self._total = sum(math.prod(self._tables[span].shape) * count for span, count in self._spans.items())
+        self._unfinished = set(self._spans)
+
+    def add(self, windows: Sequence[Window]) -> float:
+        """Take in the windows of a round; returns the share (0 to 1) of the entries held in it or before."""
+        if windows:
+            masks = {
+                group.name: torch.stack([held(window, group) for window in windows])
+                for group in self._width_map.groups
+            }
+            for span in self._unfinished:
+                self._tables[span] |= _held_together([masks[name] for name in span])
+            self._unfinished = {span for span in self._unfinished if not self._tables[span].all()}
+        reached = sum(int(self._tables[span].count_nonzero()) * count for span, count in self._spans.items())
+        return reached / self._total if self._total else 1.0
 
 
 def entries_by_span(width_map: WidthMap) -> dict[Span, int]:
@@ -82,30 +116,6 @@ def entries_by_span(width_map: WidthMap) -> dict[Span, int]:
             names = itertools.chain.from_iterable(span for span, _ in choice)
             spans[tuple(sorted(names))] += math.prod(count for _, count in choice)
     return dict(spans)
-
-
-def _masks(
-    width_map: WidthMap,
-    schedule: Schedule,
-    ratios: Sequence[float],
-    round_index: int,
-    seed: int,
-    present: Callable[[int], Iterable[int]] | None,
-) -> Mapping[str, Bool[Tensor, "present _"]] | None:
-    """For each group, which units each present participant holds; None if nobody is present."""
-    windows = []
-    for participant in range(len(ratios)) if present is None else present(round_index):
-        if not 0 <= participant < len(ratios):
-            raise ConfigError(
-                f"there is no participant {participant}: they count from 0 to {len(ratios) - 1}"
-            )
-        ratio = ratios[participant]
-        windows.append(
-            schedule(width_map, participant, round_index, ratio, participants=len(ratios), seed=seed)
-        )
-    if not windows:
-        return None
-    return {group.name: torch.stack([held(w, group) for w in windows]) for group in width_map.groups}
 
 
 def _held_together(masks: Sequence[Bool[Tensor, "present _"]]) -> Bool[Tensor, "..."]:

@@ -74,6 +74,35 @@ class Overlap:
         return min(Fraction(round(apart * GRAIN), GRAIN), Fraction(1, len(ratios)))
 
 
+@dataclass(frozen=True)
+class Feedback:
+    """An overlap that rises while participants disagree more than `target` about what they share, and falls
+    while they disagree less: by `gain` times the difference after each round.
+
+    Raises ConfigError for values that are not between 0 and 1, or a gain that is not above 0.
+    """
+
+    start: float = 0.0
+    target: float = 0.5
+    gain: float = 0.2
+
+    def __post_init__(self) -> None:
+        for name, value in (("start", self.start), ("target", self.target)):
+            if not 0 <= value <= 1:
+                raise ConfigError(f"the overlap's {name} is {value}: it must be at least 0 and at most 1")
+        if not 0 < self.gain < math.inf:
+            raise ConfigError(f"the overlap's gain is {self.gain}: it must be above 0")
+
+    def after(self, overlap: float, disagreement: float, ratios: Sequence[float]) -> float:
+        """The overlap of the next round, given that of this one and the disagreement in it (0 to 1)."""
+        return self.bounded(overlap + self.gain * (disagreement - self.target), ratios)
+
+    def bounded(self, overlap: float, ratios: Sequence[float]) -> float:
+        """At most 1, and never less than evenly spread windows have; on a grid, as all overlaps."""
+        bounded = min(max(overlap, even_overlap(ratios), 0.0), 1.0)
+        return round(bounded * GRAIN) / GRAIN
+
+
 def even_overlap(ratios: Sequence[float]) -> float:
     """The overlap of evenly spread windows, 1 - K/(N w); negative where they leave gaps."""
     return 1.0 - 1.0 / sum(ratios)

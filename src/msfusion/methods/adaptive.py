@@ -1,0 +1,120 @@
+"""MSfusion whose overlap follows the participants: more where they disagree about what they share, less where
+they agree.
+
+The overlap of the next round is part of the global state, so a run that is killed resumes with it; it travels to the
+participants with each task, because the windows depend on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from msfusion.batch import Batch
+from msfusion.disagreement import Disagreement
+from msfusion.methods.base import Task, Update
+from msfusion.methods.narrow import NarrowMethod
+from msfusion.methods.states import with_aliases
+from msfusion.objectives import Evaluation
+from msfusion.width.groups import State, WidthMap
+from msfusion.windows import Feedback, Overlap, double_shift_for
+
+OVERLAP = "msfusion/overlap"
+"""Its name in the global state; no tensor of a model has a slash in its name."""
+
+
+def model_state(state: State) -> dict[str, Tensor]:
+    """The global state without what belongs to the method."""
+    return {name: tensor for name, tensor in state.items() if name != OVERLAP}
+
+
+@dataclass(frozen=True, eq=False)
+class AdaptiveMethod:
+    """A narrow method with the windows of MSfusion, whose overlap a feedback rule sets from round to round."""
+
+    base: NarrowMethod
+    feedback: Feedback
+    _at: dict[float, NarrowMethod] = field(default_factory=dict, repr=False)
+
+    def at(self, overlap: float) -> NarrowMethod:
+        """The method with the windows of one overlap."""
+        if overlap not in self._at:
+            self._at.clear()  # an overlap seldom comes back
+            schedule = double_shift_for(self.base.ratios, Overlap("constant", overlap))
+            self._at[overlap] = replace(self.base, schedule=schedule, _windows={})
+        return self._at[overlap]
+
+    @property
+    def first_overlap(self) -> float:
+        """The overlap of the first round."""
+        return self.feedback.bounded(self.feedback.start, self.base.ratios)
+
+    def initial_state(self) -> dict[str, Tensor]:
+        """The model's own weights, and the first overlap."""
+        first = torch.tensor(self.first_overlap, dtype=torch.float64)
+        return {**self.base.initial_state(), OVERLAP: first}
+
+    def assign(self, state: State, round_index: int, participant: int) -> Task:
+        """The participant's slice of the global state, and the overlap that says which."""
+        overlap = float(state[OVERLAP])
+        task = self.at(overlap).assign(model_state(state), round_index, participant)
+        return replace(task, metadata={**task.metadata, "overlap": overlap})
+
+    def train(self, task: Task, data: Batch) -> Update:
+        """As every narrow method does."""
+        return self.at(float(task.metadata["overlap"])).train(task, data)
+
+    def aggregate(self, state: State, updates: Iterable[Update]) -> dict[str, Tensor]:
+        """Overlap averaging, and from the disagreement about shared entries the next overlap."""
+        overlap, weights = float(state[OVERLAP]), model_state(state)
+        method, disagreement = self.at(overlap), Disagreement(weights, self.base.width_map)
+
+        def observed() -> Iterator[Update]:
+            for update in updates:
+                yield update  # fusion checks it first
+                window = method.window(update.round_index, update.participant)
+                tensors = with_aliases(update.tensors, self.base.width_map.aliases)
+                disagreement.add(window, tensors, method.weight_of(update))
+
+        fused = method.aggregate(weights, observed())
+        following = self.feedback.after(overlap, disagreement.value(), self.base.ratios)
+        return {**fused, OVERLAP: torch.tensor(following, dtype=torch.float64)}
+
+    def evaluate(self, state: State, data: Batch) -> Evaluation:
+        """How good the whole model is with this state."""
+        return self.base.evaluate(model_state(state), data)
+
+    @property
+    def recalibrates(self) -> bool:
+        """Whether the model has BatchNorm."""
+        return self.base.recalibrates
+
+    def measurement(self, state: State, round_index: int, participant: int) -> Task:
+        """The fused model, for a forward pass."""
+        return self.base.measurement(model_state(state), round_index, participant)
+
+    def measure(self, task: Task, data: Batch) -> Update:
+        """The moments of the participant's examples in front of every BatchNorm."""
+        return self.base.measure(task, data)
+
+    def settle(self, state: State, updates: Iterable[Update]) -> dict[str, Tensor]:
+        """The state with the running statistics pooled over the participants."""
+        return {**self.base.settle(model_state(state), updates), OVERLAP: state[OVERLAP]}
+
+    @property
+    def name(self) -> str:
+        """The name in configurations and tables."""
+        return self.base.name
+
+    @property
+    def model(self) -> nn.Module:
+        """The template of the whole model."""
+        return self.base.model
+
+    @property
+    def width_map(self) -> WidthMap:
+        """Of the whole model."""
+        return self.base.width_map
