@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from msfusion.budgets import Budget
 from msfusion.config import Config, default_toml, load_config
 from msfusion.config_errors import known_keys
 from msfusion.config_keys import flattened, parse_override
@@ -51,6 +52,15 @@ MISTAKES = [
     ("method.overlap.stat=1", "no key 'method.overlap.stat' (did you mean 'method.overlap.start'?)"),
     ("method.overlap.end=0.5", "method.overlap lacks the key 'method.overlap.start'"),
     ("method.overlap=0.5", "method.overlap = 0.5 should be a table (a [method.overlap] section)"),
+    (
+        "participants.budget={memory='64 XB'}",
+        'participants.budget.memory = "64 XB" should be a number of bytes',
+    ),
+    ("participants.budget={memry=3}", "(did you mean 'participants.budget.memory'?)"),
+    (
+        "participants.budget=[{memory=9}]",
+        "should be one table, or one for each of the 10 participants, not 1",
+    ),
     ("training.optimizer=7", "training.optimizer = 7 should be 'sgd'"),
     ("training.batch_size=0", "--set: training.batch_size is 0: it must be at least 1"),
     ("training.learning_rate=nan", "training.learning_rate = NaN should be a finite number"),
@@ -181,6 +191,16 @@ def test_overrides_are_toml_values_or_text(override: str, expected: tuple[str, A
 def test_no_override_ends_in_anything_but_a_configuration_or_a_sentence(value: str, key: str) -> None:
     with suppress(ConfigError):
         load_config(None, [f"{key}={value}"])
+
+
+def test_budgets_are_numbers_or_sizes_with_a_unit() -> None:
+    config = load_config(
+        None, ["participants.count=2", "participants.budget=[{memory='1.5 MB'}, {bytes_per_round=7}]"]
+    )
+    assert config.participants.budgets == (Budget(memory=1_500_000), Budget(bytes_per_round=7))
+    for text, size in (("2 KiB", 2048), ("1GiB", 2**30), ("3 kB", 3000), ("9 B", 9)):
+        each = load_config(None, [f"participants.budget={{memory='{text}'}}"]).participants.budgets
+        assert each == (Budget(memory=size),) * 10
 
 
 def test_changing_some_keys() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 import tomllib
 import typing
 from collections.abc import Iterable, Mapping
@@ -26,6 +27,7 @@ from pydantic import (
     field_validator,
 )
 
+from msfusion.budgets import Budget
 from msfusion.config_errors import about_section, first_mistake
 from msfusion.config_keys import flattened, parse_override, put, shown, without_none
 from msfusion.data.spec import DataSpec
@@ -115,22 +117,67 @@ class MethodSection(Section):
     )
 
 
+_UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+
+
+def _checked_bytes(value: Any) -> Any:
+    """A number of bytes, from a text such as "64 MB" too."""
+    if not isinstance(value, str):
+        return value
+    found = re.fullmatch(r"([0-9]+(?:[.][0-9]+)?) *([A-Za-z]+)", value.strip())
+    if found is None or found[2] not in _UNITS:
+        raise ValueError(f"should be a number of bytes, with or without a unit ({', '.join(_UNITS)})")
+    return round(float(found[1]) * _UNITS[found[2]])
+
+
+def _checked_budget(value: Any) -> Any:
+    """A table, or a list of them as a tuple."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+class BudgetSection(Section):
+    """What a participant's machine can bear: numbers, or for bytes texts such as "64 MB"."""
+
+    memory: Annotated[int | None, BeforeValidator(_checked_bytes)] = Field(default=None, gt=0)
+    flops_per_example: float | None = Field(default=None, gt=0)
+    bytes_per_round: Annotated[int | None, BeforeValidator(_checked_bytes)] = Field(default=None, gt=0)
+
+    @property
+    def budget(self) -> Budget:
+        """The same as the library knows it."""
+        return Budget(self.memory, self.flops_per_example, self.bytes_per_round)
+
+
 class ParticipantsSection(Section):
-    """Who takes part. `ratio` is one width ratio for all, or one for each."""
+    """Who takes part. `ratio` is one width ratio for all, or one for each; with a `budget`, again one for all or
+    one for each, the ratio is instead the largest that fits.
+    """
 
     count: int = Field(default=10, ge=1)
     ratio: Annotated[float | tuple[float, ...], BeforeValidator(_checked_ratio)] = 0.25
+    budget: Annotated[BudgetSection | tuple[BudgetSection, ...] | None, BeforeValidator(_checked_budget)] = (
+        None
+    )
     fraction: float = Field(default=1.0, gt=0, le=1)
 
-    @field_validator("ratio")
+    @field_validator("ratio", "budget")
     @classmethod
-    def _one_for_each(cls, ratio: float | tuple[float, ...], info: Any) -> float | tuple[float, ...]:
+    def _one_for_each(cls, value: Any, info: Any) -> Any:
         count = info.data.get("count")
-        if isinstance(ratio, tuple) and count is not None and len(ratio) != count:
+        if isinstance(value, tuple) and count is not None and len(value) != count:
+            kind = "number" if info.field_name == "ratio" else "table"
             raise ValueError(
-                f"should be one number, or one for each of the {count} participants, not {len(ratio)}"
+                f"should be one {kind}, or one for each of the {count} participants, not {len(value)}"
             )
-        return ratio
+        return value
+
+    @property
+    def budgets(self) -> tuple[Budget, ...] | None:
+        """The budget of each participant; None where ratios are given."""
+        if self.budget is None:
+            return None
+        each = self.budget if isinstance(self.budget, tuple) else (self.budget,) * self.count
+        return tuple(section.budget for section in each)
 
     @property
     def ratios(self) -> tuple[float, ...]:
@@ -196,7 +243,8 @@ class Config(Section):
 
     def to_table(self) -> dict[str, Any]:
         """Nested plain values, without those that are not set."""
-        return without_none(self.model_dump(mode="json"))
+        table: dict[str, Any] = without_none(self.model_dump(mode="json"))
+        return table
 
     def to_toml(self) -> str:
         """The configuration as TOML; reading it back gives an equal one."""

@@ -84,7 +84,7 @@ def _path_in(table: Mapping[str, Any], location: tuple[int | str, ...]) -> list[
         if isinstance(part, int):
             break
         if path and not (isinstance(at, Mapping) and part in at):
-            break
+            continue
         path.append(part)
         at = at.get(part) if isinstance(at, Mapping) else None
     return path

@@ -55,10 +55,10 @@ def put(table: dict[str, Any], key: str, value: Any) -> None:
     table[last] = value
 
 
-def without_none(table: dict[str, Any]) -> dict[str, Any]:
-    """TOML has no null: what is not set is left out."""
-    return {
-        key: without_none(value) if isinstance(value, dict) else value
-        for key, value in table.items()
-        if value is not None
-    }
+def without_none(value: Any) -> Any:
+    """TOML has no null: what is not set is left out, in tables within tables and lists too."""
+    if isinstance(value, dict):
+        return {key: without_none(inner) for key, inner in value.items() if inner is not None}
+    if isinstance(value, list):
+        return [without_none(inner) for inner in value]
+    return value

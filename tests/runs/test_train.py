@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from msfusion.config import Config, load_config
-from msfusion.errors import MsfusionError, RunDirectoryError, TrainingError
+from msfusion.errors import ConfigError, MsfusionError, RunDirectoryError, TrainingError
+from msfusion.runs.compare import compare
 from msfusion.runs.directory import RunDirectory
 from msfusion.runs.files import read_tensors
 from msfusion.runs.setup import Parts, prepare, prepare_parts
@@ -231,6 +232,25 @@ def test_an_overlap_by_feedback_is_in_the_metrics_and_survives_a_stop(parts: Par
     assert without_times(broken) == without_times(whole)
     assert (broken / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     assert read_tensors(whole / "model.safetensors")[0].keys() == parts.model.state_dict().keys()
+
+
+def test_budgets_decide_the_ratios(parts: Parts, tmp_path: Path) -> None:
+    budgets = "participants.budget=[{memory='300 kB'}, {bytes_per_round='100 kB'}, {flops_per_example=3e5}]"
+    config = quick(budgets, "rounds=1")
+    summary = train(config, tmp_path, parts=parts)
+    first, second, third = summary["participants"]
+    assert first["peak_memory"] <= 300_000
+    assert second["bytes_down"] + second["bytes_up"] <= 100_000
+    assert third["flops_per_example"] <= 3e5
+    assert len({each["ratio"] for each in summary["participants"]}) > 1
+    assert load_config(tmp_path / "config.toml") == config
+    assert train(config, tmp_path, resume=True, parts=parts) == summary
+    with pytest.raises(ConfigError, match="budget of participant 0: memory is 5 but"):
+        prepare(quick("participants.budget={memory=5}"), parts)
+    with pytest.raises(ConfigError, match="exclude each other"):
+        compare(
+            config, tmp_path / "all", methods=["msfusion"], seeds=1, ratios=[0.5], watch=lambda _: Silent()
+        )
 
 
 def test_the_evaluation_batch_size_is_used(parts: Parts) -> None:

@@ -66,6 +66,8 @@ def compare(
     RunDirectoryError for a directory that is in use, and whatever a run raises.
     """
     _check(methods, seeds)
+    if ratios and config.participants.budget is not None:
+        raise ConfigError("--ratios and participants.budget exclude each other: leave one of them out.")
     if not resume:
         RunDirectory.check_free(path)
     planned = plan_runs(config, methods, seeds, ratios, equal)
@@ -219,6 +221,8 @@ def _quality(summary: Mapping[str, Any]) -> dict[str, Any]:
 def _ratio_label(run: Planned, config: Config) -> str:
     if run.ratio is not None:
         return f"{run.ratio:g}"
+    if config.participants.budget is not None:
+        return "budget"
     ratios = sorted(set(config.participants.ratios))
     return f"{ratios[0]:g}" if len(ratios) == 1 else f"{ratios[0]:g}-{ratios[-1]:g}"
 

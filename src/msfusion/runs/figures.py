@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from msfusion.costs import Costs, costs_of
+from msfusion.costs import Costs
 from msfusion.methods.small import SmallMethod
-from msfusion.runs.setup import Setup
+from msfusion.runs.setup import Setup, training_costs
 from msfusion.windows import EntryCoverage
 
 
@@ -65,14 +65,7 @@ def mean_flops_per_example(setup: Setup) -> float:
 
 
 def _costs(setup: Setup, model: nn.Module) -> Costs:
-    settings = setup.config.training_settings
-    states = {"sgd": 1 if settings.momentum else 0}.get(settings.optimizer, 2)
-    return costs_of(
-        model,
-        setup.data.participants[0],
-        optimizer_states_per_parameter=states,
-        batch_size=settings.batch_size,
-    )
+    return training_costs(model, setup.data, setup.config.training_settings)
 
 
 def _figures(costs: Costs, full: Costs) -> dict[str, Any]:

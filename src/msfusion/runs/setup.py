@@ -8,14 +8,18 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from msfusion.budgets import Budget, largest_ratio
 from msfusion.config import Config
+from msfusion.costs import Costs, costs_of
 from msfusion.data.federated import FederatedData, example_inputs
 from msfusion.data.load import load_data
 from msfusion.engines.local import RoundSettings
+from msfusion.errors import ConfigError
 from msfusion.methods.adaptive import AdaptiveMethod
 from msfusion.methods.narrow import NarrowMethod
 from msfusion.methods.small import SmallMethod
 from msfusion.methods.table import AnyMethod, build_method
+from msfusion.methods.training import TrainingSettings
 from msfusion.models.build import build_model
 from msfusion.objectives import evaluate
 from msfusion.width.groups import WidthMap, Window
@@ -93,6 +97,7 @@ def prepare(config: Config, parts: Parts | None = None) -> Setup:
     """Load the data, build and trace the model (unless given), and build the method. Raises MsfusionError."""
     parts = parts or prepare_parts(config)
     data, model, width_map = parts.data, parts.model, parts.width_map
+    config = with_fitting_ratios(config, parts)
     method = build_method(
         config.method.name,
         model,
@@ -112,6 +117,41 @@ def prepare(config: Config, parts: Parts | None = None) -> Setup:
         seed=config.seed,
     )
     return Setup(config, data, model, width_map, method, rounds)
+
+
+def with_fitting_ratios(config: Config, parts: Parts) -> Config:
+    """The configuration with each budget turned into the largest width ratio that keeps within it.
+
+    Raises ConfigError, naming the participant, where not even the narrowest sub-model does.
+    """
+    budgets = config.participants.budgets
+    if budgets is None or config.method.name == "fedavg":  # which everybody trains whole, whatever it costs
+        return config
+    known: dict[Budget, float] = {}
+    for participant, budget in enumerate(budgets):
+        if budget in known:
+            continue
+        try:
+            known[budget] = largest_ratio(
+                parts.model,
+                parts.width_map,
+                budget,
+                lambda module: training_costs(module, parts.data, config.training_settings),
+            )
+        except ConfigError as error:
+            raise ConfigError(f"participants.budget of participant {participant}: {error}.") from error
+    return config.changed({"participants.ratio": [known[budget] for budget in budgets]})
+
+
+def training_costs(module: nn.Module, data: FederatedData, settings: TrainingSettings) -> Costs:
+    """What training a module on this data costs a participant. Raises MsfusionError."""
+    states = {"sgd": 1 if settings.momentum else 0}.get(settings.optimizer, 2)
+    return costs_of(
+        module,
+        data.participants[0],
+        optimizer_states_per_parameter=states,
+        batch_size=settings.batch_size,
+    )
 
 
 def prepare_parts(config: Config) -> Parts:
