@@ -30,6 +30,7 @@ from msfusion.config_errors import about_section, first_mistake
 from msfusion.config_keys import flattened, parse_override, put, shown, without_none
 from msfusion.data.spec import DataSpec
 from msfusion.errors import ConfigError
+from msfusion.methods.contrastive import WITHOUT, ContrastiveSettings
 from msfusion.methods.training import TrainingSettings
 from msfusion.models.spec import ModelSpec
 
@@ -97,6 +98,22 @@ class MethodSection(Section):
         default="examples",
         description="a participant's weight in the average: how many examples it has, or 1",
     )
+    contrastive_weight: float = Field(
+        default=WITHOUT.weight, ge=0, description="of the loss against drift; 0 is without"
+    )
+    contrastive_temperature: float = Field(default=WITHOUT.temperature, gt=0)
+    contrastive_every: int = Field(
+        default=WITHOUT.every,
+        ge=1,
+        description="mini-batches from one with the loss to the next; 1 is the paper",
+    )
+
+    @property
+    def contrastive(self) -> ContrastiveSettings:
+        """The contrastive loss that the participants train with."""
+        return ContrastiveSettings(
+            self.contrastive_weight, self.contrastive_temperature, self.contrastive_every
+        )
 
 
 class ParticipantsSection(Section):

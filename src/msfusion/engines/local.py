@@ -108,8 +108,9 @@ def run_rounds(
     `data` has one Batch per participant. `state` is the global state to begin with (default: the method's
     own initial state), `memories` what each participant has kept from earlier rounds (default: nothing), as
     in the result of the round before `first_round`.
-    The results are the same, bit for bit, for any number of workers. `threads` is how many threads PyTorch uses in each worker, and in this process while a round runs. `on_participant` is
-    called in this process for each participant as it finishes, in no particular order.
+    The results are the same, bit for bit, for any number of workers. `threads` is how many threads PyTorch
+    uses in each worker, and in this process while a round runs. `on_participant` is called in this process
+    for each participant as it finishes, in no particular order.
 
     Workers are forked: call `torch.set_num_threads(1)` before anything else if this process computes on its
     own. Closing the generator, or leaving it by an exception, ends the workers.

@@ -8,6 +8,7 @@ from torch import nn
 
 from msfusion import windows
 from msfusion.errors import ConfigError
+from msfusion.methods.contrastive import WITHOUT, ContrastiveSettings
 from msfusion.methods.narrow import NarrowMethod, Weighting
 from msfusion.methods.small import SmallMethod, small_method
 from msfusion.methods.training import TrainingSettings
@@ -36,9 +37,11 @@ def build_method(
     weighting: Weighting = "examples",
     language_modelling: bool = False,
     evaluation_batch_size: int = 256,
+    contrastive: ContrastiveSettings = WITHOUT,
 ) -> NarrowMethod | SmallMethod:
     """A method by its name, for participants with a ratio each, and training settings each or for all.
 
+    Every method may train with the contrastive loss; without `contrastive` it is plain cross-entropy.
     The model's present weights are the initial state. Raises ConfigError for an unknown name or impossible
     ratios.
     """
@@ -57,7 +60,7 @@ def build_method(
             f"there are {len(ratios)} ratios but {len(each)} training settings: give one for each"
         )
     schedule = METHODS[name]
-    common = (seed, weighting, language_modelling, evaluation_batch_size)
+    common = (seed, weighting, language_modelling, evaluation_batch_size, contrastive)
     if schedule is None:
         return small_method(model, width_map, tuple(ratios), tuple(each), *common)
     return NarrowMethod(name, model, width_map, schedule, tuple(ratios), tuple(each), *common)

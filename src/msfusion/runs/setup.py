@@ -83,6 +83,7 @@ def prepare(config: Config, parts: Parts | None = None) -> Setup:
         seed=config.seed,
         weighting=config.method.weighting,
         language_modelling=data.task == "language_modelling",
+        contrastive=config.method.contrastive,
     )
     rounds = RoundSettings(
         rounds=config.rounds,
