@@ -87,7 +87,7 @@ def fast_contrastive_loss(
     previous: Float[Tensor, "rows classes"],
     temperature: float,
 ) -> Float[Tensor, ""]:
-    """`contrastive_loss` in a fraction of the time, with a gradient for `logits` only.
+    """`contrastive_loss` in a fraction of the time, with a gradient for `logits` only (none for a zero row).
 
     Over a vocabulary, autograd through cosines takes longer than all the rest of a training step, most of it
     for memory. This computes value and gradient together in one tensor.
@@ -106,17 +106,14 @@ class _Fast(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, received: Tensor, previous: Tensor, temperature: float) -> Tensor:
         """The loss; its gradient is kept for `backward`."""
         z, r, p = logits, received, previous
-        gradient = torch.empty_like(
-            z
-        )  # until it is known, space for products: fresh memory is what takes time
-        lengths = (
-            torch.linalg.vector_norm(each, dim=-1, keepdim=True).clamp_min(SMALL) for each in (z, r, p)
-        )
-        z_norm, r_norm, p_norm = lengths
+        lengths = (torch.linalg.vector_norm(each, dim=-1, keepdim=True) for each in (z, r, p))
+        z_norm, r_norm, p_norm = (length.clamp_min(SMALL) for length in lengths)
+        gradient = torch.empty_like(z)  # at first space for products: fresh memory is what takes time
         towards = torch.mul(z, r, out=gradient).sum(-1, keepdim=True) / (z_norm * r_norm)
         away = torch.mul(z, p, out=gradient).sum(-1, keepdim=True) / (z_norm * p_norm)
         apart = (away - towards) / temperature
         factor = torch.sigmoid(apart) / (temperature * z_norm * len(z))
+        factor.masked_fill_(z_norm <= SMALL, 0.0)  # logits that are all zero would be thrown far away
         torch.mul(p, factor / p_norm, out=gradient)
         gradient.addcmul_(r, -factor / r_norm).addcmul_(z, factor * (towards - away) / z_norm)
         ctx.save_for_backward(gradient)
@@ -153,7 +150,7 @@ class ContrastiveObjective:
         if not due or not bool(counts.any()):
             return loss
         with torch.no_grad():
-            received, previous = (scores(frozen, batch)[0] for frozen in (self.received, self.previous))
+            received, previous = (scores(other, batch)[0] for other in (self.received, self.previous))
         if not bool(counts.all()):
             logits, received, previous = logits[counts], received[counts], previous[counts]
         term = fast_contrastive_loss(logits, received, previous, self.settings.temperature)
