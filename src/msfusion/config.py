@@ -32,6 +32,7 @@ from msfusion.config_errors import about_section, first_mistake
 from msfusion.config_keys import flattened, parse_override, put, shown, without_none
 from msfusion.data.spec import DataSpec
 from msfusion.errors import ConfigError
+from msfusion.methods.contrastive import WITHOUT, ContrastiveSettings
 from msfusion.methods.training import TrainingSettings
 from msfusion.models.spec import ModelSpec
 from msfusion.windows.overlap import Feedback, Overlap, OverlapShape
@@ -115,6 +116,22 @@ class MethodSection(Section):
     overlap: OverlapSection | None = Field(
         default=None, description="of msfusion's windows; by default they are spread evenly"
     )
+    contrastive_weight: float = Field(
+        default=WITHOUT.weight, ge=0, description="of the loss against drift; 0 is without"
+    )
+    contrastive_temperature: float = Field(default=WITHOUT.temperature, gt=0)
+    contrastive_every: int = Field(
+        default=WITHOUT.every,
+        ge=1,
+        description="mini-batches from one with the loss to the next; 1 is the paper",
+    )
+
+    @property
+    def contrastive(self) -> ContrastiveSettings:
+        """The contrastive loss that the participants train with."""
+        return ContrastiveSettings(
+            self.contrastive_weight, self.contrastive_temperature, self.contrastive_every
+        )
 
 
 _UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}

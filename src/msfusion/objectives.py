@@ -51,10 +51,39 @@ def cross_entropy(model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
     [examples, time, vocabulary].
     Raises TrainingError where the logits do not fit the targets, DataError where a label is out of range.
     """
-    logits, targets = _scores(model, batch)
+    return mean_cross_entropy(*scores(model, batch))
+
+
+def mean_cross_entropy(
+    logits: Float[Tensor, "targets classes"], targets: Int[Tensor, " targets"]
+) -> Float[Tensor, ""]:
+    """The mean cross-entropy in nats over all targets that are not IGNORED; 0 if all are."""
     if bool((targets == IGNORED).all()):
         return logits.sum() * 0.0  # the mean over no target at all would be NaN
     return F.cross_entropy(logits, targets, ignore_index=IGNORED)
+
+
+def scores(
+    model: nn.Module, batch: Batch
+) -> tuple[Float[Tensor, "targets classes"], Int[Tensor, " targets"]]:
+    """The logits and the targets of a batch, one row for each target, checked against each other.
+
+    The logits are float32 at least: a sum over a vocabulary in 16 bits loses what training needs.
+    Raises TrainingError and DataError as `cross_entropy` does.
+    """
+    logits, targets = logits_of(batch.call(model)), batch.targets
+    wanted = (*targets.shape, "vocabulary" if targets.ndim == 2 else "classes")
+    if logits.ndim != targets.ndim + 1 or logits.shape[:-1] != targets.shape:
+        raise TrainingError(
+            f"the model returned logits of shape {list(logits.shape)} where the targets of shape "
+            f"{list(targets.shape)} need {_shape(wanted)}: make its last layer return one score per class"
+        )
+    if not logits.is_floating_point():
+        raise TrainingError(f"the model returned logits of type {logits.dtype}: return scores before argmax")
+    _check_labels(targets, logits.shape[-1])
+    return logits.reshape(-1, logits.shape[-1]).to(
+        torch.promote_types(logits.dtype, torch.float32)
+    ), targets.reshape(-1)
 
 
 def evaluate(
@@ -71,7 +100,7 @@ def evaluate(
     try:
         with torch.no_grad():  # not inference mode: a model may keep a mask or table that it then trains with
             for batch in data.split(batch_size):
-                logits, targets = _scores(model, batch)
+                logits, targets = scores(model, batch)
                 loss += float(F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum"))
                 correct += int((logits.argmax(-1) == targets).sum())
                 counted += int((targets != IGNORED).sum())
@@ -85,28 +114,6 @@ def evaluate(
     mean = loss / counted
     perplexity = _exp(mean) if language_modelling else None
     return Evaluation(loss=mean, accuracy=correct / counted, examples=len(data), perplexity=perplexity)
-
-
-def _scores(
-    model: nn.Module, batch: Batch
-) -> tuple[Float[Tensor, "targets classes"], Int[Tensor, " targets"]]:
-    """The logits and the targets of a batch, one row for each target, checked against each other.
-
-    The logits are float32 at least: a sum over a vocabulary in 16 bits loses what training needs.
-    """
-    logits, targets = logits_of(batch.call(model)), batch.targets
-    wanted = (*targets.shape, "vocabulary" if targets.ndim == 2 else "classes")
-    if logits.ndim != targets.ndim + 1 or logits.shape[:-1] != targets.shape:
-        raise TrainingError(
-            f"the model returned logits of shape {list(logits.shape)} where the targets of shape "
-            f"{list(targets.shape)} need {_shape(wanted)}: make its last layer return one score per class"
-        )
-    if not logits.is_floating_point():
-        raise TrainingError(f"the model returned logits of type {logits.dtype}: return scores before argmax")
-    _check_labels(targets, logits.shape[-1])
-    return logits.reshape(-1, logits.shape[-1]).to(
-        torch.promote_types(logits.dtype, torch.float32)
-    ), targets.reshape(-1)
 
 
 def _check_labels(targets: Int[Tensor, "..."], classes: int) -> None:

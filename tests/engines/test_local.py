@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
-from averaging import Averaging, some_data
+from averaging import Averaging, Counting, some_data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -52,6 +54,32 @@ def test_going_on_from_a_state_is_the_undisturbed_run() -> None:
     rest = list(run_rounds(Averaging(), some_data(), chosen, state=whole[1].state, first_round=2))
     assert [outcome(result) for result in rest] == [outcome(result) for result in whole[2:]]
     assert same(rest[-1].state, whole[-1].state)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_participant_gets_back_what_it_kept_and_the_server_never_sees_it(workers: int) -> None:
+    chosen = RoundSettings(rounds=4, count=3, seed=7)
+    counted = [0] * 5
+    for result in run_rounds(Counting(), some_data(), chosen, workers=workers):
+        for each in result.participants:
+            counted[each.participant] += 1
+            assert (each.bytes_down, each.bytes_up) == (4 * 4 + 8, 4 * 4 + 8)  # as without a memory
+        kept = {participant: memory["weight"].tolist() for participant, memory in result.memories.items()}
+        assert kept == {participant: [count] * 3 for participant, count in enumerate(counted) if count}
+        assert list(result.state) == ["weight", "steps"]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_going_on_needs_the_memories_as_well(workers: int) -> None:
+    chosen = RoundSettings(rounds=5, count=3, seed=7)
+    whole = list(run_rounds(Counting(), some_data(), chosen))
+    middle = whole[1]
+    go_on = partial(run_rounds, Counting(), some_data(), chosen, first_round=2, workers=workers)
+    rest = list(go_on(state=middle.state, memories=middle.memories))
+    assert [outcome(result) for result in rest] == [outcome(result) for result in whole[2:]]
+    assert same(rest[-1].state, whole[-1].state)
+    forgetful = list(go_on(state=middle.state))
+    assert not same(forgetful[-1].state, whole[-1].state)
 
 
 def test_the_model_is_evaluated_every_few_rounds_and_at_last() -> None:

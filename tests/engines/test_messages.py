@@ -6,7 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from msfusion.engines.messages import decode, encode
+from msfusion.engines.messages import decode, encode, task_message, update_message, update_of
+from msfusion.methods.base import Task, Update
+from msfusion.methods.memory import without_memories
+from msfusion.width.groups import State
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.bool, torch.uint8)
 
@@ -35,3 +38,19 @@ def test_views_are_sent_as_what_they_show() -> None:
     _, arrived = decode(encode({}, {"transposed": full.T, "column": full[:, 1]}))
     assert torch.equal(arrived["transposed"], full.T)
     assert torch.equal(arrived["column"], full[:, 1])
+
+
+def test_a_memory_travels_beside_tensors_of_the_same_names() -> None:
+    tensors, memory = {"weight": torch.ones(3)}, {"weight": torch.zeros(2), ".round": torch.tensor(4)}
+    _, arrived = decode(task_message("train", Task(12, 5, tensors, memory=memory)))
+    assert_same(without_memories(arrived)[1][12], memory)
+    update = Update(12, 5, tensors, 7, 0.5, memory=memory)
+    again, seconds = update_of(*decode(update_message(update, 1.5)))
+    assert (again.participant, again.examples, seconds) == (12, 7, 1.5)
+    assert_same(again.tensors, tensors)
+    assert_same(again.memory, memory)
+
+
+def assert_same(left: State, right: State) -> None:
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[name], right[name]) for name in left)

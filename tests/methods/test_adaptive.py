@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from test_contrastive import offset
 from test_narrow_method import SETTINGS, images, mlp, same
 from torch import Tensor
 
@@ -11,6 +12,7 @@ from msfusion.engines.local import RoundSettings, run_rounds
 from msfusion.errors import ConfigError
 from msfusion.methods.adaptive import OVERLAP, AdaptiveMethod, model_state
 from msfusion.methods.base import Method
+from msfusion.methods.contrastive import ContrastiveSettings
 from msfusion.methods.table import build_method
 from msfusion.windows import Feedback, even_overlap
 
@@ -69,6 +71,25 @@ def test_the_model_does_not_have_the_overlap() -> None:
     state = states(method, 1)[-1]
     assert model_state(state).keys() == method.model.state_dict().keys()
     assert method.evaluate(state, images()[0]).examples == 5
+
+
+def test_a_previous_sub_model_that_cannot_be_rebuilt_is_refused() -> None:
+    with pytest.raises(ConfigError, match="the contrastive loss or an overlap by feedback, not both"):
+        build_method(
+            "msfusion",
+            *offset(),
+            RATIOS,
+            SETTINGS,
+            overlap=Feedback(),
+            contrastive=ContrastiveSettings(weight=1.0),
+        )
+
+
+def test_the_contrastive_loss_goes_with_it() -> None:
+    method = build_method(
+        "msfusion", *mlp(), RATIOS, SETTINGS, overlap=Feedback(), contrastive=ContrastiveSettings(weight=1.0)
+    )
+    assert not same(model_state(states(method, 3)[-1]), model_state(states(adaptive(), 3)[-1]))
 
 
 @pytest.mark.parametrize(

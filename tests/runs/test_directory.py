@@ -58,6 +58,21 @@ def test_checkpoints_are_read_back_bit_for_bit_and_two_are_kept(run: RunDirector
     ]
 
 
+def test_a_checkpoint_has_the_memories_beside_the_state(run: RunDirectory) -> None:
+    run.add_metrics({"round": 1})
+    memories = {3: {"a": torch.ones(2), ".round": torch.tensor(0)}, 11: {"a/b.c": torch.zeros(1)}}
+    run.save_checkpoint(1, state(), "same", memories)
+    assert len(files(run.path / "checkpoints")) == 1
+    checkpoint = run.load_checkpoint("same")
+    assert checkpoint is not None
+    assert checkpoint.state.keys() == state().keys()
+    assert {participant: list(memory) for participant, memory in checkpoint.memories.items()} == {
+        3: [".round", "a"],
+        11: ["a/b.c"],
+    }
+    assert torch.equal(checkpoint.memories[3]["a"], torch.ones(2))
+
+
 @settings(max_examples=25, deadline=None)
 @given(cut=st.floats(0, 0.999))
 def test_a_checkpoint_that_was_cut_short_falls_back_to_the_one_before(

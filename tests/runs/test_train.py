@@ -108,6 +108,29 @@ def test_stopped_and_resumed_ends_with_the_same_bytes(
     assert without_times(tmp_path) == without_times(undisturbed)
 
 
+def test_a_run_with_the_contrastive_loss_ends_with_the_same_bytes(
+    parts: Parts, undisturbed: Path, tmp_path: Path
+) -> None:
+    """What the participants remember is in the checkpoint, and nowhere else."""
+    config = quick("method.contrastive_weight=1", "participants.fraction=0.7", "run.checkpoint_every=2")
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    train(config, whole, parts=parts)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, stopped, watcher=Stopping(3), parts=parts)
+    checkpoint = RunDirectory(stopped).load_checkpoint(config.fingerprint())
+    assert checkpoint is not None
+    assert checkpoint.rounds == 2
+    assert checkpoint.memories
+    train(config.changed({"run.workers": 2}), stopped, resume=True, parts=parts)
+    assert (stopped / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert without_times(stopped) == without_times(whole)
+    model, _ = read_tensors(whole / "model.safetensors")
+    assert model.keys() == read_tensors(undisturbed / "model.safetensors")[0].keys()
+    plain = tmp_path / "plain"
+    train(config.changed({"method.contrastive_weight": 0.0}), plain, parts=parts)
+    assert (plain / "model.safetensors").read_bytes() != (whole / "model.safetensors").read_bytes()
+
+
 def test_torn_files_are_no_obstacle(parts: Parts, undisturbed: Path, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         train(quick(), tmp_path, watcher=Stopping(3), parts=parts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -15,7 +15,8 @@ from msfusion.batch import Batch
 from msfusion.engines.pool import Pool
 from msfusion.engines.workers import Done, InProcess, Workers, threads_set
 from msfusion.errors import ConfigError, DataError
-from msfusion.methods.base import Evaluation, Method, Recalibrating, Update
+from msfusion.methods.base import Evaluation, Method, Recalibrating, Task, Update
+from msfusion.methods.memory import Memories
 from msfusion.methods.training import seed_of
 from msfusion.width.groups import State
 
@@ -77,7 +78,7 @@ class RoundResult:
     """A finished round: the new global state, who did what, how good the model is (where evaluated), seconds.
 
     `measuring_bytes` counts what measuring the running statistics of BatchNorm moved, down and up, besides
-    training.
+    training. `memories` is what each participant keeps for itself; a run that goes on from here needs it.
     """
 
     round_index: int
@@ -86,6 +87,7 @@ class RoundResult:
     evaluation: Evaluation | None
     seconds: float
     measuring_bytes: int = 0
+    memories: Memories = field(default_factory=dict)
 
 
 def run_rounds(
@@ -94,6 +96,7 @@ def run_rounds(
     settings: RoundSettings,
     *,
     state: State | None = None,
+    memories: Memories | None = None,
     first_round: int = 0,
     workers: int = 1,
     threads: int = 1,
@@ -103,9 +106,11 @@ def run_rounds(
     """Run the rounds first_round .. settings.rounds - 1 of a method, and hand on each as it ends.
 
     `data` has one Batch per participant. `state` is the global state to begin with (default: the method's
-    own initial state). The results are the same, bit for bit, for any number of workers. `threads` is how
-    many threads PyTorch uses in each worker, and in this process while a round runs. `on_participant` is
-    called in this process for each participant as it finishes, in no particular order.
+    own initial state), `memories` what each participant has kept from earlier rounds (default: nothing), as
+    in the result of the round before `first_round`.
+    The results are the same, bit for bit, for any number of workers. `threads` is how many threads PyTorch
+    uses in each worker, and in this process while a round runs. `on_participant` is called in this process
+    for each participant as it finishes, in no particular order.
 
     Workers are forked: call `torch.set_num_threads(1)` before anything else if this process computes on its
     own. Closing the generator, or leaving it by an exception, ends the workers.
@@ -124,7 +129,9 @@ def run_rounds(
                 f"participant {participant} has no examples: give it some or use fewer participants"
             )
     settings.participants_in(first_round, len(data))
-    return _rounds(method, data, settings, state, first_round, workers, threads, test, on_participant)
+    return _rounds(
+        method, data, settings, state, memories or {}, first_round, workers, threads, test, on_participant
+    )
 
 
 def _rounds(
@@ -132,6 +139,7 @@ def _rounds(
     data: Sequence[Batch],
     settings: RoundSettings,
     state: State | None,
+    memories: Memories,
     first_round: int,
     workers: int,
     threads: int,
@@ -150,7 +158,7 @@ def _rounds(
                         if workers == 1
                         else Pool(method, data, min(workers, len(data)), threads)
                     )
-                    federation = _Federation(method, data, settings, pool, test, on_participant)
+                    federation = _Federation(method, data, settings, pool, test, on_participant, memories)
                 result = federation.round(current, round_index)
             current = result.state
             yield result
@@ -170,10 +178,12 @@ class _Federation:
         workers: Workers,
         test: Batch | None,
         on_participant: Callable[[ParticipantResult], None] | None,
+        memories: Memories,
     ) -> None:
         self.method, self.data, self.settings, self.workers, self.test = method, data, settings, workers, test
         self.on_participant = on_participant
         self.seconds: dict[int, float] = {}
+        self.memories = dict(memories)
 
     def round(self, state: dict[str, Tensor], round_index: int) -> RoundResult:
         """One round: everybody trains, the server fuses what arrives, and evaluates where that is due."""
@@ -188,21 +198,36 @@ class _Federation:
             evaluation = None if self.test is None else self.method.evaluate(fused, self.test)
         results.sort(key=lambda result: result.participant)
         seconds = time.perf_counter() - begin
-        return RoundResult(round_index, fused, tuple(results), evaluation, seconds, moved)
+        memories = dict(self.memories)
+        return RoundResult(round_index, fused, tuple(results), evaluation, seconds, moved, memories)
 
     def _trained(
         self, state: State, round_index: int, participants: Sequence[int], results: list[ParticipantResult]
     ) -> Iterator[Update]:
-        """The participants' updates as they arrive, each noted in `results`."""
+        """The participants' updates as they arrive, each noted in `results`, without what stays private."""
         order = sorted(participants, key=self._expected_seconds, reverse=True)
-        jobs = [partial(self.method.assign, state, round_index, participant) for participant in order]
+        jobs = [partial(self._task, state, round_index, participant) for participant in order]
         for done in self.workers.run("train", jobs):
             result = _result(done)
             results.append(result)
             self.seconds[result.participant] = result.seconds
             if self.on_participant is not None:
                 self.on_participant(result)
-            yield done.update
+            yield self._without_memory(done.update)
+
+    def _task(self, state: State, round_index: int, participant: int) -> Task:
+        """A participant's task, and what it kept for itself."""
+        task = self.method.assign(state, round_index, participant)
+        memory = self.memories.get(participant)
+        return task if memory is None else replace(task, memory=memory)
+
+    def _without_memory(self, update: Update) -> Update:
+        """The update as the server sees it. What the participant keeps is put aside for its next round."""
+        if not update.memory:
+            return update
+        # Copies: what came through a pipe is a view of the whole message, which would stay as well.
+        self.memories[update.participant] = {name: tensor.clone() for name, tensor in update.memory.items()}
+        return replace(update, memory={})
 
     def _recalibrated(
         self, state: dict[str, Tensor], round_index: int, participants: Sequence[int]

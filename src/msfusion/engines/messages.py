@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from msfusion.methods.base import Task, Update
+from msfusion.methods.memory import with_memories, without_memories
 from msfusion.width.groups import State
 
 Header = dict[str, Any]
@@ -63,20 +64,23 @@ def receive(connection: Connection) -> tuple[Header, dict[str, Tensor]]:
 
 
 def task_message(kind: Kind, task: Task) -> bytes:
-    """A task and what is to be done with it."""
+    """A task and what is to be done with it. The participant's memory goes along, for it lives here."""
     header = {
         "kind": kind,
         "participant": task.participant,
         "round_index": task.round_index,
         "metadata": dict(task.metadata),
     }
-    return encode(header, task.tensors)
+    return encode(header, with_memories(task.tensors, {task.participant: task.memory}))
 
 
 def receive_task(connection: Connection) -> tuple[Kind, Task]:
     """Read a `task_message`."""
-    header, tensors = receive(connection)
-    return header["kind"], Task(header["participant"], header["round_index"], tensors, header["metadata"])
+    header, arrived = receive(connection)
+    participant = header["participant"]
+    tensors, memories = without_memories(arrived)
+    memory = memories.get(participant, {})
+    return header["kind"], Task(participant, header["round_index"], tensors, header["metadata"], memory)
 
 
 def update_message(update: Update, seconds: float) -> bytes:
@@ -89,10 +93,11 @@ def update_message(update: Update, seconds: float) -> bytes:
         "metadata": dict(update.metadata),
         "seconds": seconds,
     }
-    return encode(header, update.tensors)
+    return encode(header, with_memories(update.tensors, {update.participant: update.memory}))
 
 
-def update_of(header: Header, tensors: dict[str, Tensor]) -> tuple[Update, float]:
+def update_of(header: Header, arrived: dict[str, Tensor]) -> tuple[Update, float]:
     """The update, and its seconds, in an `update_message`."""
     seconds = header.pop("seconds")
-    return Update(tensors=tensors, **header), seconds
+    tensors, memories = without_memories(arrived)
+    return Update(tensors=tensors, memory=memories.get(header["participant"], {}), **header), seconds

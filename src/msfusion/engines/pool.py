@@ -171,7 +171,7 @@ def _take(worker: _Worker) -> Done:
     if "error" in header:
         raise _raised(header["error"], header["text"])
     update, seconds = update_of(header, tensors)
-    return Done(update, seconds, payload_bytes(task.tensors), payload_bytes(tensors))
+    return Done(update, seconds, payload_bytes(task.tensors), payload_bytes(update.tensors))
 
 
 def _ready(busy: Sequence[_Worker]) -> list[_Worker]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from msfusion.batch import Batch
 from msfusion.disagreement import Disagreement
+from msfusion.errors import ConfigError
 from msfusion.methods.base import Task, Update
 from msfusion.methods.narrow import NarrowMethod
 from msfusion.methods.states import with_aliases
@@ -22,8 +23,8 @@ from msfusion.objectives import Evaluation
 from msfusion.width.groups import State, WidthMap
 from msfusion.windows import Feedback, Overlap, double_shift_for
 
-OVERLAP = "msfusion/overlap"
-"""Its name in the global state; no tensor of a model has a slash in its name."""
+OVERLAP = ".overlap"
+"""Its name in the global state. No tensor of a model is called so: their names never begin with a dot."""
 
 
 def model_state(state: State) -> dict[str, Tensor]:
@@ -38,6 +39,13 @@ class AdaptiveMethod:
     base: NarrowMethod
     feedback: Feedback
     _at: dict[float, NarrowMethod] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.base.contrastive.weight > 0 and self.base.constants_narrow:
+            raise ConfigError(
+                "this model has constants that are narrowed, so a participant's previous sub-model cannot be "
+                "rebuilt under another overlap: use the contrastive loss or an overlap by feedback, not both"
+            )
 
     def at(self, overlap: float) -> NarrowMethod:
         """The method with the windows of one overlap."""

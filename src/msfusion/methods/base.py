@@ -19,17 +19,26 @@ __all__ = ["Evaluation", "Method", "Recalibrating", "Scalar", "Task", "Update"]
 
 @dataclass(frozen=True)
 class Task:
-    """What a participant receives in a round: tensors by name, and small metadata (JSON scalars)."""
+    """What a participant receives in a round: tensors by name, and small metadata (JSON scalars).
+
+    `memory` is what the participant itself kept after its previous round, on its own machine: it does not
+    travel, so it is no traffic. An engine hands it back; `assign` leaves it empty.
+    """
 
     participant: int
     round_index: int
     tensors: State
     metadata: Mapping[str, Scalar] = field(default_factory=dict)
+    memory: State = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Update:
-    """What a participant sends back: tensors by name, the examples it has, its mean loss, and metadata."""
+    """What a participant sends back: tensors by name, the examples it has, its mean loss, and metadata.
+
+    `memory` is what it keeps on its own machine for its next round, in place of what it kept before (empty:
+    nothing new). An engine takes it out before `aggregate` sees the update.
+    """
 
     participant: int
     round_index: int
@@ -37,11 +46,14 @@ class Update:
     examples: int
     loss: float
     metadata: Mapping[str, Scalar] = field(default_factory=dict)
+    memory: State = field(default_factory=dict)
 
 
 @runtime_checkable
 class Method(Protocol):
-    """A federated method. Stateless: all that changes from round to round is in the global state."""
+    """A federated method. Stateless: all that changes from round to round is in the global state, or in what
+    each participant keeps for itself.
+    """
 
     @property
     def name(self) -> str:

@@ -6,7 +6,7 @@ windows:
     for each round t:
         for each participant p of the round:
             theta_p  <-  theta restricted to window(p, t)              assign
-            theta_p  <-  theta_p after some steps on p's own data      train
+            theta_p  <-  theta_p after some steps on p's own data      train (its loss may be contrastive)
         theta[e]     <-  sum a_p theta_p[e] / sum a_p                  aggregate
                          over the participants p that held entry e
 """
@@ -14,7 +14,7 @@ windows:
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
@@ -24,13 +24,24 @@ from msfusion.batch import Batch
 from msfusion.fusion import Accumulator
 from msfusion.methods import normalisation
 from msfusion.methods.base import Task, Update
+from msfusion.methods.contrastive import (
+    WITHOUT,
+    ContrastiveObjective,
+    ContrastiveSettings,
+    frozen,
+    recalled,
+    remembered,
+)
 from msfusion.methods.states import holding, state_of, with_aliases, without_aliases
-from msfusion.methods.training import TrainingSettings, local_steps
-from msfusion.objectives import Evaluation, evaluate
+from msfusion.methods.training import Objective, TrainingSettings, local_steps
+from msfusion.objectives import Evaluation, cross_entropy, evaluate
 from msfusion.width.groups import State, WidthMap, Window
 from msfusion.width.slices import extract
 from msfusion.width.submodel import narrow
 from msfusion.windows import Schedule
+
+Use = Literal["training", "received", "previous"]
+"""What a sub-model in memory is for: the one that trains, and the frozen ones of the contrastive loss."""
 
 Weighting = Literal["examples", "uniform"]
 """The weight a_p of a participant in the average: how many examples it has, or 1."""
@@ -54,7 +65,8 @@ class NarrowMethod:
     weighting: Weighting = "examples"
     language_modelling: bool = False
     evaluation_batch_size: int = 256
-    _submodels: dict[tuple[int, ...], nn.Module] = field(default_factory=dict, repr=False)
+    contrastive: ContrastiveSettings = WITHOUT
+    _submodels: dict[tuple[Use | int, ...], nn.Module] = field(default_factory=dict, repr=False)
     _windows: dict[int, dict[int, Window]] = field(default_factory=dict, repr=False)
 
     def window(self, round_index: int, participant: int) -> Window:
@@ -63,14 +75,7 @@ class NarrowMethod:
             self._windows.clear()  # nobody asks for an earlier round's again
         held = self._windows.setdefault(round_index, {})
         if participant not in held:
-            held[participant] = self.schedule(
-                self.width_map,
-                participant,
-                round_index,
-                self.ratios[participant],
-                participants=len(self.ratios),
-                seed=self.seed,
-            )
+            held[participant] = self._scheduled(round_index, participant)
         return held[participant]
 
     def initial_state(self) -> dict[str, Tensor]:
@@ -84,10 +89,12 @@ class NarrowMethod:
 
     def train(self, task: Task, data: Batch) -> Update:
         """Some steps on the participant's own examples, in its sub-model."""
-        submodel = self._submodel(self.window(task.round_index, task.participant))
+        window = self.window(task.round_index, task.participant)
+        submodel = self._submodel(window)
         submodel.load_state_dict(with_aliases(task.tensors, self.width_map.aliases))
-        settings = self.training[task.participant]
-        return train_update(submodel, task, data, settings, self.seed, self.width_map)
+        settings, objective = self.training[task.participant], self._objective(task, window)
+        update = train_update(submodel, task, data, settings, self.seed, self.width_map, objective)
+        return with_memory(update) if self.contrastive.weight > 0 else update
 
     def aggregate(self, state: State, updates: Iterable[Update]) -> dict[str, Tensor]:
         """Overlap averaging; an entry that nobody held keeps its value."""
@@ -126,28 +133,63 @@ class NarrowMethod:
         """The state with the running statistics pooled over the participants."""
         return {**state, **normalisation.pooled(state, updates)}
 
-    def _submodel(self, window: Window) -> nn.Module:
-        """A sub-model for a window: one per process and tuple of sizes, its tensors to be overwritten."""
-        if self._constants_narrow:
+    def _objective(self, task: Task, window: Window) -> Objective:
+        """Cross-entropy; with the contrastive loss where the participant remembers a sub-model of its own."""
+        if self.contrastive.weight == 0 or not task.memory:
+            return cross_entropy
+        aliases = self.width_map.aliases
+        tensors, round_index = recalled(task.memory)
+        earlier = self._scheduled(round_index, task.participant)
+        received = frozen(self._submodel(window, "received"), with_aliases(task.tensors, aliases))
+        previous = frozen(self._submodel(earlier, "previous"), with_aliases(tensors, aliases))
+        return ContrastiveObjective(received, previous, self.contrastive, task.round_index)
+
+    def _scheduled(self, round_index: int, participant: int) -> Window:
+        """The window of any round, computed anew."""
+        return self.schedule(
+            self.width_map,
+            participant,
+            round_index,
+            self.ratios[participant],
+            participants=len(self.ratios),
+            seed=self.seed,
+        )
+
+    def _submodel(self, window: Window, use: Use = "training") -> nn.Module:
+        """A sub-model for a window: one per process, use and sizes, its tensors to be overwritten."""
+        if self.constants_narrow:
             return narrow(self.model, self.width_map, window, scaling=True)
-        sizes = tuple(len(window.get(group.name, range(group.units))) for group in self.width_map.groups)
-        if sizes not in self._submodels:
-            self._submodels[sizes] = narrow(self.model, self.width_map, window, scaling=True)
-        return self._submodels[sizes]
+        sizes = (len(window.get(group.name, range(group.units))) for group in self.width_map.groups)
+        key = (use, *sizes)
+        if key not in self._submodels:
+            self._submodels[key] = narrow(self.model, self.width_map, window, scaling=True)
+        return self._submodels[key]
 
     @cached_property
-    def _constants_narrow(self) -> bool:
+    def constants_narrow(self) -> bool:
         """Whether a tensor outside the state dict depends on the window: no other window can use it then."""
         places = (place for group in self.width_map.groups for place in group.places)
         return any(place.tensor not in self.width_map.shapes for place in places)
 
 
 def train_update(
-    model: nn.Module, task: Task, data: Batch, settings: TrainingSettings, seed: int, width_map: WidthMap
+    model: nn.Module,
+    task: Task,
+    data: Batch,
+    settings: TrainingSettings,
+    seed: int,
+    width_map: WidthMap,
+    objective: Objective = cross_entropy,
 ) -> Update:
     """Train a model that holds the task's tensors; the update has copies of what it then holds."""
     trained = local_steps(
-        model, data, settings, seed=seed, round_index=task.round_index, participant=task.participant
+        model,
+        data,
+        settings,
+        seed=seed,
+        round_index=task.round_index,
+        participant=task.participant,
+        objective=objective,
     )
     tensors = without_aliases(state_of(model), width_map.aliases)
     metadata = {"steps": trained.steps, "examples_seen": trained.examples_seen}
@@ -157,6 +199,11 @@ def train_update(
 def weight_of(update: Update, weighting: Weighting) -> float:
     """The weight a_p of an update in the average."""
     return float(update.examples) if weighting == "examples" else 1.0
+
+
+def with_memory(update: Update) -> Update:
+    """The update of a participant that keeps what it trained, for the contrastive loss of its next round."""
+    return replace(update, memory=remembered(update.tensors, update.round_index))
 
 
 def add_update(

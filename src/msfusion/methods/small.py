@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor, nn
 
@@ -16,10 +18,17 @@ from msfusion.batch import Batch
 from msfusion.fusion import Accumulator
 from msfusion.methods import normalisation
 from msfusion.methods.base import Task, Update
-from msfusion.methods.narrow import Weighting, add_update, train_update
+from msfusion.methods.contrastive import (
+    WITHOUT,
+    ContrastiveObjective,
+    ContrastiveSettings,
+    frozen,
+    recalled,
+)
+from msfusion.methods.narrow import Weighting, add_update, train_update, with_memory
 from msfusion.methods.states import state_of, with_aliases, without_aliases
-from msfusion.methods.training import TrainingSettings
-from msfusion.objectives import Evaluation, evaluate
+from msfusion.methods.training import Objective, TrainingSettings
+from msfusion.objectives import Evaluation, cross_entropy, evaluate
 from msfusion.width.groups import State, WidthMap
 from msfusion.width.slices import extract
 from msfusion.width.submodel import narrow
@@ -43,6 +52,7 @@ class SmallMethod:
     weighting: Weighting = "examples"
     language_modelling: bool = False
     evaluation_batch_size: int = 256
+    contrastive: ContrastiveSettings = WITHOUT
 
     def initial_state(self) -> dict[str, Tensor]:
         """The weights of a freshly initialised model of this width."""
@@ -55,8 +65,9 @@ class SmallMethod:
     def train(self, task: Task, data: Batch) -> Update:
         """Some steps on the participant's own examples."""
         self.model.load_state_dict(with_aliases(task.tensors, self.width_map.aliases))
-        settings = self.training[task.participant]
-        return train_update(self.model, task, data, settings, self.seed, self.width_map)
+        settings, objective = self.training[task.participant], self._objective(task)
+        update = train_update(self.model, task, data, settings, self.seed, self.width_map, objective)
+        return with_memory(update) if self.contrastive.weight > 0 else update
 
     def aggregate(self, state: State, updates: Iterable[Update]) -> dict[str, Tensor]:
         """The weighted average (McMahan et al., AISTATS 2017, algorithm 1)."""
@@ -85,6 +96,20 @@ class SmallMethod:
         """The state with the running statistics pooled over the participants."""
         return {**state, **normalisation.pooled(state, updates)}
 
+    def _objective(self, task: Task) -> Objective:
+        """Cross-entropy; with the contrastive loss where the participant remembers a model of its own."""
+        if self.contrastive.weight == 0 or not task.memory:
+            return cross_entropy
+        received, previous = self._frozen
+        frozen(received, with_aliases(task.tensors, self.width_map.aliases))
+        frozen(previous, with_aliases(recalled(task.memory)[0], self.width_map.aliases))
+        return ContrastiveObjective(received, previous, self.contrastive, task.round_index)
+
+    @cached_property
+    def _frozen(self) -> tuple[nn.Module, nn.Module]:
+        """Working space for the contrastive loss: the model as it was received, and as it was before."""
+        return deepcopy(self.model), deepcopy(self.model)
+
 
 def small_method(
     model: nn.Module,
@@ -95,6 +120,7 @@ def small_method(
     weighting: Weighting = "examples",
     language_modelling: bool = False,
     evaluation_batch_size: int = 256,
+    contrastive: ContrastiveSettings = WITHOUT,
 ) -> SmallMethod:
     """FedAvg of `model` narrowed to the smallest ratio, from weights that suit that width."""
     window = static(width_map, 0, 0, min(ratios), participants=len(ratios), seed=seed)
@@ -111,6 +137,7 @@ def small_method(
         weighting=weighting,
         language_modelling=language_modelling,
         evaluation_batch_size=evaluation_batch_size,
+        contrastive=contrastive,
     )
 
 

@@ -9,6 +9,7 @@ from torch import nn
 from msfusion import windows
 from msfusion.errors import ConfigError
 from msfusion.methods.adaptive import AdaptiveMethod
+from msfusion.methods.contrastive import WITHOUT, ContrastiveSettings
 from msfusion.methods.narrow import NarrowMethod, Weighting
 from msfusion.methods.small import SmallMethod, small_method
 from msfusion.methods.training import TrainingSettings
@@ -40,11 +41,13 @@ def build_method(
     language_modelling: bool = False,
     evaluation_batch_size: int = 256,
     overlap: Overlap | Feedback | None = None,
+    contrastive: ContrastiveSettings = WITHOUT,
 ) -> AnyMethod:
     """A method by its name, for participants with a ratio each, and training settings each or for all.
 
     The model's present weights are the initial state. `overlap` is msfusion's alone; the others have none to
-    choose. Raises ConfigError for an unknown name or impossible
+    choose. Every method may train with the contrastive loss; without `contrastive` it is plain
+    cross-entropy. Raises ConfigError for an unknown name or impossible
     ratios.
     """
     if name not in METHODS:
@@ -62,7 +65,7 @@ def build_method(
             f"there are {len(ratios)} ratios but {len(each)} training settings: give one for each"
         )
     schedule = METHODS[name]
-    common = (seed, weighting, language_modelling, evaluation_batch_size)
+    common = (seed, weighting, language_modelling, evaluation_batch_size, contrastive)
     if schedule is None:
         return small_method(model, width_map, tuple(ratios), tuple(each), *common)
     if name == "msfusion":

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Literal, get_args
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from msfusion.batch import Batch
 from msfusion.errors import ConfigError, DataError, TrainingError
@@ -18,6 +18,8 @@ from msfusion.objectives import cross_entropy
 
 OptimizerName = Literal["sgd", "adam", "adamw"]
 LearningRateSchedule = Literal["constant", "cosine"]
+Objective = Callable[[nn.Module, Batch], Tensor]
+"""What local training minimises: a scalar, from the model in training and a mini-batch."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,9 @@ def local_steps(
     seed: int,
     round_index: int,
     participant: int,
+    objective: Objective = cross_entropy,
 ) -> Trained:
-    """Train a model in place on a participant's examples.
+    """Train a model in place on a participant's examples; `objective` is called once for each mini-batch.
 
     The result depends on the arguments alone: order of examples and dropout are drawn from (seed, round,
     participant), and torch's global generator is put back afterwards. Raises TrainingError where the loss is
@@ -99,7 +102,7 @@ def local_steps(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(draw)
         for batch in islice(mini_batches(data, settings, generator), settings.max_steps):
-            loss = _step(model, batch, optimizer, settings.clip_norm)
+            loss = _step(model, batch, optimizer, settings.clip_norm, objective)
             steps += 1
             if not math.isfinite(loss):
                 raise TrainingError(
@@ -146,10 +149,16 @@ def seed_of(*path: int) -> int:
     return int(np.random.SeedSequence([len(path), *path]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def _step(model: nn.Module, batch: Batch, optimizer: torch.optim.Optimizer, clip_norm: float | None) -> float:
+def _step(
+    model: nn.Module,
+    batch: Batch,
+    optimizer: torch.optim.Optimizer,
+    clip_norm: float | None,
+    objective: Objective,
+) -> float:
     """One step of gradient descent; the loss before it."""
     optimizer.zero_grad(set_to_none=True)
-    loss = cross_entropy(model, batch)
+    loss = objective(model, batch)
     loss.backward()  # type: ignore[no-untyped-call]
     if clip_norm is not None:
         nn.utils.clip_grad_norm_(model.parameters(), clip_norm)

@@ -2,7 +2,7 @@
 
 - `config.toml`: the resolved configuration
 - `metrics.jsonl`: one line a round
-- `checkpoints/`: the global state after a round; the newest two are kept
+- `checkpoints/`: the global state after a round, and what the participants keep; the newest two stay
 - `tensorboard/`: the same metrics as events, where TensorBoard is installed
 - `model.safetensors`: the final global state
 - `summary.json`: the final figures; written last, so a run that has it is finished
@@ -13,13 +13,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from msfusion.errors import RunDirectoryError
+from msfusion.methods.memory import Memories, with_memories, without_memories
 from msfusion.runs.files import (
     TEMPORARY,
     append_line,
@@ -37,10 +38,11 @@ _LOCK = ".lock"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The global state after so many rounds."""
+    """The global state after so many rounds, and what each participant keeps for itself."""
 
     rounds: int
     state: dict[str, Tensor]
+    memories: Memories = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -148,13 +150,17 @@ class RunDirectory:
         write_text(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
         return kept
 
-    def save_checkpoint(self, rounds: int, state: Mapping[str, Tensor], fingerprint: str) -> None:
+    def save_checkpoint(
+        self, rounds: int, state: Mapping[str, Tensor], fingerprint: str, memories: Memories | None = None
+    ) -> None:
         """Keep the state after so many rounds, and drop checkpoints older than the newest two.
 
+        The participants' memories are in the same file, so that both are of the same round.
         `fingerprint` identifies the configuration. Raises RunDirectoryError; older checkpoints stay intact.
         """
         path = self.path / "checkpoints" / f"round-{rounds:06d}.safetensors"
-        write_tensors(path, state, {"rounds": rounds, "config": fingerprint})
+        tensors = with_memories(state, memories or {})
+        write_tensors(path, tensors, {"rounds": rounds, "config": fingerprint})
         with refusing_write_errors(path.parent):
             for old in self._checkpoints()[KEPT_CHECKPOINTS:]:
                 old.unlink(missing_ok=True)
@@ -167,12 +173,12 @@ class RunDirectory:
         with_metrics = len(self.read_metrics())
         for path in self._checkpoints():
             try:
-                state, metadata = read_tensors(path)
+                tensors, metadata = read_tensors(path)
             except RunDirectoryError:
                 continue  # a damaged one: the one before it will do
             rounds = metadata.get("rounds")
             if metadata.get("config") == fingerprint and isinstance(rounds, int) and rounds <= with_metrics:
-                return Checkpoint(rounds, state)
+                return Checkpoint(rounds, *without_memories(tensors))
         return None
 
     def finish(self, state: Mapping[str, Tensor], summary: Mapping[str, Any]) -> None:

@@ -109,6 +109,7 @@ def prepare(config: Config, parts: Parts | None = None) -> Setup:
         language_modelling=data.task == "language_modelling",
         evaluation_batch_size=config.evaluation.batch_size,
         overlap=config.overlap,
+        contrastive=config.method.contrastive,
     )
     rounds = RoundSettings(
         rounds=config.rounds,

@@ -117,6 +117,7 @@ def _run(setup: Setup, directory: RunDirectory, watcher: Watcher) -> dict[str, A
         setup.data.participants,
         setup.rounds,
         state=state,
+        memories=checkpoint.memories if checkpoint else {},
         first_round=done,
         workers=config.run.workers,
         threads=config.run.threads,
@@ -130,7 +131,7 @@ def _run(setup: Setup, directory: RunDirectory, watcher: Watcher) -> dict[str, A
             line = metrics_line(result, reached, overlap)
             directory.add_metrics(line)
             if line["round"] % config.run.checkpoint_every == 0 or line["round"] == config.rounds:
-                directory.save_checkpoint(line["round"], state, fingerprint)
+                directory.save_checkpoint(line["round"], state, fingerprint, result.memories)
             events.add(line)
             watcher.round(line)
     summary = summarise(setup, directory.read_metrics())
