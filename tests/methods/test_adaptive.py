@@ -17,6 +17,7 @@ from msfusion.methods.table import build_method
 from msfusion.windows import Feedback, even_overlap
 
 RATIOS = (0.5,) * 4
+PAPER = ContrastiveSettings(weight=1.0, every=1)
 
 
 def adaptive(**settings: float) -> AdaptiveMethod:
@@ -86,9 +87,7 @@ def test_a_previous_sub_model_that_cannot_be_rebuilt_is_refused() -> None:
 
 
 def test_the_contrastive_loss_goes_with_it() -> None:
-    method = build_method(
-        "msfusion", *mlp(), RATIOS, SETTINGS, overlap=Feedback(), contrastive=ContrastiveSettings(weight=1.0)
-    )
+    method = build_method("msfusion", *mlp(), RATIOS, SETTINGS, overlap=Feedback(), contrastive=PAPER)
     assert not same(model_state(states(method, 3)[-1]), model_state(states(adaptive(), 3)[-1]))
 
 
