@@ -148,9 +148,9 @@ def test_odd_functions_are_refused(here: str, function: str, options: dict[str, 
 def test_the_default_model_learns_the_digits_in_seconds() -> None:
     data = load_data(DataSpec(participants=1))
     model = build_model(ModelSpec(options={"widths": [16, 32]}), data)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.03, momentum=0.9)
     generator = torch.Generator().manual_seed(0)
-    for _ in range(2):
+    for _ in range(4):
         for batch in data.participants[0].shuffled(32, generator):
             optimizer.zero_grad()
             functional.cross_entropy(batch.call(model), batch.targets).backward()
