@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -32,6 +31,7 @@ from msfusion.methods.table import build_method
 from msfusion.methods.training import TrainingSettings
 from msfusion.models.convolutional import ConvNet, ResNet
 from msfusion.models.transformer import DecoderLM
+from msfusion.runs.environment import environment
 from msfusion.width.trace import trace
 
 TRAINING = TrainingSettings(optimizer="adamw", learning_rate=0.001, batch_size=32)
@@ -120,13 +120,7 @@ def main() -> None:
                 case |= {"target": TARGET, "met": case["ratio"] <= TARGET}
             found.append(case)
     report = {
-        "machine": {
-            "processor": platform.processor() or platform.machine(),
-            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "system": platform.platform(),
-        },
+        "machine": environment(),
         "cases": found,
     }
     if arguments.json:

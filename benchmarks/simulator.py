@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -36,6 +35,7 @@ from msfusion.methods.narrow import NarrowMethod
 from msfusion.methods.table import build_method
 from msfusion.methods.training import TrainingSettings, seed_of
 from msfusion.models.convolutional import ResNet
+from msfusion.runs.environment import environment
 from msfusion.width.trace import trace
 
 RATIO = 0.25
@@ -200,13 +200,7 @@ def main() -> None:
     build = method_builder()
     cases = [compare(build, n, workers, arguments.rounds) for n in (10, 20) for workers in (1, 2)]
     report = {
-        "machine": {
-            "processor": platform.processor() or platform.machine(),
-            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "system": platform.platform(),
-        },
+        "machine": environment(),
         "cases": cases,
         "ideal_ratio_of_two_processes": ideal_for_two(20),
         "start_up_seconds": start_up(build),

@@ -13,7 +13,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import platform
 import threading
 import time
 import warnings
@@ -26,6 +25,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 from torch import Tensor, nn
 
+from msfusion.runs.environment import environment
 from msfusion.width.submodel import narrow
 from msfusion.width.trace import trace
 
@@ -125,8 +125,7 @@ def main() -> None:
         with spawn.Pool(1) as pool:
             results.append(pool.apply(measure, (name,)))
     if options.json:
-        machine = {"python": platform.python_version(), "torch": torch.__version__, "cores": os.cpu_count()}
-        print(json.dumps({"machine": machine, "results": results}, indent=2))
+        print(json.dumps({"machine": environment(), "results": results}, indent=2))
         return
     for result in results:
         print(

@@ -24,11 +24,15 @@ def msfusion(*arguments: str) -> Result:
     return CliRunner().invoke(app, arguments)
 
 
+def environment(**more: str) -> dict[str, str]:
+    """This process's environment and import path, for a new one."""
+    paths = os.pathsep.join(filter(None, sys.path))
+    return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **more}
+
+
 def process(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    paths = [path for path in sys.path if path]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "msfusion.cli", *arguments]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+    return subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True)
 
 
 def refused(result: Result, expected: str) -> None:
@@ -198,9 +202,8 @@ def test_training_without_a_terminal(here: Path) -> None:
 def test_a_progress_bar_in_a_terminal(here: Path) -> None:
     pty = pytest.importorskip("pty")
     ours, theirs = pty.openpty()
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "TERM": "xterm"}
     command = [sys.executable, "-m", "msfusion.cli", "train", *QUICK]
-    running = subprocess.Popen(command, stdout=theirs, stderr=theirs, env=environment, close_fds=True)
+    running = subprocess.Popen(command, stdout=theirs, stderr=theirs, env=environment(TERM="xterm"))
     os.close(theirs)
     shown = b""
     while True:
@@ -290,14 +293,8 @@ def test_help_is_quick(here: Path) -> None:
     assert finished.returncode == 0
     for command in ("train", "plan", "inspect", "compare"):
         assert command in finished.stdout
-    heavy = process("--help", cwd=here).args
-    loaded = subprocess.run(
-        [sys.executable, "-X", "importtime", *heavy[1:]],
-        cwd=here,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        capture_output=True,
-        text=True,
-    ).stderr
+    timed = [sys.executable, "-X", "importtime", *finished.args[1:]]
+    loaded = subprocess.run(timed, cwd=here, env=environment(), capture_output=True, text=True).stderr
     for module in ("torch", "pydantic", "safetensors", "datasets", "matplotlib", "numpy"):
         assert f"| {module}\n" not in loaded
     assert min(seconds) < 2.0  # 0.3 s on an idle machine

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from quick import QUICK_SETTINGS
 
 from msfusion.config import Config, load_config
 from msfusion.errors import ConfigError, MsfusionError, RunDirectoryError, TrainingError
@@ -23,14 +24,7 @@ from msfusion.runs.files import read_tensors
 from msfusion.runs.setup import Parts, prepare, prepare_parts
 from msfusion.runs.train import Silent, train
 
-QUICK = (
-    "rounds=4",
-    "data.max_train=120",
-    "data.max_test=60",
-    "participants.count=3",
-    "model.name=convnet",
-    "run.workers=1",
-)
+QUICK = (*QUICK_SETTINGS, "rounds=4")  # the last setting of a key counts
 
 
 def quick(*overrides: str) -> Config:

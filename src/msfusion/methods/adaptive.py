@@ -17,7 +17,7 @@ from msfusion.batch import Batch
 from msfusion.disagreement import Disagreement
 from msfusion.errors import ConfigError
 from msfusion.methods.base import Task, Update
-from msfusion.methods.narrow import NarrowMethod
+from msfusion.methods.narrow import NarrowMethod, weight_of
 from msfusion.methods.states import with_aliases
 from msfusion.objectives import Evaluation
 from msfusion.width.groups import State, WidthMap
@@ -85,7 +85,7 @@ class AdaptiveMethod:
                 yield update  # fusion checks it first
                 window = method.window(update.round_index, update.participant)
                 tensors = with_aliases(update.tensors, self.base.width_map.aliases)
-                disagreement.add(window, tensors, method.weight_of(update))
+                disagreement.add(window, tensors, weight_of(update, method.weighting))
 
         fused = method.aggregate(weights, observed())
         following = self.feedback.after(overlap, disagreement.value(), self.base.ratios)

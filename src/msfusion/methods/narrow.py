@@ -104,10 +104,6 @@ class NarrowMethod:
             add_update(accumulator, window, update, self.weighting, self.width_map)
         return accumulator.result()
 
-    def weight_of(self, update: Update) -> float:
-        """The weight a_p of a participant's update in the average."""
-        return weight_of(update, self.weighting)
-
     def evaluate(self, state: State, data: Batch) -> Evaluation:
         """How good the whole model is with this state."""
         with holding(self.model, state) as model:

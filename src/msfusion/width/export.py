@@ -115,7 +115,7 @@ def _operation(error: BaseException) -> str:
     trace = error.__traceback__
     while trace is not None:
         filename = trace.tb_frame.f_code.co_filename
-        if f"{'/torch/'}" not in filename and "msfusion/width" not in filename:
+        if "/torch/" not in filename and "msfusion/width" not in filename:
             lines = inspect.getframeinfo(trace, context=1).code_context or [""]
             place = f"{lines[0].strip()!r} ({filename.rsplit('/', 1)[-1]}:{trace.tb_lineno})"
         trace = trace.tb_next

@@ -45,9 +45,7 @@ class Overlap:
             raise ConfigError(
                 f"the overlap's shape is {self.shape!r}: it must be one of {', '.join(get_args(OverlapShape))}"
             )
-        for name, value in (("start", self.start), ("end", self.end)):
-            if not 0 <= value <= 1:
-                raise ConfigError(f"the overlap's {name} is {value}: it must be at least 0 and at most 1")
+        _check_shares(start=self.start, end=self.end)
         if self.rounds < 1:
             raise ConfigError(f"the overlap changes over {self.rounds} rounds: give at least 1")
 
@@ -87,9 +85,7 @@ class Feedback:
     gain: float = 0.2
 
     def __post_init__(self) -> None:
-        for name, value in (("start", self.start), ("target", self.target)):
-            if not 0 <= value <= 1:
-                raise ConfigError(f"the overlap's {name} is {value}: it must be at least 0 and at most 1")
+        _check_shares(start=self.start, target=self.target)
         if not 0 < self.gain < math.inf:
             raise ConfigError(f"the overlap's gain is {self.gain}: it must be above 0")
 
@@ -116,23 +112,16 @@ def double_shift_for(ratios: Sequence[float], overlap: Overlap | None = None) ->
     factor = place_factor(len(ratios), sum(ratios) / len(ratios))
 
     def schedule(
-        width_map: WidthMap,
-        participant: int,
-        round_index: int,
-        ratio: float,
-        *,
-        participants: int,
-        seed: int = 0,
+        width_map: WidthMap, participant: int, round_index: int, ratio: float, **others: int
     ) -> dict[str, Tensor]:
-        return double_shift(
-            width_map,
-            participant,
-            round_index,
-            ratio,
-            participants=participants,
-            seed=seed,
-            shift=None if overlap is None else overlap.shift(round_index, ratios),
-            factor=factor,
-        )
+        shift = None if overlap is None else overlap.shift(round_index, ratios)
+        return double_shift(width_map, participant, round_index, ratio, shift=shift, factor=factor, **others)
 
     return schedule
+
+
+def _check_shares(**shares: float) -> None:
+    """ConfigError, naming the setting, where one is not between 0 and 1."""
+    for name, value in shares.items():
+        if not 0 <= value <= 1:
+            raise ConfigError(f"the overlap's {name} is {value}: it must be at least 0 and at most 1")
