@@ -18,8 +18,9 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from msfusion.config_errors import about_section, first_mistake
-from msfusion.config_keys import flattened, parse_override, put, shown, without_none
+from msfusion.config_keys import flattened, merged, parse_override, put, shown, without_none
 from msfusion.config_sections import (
+    ComparisonSection,
     DataSection,
     EvaluationSection,
     MethodName,
@@ -54,6 +55,7 @@ class Config(Section):
     training: TrainingSection = Field(default_factory=TrainingSection)
     evaluation: EvaluationSection = EvaluationSection()
     run: RunSection = RunSection()
+    comparison: ComparisonSection | None = None
 
     @property
     def data_spec(self) -> DataSpec:
@@ -114,6 +116,7 @@ class Config(Section):
     def _deciding(self) -> dict[str, Any]:
         """Everything but what cannot change the results."""
         table = self.to_table()
+        table.pop("comparison", None)
         for key in ("workers", "checkpoint_every"):
             table["run"].pop(key)
         return table
@@ -122,9 +125,21 @@ class Config(Section):
 def load_config(path: Path | None, overrides: Iterable[str] = ()) -> Config:
     """Read a TOML file (for None the built-in default), then apply `key=value` overrides with dotted keys.
 
+    A file that `extends` another has that file's values where it says nothing itself.
     Raises ConfigError: what is wrong, under which key, in which file.
     """
     origin = BUILT_IN if path is None else str(path)
+    table = _table_of(path, origin)
+    set_here: dict[str, Any] = {}
+    for override in overrides:
+        key, value = parse_override(override)
+        put(table, key, value)
+        set_here[key] = value
+    return _checked(table, origin, set_here)
+
+
+def _table_of(path: Path | None, origin: str, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """What a file says, over what the file says that it extends. Raises ConfigError."""
     try:
         text = default_toml() if path is None else path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
@@ -136,12 +151,15 @@ def load_config(path: Path | None, overrides: Iterable[str] = ()) -> Config:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{origin} is not valid TOML: {error}.") from error
-    set_here: dict[str, Any] = {}
-    for override in overrides:
-        key, value = parse_override(override)
-        put(table, key, value)
-        set_here[key] = value
-    return _checked(table, origin, set_here)
+    extended = table.pop("extends", None)
+    if extended is None or path is None:
+        return table
+    if not isinstance(extended, str) or path in extending:
+        raise ConfigError(
+            f"{origin}: extends = {shown(extended)} should be another file, not this one again."
+        )
+    base = path.parent / extended
+    return merged(_table_of(base, str(base), (*extending, path)), table)
 
 
 def default_toml() -> str:

@@ -92,6 +92,10 @@ class MethodSection(Section):
     overlap: OverlapSection | None = Field(
         default=None, description="of msfusion's windows; by default they are spread evenly"
     )
+    between_rounds: bool = Field(
+        default=True,
+        description="msfusion's windows move from round to round; without, to see what that does",
+    )
     contrastive_weight: float = Field(
         default=WITHOUT.weight, ge=0, description="of the loss against drift; 0 is without"
     )
@@ -193,3 +197,17 @@ class RunSection(Section):
     workers: int = Field(default=1, ge=1, description="processes; the results are the same for any number")
     threads: int = Field(default=1, ge=1, description="of each worker")
     checkpoint_every: int = Field(default=1, ge=1, description="rounds between checkpoints")
+
+
+class ComparisonSection(Section):
+    """What `msfusion compare` runs with this configuration, where its options do not say otherwise."""
+
+    methods: list[MethodName] = Field(default=[], description="the first one leads")
+    seeds: int = Field(default=3, ge=1)
+    ratios: list[float] = Field(default=[], description="width ratios for all participants")
+    equal: Literal["rounds", "flops"] = Field(
+        default="rounds", description="what fedavg has equal to the rest"
+    )
+    variants: dict[str, dict[str, Any]] = Field(
+        default={}, description="by name, changes to this configuration; each method is run under each"
+    )

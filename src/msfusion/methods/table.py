@@ -42,13 +42,14 @@ def build_method(
     evaluation_batch_size: int = 256,
     overlap: Overlap | Feedback | None = None,
     contrastive: ContrastiveSettings = WITHOUT,
+    between_rounds: bool = True,
 ) -> AnyMethod:
     """A method by its name, for participants with a ratio each, and training settings each or for all.
 
     The model's present weights are the initial state. `overlap` is msfusion's alone; the others have none to
-    choose. Every method may train with the contrastive loss; without `contrastive` it is plain
-    cross-entropy. Raises ConfigError for an unknown name or impossible
-    ratios.
+    choose, nor `between_rounds`, whether its windows move from round to round. Every method may train with
+    the contrastive loss; without `contrastive` it is plain cross-entropy. Raises ConfigError for an unknown
+    name or impossible ratios.
     """
     if name not in METHODS:
         raise ConfigError(f"there is no method {name!r}: choose one of {', '.join(METHODS)}")
@@ -69,8 +70,9 @@ def build_method(
     if schedule is None:
         return small_method(model, width_map, tuple(ratios), tuple(each), *common)
     if name == "msfusion":
-        schedule = windows.double_shift_for(ratios, overlap if isinstance(overlap, Overlap) else None)
+        fixed = overlap if isinstance(overlap, Overlap) else None
+        schedule = windows.double_shift_for(ratios, fixed, between_rounds=between_rounds)
     method = NarrowMethod(name, model, width_map, schedule, tuple(ratios), tuple(each), *common)
     if name == "msfusion" and isinstance(overlap, Feedback):
-        return AdaptiveMethod(method, overlap)
+        return AdaptiveMethod(method, overlap, between_rounds)
     return method

@@ -108,7 +108,10 @@ def comparison_table(comparison: Row) -> Table:
     language = any("perplexity" in cell for cell in comparison["cells"])
     table = _table(f"{len(comparison['seeds'])} seeds, mean ± sd")
     table.add_column("method")
-    columns = ["ratio", "rounds", *(["perplexity"] if language else []), "accuracy", "loss"]
+    variants = any(cell["variant"] for cell in comparison["cells"])
+    if variants:
+        table.add_column("variant")
+    columns = ["ratio", "rounds", *(["perplexity"] if language else []), "accuracy", "loss", "behind"]
     for header in [*columns, "holds", "FLOPs/example", "FLOPs in all", "bytes in all"]:
         table.add_column(header, justify="right")
     for cell in comparison["cells"]:
@@ -116,11 +119,13 @@ def comparison_table(comparison: Row) -> Table:
         quality_cells = [_spread(cell["perplexity"], "{:.2f}")] if language else []
         table.add_row(
             cell["method"] + over,
+            *([cell["variant"] or ""] if variants else []),
             cell["ratio_label"],
             str(cell["rounds"]),
             *quality_cells,
             _spread(cell["accuracy"], "{:.1%}"),
             _spread(cell["loss"], "{:.3f}"),
+            _spread(cell["behind"], "{:+.2f}" if language else "{:+.1%}"),
             f"{count(cell['parameters'])} ({percent(cell['share'])})",
             count(cell["flops_per_example"]),
             count(cell["total_flops"]),
@@ -196,4 +201,4 @@ def _spread(value: Row | None, form: str) -> str:
     if value is None or value["mean"] is None:
         return "-"
     mean = form.format(value["mean"])
-    return mean if value["sd"] is None else f"{mean} ± {form.format(value['sd'])}"
+    return mean if value["sd"] is None else f"{mean} ± {form.replace('+', '').format(value['sd'])}"

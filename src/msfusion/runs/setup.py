@@ -110,6 +110,7 @@ def prepare(config: Config, parts: Parts | None = None) -> Setup:
         evaluation_batch_size=config.evaluation.batch_size,
         overlap=config.overlap,
         contrastive=config.method.contrastive,
+        between_rounds=config.method.between_rounds,
     )
     rounds = RoundSettings(
         rounds=config.rounds,
