@@ -112,6 +112,7 @@ def plan(
 ) -> None:
     """Before any training: what a run will ask of each participant, and which units each holds when."""
     from msfusion.config import load_config
+    from msfusion.runs.network_report import attendance_table
     from msfusion.runs.picture import save_picture, terminal_picture
     from msfusion.runs.plan import plan_run
     from msfusion.runs.report import coverage_line, plan_table
@@ -127,6 +128,8 @@ def plan(
         return
     console = _console()
     console.print(plan_table(planned))
+    if (table := attendance_table(planned)) is not None:
+        console.print(table)
     if planned["entry_coverage"] is not None:
         console.print(f"Entries held by someone, by round: {coverage_line(planned['entry_coverage'])}\n")
     console.print(terminal_picture(setup, rounds, width=console.width))
@@ -166,7 +169,10 @@ def inspect(
 @told_in_a_sentence
 def compare(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="TOML file.")],
-    methods: Annotated[str, typer.Option(metavar="A,B,C", help="Methods, the first in the lead.")],
+    methods: Annotated[
+        str,
+        typer.Option(metavar="A,B,C", help="Methods, each with settings of its own: 'A, A KEY=VALUE, B'."),
+    ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where all runs, compare.json and the plot go.")],
     seeds: Annotated[int, typer.Option(metavar="N", help="Runs of each method.")] = 3,
     ratios: Annotated[str, typer.Option(metavar="0.25,0.125", help="Width ratios. Default: CONFIG's.")] = "",
@@ -181,6 +187,7 @@ def compare(
     """Run several methods on equal budgets over several seeds: a table, compare.json and a plot."""
     from msfusion.config import load_config
     from msfusion.runs.compare import compare as run
+    from msfusion.runs.network_report import targets_table
     from msfusion.runs.plot import save_plot
     from msfusion.runs.report import comparison_table
     from msfusion.runs.train import Silent
@@ -201,6 +208,8 @@ def compare(
     save_plot(comparison, out / "compare.png")
     if not quiet:
         console.print(comparison_table(comparison))
+        if (table := targets_table(comparison)) is not None:
+            console.print(table)
     console.print(f"{out / 'compare.json'}", highlight=False, soft_wrap=True, markup=False)
 
 

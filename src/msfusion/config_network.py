@@ -36,8 +36,10 @@ def _checked_amount(value: Any) -> Any:
     if isinstance(value, dict):
         numbers = all(isinstance(each, int | float) and not isinstance(each, bool) for each in value.values())
         if not numbers or set(value) not in ({"median", "sigma"}, {"low", "high"}):
-            raise ValueError("should have median and sigma (log-normal) or low and high (uniform), as numbers")
-        if not 0 < min(value.values()):
+            raise ValueError(
+                "should have median and sigma (log-normal) or low and high (uniform), as numbers"
+            )
+        if not min(value.values()) > 0:
             raise ValueError("should have numbers above 0")
         if "low" in value and value["low"] > value["high"]:
             raise ValueError("should have a low that is not above its high")
@@ -115,7 +117,9 @@ class NetworkSection(Section):
     profile: str | None = Field(default=None, description=" or ".join(PROFILES))
     machines: Annotated[_Machines | None, BeforeValidator(_as_tuple)] = None
     deadline: float | None = Field(default=None, gt=0, description="simulated seconds that a round may last")
-    late: Late = Field(default="drop", description="abandoned, or merged when they arrive and counted in part")
+    late: Late = Field(
+        default="drop", description="abandoned, or merged when they arrive and counted in part"
+    )
     late_weight: float = Field(default=0.5, gt=0, le=1, description="the share that counts of a late update")
 
     @model_validator(mode="after")

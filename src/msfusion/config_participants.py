@@ -125,7 +125,10 @@ class ParticipantsSection(Section):
     )
     fraction: float = Field(default=1.0, gt=0, le=1, description="share of them that is asked in a round")
     minimum_ratio: float | None = Field(
-        default=None, gt=0, le=1, description="whoever has less in a round is not asked; by default everybody is"
+        default=None,
+        gt=0,
+        le=1,
+        description="whoever has less in a round is not asked; by default everybody is",
     )
     dropout: Annotated[float | tuple[float, ...] | None, BeforeValidator(_checked_dropout)] = Field(
         default=None,

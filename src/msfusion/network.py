@@ -82,11 +82,11 @@ class MachineKind:
     def drawn(self, seed: int, participant: int) -> Machine:
         """The machine of one participant; the same whenever it is asked for."""
         amounts = (self.download_megabits, self.upload_megabits, self.latency_seconds, self.gigaflops)
-        values = [
+        down, up, latency, speed = (
             _value(amount, chance(seed, participant, position, _DRAW, 0))
             for position, amount in enumerate(amounts)
-        ]
-        return Machine(*values, self.dropout)
+        )
+        return Machine(down, up, latency, speed, self.dropout)
 
 
 # Links: averages of the Speedtest Global Index for September 2020, mobile (36.0 Mbit/s down, 11.2 up, 40 ms) and

@@ -21,7 +21,6 @@ from msfusion.methods.base import Evaluation, Method, Recalibrating, Task, Updat
 from msfusion.methods.memory import Memories
 from msfusion.width.groups import State
 
-
 __all__ = ["ParticipantResult", "RoundResult", "RoundSettings", "run_rounds"]
 
 
@@ -42,8 +41,9 @@ class RoundResult:
     """A finished round: the new global state, who did what, how good the model is (where evaluated), seconds.
 
     `participants` are those that were on time; `attendance` says who else was there. `late_bytes` went (down,
-    up) between the server and those that were late. `measuring_bytes` counts what measuring the running statistics of BatchNorm moved, down and up, besides
-    training. `memories` is what each participant keeps for itself; a run that goes on from here needs it.
+    up) between the server and those that were late. `measuring_bytes` counts what measuring the running
+    statistics of BatchNorm moved, down and up, besides training. `memories` is what each participant keeps for
+    itself; a run that goes on from here needs it.
     """
 
     round_index: int

@@ -13,14 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from msfusion.config import METHOD_NAMES, Config
+from msfusion.config import Config
 from msfusion.errors import ConfigError
 from msfusion.runs.directory import RunDirectory
 from msfusion.runs.environment import environment
 from msfusion.runs.figures import mean_flops_per_example
 from msfusion.runs.files import write_json
 from msfusion.runs.setup import Parts, prepare, prepare_parts
+from msfusion.runs.targets import first_reached
 from msfusion.runs.train import Watcher, train
+from msfusion.runs.variants import Variant, variants_of
 
 Equal = Literal["rounds", "flops"]
 
@@ -29,7 +31,7 @@ Equal = Literal["rounds", "flops"]
 class Planned:
     """One run of a comparison. `ratio` is None where the configuration's own ratios are meant."""
 
-    method: str
+    variant: Variant
     ratio: float | None
     seed: int
     config: Config
@@ -37,7 +39,9 @@ class Planned:
     @property
     def cell(self) -> str:
         """What runs that differ only in their seed share; also the start of their directories' names."""
-        name = self.method if self.ratio is None else f"{self.method}-{self.ratio:g}"
+        name = self.variant.file_name
+        if self.ratio is not None:
+            name = f"{name}-{self.ratio:g}"
         return f"{name}-rounds{self.config.rounds}"
 
     @property
@@ -59,18 +63,21 @@ def compare(
 ) -> dict[str, Any]:
     """Run each method with each seed (and width ratio), and return what `compare.json` in `path` then says.
 
+    A method may be followed by settings of its own, as in `msfusion participants.minimum_ratio=1`.
     With `equal` = "rounds" all methods run the configured rounds; with "flops" FedAvg, whose
     participants train the full model, stops when it has spent what a participant of the others spends
     (at least one round).
     `watch` gives for the title of a run who watches it. Raises ConfigError for unknown methods,
     RunDirectoryError for a directory that is in use, and whatever a run raises.
     """
-    _check(methods, seeds)
+    variants = variants_of(methods)
+    if seeds < 1:
+        raise ConfigError(f"--seeds {seeds} should be at least 1.")
     if ratios and config.participants.budget is not None:
         raise ConfigError("--ratios and participants.budget exclude each other: leave one of them out.")
     if not resume:
         RunDirectory.check_free(path)
-    planned = plan_runs(config, methods, seeds, ratios, equal)
+    planned = plan_runs(config, variants, seeds, ratios, equal)
     parts: Parts | None = None
     parts_of = ""
     for number, run in enumerate(planned, start=1):
@@ -78,7 +85,7 @@ def compare(
             parts, parts_of = prepare_parts(run.config), _key(run.config)
         with watch(f"[{number}/{len(planned)}] {run.name}") as watcher:
             train(run.config, path / run.name, resume=True, watcher=watcher, parts=parts)
-    comparison = collect(config, path, planned, methods, seeds, equal)
+    comparison = collect(config, path, planned, variants, seeds, equal)
     write_json(path / "compare.json", comparison)
     return comparison
 
@@ -88,35 +95,25 @@ def _key(config: Config) -> str:
     return repr((config.data_spec, config.model_spec))
 
 
-def _check(methods: Sequence[str], seeds: int) -> None:
-    for method in methods:
-        if method not in METHOD_NAMES:
-            raise ConfigError(
-                f"--methods: there is no method '{method}'; choose from {', '.join(METHOD_NAMES)}."
-            )
-    if not methods or len(set(methods)) != len(methods):
-        raise ConfigError("--methods should name at least one method, and none twice.")
-    if seeds < 1:
-        raise ConfigError(f"--seeds {seeds} should be at least 1.")
-
-
 def plan_runs(
-    config: Config, methods: Sequence[str], seeds: int, ratios: Sequence[float], equal: Equal
+    config: Config, variants: Sequence[Variant], seeds: int, ratios: Sequence[float], equal: Equal
 ) -> list[Planned]:
     """All runs, seed by seed, so that those with the same data and weights follow each other."""
     fedavg_rounds: dict[float | None, int] = dict.fromkeys(ratios or (None,), config.rounds)
-    if equal == "flops" and "fedavg" in methods:
+    if equal == "flops" and any(variant.method == "fedavg" for variant in variants):
         fedavg_rounds = {ratio: _rounds_for_equal_flops(config, ratio) for ratio in fedavg_rounds}
     runs: dict[str, Planned] = {}
     for seed in range(config.seed, config.seed + seeds):
         for ratio in ratios or (None,):
-            for method in methods:
-                changes: dict[str, Any] = {"seed": seed, "method.name": method}
+            for variant in variants:
+                changes: dict[str, Any] = {"seed": seed}
                 if ratio is not None:
                     changes["participants.ratio"] = ratio
-                if method == "fedavg":  # everybody holds everything, so all ratios share its runs
+                fedavg = variant.method == "fedavg"
+                if fedavg:  # everybody holds everything, so all ratios share its runs
                     changes |= {"participants.ratio": 1.0, "rounds": fedavg_rounds[ratio]}
-                run = Planned(method, 1.0 if method == "fedavg" else ratio, seed, config.changed(changes))
+                changed = config.changed({**changes, **variant.changes})
+                run = Planned(variant, 1.0 if fedavg else ratio, seed, changed)
                 runs.setdefault(run.name, run)
     return list(runs.values())
 
@@ -133,17 +130,24 @@ def _rounds_for_equal_flops(config: Config, ratio: float | None) -> int:
 
 
 def collect(
-    config: Config, path: Path, planned: Sequence[Planned], methods: Sequence[str], seeds: int, equal: Equal
+    config: Config,
+    path: Path,
+    planned: Sequence[Planned],
+    variants: Sequence[Variant],
+    seeds: int,
+    equal: Equal,
 ) -> dict[str, Any]:
     """What came of all runs, as plain values (JSON). Raises RunDirectoryError where one is not finished."""
     cells: dict[str, list[Planned]] = {}
     for run in planned:
         cells.setdefault(run.cell, []).append(run)
-    ordered = sorted(cells.values(), key=lambda runs: (-(runs[0].ratio or 0), methods.index(runs[0].method)))
+    ordered = sorted(
+        cells.values(), key=lambda runs: (-(runs[0].ratio or 0), variants.index(runs[0].variant))
+    )
     return {
         "environment": environment(),
         "config": config.to_table(),
-        "methods": list(methods),
+        "methods": [variant.label for variant in variants],
         "seeds": list(range(config.seed, config.seed + seeds)),
         "equal": equal,
         "cells": [_cell(path, runs, config) for runs in ordered],
@@ -160,11 +164,11 @@ def _cell(path: Path, runs: Sequence[Planned], config: Config) -> dict[str, Any]
     participants = summary["participants"]
     first = runs[0]
     cell: dict[str, Any] = {
-        "method": first.method,
+        "method": first.variant.label,
         "ratio": first.ratio,
         "ratio_label": _ratio_label(first, config),
         "rounds": first.config.rounds,
-        "within_budget": first.method != "fedavg" or min(config.participants.ratios) == 1.0,
+        "within_budget": first.variant.method != "fedavg" or min(config.participants.ratios) == 1.0,
         "entry_coverage": summary["entry_coverage"],
         "parameters": statistics.fmean(each["parameters"] for each in participants),
         "share": statistics.fmean(each["share"] for each in participants),
@@ -182,10 +186,24 @@ def _cell(path: Path, runs: Sequence[Planned], config: Config) -> dict[str, Any]
     for key in ("accuracy", "loss", "perplexity"):
         if key in summary:
             cell[key] = spread([summary[key] for summary, _ in results])
+    if "simulated_seconds" in summary:
+        cell["simulated_seconds"] = spread([summary["simulated_seconds"] for summary, _ in results])
+    count = len(participants)
+    cell["targets"] = [
+        _reached([first_reached(metrics, accuracy, count) for _, metrics in results])
+        for accuracy in config.evaluation.targets
+    ]
     cell["curve"] = curve(
         [metrics for _, metrics in results], "perplexity" if "perplexity" in summary else "accuracy"
     )
     return cell
+
+
+def _reached(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One target over the seeds: how many runs reached it, and what it took if all did."""
+    reached = sum(run["rounds"] is not None for run in runs)
+    spreads = {key: spread([run[key] for run in runs]) for key in ("rounds", "simulated_seconds", "bytes")}
+    return {"accuracy": runs[0]["accuracy"], "reached": reached, **spreads}
 
 
 def spread(values: Sequence[float | None]) -> dict[str, Any]:
@@ -223,21 +241,21 @@ def _ratio_label(run: Planned, config: Config) -> str:
         return f"{run.ratio:g}"
     if config.participants.budget is not None:
         return "budget"
-    ratios = sorted(set(config.participants.ratios))
+    capacities = run.config.capacities
+    ratios = sorted({one for each in range(len(capacities.each)) for one in capacities.possible(each)})
     return f"{ratios[0]:g}" if len(ratios) == 1 else f"{ratios[0]:g}-{ratios[-1]:g}"
 
 
 def _total_flops(summary: Mapping[str, Any], metrics: Iterable[Mapping[str, Any]], config: Config) -> float:
-    """Training FLOPs of a whole run, a mean over the participants."""
-    settings = config.training_settings
+    """Training FLOPs of a whole run, a mean over the participants. Who was too late has computed as well."""
+    settings, capacities = config.training_settings, config.capacities
     spent = 0.0
     for line in metrics:
-        for participant in line["participants"]:
-            costs = summary["participants"][participant]
-            examples = costs["examples"] * settings.local_epochs
-            if settings.max_steps is not None:
-                examples = min(examples, settings.max_steps * settings.batch_size)
-            spent += examples * costs["flops_per_example"]
+        for participant in [*line["participants"], *line.get("late", [])]:
+            row = summary["participants"][participant]
+            ratio = capacities.ratio(participant, line["round"] - 1)
+            costs = next((each for each in row.get("by_ratio", []) if each["ratio"] == ratio), row)
+            spent += sum(settings.batch_sizes(row["examples"])) * costs["flops_per_example"]
     return spent / len(summary["participants"])
 
 

@@ -15,8 +15,8 @@ from msfusion.windows import EntryCoverage
 def coverage_by_round(setup: Setup) -> list[float] | None:
     """The share of the model's entries that somebody will have trained after each round; None for `small`.
 
-    Who is absent or too late counts for nothing. (The small model is trained whole, but no full model ever is.) Where feedback sets the overlap, with that
-    of the first round.
+    Who is absent or too late counts for nothing. (The small model is trained whole, but no full model ever
+    is.) Where feedback sets the overlap, with that of the first round.
     """
     if isinstance(setup.method, SmallMethod):
         return None

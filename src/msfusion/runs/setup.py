@@ -160,12 +160,12 @@ def prepare(config: Config, parts: Parts | None = None) -> Setup:
     parts = parts or prepare_parts(config)
     data, model, width_map = parts.data, parts.model, parts.width_map
     config = with_fitting_ratios(config, parts)
-    if config.network is not None and config.network.late == "downweight":
-        if isinstance(config.overlap, Feedback):
-            raise ConfigError(
-                "an update that is merged in a later round was cut under another overlap, where the overlap "
-                "follows feedback: choose network.late = 'drop' or another shape of method.overlap."
-            )
+    stale = config.network is not None and config.network.late == "downweight"
+    if stale and isinstance(config.overlap, Feedback):
+        raise ConfigError(
+            "an update that is merged in a later round was cut under another overlap, where the overlap "
+            "follows feedback: choose network.late = 'drop' or another shape of method.overlap."
+        )
     method = build_method(
         config.method.name,
         model,

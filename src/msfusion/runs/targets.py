@@ -11,7 +11,7 @@ Metrics = Sequence[Mapping[str, Any]]
 def first_reached(metrics: Metrics, accuracy: float, participants: int) -> dict[str, Any]:
     """The rounds, simulated seconds and bytes until a run's accuracy was first at least so high.
 
-    Bytes are those sent and received in training, a mean over the participants. All three are None where the
+    Bytes are all that was sent and received, a mean over the participants. All three are None where the
     accuracy was not reached; seconds are None without a network as well. Rounds without an evaluation cannot
     count, so a target is reached at the first evaluated round at which it shows.
     """
