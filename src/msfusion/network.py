@@ -62,7 +62,7 @@ class Machine:
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout is {self.dropout}: it must be at least 0, below 1")
 
-    def seconds(self, bytes_down: int, flops: float, bytes_up: int) -> float:
+    def seconds(self, bytes_down: int, flops: int, bytes_up: int) -> float:
         """How long a round takes that receives, computes and sends so much."""
         down = bytes_down * 8 / (self.download_megabits * 1e6)
         up = bytes_up * 8 / (self.upload_megabits * 1e6)

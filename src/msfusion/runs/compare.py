@@ -206,7 +206,7 @@ def _reached(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"accuracy": runs[0]["accuracy"], "reached": reached, **spreads}
 
 
-def spread(values: Sequence[float | None]) -> dict[str, Any]:
+def spread(values: Sequence[float | int | None]) -> dict[str, Any]:
     """Mean, sample standard deviation (None for a single value), values; no mean if one is infinite."""
     known = [value for value in values if value is not None]
     complete = len(known) == len(values)
