@@ -15,6 +15,7 @@ from msfusion.errors import ConfigError
 from msfusion.fusion import fuse
 from msfusion.methods.base import Update
 from msfusion.methods.capacities import Capacities, FromRound, OneOf
+from msfusion.methods.contrastive import ContrastiveSettings
 from msfusion.methods.narrow import NarrowMethod
 from msfusion.methods.small import SmallMethod
 from msfusion.methods.table import build_method
@@ -64,8 +65,11 @@ def test_windows_have_the_ratio_of_the_round(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["msfusion", "small"])
-def test_one_and_two_workers_agree(name: str) -> None:
-    method = build_method(name, *mlp(), MIXED, SETTINGS)
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_one_and_two_workers_agree(name: str, weight: float) -> None:
+    # what a participant remembers for the contrastive loss is of the ratio that it then had
+    contrastive = ContrastiveSettings(weight=weight, every=1)
+    method = build_method(name, *mlp(), MIXED, SETTINGS, contrastive=contrastive)
     torch.manual_seed(1)
     data = images()
     one, two = (

@@ -126,25 +126,24 @@ def test_a_plan_is_what_the_run_then_is(parts: Parts, unsteady: dict[str, Path],
     assert "time of a round" in shown
 
 
+def slices_bytes(rows: list[dict[str, Any]], participants: list[int], round_index: int) -> int:
+    """The bytes of the slices that these participants hold in a round, by a run's summary."""
+    total = 0
+    for participant in participants:
+        ratio = quick(*UNSTEADY).capacities.ratio(participant, round_index)
+        choices = rows[participant].get("by_ratio", [rows[participant]])
+        total += next(figures["bytes_up"] for figures in choices if figures["ratio"] == ratio)
+    return total
+
+
 def test_bytes_of_the_late_are_counted(unsteady: dict[str, Path]) -> None:
-    capacities = quick(*UNSTEADY).capacities
     for late, path in unsteady.items():
-        summary, lines = RunDirectory(path).read_summary(), RunDirectory(path).read_metrics()
+        rows, lines = RunDirectory(path).read_summary()["participants"], RunDirectory(path).read_metrics()
         for line in lines:
-
-            def moved(participants: list[int], line: dict[str, Any] = line) -> int:
-                rows = [summary["participants"][each] for each in participants]
-                ratios = [capacities.ratio(each, line["round"] - 1) for each in participants]
-                return sum(
-                    figures["bytes_up"]
-                    for row, ratio in zip(rows, ratios, strict=True)
-                    for figures in row.get("by_ratio", [row])
-                    if figures["ratio"] == ratio
-                )
-
-            on_time, dropped = line["participants"], line.get("late", [])
-            assert line["bytes_down"] == moved(on_time + dropped)
-            assert line["bytes_up"] == moved(on_time + (dropped if late == "downweight" else []))
+            on_time, dropped, index = line["participants"], line.get("late", []), line["round"] - 1
+            assert line["bytes_down"] == slices_bytes(rows, on_time + dropped, index)
+            sent = on_time + (dropped if late == "downweight" else [])
+            assert line["bytes_up"] == slices_bytes(rows, sent, index)
             assert (line["training_loss"] is None) == (not on_time)
         assert not all(line["participants"] for line in lines)
 

@@ -42,7 +42,7 @@ def targets_table(comparison: Row) -> Table | None:
     if not any(cell.get("targets") for cell in comparison["cells"]):
         return None
     table = simple_table("until the accuracy was first reached, mean ± sd; bytes per participant")
-    table.add_column("method")
+    table.add_column("method", overflow="fold")
     for header in ("ratio", "accuracy", "rounds", "simulated time", "bytes"):
         table.add_column(header, justify="right")
     runs = len(comparison["seeds"])

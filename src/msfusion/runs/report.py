@@ -132,7 +132,7 @@ def comparison_table(comparison: Row) -> Table:
     """Every method and ratio with mean ± standard deviation over the seeds."""
     language = any("perplexity" in cell for cell in comparison["cells"])
     table = simple_table(f"{len(comparison['seeds'])} seeds, mean ± sd")
-    table.add_column("method")
+    table.add_column("method", overflow="fold")  # with settings of its own it can be long
     columns = ["ratio", "rounds", *(["perplexity"] if language else []), "accuracy", "loss"]
     for header in [*columns, "holds", "FLOPs/example", "FLOPs in all", "bytes in all"]:
         table.add_column(header, justify="right")
