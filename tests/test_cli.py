@@ -251,6 +251,31 @@ def test_plan_says_what_training_will_cost(here: Path) -> None:
             assert 0 < participant[key] < plan["full_model"][key]
 
 
+def test_a_plan_says_who_will_be_there_and_how_long_it_takes(here: Path) -> None:
+    unsteady = ("--set", "participants.dropout=0.3", "--set", "network.profile=phones")
+    shown = msfusion("plan", *QUICK, *unsteady)
+    assert shown.exit_code == 0, shown.output
+    for header in ("on time", "absent", "GFLOP/s", "time of a round", "simulated"):
+        assert header in shown.stdout
+    plan = json.loads(msfusion("plan", *QUICK, *unsteady, "--json").stdout)
+    assert [row["participant"] for row in plan["attendance"]] == [0, 1, 2]
+    assert all(row["rounds_on_time"] + row["rounds_absent"] == 2 for row in plan["attendance"])
+    assert "on time" not in msfusion("plan", *QUICK).stdout
+
+
+def test_a_comparison_with_a_row_of_its_own_settings_and_a_target(here: Path) -> None:
+    config = here / "quick.toml"
+    config.write_text("rounds = 1\n[evaluation]\ntarget_accuracy = 0.01\n[network]\nprofile = 'hospitals'\n")
+    rows = "small, small training.local_epochs=3"
+    ran = msfusion("compare", str(config), "--methods", rows, "--seeds", "1", "--out", "out", *QUICK)
+    assert ran.exit_code == 0, ran.output
+    assert "until the accuracy was first reached" in ran.stdout
+    cells = json.loads((here / "out" / "compare.json").read_text())["cells"]
+    assert [cell["method"] for cell in cells] == ["small", "small training.local_epochs=3"]
+    fast, slow = (cell["targets"][0]["simulated_seconds"]["mean"] for cell in cells)
+    assert slow > fast > 0
+
+
 def test_a_plan_comes_true(here: Path) -> None:
     plan = json.loads(msfusion("plan", *QUICK, "--json").stdout)
     assert msfusion("train", *QUICK, "--out", "run").exit_code == 0

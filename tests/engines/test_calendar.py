@@ -20,9 +20,12 @@ TIMES = (1.0, 2.0, 9.0, 4.0, 3.0)
 """Seconds of five participants. With a deadline of 4 participant 2 misses two more rounds."""
 
 
+def conditions(late: Late = "drop", deadline: float | None = 4.0) -> Conditions:
+    return Conditions(seconds=lambda each, _: TIMES[each], deadline=deadline, late=late)
+
+
 def calendar(late: Late = "drop", deadline: float | None = 4.0, rounds: int = 6) -> Calendar:
-    conditions = Conditions(seconds=lambda each, _: TIMES[each], deadline=deadline, late=late)
-    return Calendar(RoundSettings(rounds=rounds), 5, conditions)
+    return Calendar(RoundSettings(rounds=rounds), 5, conditions(late, deadline))
 
 
 def test_without_conditions_everybody_is_there_and_there_is_no_clock() -> None:
@@ -58,8 +61,8 @@ def test_a_late_update_arrives_in_a_later_round() -> None:
 
 
 def test_a_round_without_anybody_waits_for_its_deadline() -> None:
-    conditions = Conditions(seconds=lambda each, _: 9.0, deadline=4.0, late="downweight")
-    days = Calendar(RoundSettings(rounds=4), 1, conditions)
+    slow = Conditions(seconds=lambda each, _: 9.0, deadline=4.0, late="downweight")
+    days = Calendar(RoundSettings(rounds=4), 1, slow)
     assert [days.round(index).duration for index in range(4)] == [4.0] * 4
     assert [days.round(index).arriving for index in range(4)] == [(), (), ((0, 0),), ()]
     assert [days.round(index).on_time for index in range(4)] == [()] * 4
@@ -93,6 +96,8 @@ def test_who_does_not_qualify_is_not_asked() -> None:
     assert len(days.round(0).on_time) == 2  # half of the four
     assert set(days.round(0).on_time) <= {2, 3, 4, 5}
     assert days.round(1) == Attendance(())
+    few = Calendar(RoundSettings(rounds=3, count=5), 6, Conditions(qualifies=qualifies))
+    assert few.round(0) == Attendance((2, 3, 4, 5))  # fewer qualify than are wanted
 
 
 @pytest.mark.parametrize(
@@ -130,9 +135,9 @@ class Listing(Averaging):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_engine_merges_what_arrives(workers: int) -> None:
-    days = calendar("downweight", rounds=4)
+    days, chosen = calendar("downweight", rounds=4), RoundSettings(rounds=4)
     results = list(
-        run_rounds(Listing(), some_data(), RoundSettings(rounds=4), calendar=days, workers=workers)
+        run_rounds(Listing(), some_data(), chosen, conditions=conditions("downweight"), workers=workers)
     )
     merged = [result.state["merged"].tolist() for result in results]
     for index in range(4):
@@ -140,8 +145,8 @@ def test_the_engine_merges_what_arrives(workers: int) -> None:
             assert merged[index][participant] == [index + 1, 1.0]
     assert [round_[2] for round_ in merged] == [[0, 0], [0, 0], [1, 0.5], [0, 0]]
     assert [len(result.participants) for result in results] == [4] * 4
-    assert [result.late_bytes for result in results] == [(24, 24), (0, 0), (0, 0), (24, 24)]
-    assert [LATE in result.memories.get(2, {}) for result in results] == [True, True, False, True]
+    assert [result.late_bytes for result in results] == [(24, 24), (0, 0), (0, 0), (24, 0)]
+    assert [LATE in result.memories.get(2, {}) for result in results] == [True, True, False, False]
     assert all(result.attendance == days.round(index) for index, result in enumerate(results))
 
 
@@ -153,7 +158,7 @@ def test_nobody_trains_for_an_update_that_will_be_dropped() -> None:
             trained.append(task.participant)
             return super().train(task, data)
 
-    (result,) = run_rounds(Noting(), some_data(), RoundSettings(rounds=1), calendar=calendar(rounds=1))
+    (result,) = run_rounds(Noting(), some_data(), RoundSettings(rounds=1), conditions=conditions())
     assert sorted(trained) == [0, 1, 3, 4]
     assert result.late_bytes == (24, 0)  # it had received its task
 
@@ -162,23 +167,22 @@ def test_nobody_trains_for_an_update_that_will_be_dropped() -> None:
 @pytest.mark.parametrize("late", ["drop", "downweight"])
 def test_going_on_from_any_round_is_the_undisturbed_run(late: Late, workers: int) -> None:
     chosen = RoundSettings(rounds=6, seed=7)
-    whole = list(run_rounds(Counting(), some_data(), chosen, calendar=calendar(late)))
+    whole = list(run_rounds(Counting(), some_data(), chosen, conditions=conditions(late)))
     for first in (1, 2, 3):
         before = whole[first - 1]
         go_on = partial(run_rounds, Counting(), some_data(), chosen, first_round=first, workers=workers)
-        rest = list(go_on(state=before.state, memories=before.memories, calendar=calendar(late)))
+        rest = list(go_on(state=before.state, memories=before.memories, conditions=conditions(late)))
         assert [outcome(result) for result in rest] == [outcome(result) for result in whole[first:]]
         assert same(rest[-1].state, whole[-1].state)
 
 
 def test_a_round_in_which_nothing_arrives_leaves_the_state_as_it_is() -> None:
-    conditions = Conditions(dropout=(0.5,), seconds=lambda each, _: 1.0)
-    days = Calendar(RoundSettings(rounds=12), 1, conditions)
+    away = Conditions(dropout=(0.5,), seconds=lambda each, _: 1.0)
     state: dict[str, Tensor] | None = None
     empty = 0
     result: RoundResult
     for result in run_rounds(
-        Averaging(), some_data(1), RoundSettings(rounds=12), calendar=days, test=some_data(1)[0]
+        Averaging(), some_data(1), RoundSettings(rounds=12), conditions=away, test=some_data(1)[0]
     ):
         if not result.participants and state is not None:
             assert same(result.state, state)

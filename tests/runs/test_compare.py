@@ -14,9 +14,10 @@ from quick import QUICK_SETTINGS
 from msfusion.config import Config, load_config
 from msfusion.errors import RunDirectoryError
 from msfusion.runs import compare as module
-from msfusion.runs.compare import compare, curve, plan_runs, spread
+from msfusion.runs.compare import compare, plan_runs
 from msfusion.runs.directory import RunDirectory
 from msfusion.runs.plot import save_plot
+from msfusion.runs.spreads import curve, spread
 from msfusion.runs.train import Silent, Watcher
 from msfusion.runs.variants import variants_of
 

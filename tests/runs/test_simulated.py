@@ -111,7 +111,7 @@ def test_a_plan_is_what_the_run_then_is(parts: Parts, unsteady: dict[str, Path],
     plan, lines = plan_run(setup), RunDirectory(unsteady[late]).read_metrics()
     assert plan["entry_coverage"] == [line["entry_coverage"] for line in lines]
     assert plan["simulated_seconds"] == pytest.approx(sum(line["simulated_seconds"] for line in lines))
-    for row in plan["participants"]:
+    for row in plan["attendance"]:
         own = row["participant"]
         assert row["rounds_on_time"] == sum(own in line["participants"] for line in lines)
         assert row["rounds_late"] == sum(own in line.get("late", []) for line in lines)
@@ -137,12 +137,13 @@ def slices_bytes(rows: list[dict[str, Any]], participants: list[int], round_inde
 
 
 def test_bytes_of_the_late_are_counted(unsteady: dict[str, Path]) -> None:
-    for late, path in unsteady.items():
+    for path in unsteady.values():
         rows, lines = RunDirectory(path).read_summary()["participants"], RunDirectory(path).read_metrics()
         for line in lines:
             on_time, dropped, index = line["participants"], line.get("late", []), line["round"] - 1
             assert line["bytes_down"] == slices_bytes(rows, on_time + dropped, index)
-            sent = on_time + (dropped if late == "downweight" else [])
+            arriving = [tuple(each) for other in lines for each in other.get("arriving", [])]
+            sent = on_time + [each for each in dropped if (each, line["round"]) in arriving]
             assert line["bytes_up"] == slices_bytes(rows, sent, index)
             assert (line["training_loss"] is None) == (not on_time)
         assert not all(line["participants"] for line in lines)

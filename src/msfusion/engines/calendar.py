@@ -134,14 +134,20 @@ class Calendar:
             raise ConfigError(
                 f"there are {participants} participants but {len(self.conditions.dropout)} values of dropout"
             )
-        if self.conditions.qualifies is None:
-            settings.participants_in(0, participants)  # refuses a count that there can never be
+        settings.participants_in(0, participants)  # refuses a count that there can never be
 
     def round(self, round_index: int) -> Attendance:
         """The attendance of a round, counted from 0."""
         while len(self._rounds) <= round_index:
             self._rounds.append(self._next(len(self._rounds)))
         return self._rounds[round_index]
+
+    def is_merged(self, participant: int, round_index: int) -> bool:
+        """Whether what a participant begins in a round is merged in some round of the run."""
+        if participant in self.round(round_index).on_time:
+            return True
+        later = range(round_index + 1, self.settings.rounds)
+        return any((participant, round_index) in self.round(index).arriving for index in later)
 
     def _next(self, round_index: int) -> Attendance:
         """The round after those that are known."""
@@ -174,8 +180,9 @@ class Calendar:
         eligible = [
             each for each in range(self._participants) if qualifies is None or qualifies(each, round_index)
         ]
-        if not eligible:
-            return []
+        count = self.settings.count
+        if not eligible or (count is not None and count >= len(eligible)):
+            return eligible
         return [eligible[index] for index in self.settings.participants_in(round_index, len(eligible))]
 
     def _is_absent(self, participant: int, round_index: int) -> bool:

@@ -11,7 +11,7 @@ from functools import partial
 from torch import Tensor
 
 from msfusion.batch import Batch
-from msfusion.engines.calendar import Attendance, Calendar, RoundSettings
+from msfusion.engines.calendar import Attendance, Calendar, Conditions, RoundSettings
 from msfusion.engines.late import with_late, without_late
 from msfusion.engines.messages import payload_bytes
 from msfusion.engines.pool import Pool
@@ -68,14 +68,14 @@ def run_rounds(
     workers: int = 1,
     threads: int = 1,
     test: Batch | None = None,
-    calendar: Calendar | None = None,
+    conditions: Conditions | None = None,
     on_participant: Callable[[ParticipantResult], None] | None = None,
 ) -> Generator[RoundResult, None, None]:
     """Run the rounds first_round .. settings.rounds - 1 of a method, and hand on each as it ends.
 
     `data` has one Batch per participant. `state` is the global state to begin with (default: the method's
     own initial state), `memories` what each participant has kept from earlier rounds (default: nothing), as
-    in the result of the round before `first_round`. `calendar` says who is absent or late (default: nobody).
+    in the result of the round before `first_round`. `conditions` say who is absent or late (default: nobody).
     The results are the same, bit for bit, for any number of workers. `threads` is how many threads PyTorch
     uses in each worker, and in this process while a round runs. `on_participant` is called in this process
     for each participant as it finishes, in no particular order.
@@ -96,7 +96,7 @@ def run_rounds(
             raise DataError(
                 f"participant {participant} has no examples: give it some or use fewer participants"
             )
-    calendar = calendar or Calendar(settings, len(data))
+    calendar = Calendar(settings, len(data), conditions)
     federation = _Federation(method, data, settings, test, calendar, on_participant, memories or {})
     return _rounds(federation, state, first_round, workers, threads)
 
@@ -182,11 +182,11 @@ class _Federation:
     ) -> Iterator[Update]:
         """What the server merges in a round, as it arrives; everybody who trains is noted in `results`.
 
-        A late update is put aside, and is among those of the round in which it arrives. If it is to be dropped,
-        nobody trains for it: that it will be late is known, and nothing of it would remain.
+        A late update is put aside, and is among those of the round in which it arrives. If it is dropped, or
+        arrives after the last round, nobody trains for it: that is known, and nothing of it would remain.
         """
-        conditions = self.calendar.conditions
-        trains = attendance.on_time + (attendance.late if conditions.late == "downweight" else ())
+        late = [each for each in attendance.late if self.calendar.is_merged(each, round_index)]
+        trains = [*attendance.on_time, *late]
         order = sorted(trains, key=self._expected_seconds, reverse=True)
         jobs = [partial(self._task, state, round_index, participant) for participant in order]
         for done in workers.run("train", jobs):
@@ -201,17 +201,15 @@ class _Federation:
             else:
                 yield update
         for participant, _ in attendance.arriving:
-            yield replace(self.late.pop(participant), share=conditions.late_weight)
+            yield replace(self.late.pop(participant), share=self.calendar.conditions.late_weight)
 
     def _late_bytes(
         self, state: State, round_index: int, attendance: Attendance, results: Sequence[ParticipantResult]
     ) -> tuple[int, int]:
-        """What went down to the late and what comes up from them: nothing where their work is abandoned."""
-        trained = [result for result in results if result.participant in attendance.late]
-        if self.calendar.conditions.late == "downweight":
-            return sum(result.bytes_down for result in trained), sum(result.bytes_up for result in trained)
+        """What went down to the late and what comes up from them: nothing from those whose work is lost."""
         tasks = (self.method.assign(state, round_index, participant) for participant in attendance.late)
-        return sum(payload_bytes(task.tensors) for task in tasks), 0
+        down = sum(payload_bytes(task.tensors) for task in tasks)
+        return down, sum(result.bytes_up for result in results if result.participant in attendance.late)
 
     def _task(self, state: State, round_index: int, participant: int) -> Task:
         """A participant's task, and what it kept for itself."""

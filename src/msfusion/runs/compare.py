@@ -20,7 +20,8 @@ from msfusion.runs.environment import environment
 from msfusion.runs.figures import mean_flops_per_example
 from msfusion.runs.files import write_json
 from msfusion.runs.setup import Parts, prepare, prepare_parts
-from msfusion.runs.targets import first_reached
+from msfusion.runs.spreads import curve, spread
+from msfusion.runs.targets import spread_to
 from msfusion.runs.train import Watcher, train
 from msfusion.runs.variants import Variant, variants_of
 
@@ -188,48 +189,12 @@ def _cell(path: Path, runs: Sequence[Planned], config: Config) -> dict[str, Any]
             cell[key] = spread([summary[key] for summary, _ in results])
     if "simulated_seconds" in summary:
         cell["simulated_seconds"] = spread([summary["simulated_seconds"] for summary, _ in results])
-    count = len(participants)
+    all_metrics = [metrics for _, metrics in results]
     cell["targets"] = [
-        _reached([first_reached(metrics, accuracy, count) for _, metrics in results])
-        for accuracy in config.evaluation.targets
+        spread_to(all_metrics, accuracy, len(participants)) for accuracy in config.evaluation.targets
     ]
-    cell["curve"] = curve(
-        [metrics for _, metrics in results], "perplexity" if "perplexity" in summary else "accuracy"
-    )
+    cell["curve"] = curve(all_metrics, "perplexity" if "perplexity" in summary else "accuracy")
     return cell
-
-
-def _reached(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One target over the seeds: how many runs reached it, and what it took if all did."""
-    reached = sum(run["rounds"] is not None for run in runs)
-    spreads = {key: spread([run[key] for run in runs]) for key in ("rounds", "simulated_seconds", "bytes")}
-    return {"accuracy": runs[0]["accuracy"], "reached": reached, **spreads}
-
-
-def spread(values: Sequence[float | int | None]) -> dict[str, Any]:
-    """Mean, sample standard deviation (None for a single value), values; no mean if one is infinite."""
-    known = [value for value in values if value is not None]
-    complete = len(known) == len(values)
-    return {
-        "mean": statistics.fmean(known) if complete else None,
-        "sd": statistics.stdev(known) if complete and len(known) > 1 else None,
-        "values": list(values),
-    }
-
-
-def curve(runs: Sequence[Sequence[Mapping[str, Any]]], key: str) -> dict[str, Any]:
-    """Mean and standard deviation over the runs after each round that was evaluated in all of them."""
-    by_round = [
-        {line["round"]: line[key] for line in metrics if line.get(key) is not None} for metrics in runs
-    ]
-    rounds = sorted(set.intersection(*(set(values) for values in by_round)))
-    spreads = [spread([values[number] for values in by_round]) for number in rounds]
-    return {
-        "metric": key,
-        "rounds": rounds,
-        "mean": [each["mean"] for each in spreads],
-        "sd": [each["sd"] for each in spreads],
-    }
 
 
 def _quality(summary: Mapping[str, Any]) -> dict[str, Any]:

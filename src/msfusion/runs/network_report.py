@@ -11,7 +11,7 @@ from msfusion.runs.report import Row, duration, simple_table, size, spread_text
 
 def attendance_table(plan: Row) -> Table | None:
     """How often each participant will be there, and how long it takes; None where all are, without a clock."""
-    rows, rounds = plan["participants"], plan["rounds"]
+    rows, rounds = plan["attendance"], plan["rounds"]
     clock = "simulated_seconds" in plan
     if not clock and all(row["rounds_on_time"] == rounds for row in rows):
         return None

@@ -13,10 +13,10 @@ def plan_run(setup: Setup) -> dict[str, Any]:
     """Costs of each participant and of the full model, and entry coverage by round, as plain values (JSON).
 
     `entry_coverage` has one share for each round: the entries that somebody held in it or before; None for
-    `small`, which trains no full model. Absence, lateness and simulated seconds are those that the run will have.
+    `small`, which trains no full model. `attendance` says of each participant in how
+    many rounds it will be on time, late and absent, and its simulated seconds: those that the run will have.
     """
-    config, figures, seconds = setup.config, run_figures(setup), planned_seconds(setup)
-    rows = zip(figures["participants"], planned_attendance(setup), strict=True)
+    config, seconds = setup.config, planned_seconds(setup)
     return {
         "method": config.method.name,
         "rounds": config.rounds,
@@ -24,6 +24,6 @@ def plan_run(setup: Setup) -> dict[str, Any]:
         "reach": setup.width_map.reach(),
         "entry_coverage": coverage_by_round(setup),
         **({} if seconds is None else {"simulated_seconds": seconds}),
-        **figures,
-        "participants": [costs | attendance for costs, attendance in rows],
+        "attendance": planned_attendance(setup),
+        **run_figures(setup),
     }

@@ -115,6 +115,11 @@ class Setup:
     @cached_property
     def calendar(self) -> Calendar:
         """Who takes part in each round, and when each is done."""
+        return Calendar(self.rounds, self.config.participants.count, self.conditions)
+
+    @cached_property
+    def conditions(self) -> Conditions:
+        """What decides who takes part: ratios, absence, predicted times and the deadline."""
         people, network, machines = self.config.participants, self.config.network, self.machines
         dropout, least = people.dropout, people.minimum_ratio
         if dropout is None:
@@ -131,7 +136,7 @@ class Setup:
                 late=network.late,
                 late_weight=network.late_weight,
             )
-        return Calendar(self.rounds, people.count, conditions)
+        return conditions
 
     def _model_at(self, ratio: float) -> nn.Module:
         """What a participant of this ratio holds and trains, or a model of the same shapes."""
@@ -209,7 +214,12 @@ def with_fitting_ratios(config: Config, parts: Parts) -> Config:
             )
         except ConfigError as error:
             raise ConfigError(f"participants.budget of participant {participant}: {error}.") from error
-    return config.changed({"participants.ratio": [known[budget, settings] for budget in budgets]})
+    ratios, least = [known[budget, settings] for budget in budgets], config.participants.minimum_ratio
+    if least is not None and max(ratios) < least:
+        raise ConfigError(
+            f"participants.minimum_ratio is {least:g}, but no budget allows more than {max(ratios):g}."
+        )
+    return config.changed({"participants.ratio": ratios})
 
 
 def training_costs(module: nn.Module, data: FederatedData, settings: TrainingSettings) -> Costs:

@@ -52,6 +52,7 @@ def planned_attendance(setup: Setup) -> list[dict[str, Any]]:
     rows = []
     for participant in range(setup.config.participants.count):
         row: dict[str, Any] = {
+            "participant": participant,
             "rounds_on_time": sum(participant in each.on_time for each in rounds),
             "rounds_late": sum(participant in each.late for each in rounds),
             "rounds_absent": sum(participant in each.absent for each in rounds),

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from msfusion.runs.spreads import spread
+
 Metrics = Sequence[Mapping[str, Any]]
 
 
@@ -26,3 +28,10 @@ def first_reached(metrics: Metrics, accuracy: float, participants: int) -> dict[
                 found["simulated_seconds"] = seconds
             break
     return found
+
+
+def spread_to(runs: Sequence[Metrics], accuracy: float, participants: int) -> dict[str, Any]:
+    """`first_reached` over several runs: how many `reached` it, and the spread of what it took."""
+    found = [first_reached(metrics, accuracy, participants) for metrics in runs]
+    spreads = {key: spread([run[key] for run in found]) for key in ("rounds", "simulated_seconds", "bytes")}
+    return {"accuracy": accuracy, "reached": sum(run["rounds"] is not None for run in found), **spreads}

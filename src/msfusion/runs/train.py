@@ -124,7 +124,7 @@ def _run(setup: Setup, directory: RunDirectory, watcher: Watcher) -> dict[str, A
         workers=config.run.workers,
         threads=config.run.threads,
         test=setup.data.test,
-        calendar=setup.calendar,
+        conditions=setup.conditions,
         on_participant=watcher.participant,
     )
     with closing(results), Events(directory.path, earlier) as events:
