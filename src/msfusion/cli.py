@@ -112,6 +112,7 @@ def plan(
 ) -> None:
     """Before any training: what a run will ask of each participant, and which units each holds when."""
     from msfusion.config import load_config
+    from msfusion.runs.network_report import attendance_table
     from msfusion.runs.picture import save_picture, terminal_picture
     from msfusion.runs.plan import plan_run
     from msfusion.runs.report import coverage_line, plan_table
@@ -127,6 +128,8 @@ def plan(
         return
     console = _console()
     console.print(plan_table(planned))
+    if (table := attendance_table(planned)) is not None:
+        console.print(table)
     if planned["entry_coverage"] is not None:
         console.print(f"Entries held by someone, by round: {coverage_line(planned['entry_coverage'])}\n")
     console.print(terminal_picture(setup, rounds, width=console.width))
@@ -186,6 +189,7 @@ def compare(
     from msfusion.config import load_config
     from msfusion.runs.compare import compare as run
     from msfusion.runs.comparison import Comparison
+    from msfusion.runs.network_report import targets_table
     from msfusion.runs.plot import save_plot
     from msfusion.runs.report import comparison_table
     from msfusion.runs.train import Silent
@@ -203,6 +207,8 @@ def compare(
     save_plot(result, out / "compare.png")
     if not quiet:
         console.print(comparison_table(result))
+        if (table := targets_table(result)) is not None:
+            console.print(table)
     console.print(f"{out / 'compare.json'}", highlight=False, soft_wrap=True, markup=False)
 
 

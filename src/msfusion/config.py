@@ -15,10 +15,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from msfusion.config_errors import about_section, first_mistake
 from msfusion.config_keys import flattened, merged, parse_override, put, shown, without_none
+from msfusion.config_network import NetworkSection
+from msfusion.config_participants import ParticipantsSection
 from msfusion.config_sections import (
     ComparisonSection,
     DataSection,
@@ -26,13 +28,13 @@ from msfusion.config_sections import (
     MethodName,
     MethodSection,
     ModelSection,
-    ParticipantsSection,
     RunSection,
     Section,
     TrainingSection,
 )
 from msfusion.data.spec import DataSpec
 from msfusion.errors import ConfigError
+from msfusion.methods.capacities import Capacities
 from msfusion.methods.training import TrainingSettings
 from msfusion.models.spec import ModelSpec
 from msfusion.windows.overlap import Feedback, Overlap
@@ -54,8 +56,21 @@ class Config(Section):
     participants: ParticipantsSection = ParticipantsSection()
     training: TrainingSection = Field(default_factory=TrainingSection)
     evaluation: EvaluationSection = EvaluationSection()
+    network: NetworkSection | None = Field(
+        default=None, description="machines and links, for a simulated clock; by default there is none"
+    )
     run: RunSection = RunSection()
     comparison: ComparisonSection | None = None
+
+    @model_validator(mode="after")
+    def _one_machine_for_each(self) -> Config:
+        machines = None if self.network is None else self.network.machines
+        if isinstance(machines, tuple) and len(machines) != self.participants.count:
+            raise ValueError(
+                f"network.machines should be one table, or one for each of the {self.participants.count} "
+                f"participants, not {len(machines)}"
+            )
+        return self
 
     @property
     def data_spec(self) -> DataSpec:
@@ -71,6 +86,11 @@ class Config(Section):
     def training_settings(self) -> TrainingSettings:
         """What a participant trains with. Raises ConfigError on an impossible value."""
         return TrainingSettings(**dict(self.training), rounds=self.rounds)
+
+    @property
+    def capacities(self) -> Capacities:
+        """The width ratio of each participant in each round."""
+        return self.participants.capacities(self.seed)
 
     @property
     def overlap(self) -> Overlap | Feedback | None:
@@ -119,6 +139,7 @@ class Config(Section):
         table.pop("comparison", None)
         for key in ("workers", "checkpoint_every"):
             table["run"].pop(key)
+        table["evaluation"].pop("target_accuracy", None)
         return table
 
 

@@ -263,6 +263,10 @@ def test_budgets_decide_the_ratios(parts: Parts, tmp_path: Path) -> None:
     assert len({each["ratio"] for each in summary["participants"]}) > 1
     assert load_config(tmp_path / "config.toml") == config
     assert train(config, tmp_path, resume=True, parts=parts) == summary
+    with pytest.raises(ConfigError, match="no budget allows more than"):
+        prepare(
+            quick("participants.budget={bytes_per_round=500000}", "participants.minimum_ratio=0.9"), parts
+        )
     with pytest.raises(ConfigError, match="budget of participant 0: memory is 5 but"):
         prepare(quick("participants.budget={memory=5}"), parts)
     with pytest.raises(ConfigError, match="exclude each other"):

@@ -8,52 +8,41 @@ from pathlib import Path
 from typing import Any
 
 from msfusion.config import Config
-from msfusion.runs.comparison import Comparison, Planned
+from msfusion.runs.comparison import Planned
 from msfusion.runs.directory import RunDirectory
+from msfusion.runs.spreads import curve, spread
+from msfusion.runs.targets import spread_to
+
+Row = Mapping[str, Any]
 
 
-def collect_cells(path: Path, planned: Sequence[Planned], comparison: Comparison) -> list[dict[str, Any]]:
-    """The rows, as plain values (JSON). Raises RunDirectoryError where a run is not finished."""
+def collect_cells(path: Path, planned: Sequence[Planned]) -> list[dict[str, Any]]:
+    """The rows, as plain values (JSON), widest first. Raises RunDirectoryError where a run is not finished."""
     runs: dict[str, list[Planned]] = {}
     for run in planned:
         runs.setdefault(run.cell, []).append(run)
-    variants = list(comparison.variants)
-
-    def position(runs: Sequence[Planned]) -> tuple[float, int, int]:
-        variant = variants.index(runs[0].variant) if runs[0].variant else 0
-        return -(runs[0].ratio or 0.0), variant, comparison.methods.index(runs[0].method)
-
-    cells = [_cell(path, each) for each in sorted(runs.values(), key=position)]
+    cells = [_cell(path, each) for each in runs.values()]
     for cell in cells:
-        leader = _leader(cell, cells, comparison)
+        leader = _leader(cell, cells)
         cell["behind"] = None if leader is None else behind(cell, leader)
-    return cells
+    return sorted(cells, key=lambda cell: -(cell["ratio"] or 0.0))
 
 
-def _leader(
-    cell: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], comparison: Comparison
-) -> Mapping[str, Any] | None:
-    """What a row is compared with: the first method under the same variant and ratio; for the first method
-    itself the first variant. None where that is the row itself, or is not one row (FedAvg beside several ratios).
+def _leader(cell: Row, cells: Sequence[Row]) -> Row | None:
+    """What a row is compared with: the first row of the same variant and ratio; for that row itself the first
+    variant's. None where that is itself once more, or FedAvg stands beside several ratios.
     """
-    first, variants = comparison.methods[0], list(comparison.variants)
-    if cell["method"] != first:
-        wanted = [
-            other for other in cells if other["method"] == first and other["variant"] == cell["variant"]
-        ]
-        if cell["method"] != "fedavg":
-            wanted = [other for other in wanted if other["ratio"] == cell["ratio"]]
-        return wanted[0] if len(wanted) == 1 else None
-    if not variants or cell["variant"] == variants[0]:
-        return None
-    return next(
-        other
-        for other in cells
-        if (other["method"], other["variant"], other["ratio"]) == (first, variants[0], cell["ratio"])
-    )
+    variant = [other for other in cells if other["variant"] == cell["variant"]]
+    if cell["method"] == "fedavg":
+        variant = [other for other in variant if other["method"] != "fedavg"]
+        return variant[0] if len({other["ratio"] for other in variant}) == 1 else None
+    leader = next(other for other in variant if other["ratio"] == cell["ratio"])
+    if leader is cell:
+        leader = next(other for other in cells if other["ratio"] == cell["ratio"])
+    return None if leader is cell else leader
 
 
-def behind(cell: Mapping[str, Any], leader: Mapping[str, Any]) -> dict[str, Any]:
+def behind(cell: Row, leader: Row) -> dict[str, Any]:
     """By how much a row is behind the leader, seed by seed: in accuracy (0 to 1), or in perplexity."""
     if "perplexity" in cell:
         pairs = zip(cell["perplexity"]["values"], leader["perplexity"]["values"], strict=True)
@@ -95,36 +84,14 @@ def _cell(path: Path, runs: Sequence[Planned]) -> dict[str, Any]:
     for key in ("accuracy", "loss", "perplexity"):
         if key in summary:
             cell[key] = spread([summary[key] for summary, _ in results])
-    cell["curve"] = curve(
-        [metrics for _, metrics in results], "perplexity" if "perplexity" in summary else "accuracy"
-    )
-    return cell
-
-
-def spread(values: Sequence[float | None]) -> dict[str, Any]:
-    """Mean, sample standard deviation (None for a single value), values; no mean if one is infinite."""
-    known = [value for value in values if value is not None]
-    complete = len(known) == len(values)
-    return {
-        "mean": statistics.fmean(known) if complete else None,
-        "sd": statistics.stdev(known) if complete and len(known) > 1 else None,
-        "values": list(values),
-    }
-
-
-def curve(runs: Sequence[Sequence[Mapping[str, Any]]], key: str) -> dict[str, Any]:
-    """Mean and standard deviation over the runs after each round that was evaluated in all of them."""
-    by_round = [
-        {line["round"]: line[key] for line in metrics if line.get(key) is not None} for metrics in runs
+    if "simulated_seconds" in summary:
+        cell["simulated_seconds"] = spread([summary["simulated_seconds"] for summary, _ in results])
+    all_metrics = [metrics for _, metrics in results]
+    cell["targets"] = [
+        spread_to(all_metrics, accuracy, len(participants)) for accuracy in first.config.evaluation.targets
     ]
-    rounds = sorted(set.intersection(*(set(values) for values in by_round)))
-    spreads = [spread([values[number] for values in by_round]) for number in rounds]
-    return {
-        "metric": key,
-        "rounds": rounds,
-        "mean": [each["mean"] for each in spreads],
-        "sd": [each["sd"] for each in spreads],
-    }
+    cell["curve"] = curve(all_metrics, "perplexity" if "perplexity" in summary else "accuracy")
+    return cell
 
 
 def _quality(summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -132,16 +99,15 @@ def _quality(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _total_flops(summary: Mapping[str, Any], metrics: Iterable[Mapping[str, Any]], config: Config) -> float:
-    """Training FLOPs of a whole run, a mean over the participants."""
-    settings = config.training_settings
+    """Training FLOPs of a whole run, a mean over the participants. Who was too late has computed as well."""
+    settings, capacities = config.training_settings, config.capacities
     spent = 0.0
     for line in metrics:
-        for participant in line["participants"]:
-            costs = summary["participants"][participant]
-            examples = costs["examples"] * settings.local_epochs
-            if settings.max_steps is not None:
-                examples = min(examples, settings.max_steps * settings.batch_size)
-            spent += examples * costs["flops_per_example"]
+        for participant in [*line["participants"], *line.get("late", [])]:
+            row = summary["participants"][participant]
+            ratio = capacities.ratio(participant, line["round"] - 1)
+            costs = next((each for each in row.get("by_ratio", []) if each["ratio"] == ratio), row)
+            spent += sum(settings.batch_sizes(row["examples"])) * costs["flops_per_example"]
     return spent / len(summary["participants"])
 
 

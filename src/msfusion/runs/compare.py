@@ -49,7 +49,7 @@ def compare(
         "config": config.to_table(),
         **asdict(comparison),
         "seeds": list(range(config.seed, config.seed + comparison.seeds)),
-        "cells": collect_cells(path, planned, comparison),
+        "cells": collect_cells(path, planned),
     }
     write_json(path / "compare.json", result)
     return result

@@ -21,10 +21,11 @@ Equal = Literal["rounds", "flops"]
 class Comparison:
     """Methods x variants x ratios x seeds. The first method leads: the others are told by how far they are behind.
 
-    `variants` are named changes to the configuration, by dotted key; without any there is one row for each
-    method and ratio. With `equal` = "rounds" all methods run the configured rounds; with "flops" FedAvg,
-    whose participants train the full model, stops when it has spent what a participant of the others spends
-    (at least one round). Raises ConfigError for an unknown method or an impossible number.
+    `variants` are named changes to the configuration; without any there is one row for each method and ratio.
+    A variant that sets method.name is run with that method only. With `equal` = "rounds" all methods run the
+    configured rounds; with "flops" FedAvg, whose participants train the full model, stops when it has spent
+    what a participant of the others spends (at least one round).
+    Raises ConfigError for an unknown method, an impossible number, or variants that cannot be told apart.
     """
 
     methods: Sequence[str]
@@ -46,6 +47,8 @@ class Comparison:
         names = [_in_a_file_name(variant) for variant in self.variants]
         if len(set(names)) != len(names):
             raise ConfigError("two variants of the comparison have almost the same name: rename one of them.")
+        if any("seed" in changes for changes in self.variants.values()):
+            raise ConfigError("a variant of the comparison cannot have a seed of its own: all have the same.")
 
     @classmethod
     def of(cls, config: Config, **given: Any) -> Comparison:
@@ -93,7 +96,8 @@ class Planned:
             return f"{self.ratio:g}"
         if self.config.participants.budget is not None:
             return "budget"
-        ratios = sorted(set(self.config.participants.ratios))
+        capacities = self.config.capacities
+        ratios = sorted({one for each in range(len(capacities.each)) for one in capacities.possible(each)})
         return f"{ratios[0]:g}" if len(ratios) == 1 else f"{ratios[0]:g}-{ratios[-1]:g}"
 
 
@@ -108,7 +112,8 @@ def plan_runs(config: Config, comparison: Comparison) -> list[Planned]:
         for ratio in comparison.ratios or (None,):
             at_ratio = {} if ratio is None else {"participants.ratio": ratio}
             changed = plain.changed({**flattened(changes), **at_ratio})
-            rows += [_row(method, variant, ratio, changed, comparison.equal) for method in comparison.methods]
+            methods = [changed.method.name] if "method.name" in flattened(changes) else comparison.methods
+            rows += [_row(method, variant, ratio, changed, comparison.equal) for method in methods]
     runs: dict[str, Planned] = {}
     for seed in range(config.seed, config.seed + comparison.seeds):
         for row in rows:

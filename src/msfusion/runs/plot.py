@@ -20,7 +20,9 @@ def save_plot(comparison: Mapping[str, Any], path: Path) -> None:
     except ImportError as error:
         raise ConfigError("A plot needs matplotlib: pip install 'msfusion[plot]'.") from error
     cells = comparison["cells"]
-    by_variant = len(comparison["methods"]) > 1 and bool(comparison["variants"])
+    by_variant = len({(cell["variant"], cell["method"]) for cell in cells}) > max(
+        len({cell["variant"] for cell in cells}), len({cell["method"] for cell in cells})
+    )
     references = [cell for cell in cells if cell["method"] == "fedavg"]
     narrow = [cell for cell in cells if cell["method"] != "fedavg"] or references
     panels_of: dict[str, list[Mapping[str, Any]]] = {}
