@@ -14,7 +14,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,70 +76,94 @@ def results(name: str) -> dict[str, Any]:
 
 
 def section(name: str) -> str:
-    """An experiment's tables, one for each ratio (and variant, of several methods), with its picture."""
+    """An experiment's tables, with where they come from and their picture."""
     result = results(name)
-    cells, methods = result["cells"], result["methods"]
-    several = len(methods) > 1 and bool(result["variants"])
-    tables: dict[str, list[Row]] = {}
-    for cell in cells:
-        if cell["method"] == "fedavg" and len(methods) > 1:
-            continue
-        title = f"Width ratio {cell['ratio_label']}"
-        tables.setdefault(
-            f"{cell['variant']}, {title[0].lower()}{title[1:]}" if several else title, []
-        ).append(cell)
     parts = []
-    for title, rows in tables.items():
-        whole = [cell for cell in cells if cell["method"] == "fedavg" and cell not in rows]
-        if several:
-            whole = [cell for cell in whole if cell["variant"] == rows[0]["variant"]]
-        parts += [f"{title}:\n", table([*rows, *whole], rows[0]), ""]
-    seeds, commit = len(result["seeds"]), str(result["environment"]["commit"])[:9]
+    for title, rows in tables(result).items():
+        parts += [f"{title}:\n"] if title else []
+        parts += [table(rows), ""]
+        if any(row.get("targets") for row in rows):
+            parts += [targets_table(rows, len(result["seeds"])), ""]
+    seeds, commit = len(result["seeds"]), str(result["environment"].get("commit"))[:9]
     source = f"{seeds} seed{'s' * (seeds > 1)}, commit {commit}, `benchmarks/{name}.toml`"
     return "\n".join([*parts, f"({source}.)\n", f"![{name}](plots/{name}.png)\n"])
 
 
-def table(rows: list[Row], leader: Row) -> str:
-    """Markdown: a line for each row; what it is behind is told seed by seed."""
+def tables(result: Row) -> dict[str, list[Row]]:
+    """The rows of each table under its title: one for each variant that several methods have, and each ratio.
+
+    FedAvg, which holds everything whatever the ratio, stands in each of them.
+    """
+    cells = result["cells"]
+    several = len({(cell["variant"], cell["method"]) for cell in cells}) > len(names_of(cells))
+    found: dict[str, list[Row]] = {}
+    for cell in cells:
+        if cell["method"] == "fedavg" and (several or result["ratios"]):
+            continue
+        ratio = f"Width ratio {cell['ratio_label']}" if result["ratios"] else ""
+        found.setdefault(str(cell["variant"]) if several else ratio, []).append(cell)
+    for rows in found.values():
+        rows += [
+            cell
+            for cell in cells
+            if cell["method"] == "fedavg"
+            and cell not in rows
+            and (not several or cell["variant"] == rows[0]["variant"])
+        ]
+    return found
+
+
+def names_of(rows: Sequence[Row]) -> list[str]:
+    """What the rows are called: by their variants where these differ, or else by their methods."""
+    variants = list(dict.fromkeys(row["variant"] for row in rows))
+    return [str(variant) for variant in variants] if len(variants) > 1 else [row["method"] for row in rows]
+
+
+def table(rows: list[Row]) -> str:
+    """Markdown: a line for each row; what it is behind the first is told seed by seed."""
+    leader, by_variant = rows[0], len({row["variant"] for row in rows}) > 1
     language = "perplexity" in leader
-    by_variant = len({row["method"] for row in rows}) == 1 and leader["variant"] is not None
     metrics = ["perplexity", "accuracy", "loss"] if language else ["accuracy", "loss"]
-    headers = ["variant" if by_variant else "method", *metrics, "behind, seed by seed", "FLOPs an example"]
+    shown = [f"{metric}, %" if metric == "accuracy" else metric for metric in metrics]
+    headers = ["variant" if by_variant else "method", *shown, "behind, seed by seed", "FLOPs an example"]
     lines = [f"| {' | '.join(headers)} |", "|" + " --- |" * len(headers)]
-    for row in rows:
-        name = (
-            row["variant"]
-            if by_variant
-            else row["method"] + ("" if row["within_budget"] else " (beyond the budget)")
-        )
-        values = [spread(row[metric], 100 if metric == "accuracy" else 1) for metric in metrics]
-        difference = (
+    for row, name in zip(rows, names_of(rows), strict=True):
+        over = "" if row["within_budget"] else " (beyond the budget)"
+        values = [spread(row[metric], *((100, 1) if metric == "accuracy" else ())) for metric in metrics]
+        behind = (
             differences(row, leader, "perplexity" if language else "accuracy") if row is not leader else ""
         )
-        lines.append(
-            f"| {name} | {' | '.join(values)} | {difference} | {row['flops_per_example'] / 1e6:.2f} M |"
-        )
+        flops = f"{row['flops_per_example'] / 1e6:.2f} M"
+        lines.append(f"| {' | '.join([name + over, *values, behind, flops])} |")
     return "\n".join(lines)
 
 
-def spread(value: Row, scale: float) -> str:
-    """Mean ± standard deviation; accuracies in per cent."""
-    if value["mean"] is None:
-        return "-"
-    digits, unit = (1, " %") if scale == 100 else (3, "")
-    mean = f"{scale * value['mean']:.{digits}f}"
-    return f"{mean}{unit}" if value["sd"] is None else f"{mean} ± {scale * value['sd']:.{digits}f}{unit}"
+def targets_table(rows: list[Row], seeds: int) -> str:
+    """Markdown: simulated seconds, bytes and rounds until each target accuracy was first reached."""
+    lines = ["| method | accuracy | seconds | MB per participant | rounds |", "|" + " --- |" * 5]
+    for row, name in zip(rows, names_of(rows), strict=True):
+        for target in row["targets"]:
+            told = [f"reached in {target['reached']} of {seeds} runs", "", ""]
+            if target["reached"] == seeds:
+                told = [spread(target["simulated_seconds"], 1, 1), spread(target["bytes"], 1e-6, 1)]
+                told.append(spread(target["rounds"], 1, 1))
+            lines.append(f"| {name} | {target['accuracy']:.0%} | {' | '.join(told)} |")
+    return "\n".join(lines)
 
 
 def differences(row: Row, leader: Row, metric: str) -> str:
-    """By how much a row is behind the leader in each seed: mean ± standard deviation."""
+    """By how much a row is behind the leader in each seed."""
     from msfusion.runs.cells import behind
 
-    value = behind(row, leader)
     scale, digits = (100, 1) if metric == "accuracy" else (1, 2)
+    return spread(behind(row, leader), scale, digits, "+")
+
+
+def spread(value: Row, scale: float = 1.0, digits: int = 3, sign: str = "") -> str:
+    """Mean ± standard deviation."""
     if value["mean"] is None:
         return "-"
-    mean = f"{scale * value['mean']:+.{digits}f}"
+    mean = f"{scale * value['mean']:{sign}.{digits}f}"
     return mean if value["sd"] is None else f"{mean} ± {scale * value['sd']:.{digits}f}"
 
 
