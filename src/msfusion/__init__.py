@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from msfusion.batch import Batch
-    from msfusion.errors import MsfusionError, UntraceableModelError, UpdateError
+    from msfusion.errors import GrowthError, MsfusionError, UntraceableModelError, UpdateError
     from msfusion.fusion import Accumulator, fuse
+    from msfusion.growth import FitSettings, LiGO, Start, fit_operator, grow
     from msfusion.width.groups import Frozen, Group, Place, WidthMap, Window
     from msfusion.width.slices import extract
     from msfusion.width.submodel import SubModel, narrow
@@ -23,8 +24,9 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "msfusion.batch": ["Batch"],
-    "msfusion.errors": ["MsfusionError", "UntraceableModelError", "UpdateError"],
+    "msfusion.errors": ["GrowthError", "MsfusionError", "UntraceableModelError", "UpdateError"],
     "msfusion.fusion": ["Accumulator", "fuse"],
+    "msfusion.growth": ["FitSettings", "LiGO", "Start", "fit_operator", "grow"],
     "msfusion.width.groups": ["Frozen", "Group", "Place", "WidthMap", "Window"],
     "msfusion.width.slices": ["extract"],
     "msfusion.width.submodel": ["SubModel", "narrow"],
@@ -36,10 +38,14 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "Accumulator",
     "Batch",
+    "FitSettings",
     "Frozen",
     "Group",
+    "GrowthError",
+    "LiGO",
     "MsfusionError",
     "Place",
+    "Start",
     "SubModel",
     "UntraceableModelError",
     "UpdateError",
@@ -48,8 +54,10 @@ __all__ = [
     "coverage",
     "double_shift",
     "extract",
+    "fit_operator",
     "full",
     "fuse",
+    "grow",
     "narrow",
     "random",
     "rolling",

@@ -15,7 +15,8 @@ from typing import Literal
 from torch import fx
 from torch._ops import OpOverload
 
-from msfusion.width.analysis import arguments, operator_name
+from msfusion.errors import GrowthError
+from msfusion.width.analysis import Analysis, arguments, operator_name
 from msfusion.width.axes import Atom, Product, find, resolved, size_of
 from msfusion.width.groups import WidthMap
 from msfusion.width.memo import once_per_map
@@ -49,19 +50,27 @@ class Stretch:
 
 def stretches(width_map: WidthMap, tensor: str, axis: int) -> list[Stretch]:
     """The stretches of an axis of a traced model's tensor, neighbours joined where nothing tells them apart."""
-    assert width_map.program is not None and width_map.program.analysis is not None
     found: list[Stretch] = []
-    for product in resolved(width_map.program.analysis.state[tensor][axis]):
+    for product in resolved(analysis_of(width_map).state[tensor][axis]):
         stretch = _stretch(product)
         bare = stretch.multiplied and len(stretch.sizes) == 1
         if found and stretch.key is None and found[-1].key is None:
             found[-1] = Stretch(found[-1].length + stretch.length)
         elif found and bare and found[-1].multiplied and len(found[-1].sizes) == 1 and found[-1].key:
             length = found[-1].length + stretch.length  # the halves of a head that positions rotate
-            found[-1] = replace(found[-1], length=length, key=found[-1].key + (stretch.key or ()), sizes=(length,))
+            found[-1] = replace(
+                found[-1], length=length, key=found[-1].key + (stretch.key or ()), sizes=(length,)
+            )
         else:
             found.append(stretch)
     return found
+
+
+def analysis_of(width_map: WidthMap) -> Analysis:
+    """The axes behind a width map. GrowthError where it was not traced."""
+    if width_map.program is None or width_map.program.analysis is None:
+        raise GrowthError("only traced width maps tell how a model grows; make them with msfusion.trace")
+    return width_map.program.analysis
 
 
 def _stretch(product: Product) -> Stretch:
@@ -103,8 +112,7 @@ def role(width_map: WidthMap, tensor: str, axis: int) -> Role:
 def readers(width_map: WidthMap) -> dict[str, list[tuple[str, str]]]:
     """For each tensor (by its first name) the operators that read it, each with the argument that it is there."""
     found: dict[str, list[tuple[str, str]]] = {name: [] for name in width_map.shapes}
-    assert width_map.program is not None
-    for node in width_map.program.graphs[False].graph.nodes:
+    for node in analysis_of(width_map).program.graphs[False].graph.nodes:
         if node.op == "get_attr" and node.target in width_map.shapes:
             name = str(node.target)
             found[width_map.aliases.get(name, name)] += _readers(node)

@@ -5,9 +5,9 @@ them are divided by the number of copies. *The residual stream* runs through nor
 
 - `tile`: a multiple of the width; every unit is copied equally often, so mean and variance stay;
 - `zero`: any width under RMSNorm: x' = c [x; 0] with c = (D'/D)^0.5 has the same mean square;
-- `mean`: any width under LayerNorm in pre-norm models: x' = c [x; mean(x)] has the mean c mean(x) and the same variance,
-  and the new units are 0 once normalised (the average expansion of LEMON, arXiv 2310.07999; the factor c, which is
-  ours, makes it exact for any epsilon).
+- `mean`: any width under LayerNorm in pre-norm models: x' = c [x; mean(x)] has the mean c mean(x) and the same
+  variance, and the new units are 0 once normalised (the average expansion of LEMON, arXiv 2310.07999; the factor c,
+  which is ours, makes it exact for any epsilon).
 
 *New layers* are identities: what they add to the stream is zero. That needs pre-norm: LayerNorm of what LayerNorm gave
 is something else. A *tied embedding* is written with one matrix but read with another; the norm before the output layer
@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, fx
 
-from msfusion.growth.axes import Role
+from msfusion.growth.axes import Role, analysis_of
 from msfusion.growth.plan import GrowthPlan, Space
 from msfusion.growth.starts import copied_from, source_layer
 from msfusion.width.groups import State, WidthMap
@@ -53,7 +53,7 @@ class Copy:
         """The target's tensors, from the source's `state_dict()`. Raises GrowthError where that is another's."""
         grown = self.plan.grow(state, self._matrix, {kind: self._layers(kind) for kind in self.plan.layers})
         for name in self.before_output:
-            grown[name] = grown[name] * self._tied_factor()
+            grown[name] = grown[name] * self._tied_factor(name)
         return grown
 
     def _matrix(self, name: str, role: Role) -> Float[Tensor, "target source"]:
@@ -72,7 +72,7 @@ class Copy:
         return matrix
 
     def _stream_matrix(self, space: Space, role: Role) -> Float[Tensor, "target source"]:
-        """x' = c [x; 0 or mean(x)]; what is 0 after the norm may have any weight behind it, so that it can train."""
+        """The stream becomes c [x; 0 or mean(x)]; what is 0 after the norm may have any weight behind it."""
         factor = math.sqrt(space.target / space.source)
         copies = torch.nn.functional.one_hot(copied_from(space), space.source).double()
         if role == "scale":
@@ -84,10 +84,16 @@ class Copy:
             padded[space.source :] = 1.0 / space.source
         return padded * factor
 
-    def _tied_factor(self) -> float:
+    def _tied_factor(self, norm: str) -> float:
         """What an output layer should read, over what one does that is tied to the embedding: D/D' under each rule."""
-        space = next(space for space in self.plan.spaces.values() if space.normalised)
-        return space.source / space.target
+        before, after = (
+            math.prod(shapes[name])
+            for shapes, name in (
+                (self.plan.source_shapes, self.plan.origin(norm)),
+                (self.plan.target_shapes, norm),
+            )
+        )
+        return before / after
 
     def _layers(self, kind: str) -> Float[Tensor, "target source"]:
         source, target = self.plan.layers[kind]
@@ -113,11 +119,11 @@ class Copy:
 
 def norms_before_output(plan: GrowthPlan, source: WidthMap) -> tuple[str, ...]:
     """The target's norm weights and biases right before an output layer that is tied to the embedding."""
-    assert source.program is not None and source.program.analysis is not None
-    dependent = source.program.analysis.dependent
+    analysis = analysis_of(source)
+    dependent = analysis.dependent
     tied = {*source.aliases, *source.aliases.values()}
     found: list[str] = []
-    for node in source.program.graphs[False].graph.nodes:
+    for node in analysis.program.graphs[False].graph.nodes:
         if node.op == "get_attr" and node.target in tied:
             for user in _readers(node):
                 if user in dependent and any(d in dependent for d in user.all_input_nodes if d is not node):

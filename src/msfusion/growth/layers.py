@@ -1,8 +1,8 @@
 """Which tensors of a source model correspond to which of a target: by name, modulo the number of a layer.
 
 A *stack* is a run of blocks that repeat: neighbours in a numbered list (`encoder.layer.0.`, `encoder.layer.1.`, ...)
-whose tensors have the same names, shapes and width groups. A group that stands in other blocks too (the residual stream)
-must be the same one in all of them, so two linear layers in a `Sequential` are no stack.
+whose tensors have the same names, shapes and width groups. A group that stands in other blocks too (the residual
+stream) must be the same one in all of them, so two linear layers in a `Sequential` are no stack.
 """
 
 from __future__ import annotations
@@ -63,7 +63,13 @@ class _View:
         entries = []
         for rest in self.tensors(block):
             places = tuple(
-                (place.axis, place.offset, place.thickness, place.repeat, self._label(group.name, names, block))
+                (
+                    place.axis,
+                    place.offset,
+                    place.thickness,
+                    place.repeat,
+                    self._label(group.name, names, block),
+                )
                 for group, place in self.map.places.get(block + rest, ())
             )
             entries.append((rest, tuple(self.map.shapes[block + rest]), places))

@@ -49,10 +49,14 @@ class LiGO(nn.Module):
     ) -> None:
         super().__init__()
         if form not in get_args(Form):
-            raise GrowthError(f"an operator cannot have the form {form!r}: choose one of {', '.join(get_args(Form))}")
+            raise GrowthError(
+                f"an operator cannot have the form {form!r}: choose one of {', '.join(get_args(Form))}"
+            )
         start = start or Start()
         if form == "padded" and (start.width == "random" or not tied):
-            raise GrowthError("[I; C] keeps the old units: it needs a tied operator that starts as copy or average")
+            raise GrowthError(
+                "[I; C] keeps the old units: it needs a tied operator that starts as copy or average"
+            )
         self.plan, self.form, self.tied = plan, form, tied
         generator = torch.Generator().manual_seed(seed)
         for name, space in plan.spaces.items():
@@ -62,7 +66,9 @@ class LiGO(nn.Module):
                 continue
             self._place(f"width.{name}.B", matrix)
             if not tied:
-                self._place(f"width.{name}.A", matrix / matrix.sum(0) if start.width == "copy" else matrix.clone())
+                self._place(
+                    f"width.{name}.A", matrix / matrix.sum(0) if start.width == "copy" else matrix.clone()
+                )
         for kind, (source, target) in plan.layers.items():
             self._place(f"depth.{kind}.w", depth_start(source, target, start.depth, generator))
 
@@ -89,8 +95,8 @@ class LiGO(nn.Module):
         for name, parameter in own.items():
             if tensors[name].shape != parameter.shape:
                 raise GrowthError(
-                    f"the operator's tensor {name!r} has shape {list(parameter.shape)}, but {list(tensors[name].shape)} "
-                    "was given"
+                    f"tensor {name!r} has shape {list(tensors[name].shape)} where the operator has "
+                    f"{list(parameter.shape)}: it is another operator's"
                 )
         with torch.no_grad():
             for name, parameter in own.items():

@@ -27,8 +27,8 @@ from msfusion.width.groups import State
 class Space:
     """An index space of the source and what it becomes: its factors, outermost first, in both models.
 
-    `multiplied`: its innermost factor is within an attention head. `normalised`: a norm's weight or bias stands along it
-    (a residual stream). `shared`: it stands in more than one block of a stack, or outside. `score`: the first or the
+    `multiplied`: its innermost factor is within an attention head. `normalised`: a norm's weight or bias stands along
+    it (a residual stream). `shared`: it stands in more than one block of a stack, or outside. `score`: the first or the
     second of two that are multiplied with each other along their innermost factor (queries and keys).
     """
 
@@ -102,11 +102,17 @@ class GrowthPlan:
             grown[name] = grown[first]
         return {name: grown[name] for name in self.target_shapes}
 
+    def origin(self, target: str) -> str:
+        """The source tensor (the first layer's) from which a target tensor grows."""
+        return next(match.sources[0] for match in self.matches if target in match.targets)
+
     def check(self, state: State) -> None:
         """Raise GrowthError, naming the tensor, unless the state has the source's tensors in the source's shapes."""
         for name, shape in self.source_shapes.items():
             if name not in state:
-                raise GrowthError(f"the source's state lacks the tensor {name!r}: load all of the model's tensors")
+                raise GrowthError(
+                    f"the source's state lacks the tensor {name!r}: load all of the model's tensors"
+                )
             if tuple(state[name].shape) != shape:
                 raise GrowthError(
                     f"tensor {name!r} has shape {list(state[name].shape)} where the source model has {list(shape)}: "
@@ -117,7 +123,7 @@ class GrowthPlan:
         """Every axis multiplied by its matrices: W' = B_out W B_in^T, b' = B_out b, and so on."""
         for axis, parts in enumerate(self.parts.get(name, ())):
             if any(part.space for part in parts):
-                pieces = tensor.split([part.length for part in parts], axis)
+                pieces = torch.split(tensor, [part.length for part in parts], axis)
                 grown = [_grow_part(x, axis, part, matrices) for x, part in zip(pieces, parts, strict=True)]
                 tensor = torch.cat(grown, axis) if len(grown) > 1 else grown[0]
         return tensor
@@ -128,6 +134,12 @@ def _grow_part(x: Tensor, axis: int, part: Part, matrices: Matrices) -> Tensor:
         return x
     matrix = matrices(part.space, part.role).to(x)
     if part.repeat > 1:
-        x = x.unflatten(axis, (part.repeat, -1))
-        return torch.tensordot(matrix, x, ([1], [axis + 1])).movedim(0, axis + 1).flatten(axis, axis + 1)
-    return torch.tensordot(matrix, x, ([1], [axis])).movedim(0, axis)
+        blocks = [_multiplied(matrix, block, axis) for block in x.chunk(part.repeat, axis)]
+        return torch.cat(blocks, axis)
+    return _multiplied(matrix, x, axis)
+
+
+def _multiplied(matrix: Float[Tensor, "target source"], x: Tensor, axis: int) -> Tensor:
+    """A tensor with one axis multiplied by a matrix."""
+    product: Tensor = torch.tensordot(matrix, x, ([1], [axis]))
+    return product.movedim(0, axis)

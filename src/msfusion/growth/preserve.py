@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from msfusion.errors import GrowthError
+from msfusion.growth.axes import analysis_of
 from msfusion.growth.copying import Copy, Order, StreamRule, norms_before_output
 from msfusion.growth.plan import GrowthPlan
-from msfusion.width.graph import Program
 from msfusion.width.groups import State, WidthMap
 from msfusion.width.proof import difference, in_double, run_in_double
 
@@ -33,7 +33,7 @@ def preserving(
 
 
 def copying(plan: GrowthPlan, source: WidthMap, target: WidthMap, state: State, depth: Order) -> Copy:
-    """Growth by copies with new layers that are copies too (depth stacking, interlacing); width is exact if it can be."""
+    """Growth by copies with new layers that are copies too: stacking, interlacing. The width is exact if it can be."""
     before = norms_before_output(plan, source)
     rule: StreamRule = "tile"
     if _rules(plan)[0] != "tile":  # unequal copies are the last resort
@@ -60,8 +60,7 @@ def function_difference(operator: Copy, source: WidthMap, target: WidthMap, stat
 
 
 def _outputs(width_map: WidthMap, state: State) -> Any:
-    program: Program | None = width_map.program
-    assert program is not None
+    program = analysis_of(width_map).program
 
     def read(name: str) -> Any:
         if name in state:
@@ -74,15 +73,15 @@ def _outputs(width_map: WidthMap, state: State) -> Any:
 
 def _refusal(plan: GrowthPlan, source: WidthMap, errors: dict[str, float]) -> GrowthError:
     streams = [space for space in plan.spaces.values() if space.normalised and space.target != space.source]
-    inside = [
-        s for s in plan.spaces.values() if s.multiplied and s.source_sizes[-1] != s.target_sizes[-1]
-    ]
+    inside = [s for s in plan.spaces.values() if s.multiplied and s.source_sizes[-1] != s.target_sizes[-1]]
     deeper = any(new > old for old, new in plan.layers.values())
     ways = []
     if inside:
         ways.append(f"keep the head dimension at {inside[0].source_sizes[-1]}")
     if deeper:
-        ways.append("keep the number of layers, if the model normalises what its blocks add up to (post-norm)")
+        ways.append(
+            "keep the number of layers, if the model normalises what its blocks add up to (post-norm)"
+        )
     if streams and any(s.target % s.source for s in streams):
         ways.append(f"make the width a multiple of {streams[0].source}")
     name = type(source.program.model).__name__ if source.program else "the model"

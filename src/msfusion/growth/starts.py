@@ -35,7 +35,9 @@ class Start:
     def __post_init__(self) -> None:
         for what, name, known in (("width", self.width, WidthStart), ("depth", self.depth, DepthStart)):
             if name not in get_args(known):
-                raise GrowthError(f"{what} cannot start as {name!r}: choose one of {', '.join(get_args(known))}")
+                raise GrowthError(
+                    f"{what} cannot start as {name!r}: choose one of {', '.join(get_args(known))}"
+                )
 
 
 def copied_from(space: Space) -> Int[Tensor, " target"]:
@@ -55,7 +57,7 @@ def kept_rows(space: Space) -> Int[Tensor, " source"]:
     """For each source index the first target index that is a copy of it: the identity within the matrix."""
     origin = copied_from(space)
     rows = torch.full((space.source,), space.target)
-    return rows.scatter_reduce(0, origin, torch.arange(space.target), "amin")
+    return torch.scatter_reduce(rows, 0, origin, torch.arange(space.target), "amin")
 
 
 def width_start(

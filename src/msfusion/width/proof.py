@@ -186,6 +186,7 @@ def _apply(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def in_double(tensor: Tensor) -> Tensor:
+    """A floating-point tensor in float64; any other as it is."""
     return tensor.to(_DTYPES[tensor.dtype]) if tensor.dtype in _DTYPES else tensor
 
 

@@ -33,8 +33,8 @@ class _Pair:
 def correspond(source: WidthMap, target: WidthMap) -> GrowthPlan:
     """Find how a source's tensors become a target's, from the width maps of both models (`msfusion.trace`).
 
-    Raises GrowthError in one sentence that names the tensor or layers, where the models are not of one family, where the
-    target is smaller, or where an axis that nothing can grow (a vocabulary, classes, positions) differs.
+    Raises GrowthError in one sentence that names the tensor or layers, where the models are not of one family, where
+    the target is smaller, or where an axis that nothing can grow (a vocabulary, classes, positions) differs.
     """
     matches = match_tensors(source, target)
     _check_ties(source, target, matches)
@@ -113,7 +113,9 @@ def _side_by_side(
         )
     for s, t in zip(theirs, ours, strict=True):
         if s.key is None and s.length != t.length:
-            reason = next((f.reason for f in source.frozen if (f.tensor, f.axis) == (name, axis)), "one index")
+            reason = next(
+                (f.reason for f in source.frozen if (f.tensor, f.axis) == (name, axis)), "one index"
+            )
             raise GrowthError(
                 f"{where} is {before} long in the source and {after} in the target, and such an axis does not grow "
                 f"({reason}): give the target {before}"
@@ -127,7 +129,9 @@ def _side_by_side(
 
 
 def _lengths(found: list[Stretch]) -> str:
-    return " + ".join(str(s.length) if s.repeat == 1 else f"{s.repeat} x {s.length // s.repeat}" for s in found)
+    return " + ".join(
+        str(s.length) if s.repeat == 1 else f"{s.repeat} x {s.length // s.repeat}" for s in found
+    )
 
 
 def _module(tensor: str) -> str:
@@ -169,8 +173,11 @@ def _scores(pairs: list[_Pair]) -> dict[Key, Literal["first", "second"]]:
             keys = found.setdefault(p.key[0][-1], [])
             if p.key not in keys:
                 keys.append(p.key)
-    twos = [keys for keys in found.values() if len(keys) == 2]
-    return {keys[0]: "first" for keys in twos} | {keys[1]: "second" for keys in twos}
+    scores: dict[Key, Literal["first", "second"]] = {}
+    for keys in found.values():
+        if len(keys) == 2:
+            scores[keys[0]], scores[keys[1]] = "first", "second"
+    return scores
 
 
 def _aligned(source: tuple[int, ...], target: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -190,9 +197,7 @@ def _aligned(source: tuple[int, ...], target: tuple[int, ...]) -> tuple[tuple[in
 def _parts(
     source: WidthMap, pairs: list[_Pair], names: dict[Key, str]
 ) -> dict[str, tuple[tuple[Part, ...], ...]]:
-    parts: dict[str, list[list[Part]]] = {
-        name: [[] for _ in shape] for name, shape in source.shapes.items()
-    }
+    parts: dict[str, list[list[Part]]] = {name: [[] for _ in shape] for name, shape in source.shapes.items()}
     for p in pairs:
         parts[p.tensor][p.axis].append(
             Part(p.source.length, names[p.key] if p.key else None, p.role, p.source.repeat)

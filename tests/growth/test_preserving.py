@@ -1,0 +1,145 @@
+"""Growth that leaves the function unchanged: equal logits in float64, for each family; what cannot be is refused."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from growth_families import (
+    GROUPED,
+    GROUPED_LARGE,
+    GROUPED_ODD,
+    LARGE,
+    ODD,
+    SMALL,
+    WIDE,
+    Size,
+    bert_classifier,
+    bert_masked_lm,
+    call,
+    classifier,
+    decoder,
+    gpt2,
+    inputs_of,
+    llama,
+    planned,
+    tied_llama,
+    traced,
+    vit,
+)
+from torch import nn
+
+from msfusion.errors import GrowthError
+from msfusion.growth import Copy, copying, fill, function_difference, preserving
+
+Family = Callable[[Size], nn.Module]
+
+EXACT = [
+    (bert_classifier, SMALL, WIDE, "tile"),  # post-norm
+    (bert_masked_lm, SMALL, WIDE, "tile"),  # and tied
+    (gpt2, SMALL, LARGE, "tile"),
+    (gpt2, SMALL, ODD, "mean"),
+    (vit, SMALL, ODD, "mean"),
+    (llama, GROUPED, GROUPED_LARGE, "tile"),
+    (tied_llama, GROUPED, GROUPED_ODD, "zero"),  # more key-value heads
+    (decoder, SMALL, LARGE, "tile"),
+    (decoder, SMALL, ODD, "mean"),
+    (decoder, SMALL, Size(30, 3, 3, 41), "mean"),  # a larger head dimension
+    (decoder, Size(heads=1), Size(48, 2, 2, 40), "tile"),  # one head, which is no width group
+    (classifier, Size(layers=1), Size(24, 3, 3, 40), "tile"),  # depth alone
+]
+
+
+@pytest.mark.parametrize(("family", "small", "large", "rule"), EXACT, ids=lambda value: getattr(value, "__name__", None))
+def test_function_preserving_growth(family: Family, small: Size, large: Size, rule: str) -> None:
+    (source, source_map), (target, target_map) = traced(family, small), traced(family, large)
+    state = source.state_dict()
+    operator = preserving(planned(family, small, large), source_map, target_map, state)
+    assert operator.stream == rule
+    assert function_difference(operator, source_map, target_map, state) < 1e-9
+    if family not in (llama, tied_llama):  # whose norms compute in float32 whatever the model's dtype
+        double = copy.deepcopy(source).double()
+        grown = fill(copy.deepcopy(target).double(), operator.materialise(double.state_dict()))
+        inputs = inputs_of(family)
+        if isinstance(inputs, dict):
+            inputs = {name: t.double() if t.is_floating_point() else t for name, t in inputs.items()}
+        expected, logits = call(double, inputs), call(grown, inputs)
+        assert float(expected.std()) > 1e-3
+        torch.testing.assert_close(logits, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("family", [llama, tied_llama])
+def test_llama_in_float32(family: Family) -> None:
+    small, large = (GROUPED, GROUPED_LARGE if family is llama else GROUPED_ODD)
+    (source, source_map), (target, target_map) = traced(family, small), traced(family, large)
+    operator = preserving(planned(family, small, large), source_map, target_map, source.state_dict())
+    grown = fill(copy.deepcopy(target), operator.materialise(source.state_dict()))
+    torch.testing.assert_close(call(grown, inputs_of(family)), call(source, inputs_of(family)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("depth", ["stack", "interlace"])
+def test_layers_keep_their_order_among_identities(depth: str) -> None:
+    source, source_map = traced(decoder, SMALL)
+    operator = preserving(
+        planned(decoder, SMALL, LARGE), source_map, traced(decoder, LARGE)[1], source.state_dict(), depth
+    )
+    grown = operator.materialise(source.state_dict())
+    silent = [bool((grown[f"decoder.blocks.{k}.contract.weight"] == 0).all()) for k in range(4)]
+    assert silent == ([False, False, True, True] if depth == "stack" else [False, True, False, True])
+    copied = grown["decoder.blocks.3.expand.weight"]
+    assert torch.equal(copied, grown["decoder.blocks.1.expand.weight" if depth == "stack" else "decoder.blocks.2.expand.weight"])
+
+
+def test_every_parameter_that_was_added_can_train() -> None:
+    """No gradient is zero for good: what is zero now is read or written by something that is not."""
+    source, source_map = traced(decoder, SMALL)
+    target, target_map = traced(decoder, ODD)
+    operator = preserving(planned(decoder, SMALL, ODD), source_map, target_map, source.state_dict())
+    grown = fill(copy.deepcopy(target), operator.materialise(source.state_dict())).train()
+    optimizer = torch.optim.SGD(grown.parameters(), 0.1)
+    moved = {name: torch.zeros_like(p, dtype=torch.bool) for name, p in grown.named_parameters()}
+    for _ in range(2):
+        optimizer.zero_grad()
+        (grown(*inputs_of(decoder)) ** 2).mean().backward()
+        for name, parameter in grown.named_parameters():
+            moved[name] |= parameter.grad != 0
+        optimizer.step()
+    still = {name for name, where in moved.items() if not where.all()} - {
+        "decoder.tokens.weight", "decoder.positions.weight", "head.weight"  # those of words that did not occur
+    }  # fmt: skip
+    assert still == set()
+
+
+def test_what_cannot_be_exact_is_refused() -> None:
+    small, wide = traced(bert_classifier, SMALL), traced(bert_classifier, LARGE)
+    with pytest.raises(GrowthError, match="post-norm") as error:
+        preserving(planned(bert_classifier, SMALL, LARGE), small[1], wide[1], small[0].state_dict())
+    assert "\n" not in str(error.value)
+    assert "BertForSequenceClassification" in str(error.value)
+
+
+def test_stacking_and_interlacing_copy_whole_layers() -> None:
+    source, source_map = traced(bert_classifier, SMALL)
+    target, target_map = traced(bert_classifier, LARGE)
+    plan = planned(bert_classifier, SMALL, LARGE)
+    for depth, layers in (("stack", [0, 1, 0, 1]), ("interlace", [0, 0, 1, 1])):
+        operator = copying(plan, source_map, target_map, source.state_dict(), depth)
+        assert isinstance(operator, Copy)
+        grown = operator.materialise(source.state_dict())
+        for rest in ("attention.self.key.weight", "output.dense.weight", "output.LayerNorm.bias"):
+            chosen = [grown[f"bert.encoder.layer.{k}.{rest}"] for k in range(4)]
+            # every unit twice, in turn: the first half of rows (and columns, halved) is the source's
+            for k, layer in enumerate(layers):
+                old = source.state_dict()[f"bert.encoder.layer.{layer}.{rest}"]
+                block = chosen[k][tuple(slice(0, n) for n in old.shape)]
+                torch.testing.assert_close(block, old / 2 if old.ndim == 2 and "key" in rest else _read(old, rest))
+
+
+def _read(old: torch.Tensor, rest: str) -> torch.Tensor:
+    """How often the 40 hidden features are copied into 90: ten of them three times."""
+    if old.ndim == 1:
+        return old
+    copies = torch.bincount(torch.arange(90) % 40)
+    return old / copies
