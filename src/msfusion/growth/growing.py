@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -20,14 +20,16 @@ from msfusion.growth.pretrained import build_target, example_inputs_for, load_fo
 from msfusion.width.groups import WidthMap
 from msfusion.width.trace import trace
 
-OperatorName = Literal["preserve", "stack", "interlace", "ligo"]
+OPERATORS = ("preserve", "stack", "interlace", "ligo")
+"""Operators that `grow` makes itself."""
+
 Inputs = tuple[Any, ...] | dict[str, Any]
 
 
 def grow(
     source: nn.Module | str | Path,
     target: Any,
-    operator: OperatorName | LiGO | Copy = "preserve",
+    operator: str | LiGO | Copy = "preserve",
     *,
     example_inputs: Inputs | None = None,
     data: Batch | None = None,
@@ -88,8 +90,8 @@ def _made(
     data: Batch | None,
     fit: FitSettings | None,
 ) -> LiGO | Copy:
-    if name not in get_args(OperatorName):
-        raise GrowthError(f"there is no operator {name!r}: choose one of {', '.join(get_args(OperatorName))}")
+    if name not in OPERATORS:
+        raise GrowthError(f"there is no operator {name!r}: choose one of {', '.join(OPERATORS)}")
     if (name == "ligo") != (data is not None):
         raise GrowthError("operator 'ligo' learns how to grow, on data: give it some, and the others none")
     plan, small, large = plan_growth(source, target, inputs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -57,7 +58,8 @@ def kept_rows(space: Space) -> Int[Tensor, " source"]:
     """For each source index the first target index that is a copy of it: the identity within the matrix."""
     origin = copied_from(space)
     rows = torch.full((space.source,), space.target)
-    return torch.scatter_reduce(rows, 0, origin, torch.arange(space.target), "amin")
+    kept: Tensor = torch.scatter_reduce(rows, 0, origin, torch.arange(space.target), "amin")
+    return kept
 
 
 def width_start(
@@ -65,7 +67,7 @@ def width_start(
 ) -> Float[Tensor, "target source"]:
     """The matrix of an index space at the start."""
     if start == "random":
-        deviation = (2.0 / (space.source + space.target)) ** 0.5
+        deviation = math.sqrt(2.0 / (space.source + space.target))
         return torch.randn(space.target, space.source, generator=generator) * deviation
     origin = copied_from(space)
     matrix = torch.nn.functional.one_hot(origin, space.source).float()
