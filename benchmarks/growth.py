@@ -31,12 +31,12 @@ from torch import nn
 import msfusion
 from msfusion.costs import costs_of
 from msfusion.data import DataSpec, load_data
-from msfusion.growth import FitSettings, GrownModel, LiGO, Start, fit_operator, plan_growth
+from msfusion.growth import Copy, FitSettings, GrownModel, LiGO, Start, fit_operator, plan_growth, preserving
 from msfusion.models.transformer import DecoderLM, TextClassifier
 from msfusion.objectives import cross_entropy, evaluate
 from msfusion.runs.environment import environment
 
-METHODS = ("scratch", "ligo", "net2net", "stack", "interlace")
+METHODS = ("scratch", "ligo", "ligo-from-copies", "net2net", "stack", "interlace")
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -155,14 +155,15 @@ def start(method: str, job: Job, seed: int, small: nn.Module) -> tuple[nn.Module
     target = job.build(job.large)
     if method == "scratch":
         return target, 0.0
-    if method != "ligo":
+    if not method.startswith("ligo"):
         name = {"net2net": "preserve"}.get(method, method)
         return msfusion.grow(small, target, name, example_inputs=job.inputs), 0.0
     settings = job.settings
-    plan, _, _ = plan_growth(small, target, job.inputs)
-    operator = LiGO(
-        plan, Start(settings.width_start, settings.depth_start), tied=not settings.untied, seed=seed
-    )
+    plan, small_map, large_map = plan_growth(small, target, job.inputs)
+    first: Start | Copy = Start(settings.width_start, settings.depth_start)
+    if method == "ligo-from-copies":
+        first = preserving(plan, small_map, large_map, small.state_dict())
+    operator = LiGO(plan, first, tied=not settings.untied, seed=seed)
     fit = FitSettings(
         settings.operator_steps, settings.operator_rate, batch_size=settings.batch_size, seed=seed
     )

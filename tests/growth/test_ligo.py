@@ -28,7 +28,7 @@ from torch.func import functional_call
 
 import msfusion
 from msfusion.errors import GrowthError
-from msfusion.growth import GrownModel, LiGO, Space, Start
+from msfusion.growth import GrownModel, LiGO, Space, Start, preserving
 from msfusion.growth.starts import copied_from, depth_start, kept_rows, width_start
 from msfusion.objectives import cross_entropy
 
@@ -185,6 +185,25 @@ def test_two_matrices_a_space_start_as_net2net() -> None:
     for name, space in plan.spaces.items():
         written, read = operator.tensors()[f"width.{name}.B"], operator.tensors()[f"width.{name}.A"]
         torch.testing.assert_close(read.T @ written, torch.eye(space.source))
+
+
+def test_an_operator_that_starts_from_copies() -> None:
+    """It begins where the copies are, to float32's rounding, and every tensor of it can move."""
+    source, source_map = traced(decoder, SMALL)
+    target, target_map = traced(decoder, LARGE)
+    plan = planned(decoder, SMALL, LARGE)
+    copies = preserving(plan, source_map, target_map, source.state_dict())
+    operator = LiGO(plan, copies)
+    expected = copies.materialise(source.state_dict())
+    for name, tensor in operator.materialise(source.state_dict()).items():
+        torch.testing.assert_close(tensor, expected[name])
+    assert {"contract", "produce", "scale", "shift"} == {
+        name.rpartition(".")[2] for name in operator.tensors() if name.startswith("width.decoder.tokens.")
+    }
+    cross_entropy(GrownModel(operator, source.state_dict(), target), batch()).backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in operator.parameters())
+    with pytest.raises(GrowthError, match="must be full"):
+        LiGO(plan, copies, form="padded")
 
 
 def test_odd_choices_are_refused() -> None:

@@ -51,12 +51,15 @@ class Copy:
 
     def materialise(self, state: State) -> dict[str, Tensor]:
         """The target's tensors, from the source's `state_dict()`. Raises GrowthError where that is another's."""
-        grown = self.plan.grow(state, self._matrix, {kind: self._layers(kind) for kind in self.plan.layers})
-        for name in self.before_output:
-            grown[name] = grown[name] * self._tied_factor(name)
-        return grown
+        grown = self.plan.grow(state, self.matrix, {kind: self.layers(kind) for kind in self.plan.layers})
+        return self.with_ties(grown)
 
-    def _matrix(self, name: str, role: Role) -> Float[Tensor, "target source"]:
+    def with_ties(self, grown: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The target's tensors, those before a tied output layer with their factor."""
+        return grown | {name: grown[name] * self._tied_factor(name) for name in self.before_output}
+
+    def matrix(self, name: str, role: Role) -> Float[Tensor, "target source"]:
+        """The matrix by which an index space grows, for tensors that do this along it."""
         space = self.plan.spaces[name]
         if space.normalised and self.stream != "tile" and space.target > space.source:
             return self._stream_matrix(space, role)
@@ -95,13 +98,15 @@ class Copy:
         )
         return before / after
 
-    def _layers(self, kind: str) -> Float[Tensor, "target source"]:
+    def layers(self, kind: str) -> Float[Tensor, "target source"]:
+        """Which source layer each target layer copies; none where an identity needs zeros."""
         source, target = self.plan.layers[kind]
         weights = torch.zeros(target, source, dtype=torch.float64)
+        silent = self.identities and kind in self._adding()
         seen: set[int] = set()
         for layer in range(target):
             origin = source_layer(layer, source, target, self.depth)
-            if not (self.identities and origin in seen and kind in self._adding()):
+            if not (silent and origin in seen):
                 weights[layer, origin] = 1.0
             seen.add(origin)
         return weights

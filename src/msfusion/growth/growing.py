@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from msfusion.batch import Batch
@@ -52,7 +53,8 @@ def grow(
     grown = build_target(model, target)
     if not isinstance(operator, LiGO | Copy):
         operator = _made(operator, model, grown, example_inputs, data, fit)
-    return fill(grown, operator.materialise(model.state_dict()))
+    with torch.no_grad():
+        return fill(grown, operator.materialise(model.state_dict()))
 
 
 def plan_growth(
@@ -78,7 +80,7 @@ def fill(target: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
             raise GrowthError(
                 f"the operator does not make this target: tensor {name!r} has another shape there"
             )
-    target.load_state_dict({name: tensors[name].detach() for name in own})
+    target.load_state_dict({name: tensors[name] for name in own})
     return target
 
 

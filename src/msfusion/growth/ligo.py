@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from msfusion.errors import GrowthError
 from msfusion.growth.axes import Role
+from msfusion.growth.copying import Copy
 from msfusion.growth.plan import GrowthPlan
 from msfusion.growth.starts import Start, depth_start, kept_rows, width_start
 from msfusion.width.groups import State
@@ -31,6 +32,8 @@ Form = Literal["full", "padded"]
 class LiGO(nn.Module):
     """A learned linear growth operator from one model to another. Its parameters are all that it holds.
 
+    `start`: see `Start`; or growth by copies (`Copy`), from which the operator then departs. What preserves the
+    function writes, reads and normalises an index space by different matrices, so such an operator has one for each.
     `form`: "full" matrices, or "padded": [I; C], of which only C trains (the released code's; the identity stands at
     the rows of the units that are kept). `tied`: weights are read through the same matrix as they are written (A = B),
     as in the paper; otherwise every space has a second matrix A for the weights that sum over it, and with the width
@@ -41,7 +44,7 @@ class LiGO(nn.Module):
     def __init__(
         self,
         plan: GrowthPlan,
-        start: Start | None = None,
+        start: Start | Copy | None = None,
         *,
         form: Form = "full",
         tied: bool = True,
@@ -52,12 +55,32 @@ class LiGO(nn.Module):
             raise GrowthError(
                 f"an operator cannot have the form {form!r}: choose one of {', '.join(get_args(Form))}"
             )
-        start = start or Start()
+        self.plan, self.form, self.tied = plan, form, tied
+        self._copy = start if isinstance(start, Copy) else None
+        if isinstance(start, Copy):
+            self._place_copies(start)
+        else:
+            self._place_start(start or Start(), seed)
+
+    def _place_copies(self, start: Copy) -> None:
+        """A matrix for each role of each index space, as the copies have them."""
+        if self.form == "padded":
+            raise GrowthError(
+                "[I; C] has one matrix a space: an operator that starts from copies must be full"
+            )
+        for name in self.plan.spaces:
+            for role in self.plan.roles(name):
+                self._place(f"width.{name}.{role}", start.matrix(name, role).float())
+        for kind in self.plan.layers:
+            self._place(f"depth.{kind}.w", start.layers(kind).float())
+
+    def _place_start(self, start: Start, seed: int) -> None:
+        """One matrix for each index space, or two."""
+        plan, form, tied = self.plan, self.form, self.tied
         if form == "padded" and (start.width == "random" or not tied):
             raise GrowthError(
                 "[I; C] keeps the old units: it needs a tied operator that starts as copy or average"
             )
-        self.plan, self.form, self.tied = plan, form, tied
         generator = torch.Generator().manual_seed(seed)
         for name, space in plan.spaces.items():
             matrix = width_start(space, start.width, generator)
@@ -111,6 +134,8 @@ class LiGO(nn.Module):
         made: dict[str, Tensor] = {}
 
         def matrix(space: str, role: Role) -> Tensor:
+            if self._copy is not None:
+                return own[f"width.{space}.{role}"]
             if self.form == "full":
                 letter = "A" if role == "contract" and not self.tied else "B"
                 return own[f"width.{space}.{letter}"]
@@ -118,7 +143,8 @@ class LiGO(nn.Module):
                 made[space] = self._padded(space, own[f"width.{space}.C"])
             return made[space]
 
-        return self.plan.grow(state, matrix, {kind: own[f"depth.{kind}.w"] for kind in self.plan.layers})
+        grown = self.plan.grow(state, matrix, {kind: own[f"depth.{kind}.w"] for kind in self.plan.layers})
+        return grown if self._copy is None else self._copy.with_ties(grown)
 
     def _padded(self, name: str, new: Tensor) -> Tensor:
         """[I; C], the identity at the rows of the units that are kept."""

@@ -102,6 +102,13 @@ class GrowthPlan:
             grown[name] = grown[first]
         return {name: grown[name] for name in self.target_shapes}
 
+    def roles(self, space: str) -> list[Role]:
+        """What the source's tensors do along an index space, each once."""
+        found = {
+            part.role for axes in self.parts.values() for axis in axes for part in axis if part.space == space
+        }
+        return sorted(found)
+
     def origin(self, target: str) -> str:
         """The source tensor (the first layer's) from which a target tensor grows."""
         return next(match.sources[0] for match in self.matches if target in match.targets)

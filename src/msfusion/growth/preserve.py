@@ -63,9 +63,7 @@ def _outputs(width_map: WidthMap, state: State) -> Any:
     program = analysis_of(width_map).program
 
     def read(name: str) -> Any:
-        if name in state:
-            return state[name].clone()
-        tensor = program.tensors().get(name)
+        tensor = state[name] if name in state else program.constants.get(name)
         return None if tensor is None else in_double(tensor.detach()).clone()
 
     return run_in_double(program, program.graphs[False], read)
