@@ -107,12 +107,14 @@ class Block(nn.Module):
     def __init__(self, features: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(features)
+        self.register_buffer("factor", torch.tensor([0.5]))
+        self.register_buffer("calls", torch.tensor(3))
         self.inner = nn.Sequential(
             nn.Linear(features, 2 * features), nn.GELU(), nn.Linear(2 * features, features)
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y: torch.Tensor = x + self.inner(self.norm(x))
+        y: torch.Tensor = x + self.factor * self.inner(self.norm(x))
         return y
 
 
@@ -137,7 +139,17 @@ def test_blocks_within_a_flat_list_are_a_stack() -> None:
         "6.weight": ("4.weight",),
         "6.bias": ("4.bias",),
     }
-    assert plan.layers == {"1.norm": (2, 4), "1.inner.0": (2, 4), "1.inner.2": (2, 4)}
+    assert {kind for kind in plan.layers if "inner" in kind} == {"1.inner.0", "1.inner.2"}
+    assert set(plan.layers.values()) == {(2, 4)}
+
+
+def test_buffers_of_layers_are_copied_whatever_the_operator() -> None:
+    models = flat(8, 2), flat(12, 4)
+    plan = correspond(*(msfusion.trace(model, (torch.randn(2, 5),)) for model in models))
+    grown = msfusion.LiGO(plan, msfusion.Start("random", "random")).materialise(models[0].state_dict())
+    assert [grown[f"{k}.factor"].tolist() for k in range(1, 5)] == [[0.5]] * 4
+    assert [int(grown[f"{k}.calls"]) for k in range(1, 5)] == [3] * 4
+    assert "1.factor" not in plan.layers
 
 
 def refused(family_source: tuple, family_target: tuple) -> str:

@@ -49,7 +49,12 @@ def correspond(source: WidthMap, target: WidthMap) -> GrowthPlan:
         spaces=spaces,
         parts=_parts(source, pairs, names),
         matches=tuple(matches),
-        layers={m.kind: (len(m.sources), len(m.targets)) for m in matches if m.kind is not None},
+        layers={
+            m.kind: (len(m.sources), len(m.targets))
+            for m in matches
+            if m.kind and m.sources[0] in source.parameters
+        },
+        buffers=frozenset(source.shapes) - frozenset(source.parameters),
         source_shapes=dict(source.shapes),
         target_shapes=dict(target.shapes),
         aliases=dict(target.aliases),
@@ -77,11 +82,13 @@ def _pairs(source: WidthMap, target: WidthMap, matches: list[Match]) -> Iterator
                     f"tensor {name!r} has shape {list(theirs)} in the source and {list(ours)} in the target: "
                     "the models are not of one family"
                 )
-            if name not in source.parameters and theirs != ours:
-                raise GrowthError(
-                    f"buffer {name!r} has shape {list(theirs)} in the source and {list(ours)} in the target: only "
-                    "trained parameters can grow"
-                )
+            if name not in source.parameters:
+                if theirs != ours:
+                    raise GrowthError(
+                        f"buffer {name!r} has shape {list(theirs)} in the source and {list(ours)} in the target: only "
+                        "trained parameters can grow"
+                    )
+                continue
             for axis in range(len(theirs)):
                 for number, (s, t) in enumerate(_side_by_side(source, target, name, grown, axis)):
                     key = None

@@ -71,13 +71,14 @@ class GrowthPlan:
 
     `spaces`: the index spaces that grow, by name. `parts`: for each source tensor that grows, its axes.
     `matches`: target tensors and the source tensors that make them; `layers`: for each kind of module in a stack, how
-    many layers the source and the target have.
+    many layers the source and the target have; `buffers`: source tensors that do not train, and are copied.
     """
 
     spaces: Mapping[str, Space]
     parts: Mapping[str, tuple[tuple[Part, ...], ...]]
     matches: tuple[Match, ...]
     layers: Mapping[str, tuple[int, int]]
+    buffers: frozenset[str]
     source_shapes: Mapping[str, tuple[int, ...]]
     target_shapes: Mapping[str, tuple[int, ...]]
     aliases: Mapping[str, str]
@@ -94,6 +95,8 @@ class GrowthPlan:
             wide = [self._widen(state[name], name, matrices) for name in match.sources]
             if match.kind is None:
                 deep = wide
+            elif match.sources[0] in self.buffers:
+                deep = [wide[k * len(wide) // len(match.targets)] for k in range(len(match.targets))]
             else:
                 layers = mixing[match.kind].to(wide[0])
                 deep = list(torch.tensordot(layers, torch.stack(wide), 1).unbind())
