@@ -181,7 +181,7 @@ def test_tensors_are_plain_and_taken_over_exactly() -> None:
 def test_two_matrices_a_space_start_as_net2net() -> None:
     """What is written by copies is read with their number divided out."""
     plan = planned(decoder, SMALL, LARGE)
-    operator = LiGO(plan, tied=False)
+    operator = LiGO(plan, Start(noise=0.0), tied=False)
     for name, space in plan.spaces.items():
         written, read = operator.tensors()[f"width.{name}.B"], operator.tensors()[f"width.{name}.A"]
         torch.testing.assert_close(read.T @ written, torch.eye(space.source))
@@ -234,7 +234,7 @@ def test_copies_in_turn(pairs: list[tuple[int, int]]) -> None:
     ]
     assert origin.tolist() == expected
     assert origin[kept_rows(space)].tolist() == list(range(space.source))
-    matrix = width_start(space, "average", torch.Generator().manual_seed(0))
+    matrix = width_start(space, Start("average"), torch.Generator().manual_seed(0))
     torch.testing.assert_close(matrix.sum(1), torch.ones(space.target))
     assert torch.equal(matrix[kept_rows(space)], torch.eye(space.source))
 

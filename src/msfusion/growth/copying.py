@@ -9,6 +9,9 @@ them are divided by the number of copies. *The residual stream* runs through nor
   variance, and the new units are 0 once normalised (the average expansion of LEMON, arXiv 2310.07999; the factor c,
   which is ours, makes it exact for any epsilon).
 
+Copies that are read alike would get the same gradients and stay copies for good. So the weights that read them are
+split unevenly, every entry at random: only the sum over the copies counts, and the function is still the same.
+
 *New layers* are identities: what they add to the stream is zero. That needs pre-norm: LayerNorm of what LayerNorm gave
 is something else. A *tied embedding* is written with one matrix but read with another; the norm before the output layer
 takes the factor between the two.
@@ -16,9 +19,11 @@ takes the factor between the two.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Literal
 
 import torch
@@ -40,7 +45,8 @@ class Copy:
 
     `stream` says how residual streams are widened; new layers follow in the order of `depth`, as identities or (with
     `identities` False) as plain copies, which is depth stacking and interlacing. `before_output` are the target's
-    tensors that take the factor of a tied embedding.
+    tensors that take the factor of a tied embedding. `unevenness` is how far the weights that read copies differ, in
+    standard deviations of the weights; drawn from `seed`.
     """
 
     plan: GrowthPlan
@@ -48,20 +54,59 @@ class Copy:
     depth: Order = "stack"
     identities: bool = True
     before_output: tuple[str, ...] = ()
+    unevenness: float = 0.5
+    seed: int = 0
 
     def materialise(self, state: State) -> dict[str, Tensor]:
         """The target's tensors, from the source's `state_dict()`. Raises GrowthError where that is another's."""
         grown = self.plan.grow(state, self.matrix, {kind: self.layers(kind) for kind in self.plan.layers})
-        return self.with_ties(grown)
+        return self.finished(grown)
 
-    def with_ties(self, grown: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The target's tensors, those before a tied output layer with their factor."""
-        return grown | {name: grown[name] * self._tied_factor(name) for name in self.before_output}
+    def finished(self, grown: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The target's tensors as matrices made them, with what no matrix does: uneven splits and tied factors."""
+        finished = dict(grown)
+        for match in self.plan.matches:
+            for source, name in zip(cycle(match.sources), match.targets, strict=False):
+                for axis, start, space in self._copied(source):
+                    finished[name] = self._uneven(finished[name], name, axis, start, space)
+        for name in self.before_output:
+            finished[name] = finished[name] * self._tied_factor(name)
+        return finished
+
+    def _copied(self, source: str) -> Iterator[tuple[int, int, Space]]:
+        """The stretches of a grown tensor along which it reads copies: axis, start, index space."""
+        for axis, parts in enumerate(self.plan.parts[source]):
+            start = 0
+            for part in parts:
+                space = self.plan.spaces[part.space] if part.space else None
+                if space and part.role == "contract" and part.repeat == 1 and self._is_copied(space):
+                    yield axis, start, space
+                start += space.target * part.repeat if space else part.length
+
+    def _is_copied(self, space: Space) -> bool:
+        return space.target > space.source and (self.stream == "tile" or not space.normalised)
+
+    def _uneven(self, tensor: Tensor, name: str, axis: int, start: int, space: Space) -> Tensor:
+        """Noise along the copies of each unit that sums to zero over them."""
+        read = tensor.narrow(axis, start, space.target)
+        seed = int.from_bytes(
+            hashlib.sha256(f"{self.seed} {name} {axis} {start}".encode()).digest()[:7], "big"
+        )
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn(read.shape, generator=generator).to(read).movedim(axis, 0)
+        origin = copied_from(space).to(read.device)
+        copies = torch.bincount(origin, minlength=space.source).to(read)
+        sums = torch.zeros_like(noise[: space.source]).index_add_(0, origin, noise)
+        noise = noise - (sums / copies.reshape(-1, *[1] * (noise.ndim - 1)))[origin]
+        noise = noise.movedim(0, axis) * (self.unevenness * read.detach().std())
+        before, after = start, tensor.shape[axis] - start - space.target
+        pieces = torch.split(tensor, [before, space.target, after], axis)
+        return torch.cat([pieces[0], pieces[1] + noise, pieces[2]], axis)
 
     def matrix(self, name: str, role: Role) -> Float[Tensor, "target source"]:
         """The matrix by which an index space grows, for tensors that do this along it."""
         space = self.plan.spaces[name]
-        if space.normalised and self.stream != "tile" and space.target > space.source:
+        if space.target > space.source and not self._is_copied(space):
             return self._stream_matrix(space, role)
         matrix = torch.nn.functional.one_hot(copied_from(space), space.source).double()
         old, new = space.source_sizes[-1], space.target_sizes[-1]

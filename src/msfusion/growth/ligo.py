@@ -22,7 +22,7 @@ from msfusion.errors import GrowthError
 from msfusion.growth.axes import Role
 from msfusion.growth.copying import Copy
 from msfusion.growth.plan import GrowthPlan
-from msfusion.growth.starts import Start, depth_start, kept_rows, width_start
+from msfusion.growth.starts import Start, copied_from, depth_start, kept_rows, width_start
 from msfusion.width.groups import State
 from msfusion.width.submodel import place_tensor
 
@@ -83,15 +83,14 @@ class LiGO(nn.Module):
             )
         generator = torch.Generator().manual_seed(seed)
         for name, space in plan.spaces.items():
-            matrix = width_start(space, start.width, generator)
+            matrix = width_start(space, start, generator)
             if form == "padded":
                 self._place(f"width.{name}.C", matrix[self._new_rows(name)])
                 continue
             self._place(f"width.{name}.B", matrix)
             if not tied:
-                self._place(
-                    f"width.{name}.A", matrix / matrix.sum(0) if start.width == "copy" else matrix.clone()
-                )
+                copies = torch.bincount(copied_from(space)) if start.width == "copy" else 1
+                self._place(f"width.{name}.A", matrix / copies)
         for kind, (source, target) in plan.layers.items():
             self._place(f"depth.{kind}.w", depth_start(source, target, start.depth, generator))
 
@@ -144,7 +143,7 @@ class LiGO(nn.Module):
             return made[space]
 
         grown = self.plan.grow(state, matrix, {kind: own[f"depth.{kind}.w"] for kind in self.plan.layers})
-        return grown if self._copy is None else self._copy.with_ties(grown)
+        return grown if self._copy is None else self._copy.finished(grown)
 
     def _padded(self, name: str, new: Tensor) -> Tensor:
         """[I; C], the identity at the rows of the units that are kept."""

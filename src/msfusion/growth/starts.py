@@ -24,14 +24,16 @@ class Start:
     """Where an operator starts.
 
     Width: "copy" (new rows are copies of old ones in turn, unit by unit), "average" (new rows are weighted averages of
-    all old ones, weights drawn uniformly), "random" (the whole matrix Xavier-normal, as Fed-Grow's).
+    all old ones, weights drawn uniformly), "random" (the whole matrix Xavier-normal, as Fed-Grow's). `noise` is the
+    norm of what is added to each new row of "copy": exact copies would get the same gradients and never differ.
     Depth: target layer k begins as source layer k mod L ("stack") or floor(k L / L') ("interlace"); the noisy variants
     add weights below 0.03 of the other layers; "uniform" averages all, "random" draws the weights.
-    Raises GrowthError for other names.
+    Raises GrowthError for other names, or a negative noise.
     """
 
     width: WidthStart = "copy"
     depth: DepthStart = "stack"
+    noise: float = 0.1
 
     def __post_init__(self) -> None:
         for what, name, known in (("width", self.width, WidthStart), ("depth", self.depth, DepthStart)):
@@ -39,6 +41,8 @@ class Start:
                 raise GrowthError(
                     f"{what} cannot start as {name!r}: choose one of {', '.join(get_args(known))}"
                 )
+        if not 0 <= self.noise < math.inf:
+            raise GrowthError(f"noise is {self.noise}: it must be at least 0")
 
 
 def copied_from(space: Space) -> Int[Tensor, " target"]:
@@ -62,21 +66,22 @@ def kept_rows(space: Space) -> Int[Tensor, " source"]:
     return kept
 
 
-def width_start(
-    space: Space, start: WidthStart, generator: torch.Generator
-) -> Float[Tensor, "target source"]:
+def width_start(space: Space, start: Start, generator: torch.Generator) -> Float[Tensor, "target source"]:
     """The matrix of an index space at the start."""
-    if start == "random":
+    if start.width == "random":
         deviation = math.sqrt(2.0 / (space.source + space.target))
         return torch.randn(space.target, space.source, generator=generator) * deviation
     origin = copied_from(space)
     matrix = torch.nn.functional.one_hot(origin, space.source).float()
-    if start == "average":
-        rows = kept_rows(space)
-        new = torch.ones(space.target, dtype=torch.bool)
-        new[rows] = False
-        drawn = torch.rand(int(new.sum()), space.source, generator=generator)
-        matrix[new] = drawn / drawn.sum(1, keepdim=True)
+    new = torch.ones(space.target, dtype=torch.bool)
+    new[kept_rows(space)] = False
+    rows = int(new.sum())
+    if start.width == "average":
+        weights = torch.rand(rows, space.source, generator=generator)
+        matrix[new] = weights / weights.sum(1, keepdim=True)
+    else:
+        noise = torch.randn(rows, space.source, generator=generator)
+        matrix[new] += noise * (start.noise / math.sqrt(space.source))
     return matrix
 
 
