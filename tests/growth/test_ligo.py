@@ -214,6 +214,8 @@ def test_odd_choices_are_refused() -> None:
         GrowthError, match="width cannot start as 'xavier': choose one of copy, average, random"
     ):
         start.__post_init__()
+    with pytest.raises(GrowthError, match="noise is -1.0: it must be at least 0"):
+        Start(noise=-1.0)
     with pytest.raises(GrowthError, match="keeps the old units"):
         LiGO(plan, Start("random"), form="padded")
 

@@ -71,7 +71,7 @@ class Copy:
                     finished[name] = self._uneven(finished[name], name, axis, start, space)
         for name in self.before_output:
             finished[name] = finished[name] * self._tied_factor(name)
-        return finished
+        return finished | {name: finished[first] for name, first in self.plan.aliases.items()}
 
     def _copied(self, source: str) -> Iterator[tuple[int, int, Space]]:
         """The stretches of a grown tensor along which it reads copies: axis, start, index space."""
@@ -84,6 +84,7 @@ class Copy:
                 start += space.target * part.repeat if space else part.length
 
     def _is_copied(self, space: Space) -> bool:
+        """Whether the new units of an index space are copies: of all but a stream that is padded."""
         return space.target > space.source and (self.stream == "tile" or not space.normalised)
 
     def _uneven(self, tensor: Tensor, name: str, axis: int, start: int, space: Space) -> Tensor:
