@@ -7,8 +7,9 @@ import torch
 from growth_families import LARGE, SMALL, decoder, planned, traced
 
 import msfusion
+from msfusion.costs import costs_of
 from msfusion.errors import DataError, GrowthError, TrainingError
-from msfusion.growth import FitSettings, LiGO, fit_operator
+from msfusion.growth import Copy, FitSettings, GrownModel, LiGO, fit_operator
 
 
 def sentences(count: int = 32) -> msfusion.Batch:
@@ -42,6 +43,17 @@ def test_the_result_depends_on_the_arguments_alone() -> None:
     (first, losses), (second, again) = fitted(settings), fitted(settings)
     assert losses == again
     assert all(torch.equal(t, second.tensors()[name]) for name, t in first.tensors().items())
+
+
+@pytest.mark.parametrize("kind", ["full", "padded", "copies"])
+def test_the_costs_of_an_operator_s_step_can_be_counted(kind: str) -> None:
+    """More than the target's own step, by the matrix products that make the weights."""
+    plan, target = planned(decoder, SMALL, LARGE), traced(decoder, LARGE)[0]
+    operator = LiGO(plan, Copy(plan)) if kind == "copies" else LiGO(plan, form=kind)  # type: ignore[arg-type]
+    model = GrownModel(operator, traced(decoder, SMALL)[0].state_dict(), target)
+    costs = [costs_of(module, sentences(4)) for module in (model, target)]
+    assert costs[0].flops_per_example > costs[1].flops_per_example
+    assert costs[0].parameters == sum(p.numel() for p in operator.parameters())
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 100, 1000])

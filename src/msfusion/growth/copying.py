@@ -96,9 +96,9 @@ class Copy:
         generator = torch.Generator().manual_seed(seed)
         noise = torch.randn(read.shape, generator=generator).to(read).movedim(axis, 0)
         origin = copied_from(space).to(read.device)
-        copies = torch.bincount(origin, minlength=space.source).to(read)
-        sums = torch.zeros_like(noise[: space.source]).index_add_(0, origin, noise)
-        noise = noise - (sums / copies.reshape(-1, *[1] * (noise.ndim - 1)))[origin]
+        zeros = torch.zeros_like(noise[: space.source])
+        means = zeros.index_add(0, origin, noise) / zeros.index_add(0, origin, torch.ones_like(noise))
+        noise = noise - means[origin]
         noise = noise.movedim(0, axis) * (self.unevenness * read.detach().std())
         before, after = start, tensor.shape[axis] - start - space.target
         pieces = torch.split(tensor, [before, space.target, after], axis)

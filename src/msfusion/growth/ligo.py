@@ -16,12 +16,13 @@ from collections.abc import Mapping
 from typing import Literal, get_args
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from msfusion.errors import GrowthError
 from msfusion.growth.axes import Role
 from msfusion.growth.copying import Copy
-from msfusion.growth.plan import GrowthPlan
+from msfusion.growth.plan import GrowthPlan, Space
 from msfusion.growth.starts import Start, copied_from, depth_start, kept_rows, width_start
 from msfusion.width.groups import State
 from msfusion.width.submodel import place_tensor
@@ -56,6 +57,7 @@ class LiGO(nn.Module):
                 f"an operator cannot have the form {form!r}: choose one of {', '.join(get_args(Form))}"
             )
         self.plan, self.form, self.tied = plan, form, tied
+        self._new_rows: dict[str, Tensor] = {}  # of padded matrices, by space
         self._copy = start if isinstance(start, Copy) else None
         if isinstance(start, Copy):
             self._place_copies(start)
@@ -85,7 +87,8 @@ class LiGO(nn.Module):
         for name, space in plan.spaces.items():
             matrix = width_start(space, start, generator)
             if form == "padded":
-                self._place(f"width.{name}.C", matrix[self._new_rows(name)])
+                self._new_rows[name] = _new_rows(space)
+                self._place(f"width.{name}.C", matrix[self._new_rows[name]])
                 continue
             self._place(f"width.{name}.B", matrix)
             if not tied:
@@ -96,13 +99,6 @@ class LiGO(nn.Module):
 
     def _place(self, name: str, tensor: Tensor) -> None:
         place_tensor(self, name, nn.Parameter(tensor), True)
-
-    def _new_rows(self, name: str) -> Tensor:
-        """Which target indices of a space are not kept units, as a mask."""
-        space = self.plan.spaces[name]
-        new = torch.ones(space.target, dtype=torch.bool)
-        new[kept_rows(space)] = False
-        return new
 
     def tensors(self) -> dict[str, Tensor]:
         """The operator's tensors by name: all that anyone needs beside the plan. Detached, but not copied."""
@@ -150,5 +146,12 @@ class LiGO(nn.Module):
         space = self.plan.spaces[name]
         matrix = new.new_zeros(space.target, space.source)
         matrix[kept_rows(space), torch.arange(space.source)] = 1.0
-        matrix[self._new_rows(name)] = new
+        matrix[self._new_rows[name]] = new
         return matrix
+
+
+def _new_rows(space: Space) -> Int[Tensor, " new"]:
+    """The target indices of a space that are not kept units."""
+    new = torch.ones(space.target, dtype=torch.bool)
+    new[kept_rows(space)] = False
+    return new.nonzero().flatten()
