@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from msfusion.batch import Batch
-    from msfusion.errors import CutError, MsfusionError, UntraceableModelError, UpdateError
+    from msfusion.errors import CutError, GrowthError, MsfusionError, UntraceableModelError, UpdateError
     from msfusion.fusion import Accumulator, fuse
+    from msfusion.growth import FitSettings, LiGO, Start, fit_operator, grow
     from msfusion.width.cut import Cut, cut
     from msfusion.width.groups import Frozen, Group, Place, WidthMap, Window
     from msfusion.width.slices import extract
@@ -24,8 +25,9 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "msfusion.batch": ["Batch"],
-    "msfusion.errors": ["CutError", "MsfusionError", "UntraceableModelError", "UpdateError"],
+    "msfusion.errors": ["CutError", "GrowthError", "MsfusionError", "UntraceableModelError", "UpdateError"],
     "msfusion.fusion": ["Accumulator", "fuse"],
+    "msfusion.growth": ["FitSettings", "LiGO", "Start", "fit_operator", "grow"],
     "msfusion.width.cut": ["Cut", "cut"],
     "msfusion.width.groups": ["Frozen", "Group", "Place", "WidthMap", "Window"],
     "msfusion.width.slices": ["extract"],
@@ -40,10 +42,14 @@ __all__ = [
     "Batch",
     "Cut",
     "CutError",
+    "FitSettings",
     "Frozen",
     "Group",
+    "GrowthError",
+    "LiGO",
     "MsfusionError",
     "Place",
+    "Start",
     "SubModel",
     "UntraceableModelError",
     "UpdateError",
@@ -53,8 +59,10 @@ __all__ = [
     "cut",
     "double_shift",
     "extract",
+    "fit_operator",
     "full",
     "fuse",
+    "grow",
     "narrow",
     "random",
     "rolling",

@@ -16,6 +16,10 @@ class UpdateError(MsfusionError):
     """A participant's update does not fit the global model: wrong names, shapes, dtypes, weight, or not finite."""
 
 
+class GrowthError(MsfusionError):
+    """One model cannot be grown into another: other families, a smaller target, layers or tensors that are missing."""
+
+
 class ConfigError(MsfusionError):
     """A configuration that cannot be run: unknown keys, impossible values, missing files."""
 

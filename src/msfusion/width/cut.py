@@ -21,7 +21,7 @@ from msfusion.width.graph import Forward, Graph, Program
 from msfusion.width.groups import WidthMap
 from msfusion.width.halves import Crossing, Halves
 from msfusion.width.mode import mode
-from msfusion.width.submodel import compile_graph, place, program_of, resized
+from msfusion.width.submodel import compile_graph, place_tensor, program_of, resized
 
 
 class ClientPart(nn.Module):
@@ -126,12 +126,12 @@ def _share_out(
             made.setdefault(first, nn.Parameter(tensor.detach().clone(), tensor.requires_grad))
         for side in sides:
             value = made[first] if isinstance(tensor, nn.Parameter) else tensor.detach().clone()
-            place(client if side == "client" else server, name, value, True)
+            place_tensor(client if side == "client" else server, name, value, True)
     own = dict(model.named_buffers())
     for name, constant in program.constants.items():
         for part, names in ((client, read["client"]), (server, read["server"])):
             if name in names:
-                place(part, name, own.get(name, constant).detach().clone(), False)
+                place_tensor(part, name, own.get(name, constant).detach().clone(), False)
 
 
 def _nearest(name: str, read: Mapping[str, set[str]]) -> str:

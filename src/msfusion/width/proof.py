@@ -8,7 +8,7 @@ that no second copy of the model ever exists.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -61,7 +61,7 @@ def prove(width_map: WidthMap) -> None:
                 "example inputs (or are not finite); trace it with realistic inputs"
             )
         for permuted in _trials(width_map.groups):
-            error = _difference(plain, _outputs(program, graph, width_map, permuted))
+            error = difference(plain, _outputs(program, graph, width_map, permuted))
             if not error < _TOLERANCE:
                 raise _refusal(program, graph, width_map, plain, error)
 
@@ -84,7 +84,7 @@ def _refusal(
     """Which group breaks the model, and at which module and operator it is read first."""
     culprit = width_map.groups[0]
     for group in width_map.groups:
-        alone = _difference(plain, _outputs(program, graph, width_map, (group,)))
+        alone = difference(plain, _outputs(program, graph, width_map, (group,)))
         if not alone < _TOLERANCE:
             culprit, error = group, alone
             break
@@ -149,10 +149,18 @@ def _outputs(program: Program, graph: Graph, width_map: WidthMap, permuted: Iter
     """The floating-point outputs of a graph with the units of some groups permuted, in float64."""
     tensors = program.tensors()
     reader = _Reader(program, tensors, width_map, {group.name: _permutation(group) for group in permuted})
+    return run_in_double(program, graph, reader.read)
+
+
+def run_in_double(program: Program, graph: Graph, read: Callable[[str], Any]) -> list[Tensor]:
+    """The floating-point outputs of a graph in float64, without randomness, on inputs that vary.
+
+    `read` gives a tensor of the model by name, in float64 where it is floating-point.
+    """
     inputs = [_perturbed_input(value, position) for position, value in enumerate(program.call.example)]
     state = torch.get_rng_state()
     with torch.no_grad():
-        results = execute(graph.graph, inputs, reader.read, _apply)
+        results = execute(graph.graph, inputs, read, _apply)
     torch.set_rng_state(state)
     return [value for value in results if isinstance(value, Tensor) and value.is_floating_point()]
 
@@ -174,10 +182,11 @@ def _apply(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         elif argument.name in {"dropout_p", "dropout"}:
             kwargs[argument.name] = 0.0
     result = target(*args, **kwargs)
-    return _double(result) if isinstance(result, Tensor) else result
+    return in_double(result) if isinstance(result, Tensor) else result
 
 
-def _double(tensor: Tensor) -> Tensor:
+def in_double(tensor: Tensor) -> Tensor:
+    """A floating-point tensor in float64; any other as it is."""
     return tensor.to(_DTYPES[tensor.dtype]) if tensor.dtype in _DTYPES else tensor
 
 
@@ -200,7 +209,7 @@ class _Reader:
         tensor = self.tensors[name].detach()
         entries = self.places.get(name, ())
         if not entries:
-            return _double(tensor).clone()
+            return in_double(tensor).clone()
         value = _perturbed(tensor, name, id(self.tensors[name]) in self.parameters)
         for axis in {place.axis for _, place in entries}:
             index = torch.arange(value.shape[axis])
@@ -253,7 +262,7 @@ def _spread(output: Tensor) -> float:
     return float(finite.max() - finite.min()) if finite.numel() > 1 else 0.0
 
 
-def _difference(first: list[Tensor], second: list[Tensor]) -> float:
+def difference(first: list[Tensor], second: list[Tensor]) -> float:
     """The largest difference, relative to each output's spread; infinite where values stop being finite."""
     worst = 0.0
     for a, b in zip(first, second, strict=True):

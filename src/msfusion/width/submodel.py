@@ -51,10 +51,10 @@ class SubModel(nn.Module):
             if data is None:
                 data = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
                 memo[id(parameter)] = data
-            place(copy, name, data, True)
+            place_tensor(copy, name, data, True)
         persistent = set(self.state_dict(keep_vars=True))
         for name, buffer in self.named_buffers():
-            place(copy, name, buffer.detach().clone(), name in persistent)
+            place_tensor(copy, name, buffer.detach().clone(), name in persistent)
         return copy.train(self.training)
 
 
@@ -84,15 +84,15 @@ def narrow(model: nn.Module, width_map: WidthMap, window: Window, scaling: bool 
         if isinstance(original, nn.Parameter):
             first = width_map.aliases.get(name, name)
             made.setdefault(first, nn.Parameter(tensor, original.requires_grad))
-            place(sub, name, made[first], True)
+            place_tensor(sub, name, made[first], True)
         else:
-            place(sub, name, tensor, True)
+            place_tensor(sub, name, tensor, True)
     own = dict(model.named_buffers())
     for name, constant in program.constants.items():
-        place(sub, name, _cut(own.get(name, constant).detach(), width_map, name, window), False)
+        place_tensor(sub, name, _cut(own.get(name, constant).detach(), width_map, name, window), False)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     for name, scale in scales.items():
-        place(sub, name, scale.to(device), False)
+        place_tensor(sub, name, scale.to(device), False)
     return sub.train(model.training)
 
 
@@ -110,7 +110,7 @@ def _cut(tensor: Tensor, width_map: WidthMap, name: str, window: Window) -> Tens
     return tensor.clone()
 
 
-def place(root: nn.Module, name: str, tensor: Tensor, persistent: bool) -> None:
+def place_tensor(root: nn.Module, name: str, tensor: Tensor, persistent: bool) -> None:
     """Put a tensor under its dotted name, making the modules on the way."""
     *path, leaf = name.split(".")
     module = root

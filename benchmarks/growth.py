@@ -1,0 +1,272 @@
+"""What growing saves: training FLOPs until a grown model is as good as the same model trained from scratch.
+
+For each seed a small model is trained; then the large one, from scratch for `--steps` steps, and grown by each rule and
+trained with the same settings until its test loss is the one that scratch ended with. All of a method's stages are
+counted (LiGO's operator steps too); the small model's own training is not, as in the paper, but is given beside it.
+Test losses are taken every `--every` steps and are not counted for anyone.
+
+Finished parts are kept in `--out`, so an interrupted run goes on where it was: the small model and each method.
+
+    python benchmarks/growth.py --task wikitext2 --out DIR --seeds 3      # about 90 minutes on two cores
+    python benchmarks/growth.py --task wikitext2 --out DIR --quick        # a minute, for a look
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import msfusion
+from msfusion.costs import costs_of
+from msfusion.data import DataSpec, load_data
+from msfusion.growth import Copy, FitSettings, GrownModel, LiGO, Start, fit_operator, plan_growth, preserving
+from msfusion.models.transformer import DecoderLM, TextClassifier
+from msfusion.objectives import cross_entropy, evaluate
+from msfusion.runs.environment import environment
+
+METHODS = ("scratch", "ligo", "ligo-from-copies", "net2net", "stack", "interlace")
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@dataclass(frozen=True)
+class Size:
+    """A transformer's width, layers and heads, written 128x2x4."""
+
+    features: int
+    layers: int
+    heads: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is trained, on what, and for how long."""
+
+    train: msfusion.Batch
+    test: msfusion.Batch
+    build: Callable[[Size], nn.Module]
+    small: Size
+    large: Size
+    settings: argparse.Namespace
+
+    @property
+    def inputs(self) -> tuple[torch.Tensor, ...]:
+        """What the models are traced with."""
+        return tuple(self.train.take(slice(2)).inputs)  # type: ignore[arg-type]
+
+
+def job(args: argparse.Namespace) -> Job:
+    length = 32 if args.quick else 64
+    text = args.task == "wikitext2"
+    folder = {"wikitext2": "wikitext-2", "agnews": "ag_news"}[args.task]
+    data = load_data(
+        DataSpec(
+            str(Path(args.data) / folder),
+            task="language_modelling" if text else "classification",
+            tokenizer="words",
+            vocabulary_size=4096,
+            length=length,
+            max_train=args.examples,
+            max_test=500,
+            participants=1,
+            partition="contiguous" if text else "iid",
+        )
+    )
+    words = data.vocabulary_size or 0
+
+    def build(size: Size) -> nn.Module:
+        options: dict[str, Any] = {"block_length": length, "features": size.features, "heads": size.heads}
+        if text:
+            return DecoderLM(words, layers=size.layers, **options)
+        return TextClassifier(words, data.classes, layers=size.layers, **options)
+
+    return Job(data.participants[0], data.test, build, args.small, args.large, args)
+
+
+def trained(
+    model: nn.Module, job: Job, seed: int, steps: int, until: float | None = None
+) -> list[dict[str, float]]:
+    """Train a model in place; its test loss after every so many steps, with the FLOPs until then.
+
+    AdamW; the learning rate rises over 5 % of the steps and stays: a curve that is not annealed can be left anywhere.
+    """
+    settings = job.settings
+    per_step = step_flops(model, job)
+    optimizer = torch.optim.AdamW(model.parameters(), settings.learning_rate, weight_decay=0.01)
+    generator = torch.Generator().manual_seed(seed)
+    curve = [{"step": 0, "flops": 0.0, "loss": evaluate(model, job.test).loss}]
+    step = 0
+    while step < steps and not (until is not None and curve[-1]["loss"] <= until):
+        for batch in job.train.shuffled(settings.batch_size, generator):
+            model.train()
+            optimizer.param_groups[0]["lr"] = settings.learning_rate * min(
+                1.0, (step + 1) / (0.05 * settings.steps)
+            )
+            optimizer.zero_grad()
+            cross_entropy(model, batch).backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            step += 1
+            if step % settings.every == 0 or step == steps:
+                loss = evaluate(model, job.test).loss
+                curve.append({"step": step, "flops": float(step * per_step), "loss": loss})
+                if until is not None and loss <= until:
+                    break
+            if step == steps:
+                break
+    return curve
+
+
+def step_flops(model: nn.Module, job: Job) -> int:
+    """The FLOPs of one training step, the making of the weights included where an operator makes them."""
+    batch = job.train.take(slice(job.settings.batch_size))
+    return (
+        costs_of(model, batch, batch_size=job.settings.batch_size).flops_per_example * job.settings.batch_size
+    )
+
+
+def small_model(job: Job, seed: int, folder: Path) -> tuple[nn.Module, float]:
+    """The small model of a seed, trained once, and the FLOPs that took."""
+    torch.manual_seed(seed)
+    model = job.build(job.small)
+    weights, record = folder / "small.safetensors", folder / "small.json"
+    if not record.exists():
+        curve = trained(model, job, seed, job.settings.small_steps)
+        save_file({name: tensor.clone() for name, tensor in model.state_dict().items()}, weights)
+        record.write_text(json.dumps(curve))
+    model.load_state_dict(load_file(weights))
+    return model, json.loads(record.read_text())[-1]["flops"]
+
+
+def start(method: str, job: Job, seed: int, small: nn.Module) -> tuple[nn.Module, float]:
+    """A large model as a method makes it, and the FLOPs that took."""
+    torch.manual_seed(1000 + seed)
+    target = job.build(job.large)
+    if method == "scratch":
+        return target, 0.0
+    if not method.startswith("ligo"):
+        name = {"net2net": "preserve"}.get(method, method)
+        return msfusion.grow(small, target, name, example_inputs=job.inputs), 0.0
+    settings = job.settings
+    plan, small_map, large_map = plan_growth(small, target, job.inputs)
+    first: Start | Copy = Start(settings.width_start, settings.depth_start)
+    if method == "ligo-from-copies":
+        first = preserving(plan, small_map, large_map, small.state_dict())
+    operator = LiGO(plan, first, tied=not settings.untied, seed=seed)
+    fit = FitSettings(
+        settings.operator_steps, settings.operator_rate, batch_size=settings.batch_size, seed=seed
+    )
+    losses = fit_operator(operator, small.state_dict(), target, job.train, fit)
+    print(f"  operator: loss {losses[0]:.3f} -> {losses[-1]:.3f}", flush=True)
+    flops = float(step_flops(GrownModel(operator, small.state_dict(), target), job) * settings.operator_steps)
+    return msfusion.grow(small, target, operator), flops
+
+
+def measured(job: Job, seed: int, folder: Path) -> dict[str, dict[str, Any]]:
+    """Every method of one seed, done or read back."""
+    folder.mkdir(parents=True, exist_ok=True)
+    small, small_flops = small_model(job, seed, folder)
+    results: dict[str, dict[str, Any]] = {}
+    for method in job.settings.methods:
+        record = folder / f"{method}.json"
+        if not record.exists():
+            print(f"seed {seed}: {method}", flush=True)
+            model, before = start(method, job, seed, small)
+            until = None if method == "scratch" else results["scratch"]["curve"][-1]["loss"]
+            curve = trained(model, job, seed, job.settings.steps, until)
+            record.write_text(json.dumps({"start_flops": before, "curve": curve, "small_flops": small_flops}))
+        results[method] = json.loads(record.read_text())
+    return results
+
+
+def saved(results: dict[str, dict[str, Any]], method: str, with_small: bool = False) -> float | None:
+    """The share of scratch's FLOPs that a method did not need (below 0: it needed more); None if it never got there."""
+    scratch = results["scratch"]["curve"][-1]
+    ours = results[method]
+    if ours["curve"][-1]["loss"] > scratch["loss"]:
+        return None
+    needed = ours["start_flops"] + ours["curve"][-1]["flops"] + (ours["small_flops"] if with_small else 0.0)
+    return 1.0 - needed / scratch["flops"]
+
+
+def table(runs: list[dict[str, dict[str, Any]]], methods: list[str]) -> list[dict[str, Any]]:
+    rows = []
+    for method in methods:
+        shares = [saved(run, method) for run in runs]
+        with_small = [saved(run, method, True) for run in runs]
+        rows.append(
+            {
+                "method": method,
+                "loss_at_start": statistics.mean(run[method]["curve"][0]["loss"] for run in runs),
+                "loss_at_end": statistics.mean(run[method]["curve"][-1]["loss"] for run in runs),
+                "saved": shares,
+                "saved_with_small_model": with_small,
+            }
+        )
+        got = [share for share in shares if share is not None]
+        mean = f"{statistics.mean(got):6.1%}" if got else "   -  "
+        print(f"{method:10s} saved {mean} ({len(got)} of {len(shares)} got there), loss {rows[-1]['loss_at_start']:.3f}"
+              f" -> {rows[-1]['loss_at_end']:.3f}")  # fmt: skip
+    return rows
+
+
+def size(text: str) -> Size:
+    return Size(*map(int, text.split("x")))
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--task", choices=("wikitext2", "agnews"), default="wikitext2")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--data", default=str(DATA))
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--small", type=size, default=Size(128, 2, 4))
+    parser.add_argument("--large", type=size, default=Size(256, 4, 8))
+    parser.add_argument("--examples", type=int, default=16000)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--small-steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--every", type=int, default=50)
+    parser.add_argument("--operator-steps", type=int, default=100)
+    parser.add_argument("--operator-rate", type=float, default=1e-3)
+    parser.add_argument("--width-start", default="copy")
+    parser.add_argument("--depth-start", default="stack")
+    parser.add_argument("--untied", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="tiny models, few steps")
+    args = parser.parse_args()
+    if args.quick:
+        args.small, args.large, args.examples = Size(32, 1, 2), Size(64, 2, 4), 2000
+        args.small_steps, args.steps, args.every, args.operator_steps = 200, 200, 20, 30
+    if args.methods[0] != "scratch":
+        args.methods = ["scratch", *(m for m in args.methods if m != "scratch")]
+    return args
+
+
+def main() -> None:
+    args = arguments()
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    work = job(args)
+    runs = [measured(work, seed, args.out / f"seed-{seed}") for seed in range(args.seeds)]
+    rows = table(runs, args.methods)
+    described = {name: str(value) for name, value in vars(args).items()}
+    report = {"settings": described, "table": rows, "runs": runs, "environment": environment()}
+    (args.out / "growth.json").write_text(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""Training a growth operator through the model that it makes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from msfusion.batch import Batch
+from msfusion.errors import DataError, GrowthError, TrainingError
+from msfusion.growth.ligo import LiGO
+from msfusion.objectives import cross_entropy
+from msfusion.width.groups import State
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How an operator is trained. LiGO's own (section 4.1): 100 steps of AdamW, gradients clipped to norm 1.
+
+    The learning rate rises over the first `warmup` share of the steps and falls linearly to zero with the last: it is
+    relative to the stage's own length, because a warm-up that is longer than the stage leaves the operator untrained.
+    Raises GrowthError, naming the setting, for impossible values.
+    """
+
+    steps: int = 100
+    learning_rate: float = 1e-3
+    warmup: float = 0.1
+    batch_size: int = 32
+    weight_decay: float = 0.0
+    clip_norm: float | None = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, fits, wanted in (
+            ("steps", self.steps >= 1, "at least 1"),
+            ("learning_rate", 0 < self.learning_rate < math.inf, "above 0"),
+            ("warmup", 0 <= self.warmup < 1, "a share of the steps, from 0 to below 1"),
+            ("batch_size", self.batch_size >= 1, "at least 1"),
+            ("weight_decay", 0 <= self.weight_decay < math.inf, "at least 0"),
+            ("clip_norm", self.clip_norm is None or 0 < self.clip_norm < math.inf, "above 0"),
+        ):
+            if not fits:
+                raise GrowthError(f"{name} is {getattr(self, name)}: it must be {wanted}")
+
+    def rate_at(self, step: int) -> float:
+        """The learning rate of a step, counted from 0; never zero, so that every step trains."""
+        rising = max(1, round(self.warmup * self.steps))
+        falling = self.steps - rising
+        share = (step + 1) / rising if step < rising else (self.steps - step) / (falling + 1)
+        return self.learning_rate * share
+
+
+class GrownModel(nn.Module):
+    """A target model whose weights an operator makes anew at every call. Its parameters are the operator's alone.
+
+    The tensors of the source and the target's own neither train nor change.
+    """
+
+    def __init__(self, operator: LiGO, source: State, target: nn.Module) -> None:
+        super().__init__()
+        operator.plan.check(source)
+        self.operator = operator
+        self._source = {name: tensor.detach() for name, tensor in source.items()}
+        self._target = [target]  # in a list, so that its parameters are not this module's
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the grown model returns."""
+        return functional_call(self._target[0], self.operator.materialise(self._source), args, kwargs)
+
+    def train(self, mode: bool = True) -> GrownModel:
+        """Training or evaluation, of the target too (dropout)."""
+        super().train(mode)
+        self._target[0].train(mode)
+        return self
+
+
+def fit_operator(
+    operator: LiGO,
+    source: State,
+    target: nn.Module,
+    data: Batch,
+    settings: FitSettings | None = None,
+    objective: Callable[[nn.Module, Batch], Tensor] = cross_entropy,
+) -> list[float]:
+    """Train an operator in place so that the target which it makes from `source` is good; the loss before each step.
+
+    `target` gives the architecture alone: its tensors are left as they are. The result depends on the arguments alone.
+    Raises TrainingError where the loss is not finite, DataError where there are no examples, GrowthError where the
+    state is not the source's.
+    """
+    settings = settings or FitSettings()
+    if len(data) == 0:
+        raise DataError("there are no examples to train the growth operator on: give it some")
+    model = GrownModel(operator, source, target)
+    optimizer = torch.optim.AdamW(
+        operator.parameters(), settings.learning_rate, weight_decay=settings.weight_decay
+    )
+    mode = target.training
+    losses: list[float] = []
+    try:
+        model.train()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)
+            for step, batch in enumerate(_batches(data, settings)):
+                optimizer.param_groups[0]["lr"] = settings.rate_at(step)
+                losses.append(_step(model, batch, optimizer, settings.clip_norm, objective))
+                if not math.isfinite(losses[-1]):
+                    raise TrainingError(
+                        f"the operator's loss became {losses[-1]} in step {step + 1}: lower the learning rate "
+                        f"(it is {settings.learning_rate:g})"
+                    )
+    finally:
+        target.train(mode)
+        optimizer.zero_grad(set_to_none=True)
+    return losses
+
+
+def _step(
+    model: GrownModel,
+    batch: Batch,
+    optimizer: torch.optim.Optimizer,
+    clip_norm: float | None,
+    objective: Callable[[nn.Module, Batch], Tensor],
+) -> float:
+    """One step of gradient descent; the loss before it."""
+    optimizer.zero_grad(set_to_none=True)
+    loss = objective(model, batch)
+    loss.backward()  # type: ignore[no-untyped-call]
+    if clip_norm is not None:
+        nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+    optimizer.step()
+    return float(loss.detach())
+
+
+def _batches(data: Batch, settings: FitSettings) -> Iterator[Batch]:
+    """As many mini-batches as there are steps: the examples in a new order in each epoch."""
+    generator = torch.Generator().manual_seed(settings.seed)
+    left = settings.steps
+    while left > 0:
+        for batch in data.shuffled(settings.batch_size, generator):
+            if left > 0:
+                yield batch
+            left -= 1
