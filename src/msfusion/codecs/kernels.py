@@ -1,0 +1,259 @@
+"""The loops of `fast`, compiled by numba. Needs the extra `codecs`; imported only where it is there.
+
+Every loop that passes over the whole tensor works on blocks that stay in the first-level cache, in steps simple
+enough for the compiler to use vector instructions: a block of flags or codes, then what is done with them. The
+machine's memory is then the limit: encoding reads the tensor twice, decoding writes it once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar, no_type_check
+
+import numba
+import numpy as np
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+BLOCK = 4096
+MAGNITUDE = np.int32(0x7FFFFFFF)  # all bits of a float but its sign
+
+
+def compiled(function: Function) -> Function:
+    """Compile at the first call, without the interpreter's lock; keep the result on disk where that is possible."""
+    try:
+        return numba.njit(nogil=True, cache=True)(function)  # type: ignore[no-any-return]
+    except RuntimeError:  # no directory to keep it in can be written
+        return numba.njit(nogil=True)(function)  # type: ignore[no-any-return]
+
+
+@compiled
+@no_type_check
+def collect(bits, lower, positions, keys):
+    """Where magnitudes are at least `lower`, ascending, and these magnitudes, all as integers.
+
+    Returns how many there are, or -1 where there is no room for them.
+    """
+    flags = np.empty(BLOCK, np.uint8)
+    eights = flags.view(np.uint64)
+    found = 0
+    for start in range(0, bits.size, BLOCK):
+        block = bits[start : start + BLOCK]
+        flags[block.size :] = 0
+        for i in range(block.size):
+            flags[i] = (block[i] & MAGNITUDE) >= lower
+        for eight in range(eights.size):
+            if eights[eight] != 0:
+                if found + 8 > positions.size:
+                    return -1
+                for i in range(8 * eight, min(8 * eight + 8, block.size)):
+                    key = block[i] & MAGNITUDE
+                    positions[found] = start + i
+                    keys[found] = key
+                    found += np.int64(key >= lower)
+    return found
+
+
+@compiled
+@no_type_check
+def nth_largest(bits, count):
+    """The `count`-th largest magnitude as an integer, and how many are larger: by its upper, then lower 16 bits."""
+    histogram = np.zeros(1 << 15, np.int64)
+    for i in range(bits.size):
+        histogram[(bits[i] & MAGNITUDE) >> 16] += 1
+    above, upper = 0, histogram.size - 1
+    while above + histogram[upper] < count:
+        above += histogram[upper]
+        upper -= 1
+    histogram = np.zeros(1 << 16, np.int64)
+    for i in range(bits.size):
+        key = bits[i] & MAGNITUDE
+        if key >> 16 == upper:
+            histogram[key & 0xFFFF] += 1
+    low = histogram.size - 1
+    while above + histogram[low] < count:
+        above += histogram[low]
+        low -= 1
+    return np.int32(upper << 16 | low), above
+
+
+@compiled
+@no_type_check
+def take(bits, smallest, ties, positions):
+    """Where magnitudes are larger than `smallest`, or among the first `ties` that equal it."""
+    found = 0
+    for i in range(bits.size):
+        key = bits[i] & MAGNITUDE
+        if key > smallest:
+            positions[found] = i
+            found += 1
+        elif key == smallest and ties > 0:
+            positions[found] = i
+            found += 1
+            ties -= 1
+
+
+@compiled
+@no_type_check
+def count_boundaries(values, boundaries, codes):
+    """How many boundaries are at or below each value of a block."""
+    if boundaries.size <= 16:  # one vectorised pass for each
+        codes[:] = 0
+        for boundary in boundaries:
+            for i in range(values.size):
+                codes[i] += np.uint8(values[i] >= boundary)
+        return
+    for i in range(values.size):
+        low, high = 0, boundaries.size
+        while low < high:
+            middle = (low + high) // 2
+            if values[i] >= boundaries[middle]:
+                low = middle + 1
+            else:
+                high = middle
+        codes[i] = low
+
+
+@compiled
+@no_type_check
+def pack(codes, bits, packed):
+    """Eight codes (bytes) become `bits` bytes; as long as `packed` is."""
+    if bits == 2:  # the usual case, vectorised
+        fours = codes.view(np.uint32)
+        for i in range(min(packed.size, fours.size)):
+            four = fours[i]
+            packed[i] = np.uint8(
+                (four | four >> np.uint32(6) | four >> np.uint32(12) | four >> np.uint32(18)) & np.uint32(255)
+            )
+        return
+    eights = codes.view(np.uint64)
+    byte = 0
+    for eight in range(eights.size):
+        stream = np.uint64(0)
+        for i in range(8):
+            code = eights[eight] >> np.uint64(8 * i) & np.uint64(255)
+            stream |= code << np.uint64(bits * i)
+        for i in range(bits):
+            if byte < packed.size:
+                packed[byte] = np.uint8(stream >> np.uint64(8 * i) & np.uint64(255))
+            byte += 1
+
+
+@compiled
+@no_type_check
+def quantise(values, boundaries, bits, packed):
+    """Packed codes of values, block by block."""
+    codes = np.zeros(BLOCK, np.uint8)
+    for start in range(0, values.size, BLOCK):
+        block = values[start : start + BLOCK]
+        codes[block.size :] = 0
+        count_boundaries(block, boundaries, codes[: block.size])
+        pack(codes, bits, packed[start * bits // 8 : (start + BLOCK) * bits // 8])
+
+
+@compiled
+@no_type_check
+def quantise_magnitudes(values, boundaries, bits, packed):
+    """Packed codes of magnitudes, all as integers. Returns whether any value has its sign bit set."""
+    codes = np.zeros(BLOCK, np.uint8)
+    magnitudes = np.empty(BLOCK, np.int32)
+    signs = np.int32(0)
+    for start in range(0, values.size, BLOCK):
+        block = values[start : start + BLOCK]
+        codes[block.size :] = 0
+        for i in range(block.size):
+            magnitudes[i] = block[i] & MAGNITUDE
+        for i in range(block.size):
+            signs |= block[i]
+        count_boundaries(magnitudes[: block.size], boundaries, codes[: block.size])
+        pack(codes, bits, packed[start * bits // 8 : (start + BLOCK) * bits // 8])
+    return signs < 0
+
+
+@compiled
+@no_type_check
+def pack_signs(values, boundary, packed):
+    """A bit for each value at or below -`boundary`."""
+    codes = np.zeros(BLOCK, np.uint8)
+    for start in range(0, values.size, BLOCK):
+        block = values[start : start + BLOCK]
+        codes[block.size :] = 0
+        for i in range(block.size):
+            codes[i] = block[i] <= -boundary
+        pack(codes, 1, packed[start // 8 : (start + BLOCK) // 8])
+
+
+@compiled
+@no_type_check
+def set_codes(packed, positions, bits, ones):
+    """Make the codes at these positions all ones, or all zeros."""
+    for position in positions:
+        for bit in range(position * bits, position * bits + bits):
+            if ones:
+                packed[bit >> 3] |= np.uint8(1 << (bit & 7))
+            else:
+                packed[bit >> 3] &= np.uint8(255 ^ 1 << (bit & 7))
+
+
+@compiled
+@no_type_check
+def unpack_fours(packed, bits, table, marked, kept, out):
+    """Fill `out` (in eights) four codes at a time: `table` holds four levels, as integers, for each four codes.
+
+    Where `marked` says that one of four is all ones, kept values follow. Returns how many such codes there
+    are; it stops after one more than there are kept values.
+    """
+    pairs = out.view(np.uint64)
+    ones = (1 << bits) - 1
+    few = np.uint64((1 << 4 * bits) - 1)
+    found = 0
+    for eight in range(out.size // 8):
+        stream = np.uint64(0)
+        for i in range(bits):
+            stream |= np.uint64(packed[eight * bits + i]) << np.uint64(8 * i)
+        for half in range(2):
+            four = stream & few
+            stream >>= np.uint64(4 * bits)
+            place = 2 * eight + half
+            pairs[2 * place] = table[four, 0]
+            pairs[2 * place + 1] = table[four, 1]
+            if marked[four]:
+                for i in range(4):
+                    if four >> np.uint64(bits * i) & np.uint64(ones) == ones:
+                        if found == kept.size:
+                            return found + 1
+                        out[4 * place + i] = kept[found]
+                        found += 1
+    return found
+
+
+@compiled
+@no_type_check
+def unpack_each(packed, bits, levels, keeps, kept, out):
+    """Like `unpack_fours`, one code at a time, for any number of bits and elements; `keeps`: is all ones special?"""
+    ones = (1 << bits) - 1
+    found = 0
+    for element in range(out.size):
+        first = element * bits
+        stream = np.int64(packed[first >> 3])
+        if (first & 7) + bits > 8:
+            stream |= np.int64(packed[(first >> 3) + 1]) << 8
+        code = stream >> (first & 7) & ones
+        out[element] = levels[code]
+        if keeps and code == ones:
+            if found == kept.size:
+                return found + 1
+            out[element] = kept[found]
+            found += 1
+    return found
+
+
+@compiled
+@no_type_check
+def negate(packed, out):
+    """Change the signs of the elements whose bits are set."""
+    for byte in range(packed.size):
+        if packed[byte] != 0:
+            for i in range(8 * byte, min(8 * byte + 8, out.size)):
+                if packed[byte] >> (i & 7) & 1:
+                    out[i] = -out[i]
