@@ -11,6 +11,7 @@ before anything is allocated for what they declare.
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ __all__ = [
     "MAX_ELEMENTS",
     "PROFILES",
     "Codec",
+    "CodecError",
     "DeadZone",
     "Header",
     "Identity",
@@ -70,10 +72,12 @@ def by_name(name: str, **settings: Any) -> Codec:
         raise ConfigError(f"codec '{name}' is a profile and takes no settings; set those of 'mask_encoded'.")
     if name not in CODECS:
         raise ConfigError(f"there is no codec '{name}'; there are {', '.join([*PROFILES, *CODECS])}.")
-    known = list(getattr(CODECS[name], "__dataclass_fields__"))
+    known = [field.name for field in fields(CODECS[name])]  # type: ignore[arg-type]  # each is a dataclass
     for setting in settings:
         if setting not in known:
-            raise ConfigError(f"codec '{name}' has no setting '{setting}'; it has {', '.join(known) or 'none'}.")
+            raise ConfigError(
+                f"codec '{name}' has no setting '{setting}'; it has {', '.join(known) or 'none'}."
+            )
     return CODECS[name](**settings)
 
 

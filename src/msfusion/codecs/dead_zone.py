@@ -48,7 +48,9 @@ class DeadZone(Codec):
         if not 0 < self.step < math.inf:
             raise ConfigError(f"step = {self.step}: the step must be above 0.")
         if not 0.5 <= self.dead_zone <= 4:
-            raise ConfigError(f"dead_zone = {self.dead_zone}: must be between 0.5 (no dead zone) and 4 steps.")
+            raise ConfigError(
+                f"dead_zone = {self.dead_zone}: must be between 0.5 (no dead zone) and 4 steps."
+            )
 
     def _encode(self, tensor: Float[Tensor, "..."], operations: Operations) -> Encoded:
         values = in_float32(tensor)

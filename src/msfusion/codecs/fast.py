@@ -15,14 +15,14 @@ from torch import Tensor
 
 from msfusion.codecs import kernels
 from msfusion.codecs.header import Buffer
-from msfusion.codecs.operations import Packed, packed_size
+from msfusion.codecs.operations import Operations, Packed, packed_size
 
 SAMPLE = 16_384
 _STRIDE = 2_654_435_761  # a large prime, so that the sample has no rhythm in common with rows or channels
 _LARGEST_FINITE = 0x7F7FFFFF
 
 
-class Fast:
+class Fast(Operations):
     """See `msfusion.codecs.operations.Operations`."""
 
     def largest(self, values: Float32[Tensor, " elements"], count: int) -> Int64[Tensor, " count"]:
@@ -129,9 +129,7 @@ def _unpack(
     return found + int(kernels.unpack_each(rest, bits, levels, keeps, values[found:], out[whole:]))
 
 
-def _table_of_fours(
-    levels: NDArray[np.float32], bits: int
-) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
+def _table_of_fours(levels: NDArray[np.float32], bits: int) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
     """For each pattern of four codes, their levels (two in an integer), and whether one is all ones."""
     ones = (1 << bits) - 1
     codes = np.arange(1 << 4 * bits)[:, None] >> np.arange(0, 4 * bits, bits) & ones

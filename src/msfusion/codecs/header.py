@@ -104,6 +104,8 @@ def read_header(data: Buffer, *, max_elements: int = MAX_ELEMENTS) -> tuple[Head
     shape = struct.unpack_from(f"<{axes}I", view, _FIXED.size)
     # an axis of length 0 must not hide others whose strides would overflow
     if math.prod(length for length in shape if length) > max_elements:
-        raise CodecError(f"a message declares the shape {shape}, more than the {max_elements} elements allowed.")
+        raise CodecError(
+            f"a message declares the shape {shape}, more than the {max_elements} elements allowed."
+        )
     header = Header(codec, DTYPES[number], shape, bytes(view[start : start + settings]), bool(signed))
     return header, view[start + settings :]

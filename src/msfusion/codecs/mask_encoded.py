@@ -1,8 +1,8 @@
 """Mask-encoded sparsification (Zhou et al., ECAI 2024, arXiv 2408.13787).
 
-    k = max(1, floor((1 - r) d));   top = the k largest magnitudes;   T = the smallest of them
-    m_i = 2^b - 1 for a top value, else |x_i| (2^b - 1) / T, rounded, at most 2^b - 2
-    decoded: a top value as it is, else m_i T / (2^b - 1) with the sign of x_i
+k = max(1, floor((1 - r) d));   top = the k largest magnitudes;   T = the smallest of them
+m_i = 2^b - 1 for a top value, else |x_i| (2^b - 1) / T, rounded, at most 2^b - 2
+decoded: a top value as it is, else m_i T / (2^b - 1) with the sign of x_i
 """
 
 from __future__ import annotations
@@ -83,9 +83,7 @@ class MaskEncoded(Codec):
 
     def _check_settings(self, header: Header) -> None:
         count = kept_count(self.ratio, header.elements)
-        check_same(
-            self.name, header, bits=self.bits, values=self.values, entropy=self.entropy, count=count
-        )
+        check_same(self.name, header, bits=self.bits, values=self.values, entropy=self.entropy, count=count)
 
     @classmethod
     def _check_message(cls, header: Header, payload: memoryview) -> None:

@@ -81,7 +81,9 @@ def encode_mask(
     """Settings and payload, from the positions of the values to keep."""
     data, exponent, kept = pack_values(values[top], kept_as) if len(top) else (b"", 0, values)
     boundaries = mask_boundaries(kept, bits, rounding)
-    mask, signs = operations.mask(values, boundaries, bits, top) if len(top) else (np.empty(0, np.uint8), None)
+    mask, signs = (
+        operations.mask(values, boundaries, bits, top) if len(top) else (np.empty(0, np.uint8), None)
+    )
     planes = mask if signs is None else np.concatenate([mask, signs])
     frame = compress(planes) if entropy == "zstd" else None
     settings = MaskSettings(bits, kept_as, frame is not None, exponent, len(top))

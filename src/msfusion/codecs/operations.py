@@ -10,8 +10,8 @@ two machines.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from functools import lru_cache
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -25,22 +25,23 @@ from msfusion.errors import CodecError
 Packed = NDArray[np.uint8]
 
 
-class Operations(Protocol):
+class Operations(ABC):
     """The five operations. Tensors are flat and contiguous; `boundaries` ascend and number below 2^bits."""
 
-    def largest(
-        self, values: Float32[Tensor, " elements"], count: int
-    ) -> Int64[Tensor, " count"]:
+    @abstractmethod
+    def largest(self, values: Float32[Tensor, " elements"], count: int) -> Int64[Tensor, " count"]:
         """Positions, ascending, of the `count` largest magnitudes; of equal ones the first.
 
         Not a number counts as larger than infinity.
         """
 
+    @abstractmethod
     def quantise(
         self, values: Float32[Tensor, " elements"], boundaries: Float32[Tensor, " boundaries"], bits: int
     ) -> Packed:
         """Packed codes: how many boundaries are at or below each value."""
 
+    @abstractmethod
     def dequantise(
         self,
         packed: Buffer,
@@ -50,6 +51,7 @@ class Operations(Protocol):
     ) -> None:
         """Fill `out` with the level of each code; there are 2^bits levels."""
 
+    @abstractmethod
     def mask(
         self,
         values: Float32[Tensor, " elements"],
@@ -63,6 +65,7 @@ class Operations(Protocol):
         (None) where none would be set. Fewer than 2^bits - 1 boundaries, all above zero.
         """
 
+    @abstractmethod
     def unmask(
         self,
         mask: Buffer,

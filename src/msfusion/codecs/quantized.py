@@ -1,6 +1,6 @@
 """Uniform quantisation to b bits between the smallest and the largest value (the rival `QU`).
 
-    step = (max - min) / (2^b - 1);   q_i = round((x_i - min) / step);   decoded: min + q_i step
+step = (max - min) / (2^b - 1);   q_i = round((x_i - min) / step);   decoded: min + q_i step
 """
 
 from __future__ import annotations
@@ -43,7 +43,11 @@ class Quantized(Codec):
             raise not_finite(self.name)
         low, high = low + 0.0, high + 0.0  # zero has one sign
         boundaries = _evenly(low, high, self.bits, 0.5)[:-1].to(values.device)
-        return False, _SETTINGS.pack(self.bits, low, high), [operations.quantise(values, boundaries, self.bits)]
+        return (
+            False,
+            _SETTINGS.pack(self.bits, low, high),
+            [operations.quantise(values, boundaries, self.bits)],
+        )
 
     def _payload_size(self, elements: int, dtype: torch.dtype, signed: bool) -> int:
         return packed_size(elements, self.bits)

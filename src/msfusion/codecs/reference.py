@@ -8,14 +8,16 @@ from jaxtyping import Bool, Float32, Int64, UInt8
 from torch import Tensor
 
 from msfusion.codecs.header import Buffer
-from msfusion.codecs.operations import Packed, packed_size
+from msfusion.codecs.operations import Operations, Packed, packed_size
 
 
-class Reference:
+class Reference(Operations):
     """See `msfusion.codecs.operations.Operations`."""
 
     def largest(self, values: Float32[Tensor, " elements"], count: int) -> Int64[Tensor, " count"]:
         """Positions of the largest magnitudes: all above the smallest of them, and the first equal to it."""
+        if count == 0:
+            return torch.empty(0, dtype=torch.int64, device=values.device)
         # as integers, the bits of non-negative floats are in the order of their values, and NaN is the largest
         keys = values.abs().view(torch.int32)
         smallest = keys.topk(count).values[-1]
