@@ -17,6 +17,7 @@ import pickle
 import statistics
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -129,14 +130,16 @@ def contenders(tensor: Tensor) -> Iterable[tuple[str, codecs.Codec]]:
     yield "quantized, 2 bits", codecs.Quantized(bits=2)
     yield "quantized, 1 bit", codecs.Quantized(bits=1)
     for budget, size in sizes.items():
-        entropy = None if budget == "paper" else "zstd"
+        settings = {} if budget == "paper" else {"entropy": "zstd"}
         for codec in (codecs.TopK, codecs.RandomTopK):
-            found = tuned(lambda ratio, c=codec: c(ratio=ratio, entropy=entropy), tensor, size, 0.5, 0.9999)
-            yield f"{codec.name} at {budget}'s bytes", found
-        yield (
-            f"dead_zone at {budget}'s bytes",
-            tuned(lambda step: codecs.DeadZone(step=step), tensor, size, 0.01, 20.0),
-        )
+            top_k = tuned(partial(_with_ratio, codec, settings), tensor, size, 0.5, 0.9999)
+            yield f"{codec.name} at {budget}'s bytes", top_k
+        dead_zone = tuned(lambda step: codecs.DeadZone(step=step), tensor, size, 0.01, 20.0)
+        yield f"dead_zone at {budget}'s bytes", dead_zone
+
+
+def _with_ratio(codec: type[codecs.Codec], settings: dict[str, str], ratio: float) -> codecs.Codec:
+    return codecs.by_name(codec.name, ratio=ratio, **settings)
 
 
 def quality(tensor: Tensor) -> list[dict[str, Any]]:
@@ -146,7 +149,7 @@ def quality(tensor: Tensor) -> list[dict[str, Any]]:
         message = codec.encode(tensor)
         buffer = torch.empty_like(tensor)
         taken = in_turns(
-            {"encode": lambda: codec.encode(tensor), "decode": lambda: codec.decode(message, out=buffer)}, 3
+            {"encode": partial(codec.encode, tensor), "decode": partial(codec.decode, message, out=buffer)}, 3
         )
         rows.append(
             {

@@ -25,6 +25,7 @@ class Stages(nn.Module):
         self.classify = nn.Linear(256, 10)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Logits."""
         return self.classify(self.activations(images)[-1].mean((2, 3)))
 
     def activations(self, images: Tensor) -> list[Tensor]:

@@ -72,5 +72,8 @@ def one_of(choices: list[Codec]) -> st.SearchStrategy[Codec]:
 
 def same_bits(one: Tensor, other: Tensor) -> bool:
     """Equal in dtype, shape and every bit."""
-    octets = [tensor.contiguous().view(-1).view(torch.uint8) for tensor in (one, other)]
+    octets = [
+        tensor.clone(memory_format=torch.contiguous_format).view(-1, 1).view(torch.uint8)
+        for tensor in (one, other)
+    ]
     return one.dtype == other.dtype and one.shape == other.shape and torch.equal(*octets)

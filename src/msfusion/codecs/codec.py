@@ -141,7 +141,7 @@ def _check_buffer(out: Float[Tensor, "..."], header: Header) -> None:
 
 def in_float32(tensor: Float[Tensor, "..."]) -> Float32[Tensor, " elements"]:
     """The elements in row-major order, in float32; a view where the tensor is both already."""
-    return tensor.to(torch.float32).reshape(-1)
+    return tensor.to(torch.float32).contiguous().view(-1)
 
 
 def not_finite(codec: str) -> CodecError:

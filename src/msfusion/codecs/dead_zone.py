@@ -69,7 +69,8 @@ class DeadZone(Codec):
         mean_square = float(values.double().square().mean())
         if not math.isfinite(mean_square):
             raise not_finite(self.name)
-        return max(self.step * math.sqrt(mean_square), float(values.abs().max()) / (LARGEST_CODE - 1))
+        step = max(self.step * math.sqrt(mean_square), float(values.abs().max()) / (LARGEST_CODE - 1))
+        return min(step, torch.finfo(torch.float32).max)
 
     def _payload_size(self, elements: int, dtype: torch.dtype, signed: bool) -> int:
         return elements

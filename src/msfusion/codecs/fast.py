@@ -25,16 +25,21 @@ _LARGEST_FINITE = 0x7F7FFFFF
 class Fast(Operations):
     """See `msfusion.codecs.operations.Operations`."""
 
-    def largest(self, values: Float32[Tensor, " elements"], count: int) -> Int64[Tensor, " count"]:
-        """Positions of the largest magnitudes, by their bits as integers, whose order is the same."""
+    def largest(
+        self, values: Float32[Tensor, " elements"], count: int
+    ) -> tuple[Int64[Tensor, " count"], Float32[Tensor, " count"]]:
+        """The largest magnitudes, by their bits as integers, whose order is the same."""
         bits = values.view(torch.int32).numpy()
         room = 3 * count + 4096
         if room < bits.size // 4:
-            candidates, keys = np.empty(room, np.int64), np.empty(room, np.int32)
-            found = kernels.collect(bits, _likely_below(bits, count), candidates, keys)
+            places, candidates = np.empty(room, np.int64), np.empty(room, np.int32)
+            found = kernels.collect(bits, _likely_below(bits, count), places, candidates)
             if found >= count:
-                return torch.from_numpy(candidates[_take(keys[:found], count)])
-        return torch.from_numpy(_take(bits, count))
+                chosen = _take(candidates[:found], count)
+                kept = torch.from_numpy(candidates[chosen]).view(torch.float32)
+                return torch.from_numpy(places[chosen]), kept
+        positions = torch.from_numpy(_take(bits, count))
+        return positions, values[positions]
 
     def quantise(
         self, values: Float32[Tensor, " elements"], boundaries: Float32[Tensor, " boundaries"], bits: int
@@ -93,19 +98,19 @@ class Fast(Operations):
 
 def _likely_below(bits: NDArray[np.int32], count: int) -> np.int32:
     """A key that is almost surely not above the `count`-th largest, and not far below it."""
-    places = np.arange(SAMPLE, dtype=np.uint64) * np.uint64(_STRIDE) % np.uint64(bits.size)
-    sample = bits[places.astype(np.int64)] & kernels.MAGNITUDE
+    keys = np.empty(SAMPLE, np.int32)
+    kernels.sample(bits, _STRIDE % bits.size, keys)
     expected = count * SAMPLE / bits.size
     rank = min(SAMPLE, int(expected + 4 * expected**0.5 + 4))  # four standard deviations
-    return np.int32(min(np.partition(sample, SAMPLE - rank)[SAMPLE - rank], _LARGEST_FINITE))
+    return np.int32(min(np.partition(keys, SAMPLE - rank)[SAMPLE - rank], _LARGEST_FINITE))
 
 
 def _take(keys: NDArray[np.int32], count: int) -> NDArray[np.int64]:
     """Positions of the `count` largest keys, ascending; of equal ones the first."""
     smallest, above = kernels.nth_largest(keys, count)
-    positions = np.empty(count, np.int64)
+    positions = np.empty(count + 1, np.int64)
     kernels.take(keys, smallest, count - above, positions)
-    return positions
+    return positions[:count]
 
 
 def _unpack(
@@ -118,11 +123,11 @@ def _unpack(
     """Fill `out`; how many codes are all ones, where those stand for kept values."""
     codes = _read_only(packed)
     keeps, values = kept is not None, kept if kept is not None else np.empty(0, np.float32)
-    whole, found = 0, 0
+    whole = found = 0
     if bits <= 3:
         whole = len(out) // 8 * 8
         table, marked = _table_of_fours(levels, bits)
-        found = kernels.unpack_fours(codes, bits, table, marked & keeps, values, out[:whole])
+        found = int(kernels.unpack_fours(codes, bits, table, marked & keeps, values, out[:whole]))
         if found > len(values):
             return found
     rest = codes[whole * bits // 8 :]

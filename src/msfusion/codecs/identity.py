@@ -26,7 +26,7 @@ class Identity(Codec):
     in_float32: ClassVar[bool] = False
 
     def _encode(self, tensor: Float[Tensor, "..."], operations: Operations) -> Encoded:
-        return False, b"", [_octets(tensor.cpu().reshape(-1))]
+        return False, b"", [_octets(tensor.cpu().contiguous().view(-1))]
 
     def _payload_size(self, elements: int, dtype: torch.dtype, signed: bool) -> int:
         return elements * dtype.itemsize
@@ -50,5 +50,5 @@ class Identity(Codec):
 
 
 def _octets(flat: Float[Tensor, " elements"]) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
-    # of a single element, the stride may be anything, and a view of another size asks for 1
-    return flat.as_strided((len(flat),), (1,)).view(torch.uint8).numpy()  # type: ignore[no-any-return]
+    # a contiguous tensor of one element may have any stride, and a view of another size asks for 1
+    return flat.as_strided((len(flat),), (1,)).view(torch.uint8).numpy()

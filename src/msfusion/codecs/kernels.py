@@ -21,36 +21,56 @@ MAGNITUDE = np.int32(0x7FFFFFFF)  # all bits of a float but its sign
 
 def compiled(function: Function) -> Function:
     """Compile at the first call, without the interpreter's lock; keep the result on disk where that is possible."""
+    compiler: Any = numba.njit  # its types say "a dispatcher", ours say that calls look the same
     try:
-        return numba.njit(nogil=True, cache=True)(function)  # type: ignore[no-any-return]
+        result: Function = compiler(nogil=True, cache=True)(function)
     except RuntimeError:  # no directory to keep it in can be written
-        return numba.njit(nogil=True)(function)  # type: ignore[no-any-return]
+        result = compiler(nogil=True)(function)
+    return result
 
 
 @compiled
 @no_type_check
-def collect(bits, lower, positions, keys):
-    """Where magnitudes are at least `lower`, ascending, and these magnitudes, all as integers.
+def sample(bits, stride, keys):
+    """Magnitudes, as integers, at multiples of `stride`, going around; it is less than the tensor's size."""
+    place = 0
+    for i in range(keys.size):
+        keys[i] = bits[place] & MAGNITUDE
+        place += stride
+        if place >= bits.size:
+            place -= bits.size
 
-    Returns how many there are, or -1 where there is no room for them.
+
+@compiled
+@no_type_check
+def collect(bits, lower, positions, values):
+    """Where magnitudes are at least `lower`, ascending, and these values, all as integers.
+
+    Returns how many there are, or -1 where there might be no room for them. Few flags are set and a processor
+    guesses badly which, so there are no branches: what is found is written always, and counted when it holds.
     """
     flags = np.empty(BLOCK, np.uint8)
     eights = flags.view(np.uint64)
+    not_zero = np.empty(eights.size, np.int64)
     found = 0
     for start in range(0, bits.size, BLOCK):
         block = bits[start : start + BLOCK]
         flags[block.size :] = 0
         for i in range(block.size):
             flags[i] = (block[i] & MAGNITUDE) >= lower
+        some = 0
         for eight in range(eights.size):
-            if eights[eight] != 0:
-                if found + 8 > positions.size:
-                    return -1
-                for i in range(8 * eight, min(8 * eight + 8, block.size)):
-                    key = block[i] & MAGNITUDE
-                    positions[found] = start + i
-                    keys[found] = key
-                    found += np.int64(key >= lower)
+            not_zero[some] = eight
+            some += np.int64(eights[eight] != 0)
+        if found + 8 * some > positions.size:
+            return -1
+        before = found
+        for eight in not_zero[:some]:
+            for i in range(8):
+                positions[found] = start + 8 * eight + i
+                found += np.int64(flags[8 * eight + i])
+        for i in range(before, found):
+            values[i] = block[positions[i] - start]
     return found
 
 
@@ -80,17 +100,17 @@ def nth_largest(bits, count):
 @compiled
 @no_type_check
 def take(bits, smallest, ties, positions):
-    """Where magnitudes are larger than `smallest`, or among the first `ties` that equal it."""
+    """Where magnitudes are larger than `smallest`, or among the first `ties` that equal it.
+
+    `positions` has room for one more than there are.
+    """
     found = 0
     for i in range(bits.size):
         key = bits[i] & MAGNITUDE
-        if key > smallest:
-            positions[found] = i
-            found += 1
-        elif key == smallest and ties > 0:
-            positions[found] = i
-            found += 1
-            ties -= 1
+        tie = np.int64(key == smallest) & np.int64(ties > 0)
+        positions[found] = i
+        found += np.int64(key > smallest) + tie
+        ties -= tie
 
 
 @compiled
@@ -112,6 +132,19 @@ def count_boundaries(values, boundaries, codes):
             else:
                 high = middle
         codes[i] = low
+
+
+@compiled
+@no_type_check
+def two_boundaries(values, boundaries, codes):
+    """`count_boundaries` for the usual case, two of them and no signs: False, codes undefined, where there are any."""
+    low, high = boundaries[0], boundaries[1]
+    for i in range(values.size):
+        codes[i] = np.uint8(values[i] >= low) + np.uint8(values[i] >= high) + np.uint8(values[i] >> 31 & 128)
+    signs = np.uint64(0)
+    for eight in codes.view(np.uint64):
+        signs |= eight
+    return signs & np.uint64(0x8080808080808080) == 0
 
 
 @compiled
@@ -161,11 +194,11 @@ def quantise_magnitudes(values, boundaries, bits, packed):
     for start in range(0, values.size, BLOCK):
         block = values[start : start + BLOCK]
         codes[block.size :] = 0
-        for i in range(block.size):
-            magnitudes[i] = block[i] & MAGNITUDE
-        for i in range(block.size):
-            signs |= block[i]
-        count_boundaries(magnitudes[: block.size], boundaries, codes[: block.size])
+        if boundaries.size != 2 or not two_boundaries(block, boundaries, codes):
+            for i in range(block.size):
+                magnitudes[i] = block[i] & MAGNITUDE
+                signs |= block[i]
+            count_boundaries(magnitudes[: block.size], boundaries, codes[: block.size])
         pack(codes, bits, packed[start * bits // 8 : (start + BLOCK) * bits // 8])
     return signs < 0
 
@@ -187,12 +220,40 @@ def pack_signs(values, boundary, packed):
 @no_type_check
 def set_codes(packed, positions, bits, ones):
     """Make the codes at these positions all ones, or all zeros."""
+    code = (1 << bits) - 1
     for position in positions:
-        for bit in range(position * bits, position * bits + bits):
+        byte, place = position * bits >> 3, position * bits & 7
+        if ones:
+            packed[byte] |= np.uint8(code << place & 255)
+        else:
+            packed[byte] &= np.uint8(~(code << place) & 255)
+        if place + bits > 8:
             if ones:
-                packed[bit >> 3] |= np.uint8(1 << (bit & 7))
+                packed[byte + 1] |= np.uint8(code << place >> 8)
             else:
-                packed[bit >> 3] &= np.uint8(255 ^ 1 << (bit & 7))
+                packed[byte + 1] &= np.uint8(~(code << place >> 8) & 255)
+
+
+@compiled
+@no_type_check
+def fours_of(packed, bits, fours):
+    """Patterns of four codes, of 1 to 3 bits each."""
+    if bits == 2:
+        for i in range(packed.size):
+            fours[i] = packed[i]
+    elif bits == 1:
+        for i in range(packed.size):
+            fours[2 * i] = packed[i] & 15
+            fours[2 * i + 1] = packed[i] >> 4
+    else:
+        for i in range(packed.size // 3):
+            first, second, third = (
+                np.int64(packed[3 * i]),
+                np.int64(packed[3 * i + 1]),
+                np.int64(packed[3 * i + 2]),
+            )
+            fours[2 * i] = first | (second & 15) << 8
+            fours[2 * i + 1] = second >> 4 | third << 4
 
 
 @compiled
@@ -200,30 +261,38 @@ def set_codes(packed, positions, bits, ones):
 def unpack_fours(packed, bits, table, marked, kept, out):
     """Fill `out` (in eights) four codes at a time: `table` holds four levels, as integers, for each four codes.
 
-    Where `marked` says that one of four is all ones, kept values follow. Returns how many such codes there
-    are; it stops after one more than there are kept values.
+    Where `marked` says that one of four is all ones, kept values follow. Returns how many such codes there are,
+    or one more than there are kept values as soon as they do not suffice. As in `collect` there are no
+    branches.
     """
     pairs = out.view(np.uint64)
     ones = (1 << bits) - 1
-    few = np.uint64((1 << 4 * bits) - 1)
+    fours = np.empty(BLOCK // 4, np.uint16)
+    with_ones = np.empty(BLOCK // 4, np.int64)
+    places = np.empty(BLOCK + 1, np.int64)
     found = 0
-    for eight in range(out.size // 8):
-        stream = np.uint64(0)
-        for i in range(bits):
-            stream |= np.uint64(packed[eight * bits + i]) << np.uint64(8 * i)
-        for half in range(2):
-            four = stream & few
-            stream >>= np.uint64(4 * bits)
-            place = 2 * eight + half
-            pairs[2 * place] = table[four, 0]
-            pairs[2 * place + 1] = table[four, 1]
-            if marked[four]:
-                for i in range(4):
-                    if four >> np.uint64(bits * i) & np.uint64(ones) == ones:
-                        if found == kept.size:
-                            return found + 1
-                        out[4 * place + i] = kept[found]
-                        found += 1
+    for start in range(0, out.size // 4, BLOCK // 4):
+        size = min(BLOCK // 4, out.size // 4 - start)
+        fours_of(packed[start * bits // 2 : (start + size) * bits // 2], bits, fours)
+        pair = pairs[2 * start : 2 * (start + size)]
+        some = 0
+        for i in range(size):
+            pair[2 * i] = table[fours[i], 0]
+            pair[2 * i + 1] = table[fours[i], 1]
+        for i in range(size):
+            with_ones[some] = i
+            some += np.int64(marked[fours[i]])
+        here = 0
+        for i in with_ones[:some]:
+            four = np.int64(fours[i])
+            for code in range(4):
+                places[here] = 4 * (start + i) + code
+                here += np.int64(four >> bits * code & ones == ones)
+        if found + here > kept.size:
+            return kept.size + 1
+        for i in range(here):
+            out[places[i]] = kept[found + i]
+        found += here
     return found
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from msfusion.codecs.codec import Codec, Encoded, in_float32, not_finite
 from msfusion.codecs.header import Header
-from msfusion.codecs.kept import Values
+from msfusion.codecs.kept import Values, all_finite
 from msfusion.codecs.masks import (
     SETTINGS_SIZE,
     Entropy,
@@ -64,12 +64,13 @@ class MaskEncoded(Codec):
     def _encode(self, tensor: Float[Tensor, "..."], operations: Operations) -> Encoded:
         values = in_float32(tensor)
         count = kept_count(self.ratio, len(values))
-        top = operations.largest(values, count)
-        if not torch.isfinite(values[top]).all():  # what is not finite is among the largest
+        top, kept = operations.largest(values, count)
+        if not all_finite(kept):  # what is not finite is among the largest
             raise not_finite(self.name)
         return encode_mask(
             values,
             top,
+            kept,
             bits=self.bits,
             rounding=self.rounding,
             kept_as=self.values,

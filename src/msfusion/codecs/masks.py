@@ -71,6 +71,7 @@ def kept_count(ratio: float, elements: int) -> int:
 def encode_mask(
     values: Float32[Tensor, " elements"],
     top: Int64[Tensor, " count"],
+    top_values: Float32[Tensor, " count"],
     *,
     bits: int,
     rounding: Rounding,
@@ -78,8 +79,8 @@ def encode_mask(
     entropy: Entropy,
     operations: Operations,
 ) -> Encoded:
-    """Settings and payload, from the positions of the values to keep."""
-    data, exponent, kept = pack_values(values[top], kept_as) if len(top) else (b"", 0, values)
+    """Settings and payload, from the positions, ascending, of the values to keep, and these."""
+    data, exponent, kept = pack_values(top_values, kept_as) if len(top) else (b"", 0, values)
     boundaries = mask_boundaries(kept, bits, rounding)
     mask, signs = (
         operations.mask(values, boundaries, bits, top) if len(top) else (np.empty(0, np.uint8), None)
@@ -94,7 +95,9 @@ def mask_levels(kept: Float32[Tensor, " count"], bits: int) -> Float32[Tensor, "
     """What the codes 0 ... 2^b - 1 stand for: m * T / (2^b - 1). The last one, T, is never used."""
     ones = 2**bits - 1
     smallest = kept.abs().min().double()
-    return (torch.arange(ones + 1, device=kept.device) * smallest / ones).to(torch.float32)
+    codes = torch.arange(ones + 1, device=kept.device, dtype=torch.float64)
+    levels: Tensor = codes * smallest / ones
+    return levels.to(torch.float32)
 
 
 def mask_boundaries(
@@ -110,7 +113,7 @@ def mask_boundaries(
     ones = 2**bits - 1
     codes = torch.arange(1, ones, device=kept.device, dtype=torch.float64)
     from_level = codes if rounding == "floor" else codes - 0.5
-    boundaries = from_level * kept.abs().min().double() / ones
+    boundaries: Tensor = from_level * kept.abs().min().double() / ones
     return boundaries.to(torch.float32).clamp(min=_SMALLEST)
 
 

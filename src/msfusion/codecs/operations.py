@@ -29,8 +29,10 @@ class Operations(ABC):
     """The five operations. Tensors are flat and contiguous; `boundaries` ascend and number below 2^bits."""
 
     @abstractmethod
-    def largest(self, values: Float32[Tensor, " elements"], count: int) -> Int64[Tensor, " count"]:
-        """Positions, ascending, of the `count` largest magnitudes; of equal ones the first.
+    def largest(
+        self, values: Float32[Tensor, " elements"], count: int
+    ) -> tuple[Int64[Tensor, " count"], Float32[Tensor, " count"]]:
+        """The `count` largest magnitudes, of equal ones the first: their positions, ascending, and the values.
 
         Not a number counts as larger than infinity.
         """

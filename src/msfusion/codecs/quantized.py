@@ -72,9 +72,10 @@ class Quantized(Codec):
 
 
 def _evenly(low: float, high: float, bits: int, shift: float) -> Float32[Tensor, " levels"]:
-    """low + (q + shift) * step for each code q."""
+    """What lies at low + (q + shift) * step, for each code q."""
     codes = torch.arange(2**bits, dtype=torch.float64) + shift
-    return (low + codes * (high - low) / (2**bits - 1)).to(torch.float32)
+    places: Tensor = low + codes * (high - low) / (2**bits - 1)
+    return places.to(torch.float32)
 
 
 def _read(header: Header) -> tuple[int, float, float]:

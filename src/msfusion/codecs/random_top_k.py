@@ -45,16 +45,17 @@ class RandomTopK(TopK):
             raise ConfigError(f"seed = {self.seed}: a seed must not be negative.")
 
     def _chosen(
-        self, values: Float32[Tensor, " elements"], top: Int64[Tensor, " count"]
+        self, elements: int, top: Int64[Tensor, " count"], largest: Float32[Tensor, " count"]
     ) -> Int64[Tensor, " count"]:
-        largest = values[top].cpu().numpy()
-        random = np.random.default_rng([self.seed, zlib.crc32(largest)])
-        count, others = len(top), len(values) - len(top)
+        random = np.random.default_rng([self.seed, zlib.crc32(largest.cpu().numpy().tobytes())])
+        count, others = len(top), elements - len(top)
         from_others = min(int(random.binomial(count, self.alpha)), others)
         of_top = random.choice(count, count - from_others, replace=False, shuffle=False)
-        rank = random.choice(others, from_others, replace=False, shuffle=False) if from_others else []
-        # the r-th element outside the top stands behind every top element with fewer than r + 1 others before it
         largest_at = top.cpu().numpy()
-        before = np.searchsorted(largest_at - np.arange(count), rank, side="right")
-        chosen = np.sort(np.concatenate([largest_at[of_top], np.asarray(rank, np.int64) + before]))
-        return torch.from_numpy(chosen).to(top.device)
+        chosen = largest_at[of_top]
+        if from_others:
+            rank = random.choice(others, from_others, replace=False, shuffle=False)
+            # the r-th of the others stands behind all of the top that have at most r of the others before them
+            before = np.searchsorted(largest_at - np.arange(count), rank, side="right")
+            chosen = np.concatenate([chosen, rank + before])
+        return torch.from_numpy(np.sort(chosen)).to(top.device)

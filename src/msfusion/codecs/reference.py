@@ -14,16 +14,19 @@ from msfusion.codecs.operations import Operations, Packed, packed_size
 class Reference(Operations):
     """See `msfusion.codecs.operations.Operations`."""
 
-    def largest(self, values: Float32[Tensor, " elements"], count: int) -> Int64[Tensor, " count"]:
-        """Positions of the largest magnitudes: all above the smallest of them, and the first equal to it."""
+    def largest(
+        self, values: Float32[Tensor, " elements"], count: int
+    ) -> tuple[Int64[Tensor, " count"], Float32[Tensor, " count"]]:
+        """The largest magnitudes: all above the smallest of them, and the first equal to it."""
         if count == 0:
-            return torch.empty(0, dtype=torch.int64, device=values.device)
+            return torch.empty(0, dtype=torch.int64, device=values.device), values[:0]
         # as integers, the bits of non-negative floats are in the order of their values, and NaN is the largest
         keys = values.abs().view(torch.int32)
         smallest = keys.topk(count).values[-1]
         above = (keys > smallest).nonzero().view(-1)
         equal = (keys == smallest).nonzero().view(-1)[: count - len(above)]
-        return torch.cat([above, equal]).sort().values
+        positions = torch.cat([above, equal]).sort().values
+        return positions, values[positions]
 
     def quantise(
         self, values: Float32[Tensor, " elements"], boundaries: Float32[Tensor, " boundaries"], bits: int
@@ -82,7 +85,7 @@ def pack(codes: Int64[Tensor, " elements"], bits: int) -> Packed:
     stream = (codes[:, None] >> places & 1).view(-1)
     stream = torch.nn.functional.pad(stream, (0, -len(stream) % 8)).view(-1, 8)
     weights = 2 ** torch.arange(8, device=codes.device)
-    return (stream * weights).sum(1).to(torch.uint8).cpu().numpy()  # type: ignore[no-any-return]
+    return (stream * weights).sum(1).to(torch.uint8).cpu().numpy()
 
 
 def unpack(packed: Buffer, bits: int, elements: int, device: torch.device) -> Int64[Tensor, " elements"]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from msfusion.codecs.codec import Codec, Encoded, in_float32, not_finite
 from msfusion.codecs.header import Header
-from msfusion.codecs.kept import Values
+from msfusion.codecs.kept import Values, all_finite
 from msfusion.codecs.masks import (
     SETTINGS_SIZE,
     Entropy,
@@ -52,12 +52,14 @@ class TopK(Codec):
 
     def _encode(self, tensor: Float[Tensor, "..."], operations: Operations) -> Encoded:
         values = in_float32(tensor)
-        top = operations.largest(values, kept_count(self.ratio, len(values)))
-        if not torch.isfinite(values[top]).all():  # what is not finite is among the largest
+        top, kept = operations.largest(values, kept_count(self.ratio, len(values)))
+        if not all_finite(kept):  # what is not finite is among the largest
             raise not_finite(self.name)
+        chosen = self._chosen(len(values), top, kept)
         return encode_mask(
             values,
-            self._chosen(values, top),
+            chosen,
+            kept if chosen is top else values[chosen],
             bits=1,
             rounding="nearest",
             kept_as=self.values,
@@ -66,9 +68,9 @@ class TopK(Codec):
         )
 
     def _chosen(
-        self, values: Float32[Tensor, " elements"], top: Int64[Tensor, " count"]
+        self, elements: int, top: Int64[Tensor, " count"], largest: Float32[Tensor, " count"]
     ) -> Int64[Tensor, " count"]:
-        """The positions of the values to send, ascending."""
+        """The positions of the values to send, ascending, from those of the largest and these themselves."""
         return top
 
     def _payload_size(self, elements: int, dtype: torch.dtype, signed: bool) -> int:
