@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from codec_tensors import EVERY_CODEC, same_bits
@@ -15,7 +16,7 @@ from msfusion.codecs.operations import operations_for
 from msfusion.codecs.reference import Reference
 
 pytest.importorskip("numba")
-from msfusion.codecs import kernels
+from msfusion.codecs import compiling
 from msfusion.codecs.fast import Fast
 
 SIZE = 4096 * 20 + 5
@@ -67,7 +68,7 @@ def test_the_largest_are_exact(kind: str, count: int) -> None:
 def test_a_sample_that_misleads_costs_time_only(lower: int, monkeypatch: pytest.MonkeyPatch) -> None:
     values = tensor_of("signed")
     expected = Reference().largest(values, 820)
-    monkeypatch.setattr("msfusion.codecs.fast._likely_below", lambda bits, count: kernels.np.int32(lower))
+    monkeypatch.setattr("msfusion.codecs.fast._likely_below", lambda bits, count: np.int32(lower))
     assert torch.equal(Fast().largest(values, 820)[0], expected[0])
 
 
@@ -104,6 +105,6 @@ def test_without_a_place_for_its_cache_a_kernel_is_compiled_all_the_same(
             raise RuntimeError("cannot cache function: no locator available")
         return lambda function: function
 
-    monkeypatch.setattr(kernels.numba, "njit", njit)
-    assert kernels.compiled(tensor_of) is tensor_of
+    monkeypatch.setattr(compiling.numba, "njit", njit)
+    assert compiling.compiled(tensor_of) is tensor_of
     assert asked == [{"nogil": True, "cache": True}, {"nogil": True}]

@@ -13,7 +13,7 @@ from jaxtyping import Float32, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
-from msfusion.codecs import kernels
+from msfusion.codecs import coding, selecting
 from msfusion.codecs.header import Buffer
 from msfusion.codecs.operations import Operations, Packed, packed_size
 
@@ -33,7 +33,7 @@ class Fast(Operations):
         room = 3 * count + 4096
         if room < bits.size // 4:
             places, candidates = np.empty(room, np.int64), np.empty(room, np.int32)
-            found = kernels.collect(bits, _likely_below(bits, count), places, candidates)
+            found = selecting.collect(bits, _likely_below(bits, count), places, candidates)
             if found >= count:
                 chosen = _take(candidates[:found], count)
                 kept = torch.from_numpy(candidates[chosen]).view(torch.float32)
@@ -46,7 +46,7 @@ class Fast(Operations):
     ) -> Packed:
         """Packed codes of the values."""
         packed = np.empty(packed_size(len(values), bits), np.uint8)
-        kernels.quantise(values.numpy(), boundaries.numpy(), bits, packed)
+        coding.quantise(values.numpy(), boundaries.numpy(), bits, packed)
         return packed
 
     def dequantise(
@@ -71,11 +71,11 @@ class Fast(Operations):
         positions, signs = top.numpy(), None
         if len(boundaries):
             limits = boundaries.view(torch.int32).numpy()
-            if kernels.quantise_magnitudes(values.view(torch.int32).numpy(), limits, bits, packed):
+            if coding.quantise_magnitudes(values.view(torch.int32).numpy(), limits, bits, packed):
                 signs = np.empty(packed_size(len(values), 1), np.uint8)
-                kernels.pack_signs(values.numpy(), boundaries.numpy()[0], signs)
-                kernels.set_codes(signs, positions, 1, False)
-        kernels.set_codes(packed, positions, bits, True)
+                coding.pack_signs(values.numpy(), boundaries.numpy()[0], signs)
+                coding.set_codes(signs, positions, 1, False)
+        coding.set_codes(packed, positions, bits, True)
         return packed, signs if signs is not None and signs.any() else None
 
     def unmask(
@@ -92,14 +92,14 @@ class Fast(Operations):
         if _unpack(mask, bits, levels.numpy(), kept.numpy(), result) != len(kept):
             return False
         if signs is not None:
-            kernels.negate(_read_only(signs), result)
+            coding.negate(_read_only(signs), result)
         return True
 
 
 def _likely_below(bits: NDArray[np.int32], count: int) -> np.int32:
     """A key that is almost surely not above the `count`-th largest, and not far below it."""
     keys = np.empty(SAMPLE, np.int32)
-    kernels.sample(bits, _STRIDE % bits.size, keys)
+    selecting.sample(bits, _STRIDE % bits.size, keys)
     expected = count * SAMPLE / bits.size
     rank = min(SAMPLE, int(expected + 4 * expected**0.5 + 4))  # four standard deviations
     return np.int32(min(np.partition(keys, SAMPLE - rank)[SAMPLE - rank], _LARGEST_FINITE))
@@ -107,9 +107,9 @@ def _likely_below(bits: NDArray[np.int32], count: int) -> np.int32:
 
 def _take(keys: NDArray[np.int32], count: int) -> NDArray[np.int64]:
     """Positions of the `count` largest keys, ascending; of equal ones the first."""
-    smallest, above = kernels.nth_largest(keys, count)
+    smallest, above = selecting.nth_largest(keys, count)
     positions = np.empty(count + 1, np.int64)
-    kernels.take(keys, smallest, count - above, positions)
+    selecting.take(keys, smallest, count - above, positions)
     return positions[:count]
 
 
@@ -127,11 +127,11 @@ def _unpack(
     if bits <= 3:
         whole = len(out) // 8 * 8
         table, marked = _table_of_fours(levels, bits)
-        found = int(kernels.unpack_fours(codes, bits, table, marked & keeps, values, out[:whole]))
+        found = int(coding.unpack_fours(codes, bits, table, marked & keeps, values, out[:whole]))
         if found > len(values):
             return found
     rest = codes[whole * bits // 8 :]
-    return found + int(kernels.unpack_each(rest, bits, levels, keeps, values[found:], out[whole:]))
+    return found + int(coding.unpack_each(rest, bits, levels, keeps, values[found:], out[whole:]))
 
 
 def _table_of_fours(levels: NDArray[np.float32], bits: int) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:

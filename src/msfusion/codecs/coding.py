@@ -1,137 +1,32 @@
-"""The loops of `fast`, compiled by numba. Needs the extra `codecs`; imported only where it is there.
-
-Every loop that passes over the whole tensor works on blocks that stay in the first-level cache, in steps simple
-enough for the compiler to use vector instructions: a block of flags or codes, then what is done with them. The
-machine's memory is then the limit: encoding reads the tensor twice, decoding writes it once.
-"""
+"""The loops that turn values into packed codes of a few bits, and packed codes into values."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar, no_type_check
+from typing import no_type_check
 
-import numba
 import numpy as np
 
-Function = TypeVar("Function", bound=Callable[..., Any])
-
-BLOCK = 4096
-MAGNITUDE = np.int32(0x7FFFFFFF)  # all bits of a float but its sign
-
-
-def compiled(function: Function) -> Function:
-    """Compile at the first call, without the interpreter's lock; keep the result on disk where that is possible."""
-    compiler: Any = numba.njit  # its types say "a dispatcher", ours say that calls look the same
-    try:
-        result: Function = compiler(nogil=True, cache=True)(function)
-    except RuntimeError:  # no directory to keep it in can be written
-        result = compiler(nogil=True)(function)
-    return result
-
-
-@compiled
-@no_type_check
-def sample(bits, stride, keys):
-    """Magnitudes, as integers, at multiples of `stride`, going around; it is less than the tensor's size."""
-    place = 0
-    for i in range(keys.size):
-        keys[i] = bits[place] & MAGNITUDE
-        place += stride
-        if place >= bits.size:
-            place -= bits.size
-
-
-@compiled
-@no_type_check
-def collect(bits, lower, positions, values):
-    """Where magnitudes are at least `lower`, ascending, and these values, all as integers.
-
-    Returns how many there are, or -1 where there might be no room for them. Few flags are set and a processor
-    guesses badly which, so there are no branches: what is found is written always, and counted when it holds.
-    """
-    flags = np.empty(BLOCK, np.uint8)
-    eights = flags.view(np.uint64)
-    not_zero = np.empty(eights.size, np.int64)
-    found = 0
-    for start in range(0, bits.size, BLOCK):
-        block = bits[start : start + BLOCK]
-        flags[block.size :] = 0
-        for i in range(block.size):
-            flags[i] = (block[i] & MAGNITUDE) >= lower
-        some = 0
-        for eight in range(eights.size):
-            not_zero[some] = eight
-            some += np.int64(eights[eight] != 0)
-        if found + 8 * some > positions.size:
-            return -1
-        before = found
-        for eight in not_zero[:some]:
-            for i in range(8):
-                positions[found] = start + 8 * eight + i
-                found += np.int64(flags[8 * eight + i])
-        for i in range(before, found):
-            values[i] = block[positions[i] - start]
-    return found
-
-
-@compiled
-@no_type_check
-def nth_largest(bits, count):
-    """The `count`-th largest magnitude as an integer, and how many are larger: by its upper, then lower 16 bits."""
-    histogram = np.zeros(1 << 15, np.int64)
-    for i in range(bits.size):
-        histogram[(bits[i] & MAGNITUDE) >> 16] += 1
-    above, upper = 0, histogram.size - 1
-    while above + histogram[upper] < count:
-        above += histogram[upper]
-        upper -= 1
-    histogram = np.zeros(1 << 16, np.int64)
-    for i in range(bits.size):
-        key = bits[i] & MAGNITUDE
-        if key >> 16 == upper:
-            histogram[key & 0xFFFF] += 1
-    low = histogram.size - 1
-    while above + histogram[low] < count:
-        above += histogram[low]
-        low -= 1
-    return np.int32(upper << 16 | low), above
-
-
-@compiled
-@no_type_check
-def take(bits, smallest, ties, positions):
-    """Where magnitudes are larger than `smallest`, or among the first `ties` that equal it.
-
-    `positions` has room for one more than there are.
-    """
-    found = 0
-    for i in range(bits.size):
-        key = bits[i] & MAGNITUDE
-        tie = np.int64(key == smallest) & np.int64(ties > 0)
-        positions[found] = i
-        found += np.int64(key > smallest) + tie
-        ties -= tie
+from msfusion.codecs.compiling import BLOCK, MAGNITUDE, compiled
 
 
 @compiled
 @no_type_check
 def count_boundaries(values, boundaries, codes):
     """How many boundaries are at or below each value of a block."""
-    if boundaries.size <= 16:  # one vectorised pass for each
-        codes[:] = 0
+    codes[:] = 0
+    if boundaries.size <= 16:  # one pass for each, with vector instructions
         for boundary in boundaries:
             for i in range(values.size):
                 codes[i] += np.uint8(values[i] >= boundary)
         return
-    for i in range(values.size):
-        low, high = 0, boundaries.size
-        while low < high:
-            middle = (low + high) // 2
-            if values[i] >= boundaries[middle]:
-                low = middle + 1
-            else:
-                high = middle
-        codes[i] = low
+    last = boundaries.size - 1
+    step = 128
+    while step > 0:  # a binary search for all values at once, without branches
+        for i in range(values.size):
+            place = codes[i] + step - 1
+            reached = (place <= last) & (values[i] >= boundaries[min(place, last)])
+            codes[i] += step * reached
+        step //= 2
 
 
 @compiled
