@@ -36,5 +36,9 @@ class RunDirectoryError(MsfusionError):
     """A run directory that exists already, is missing, is damaged, or cannot be written."""
 
 
+class CodecError(MsfusionError):
+    """A tensor that a codec cannot carry, or bytes that are not a message of a codec: damaged, cut off or lying."""
+
+
 class CutError(MsfusionError):
     """A model cannot be cut in two at the module that was named."""

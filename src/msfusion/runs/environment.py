@@ -12,7 +12,7 @@ from typing import Any
 
 def environment() -> dict[str, Any]:
     """Versions of what the results depend on, the machine, and the commit of the sources, if any."""
-    packages = ("msfusion", "torch", "numpy", "transformers", "datasets")
+    packages = ("msfusion", "torch", "numpy", "transformers", "datasets", "numba", "zstandard")
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),

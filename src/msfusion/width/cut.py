@@ -21,7 +21,7 @@ from msfusion.width.graph import Forward, Graph, Program
 from msfusion.width.groups import WidthMap
 from msfusion.width.halves import Crossing, Halves
 from msfusion.width.mode import mode
-from msfusion.width.submodel import compile_graph, place_tensor, program_of, resized
+from msfusion.width.submodel import compile_graph, copy_tensors, place_tensor, program_of, resized
 
 
 class ClientPart(nn.Module):
@@ -57,6 +57,12 @@ class Cut:
     client: ClientPart
     server: ServerPart
     crossing: tuple[Crossing, ...]
+
+    def copy_of_client(self) -> ClientPart:
+        """A client part with tensors of its own; the traced program is shared."""
+        copy = ClientPart(self.client._program, self.client._forwards)
+        copy_tensors(self.client, copy)
+        return copy
 
     def join(self) -> dict[str, Tensor]:
         """The state dict of the whole model."""

@@ -46,16 +46,22 @@ class SubModel(nn.Module):
         """A copy with parameters of its own; the traced program is shared."""
         copy = SubModel(self._program, self._forwards)
         memo[id(self)] = copy
-        for name, parameter in self.named_parameters(remove_duplicate=False):
-            data = memo.get(id(parameter))
-            if data is None:
-                data = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
-                memo[id(parameter)] = data
-            place_tensor(copy, name, data, True)
-        persistent = set(self.state_dict(keep_vars=True))
-        for name, buffer in self.named_buffers():
-            place_tensor(copy, name, buffer.detach().clone(), name in persistent)
+        copy_tensors(self, copy, memo)
         return copy.train(self.training)
+
+
+def copy_tensors(source: nn.Module, target: nn.Module, memo: dict[int, Any] | None = None) -> None:
+    """Give a module copies of another's parameters and buffers under their names, ties kept."""
+    known: dict[int, Any] = {} if memo is None else memo
+    for name, parameter in source.named_parameters(remove_duplicate=False):
+        data = known.get(id(parameter))
+        if data is None:
+            data = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
+            known[id(parameter)] = data
+        place_tensor(target, name, data, True)
+    persistent = set(source.state_dict(keep_vars=True))
+    for name, buffer in source.named_buffers():
+        place_tensor(target, name, buffer.detach().clone(), name in persistent)
 
 
 def narrow(model: nn.Module, width_map: WidthMap, window: Window, scaling: bool = True) -> SubModel:

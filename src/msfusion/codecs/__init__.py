@@ -1,0 +1,103 @@
+"""Tensor to bytes and back, exactly as many bytes as needed: what travels in split learning.
+
+    from msfusion import codecs
+
+    message = codecs.by_name("small").encode(activations)
+    activations = codecs.decode(message)
+
+Messages describe themselves; nothing in them is ever executed, and bytes that are no message raise CodecError
+before anything is allocated for what they declare.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from msfusion.codecs.codec import Codec, decode_payload
+from msfusion.codecs.dead_zone import DeadZone
+from msfusion.codecs.header import MAX_ELEMENTS, Buffer, Header, read_header
+from msfusion.codecs.identity import Identity
+from msfusion.codecs.mask_encoded import MaskEncoded
+from msfusion.codecs.quantized import Quantized
+from msfusion.codecs.random_top_k import RandomTopK
+from msfusion.codecs.top_k import TopK
+from msfusion.errors import CodecError, ConfigError
+
+__all__ = [
+    "CODECS",
+    "MAX_ELEMENTS",
+    "PROFILES",
+    "Codec",
+    "CodecError",
+    "DeadZone",
+    "Header",
+    "Identity",
+    "MaskEncoded",
+    "Quantized",
+    "RandomTopK",
+    "TopK",
+    "by_name",
+    "decode",
+    "read_header",
+]
+
+CODECS: dict[str, type[Codec]] = {
+    codec.name: codec for codec in (MaskEncoded, TopK, RandomTopK, Quantized, DeadZone, Identity)
+}
+"""Every codec by its name."""
+
+PROFILES: dict[str, Codec] = {
+    "paper": MaskEncoded(ratio=0.99, bits=2, rounding="nearest"),
+    "small": MaskEncoded(ratio=0.99, bits=2, rounding="nearest", entropy="zstd"),
+    "accurate": MaskEncoded(ratio=0.995, bits=3, values="float16", entropy="zstd"),
+}
+"""Codecs with settings worth a name: the paper's; the same at half the bytes; half the error for few more."""
+
+_BY_NUMBER = {codec.number: codec for codec in CODECS.values()}
+
+
+def by_name(name: str, **settings: Any) -> Codec:
+    """The codec of a profile ("paper", "small", "accurate"), or one of `CODECS` with settings of its own.
+
+    Raises ConfigError for an unknown name, and for settings that the codec does not have or that are out of range.
+    """
+    if name in PROFILES and not settings:
+        return PROFILES[name]
+    if name in PROFILES:
+        raise ConfigError(f"codec '{name}' is a profile and takes no settings; set those of 'mask_encoded'.")
+    if name not in CODECS:
+        raise ConfigError(f"there is no codec '{name}'; there are {', '.join([*PROFILES, *CODECS])}.")
+    known = [field.name for field in fields(CODECS[name])]  # type: ignore[arg-type]  # each is a dataclass
+    for setting in settings:
+        if setting not in known:
+            raise ConfigError(
+                f"codec '{name}' has no setting '{setting}'; it has {', '.join(known) or 'none'}."
+            )
+    return CODECS[name](**settings)
+
+
+def decode(
+    data: Buffer,
+    *,
+    out: Float[Tensor, "..."] | None = None,
+    max_elements: int = MAX_ELEMENTS,
+    device: torch.device | str = "cpu",
+    reference: bool = False,
+) -> Float[Tensor, "..."]:
+    """The tensor of a message of any codec, of its dtype and shape, contiguous.
+
+    `out`: a contiguous buffer of just that dtype and shape to decode into, which is faster; after an error its
+    contents are undefined. `max_elements`: the most that a message may declare; about 14 bytes are allocated for
+    each. `device` is where a new tensor goes. `reference` takes the readable path; the result is the same.
+    Raises CodecError for everything that is not a whole and sound message, and for one that does not fit `out`.
+    """
+    header, payload = read_header(data, max_elements=max_elements)
+    codec = _BY_NUMBER.get(header.codec)
+    if codec is None:
+        raise CodecError(f"a message of codec number {header.codec}, which this msfusion does not know.")
+    return decode_payload(codec, header, payload, out=out, device=device, reference=reference)

@@ -1,0 +1,185 @@
+"""The payload of every codec that sends some values as they are and a mask of a few bits for each element.
+
+    kept values, in order        | mask: bits per element, all ones where a value was kept | signs, if needed
+
+Mask and signs may be compressed together. With one mask bit this is a bitmap and its values; with more it is
+mask-encoded sparsification, where the other codes stand for multiples of T / (2^b - 1), T the smallest kept
+magnitude.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int64
+from torch import Tensor
+
+from msfusion.codecs.codec import Encoded
+from msfusion.codecs.entropy import compress, decompress
+from msfusion.codecs.header import Header
+from msfusion.codecs.kept import EXPONENTS, NAMES, NUMBERS, Values, pack_values, unpack_values, value_bytes
+from msfusion.codecs.operations import Operations, check_padding, packed_size
+from msfusion.errors import CodecError, ConfigError
+
+Rounding = Literal["nearest", "floor"]
+Entropy = Literal["zstd"] | None
+
+_SETTINGS = struct.Struct("<BBBhQ")
+SETTINGS_SIZE = _SETTINGS.size
+_SMALLEST = 2.0**-149
+
+
+@dataclass(frozen=True)
+class MaskSettings:
+    """What a decoder needs to know: mask bits, type and scale of the kept values and how many, compressed?"""
+
+    bits: int
+    values: Values
+    compressed: bool
+    exponent: int
+    count: int
+
+    def pack(self) -> bytes:
+        """The settings of a header."""
+        return _SETTINGS.pack(self.bits, NUMBERS[self.values], self.compressed, self.exponent, self.count)
+
+    @classmethod
+    def read(cls, header: Header) -> MaskSettings:
+        """The settings of a header. Raises CodecError where they make no sense."""
+        if len(header.settings) != SETTINGS_SIZE:
+            raise CodecError("a message is damaged: the settings in its header have the wrong length.")
+        bits, values, compressed, exponent, count = _SETTINGS.unpack(header.settings)
+        sensible = 1 <= bits <= 8 and values in NAMES and compressed <= 1 and exponent in EXPONENTS
+        if not sensible or not min(1, header.elements) <= count <= header.elements:
+            raise CodecError("a message is damaged: impossible settings in its header.")
+        return cls(bits, NAMES[values], bool(compressed), exponent, count)
+
+
+def kept_count(ratio: float, elements: int) -> int:
+    """How many values to keep: max(1, floor((1 - ratio) * elements)), of none none.
+
+    Exact for the decimal number that the ratio is written as: (1 - 0.99) * 100 is 1.
+    """
+    return min(elements, max(1, int((1 - Fraction(repr(float(ratio)))) * elements)))
+
+
+def encode_mask(
+    values: Float32[Tensor, " elements"],
+    top: Int64[Tensor, " count"],
+    top_values: Float32[Tensor, " count"],
+    *,
+    bits: int,
+    rounding: Rounding,
+    kept_as: Values,
+    entropy: Entropy,
+    operations: Operations,
+) -> Encoded:
+    """Settings and payload, from the positions, ascending, of the values to keep, and these."""
+    data, exponent, kept = pack_values(top_values, kept_as) if len(top) else (b"", 0, values)
+    boundaries = mask_boundaries(kept, bits, rounding)
+    mask, signs = (
+        operations.mask(values, boundaries, bits, top) if len(top) else (np.empty(0, np.uint8), None)
+    )
+    planes = mask if signs is None else np.concatenate([mask, signs])
+    frame = compress(planes) if entropy == "zstd" else None
+    settings = MaskSettings(bits, kept_as, frame is not None, exponent, len(top))
+    return signs is not None, settings.pack(), [data, planes if frame is None else frame]
+
+
+def mask_levels(kept: Float32[Tensor, " count"], bits: int) -> Float32[Tensor, " levels"]:
+    """What the codes 0 ... 2^b - 1 stand for: m * T / (2^b - 1). The last one, T, is never used."""
+    ones = 2**bits - 1
+    smallest = kept.abs().min().double()
+    codes = torch.arange(ones + 1, device=kept.device, dtype=torch.float64)
+    levels: Tensor = codes * smallest / ones
+    return levels.to(torch.float32)
+
+
+def mask_boundaries(
+    kept: Float32[Tensor, " count"], bits: int, rounding: Rounding
+) -> Float32[Tensor, " boundaries"]:
+    """From which magnitude on each of the codes 1 ... 2^b - 2 is used.
+
+    There is no boundary for the code of all ones, so no rounding and no tie can turn a value into a kept one.
+    All are above zero, so that zero stays zero.
+    """
+    if len(kept) == 0:
+        return kept
+    ones = 2**bits - 1
+    codes = torch.arange(1, ones, device=kept.device, dtype=torch.float64)
+    from_level = codes if rounding == "floor" else codes - 0.5
+    boundaries: Tensor = from_level * kept.abs().min().double() / ones
+    return boundaries.to(torch.float32).clamp(min=_SMALLEST)
+
+
+def check_mask_message(header: Header, payload: memoryview) -> None:
+    """Raises CodecError unless the payload has the size that follows from the header."""
+    settings = MaskSettings.read(header)
+    kept = settings.count * value_bytes(settings.values)
+    planes = _planes_size(header.elements, settings.bits, header.signed)
+    fits = kept <= len(payload) < kept + planes if settings.compressed else len(payload) == kept + planes
+    if not fits:
+        raise CodecError(
+            f"a payload of {len(payload)} bytes where {kept + planes} are expected"
+            f"{' at most' if settings.compressed else ''}: cut off, or followed by something else."
+        )
+
+
+def decode_mask(
+    header: Header, payload: memoryview, out: Float32[Tensor, " elements"], operations: Operations
+) -> None:
+    """Fill `out` with a message that `check_mask_message` has let pass. Raises CodecError for one that lies."""
+    settings = MaskSettings.read(header)
+    split = settings.count * value_bytes(settings.values)
+    kept = unpack_values(payload[:split], settings.values, settings.exponent, out.device)
+    planes = payload[split:]
+    if settings.compressed:
+        size = _planes_size(header.elements, settings.bits, header.signed)
+        planes = memoryview(decompress(planes, size))
+    end = packed_size(header.elements, settings.bits)
+    mask, signs = planes[:end], planes[end:] if header.signed else None
+    check_padding(mask, header.elements, settings.bits)
+    if signs is not None:
+        check_padding(signs, header.elements, 1)
+    if not operations.unmask(mask, signs, mask_levels(kept, settings.bits), kept, settings.bits, out):
+        raise CodecError(f"a message is damaged: its mask does not mark {settings.count} values.")
+
+
+def mask_payload_size(elements: int, count: int, bits: int, values: Values, signed: bool) -> int:
+    """Bytes of a payload that is not compressed; compressed it is never larger."""
+    return count * value_bytes(values) + _planes_size(elements, bits, signed)
+
+
+def _planes_size(elements: int, bits: int, signed: bool) -> int:
+    return packed_size(elements, bits) + signed * packed_size(elements, 1)
+
+
+def check_ratio(ratio: float) -> None:
+    """Raises ConfigError unless 0 <= ratio < 1."""
+    if not 0 <= ratio < 1:
+        raise ConfigError(f"ratio = {ratio}: the share of values to drop must be at least 0 and below 1.")
+
+
+def check_choice(setting: str, value: object, choices: tuple[object, ...]) -> None:
+    """Raises ConfigError unless the value of a setting is one of its choices."""
+    if value not in choices:
+        raise ConfigError(f"{setting} = {value!r}: choose one of {', '.join(map(repr, choices))}.")
+
+
+def check_bits(bits: int) -> None:
+    """Raises ConfigError unless a code has 1 to 8 bits."""
+    if bits not in range(1, 9):
+        raise ConfigError(f"bits = {bits}: the number of bits per element must be 1 to 8.")
+
+
+def check_same(name: str, header: Header, *, bits: int, values: Values, entropy: Entropy, count: int) -> None:
+    """Raises CodecError for a message of other settings than these."""
+    found = MaskSettings.read(header)
+    same = (found.bits, found.values, found.count) == (bits, values, count)
+    if not same or (found.compressed and entropy is None):
+        raise CodecError(f"a message of {name} with other settings than those of the codec that reads it.")

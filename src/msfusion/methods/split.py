@@ -1,0 +1,190 @@
+"""Split learning with compressed traffic (Zhou et al., ECAI 2024, arXiv 2408.13787; SplitFed, Thapa et al., AAAI 2022).
+
+A participant runs the first layers on its own data, a server the rest. For each mini-batch:
+
+    participant:  z = first layers(x);  send encode(z), and the targets
+    server:       z' = decode(...);  loss = cross-entropy(rest(z'), targets);  a step;  send encode(d loss / d z')
+    participant:  g = decode(...);  back through the first layers with g in place of d loss / d z;  a step
+
+The gradient goes past the codec as if it were the identity, as in the paper. What crosses besides activations (masks,
+sizes) is sent as it is. Neither side executes what the other sends: messages are tensors, by a codec or as
+safetensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import safetensors.torch
+import torch
+from jaxtyping import Int
+from safetensors import SafetensorError
+from torch import Tensor
+
+from msfusion.batch import Batch
+from msfusion.codecs import Codec
+from msfusion.errors import CodecError, TrainingError
+from msfusion.objectives import mean_cross_entropy, scores
+from msfusion.width.cut import ClientPart, ServerPart
+from msfusion.width.halves import Crossing
+
+Message = list[bytes]
+"""One piece for each tensor that crosses."""
+
+
+@dataclass(frozen=True)
+class Wire:
+    """How what crosses becomes bytes: a codec for activations, one for gradients; the same on both sides.
+
+    `max_elements` is the most that a tensor of a message may declare.
+    """
+
+    crossing: tuple[Crossing, ...]
+    activations: Codec
+    gradients: Codec
+    max_elements: int = 2**28
+
+    def up(self, tensors: Sequence[Tensor]) -> Message:
+        """What a participant sends for a mini-batch."""
+        return [
+            self.activations.encode(tensor) if each.gradient else plain(tensor)
+            for each, tensor in zip(self.crossing, tensors, strict=True)
+        ]
+
+    def received(self, message: Message) -> list[Tensor]:
+        """What the server makes of it: leaves that gather a gradient where one goes back.
+
+        Raises CodecError for whatever a participant with the same cut and codec would not send.
+        """
+        self._check_count(message, len(self.crossing))
+        return [
+            self.activations.decode(piece, max_elements=self.max_elements).requires_grad_()
+            if each.gradient
+            else of_plain(piece, each.dtype, self.max_elements)
+            for each, piece in zip(self.crossing, message, strict=True)
+        ]
+
+    def down(self, received: Sequence[Tensor]) -> Message:
+        """What the server sends back: a gradient for each tensor that has one."""
+        pairs = zip(self.crossing, received, strict=True)
+        live = [tensor for each, tensor in pairs if each.gradient]
+        return [
+            self.gradients.encode(torch.zeros_like(tensor) if tensor.grad is None else tensor.grad)
+            for tensor in live
+        ]
+
+    def gradients_for(self, tensors: Sequence[Tensor], message: Message) -> list[tuple[Tensor, Tensor]]:
+        """What the participant makes of it: its tensors that are trained, each with its gradient.
+
+        Raises CodecError where a gradient has not its tensor's shape.
+        """
+        live = [tensor for each, tensor in zip(self.crossing, tensors, strict=True) if each.gradient]
+        self._check_count(message, len(live))
+        pairs = []
+        for tensor, piece in zip(live, message, strict=True):
+            gradient = self.gradients.decode(piece, max_elements=max(1, tensor.numel()))
+            if gradient.shape != tensor.shape or gradient.dtype != tensor.dtype:
+                raise CodecError(
+                    f"a gradient of shape {list(gradient.shape)} came back for activations of shape "
+                    f"{list(tensor.shape)}: both sides must have the same model and cut"
+                )
+            pairs.append((tensor, gradient))
+        return pairs
+
+    def _check_count(self, message: Message, wanted: int) -> None:
+        if len(message) != wanted:
+            raise CodecError(
+                f"a message of {len(message)} tensors came where {wanted} cross: "
+                "both sides must have the same model and cut"
+            )
+
+
+class Participant:
+    """The first layers in training, on a participant's machine."""
+
+    def __init__(self, part: ClientPart, optimizer: torch.optim.Optimizer | None, wire: Wire) -> None:
+        self.part, self.optimizer, self.wire = part, optimizer, wire
+        self._sent: tuple[Tensor, ...] = ()
+
+    def send(self, batch: Batch) -> Message:
+        """Run the first layers on a mini-batch."""
+        self._sent = batch.call(self.part)
+        return self.wire.up(self._sent)
+
+    @property
+    def plain_bytes(self) -> int:
+        """Bytes of the activations that were sent last, without a codec."""
+        pairs = zip(self.wire.crossing, self._sent, strict=True)
+        return sum(tensor.nbytes for each, tensor in pairs if each.gradient)
+
+    def receive(self, message: Message) -> None:
+        """Finish the step with the gradients that came back. Raises CodecError."""
+        pairs = self.wire.gradients_for(self._sent, message)
+        self._sent = ()
+        if self.optimizer is None:  # nothing in the first layers trains
+            return
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward([tensor for tensor, _ in pairs], [gradient for _, gradient in pairs])
+        self.optimizer.step()
+
+
+class Server:
+    """The rest of the model in training, for any number of participants."""
+
+    def __init__(self, part: ServerPart, optimizer: torch.optim.Optimizer, wire: Wire) -> None:
+        self.part, self.optimizer, self.wire = part, optimizer, wire
+
+    def step(self, requests: Sequence[tuple[Message, Int[Tensor, "..."]]]) -> list[tuple[Message, float]]:
+        """One step on one or several mini-batches: for each what goes back to its participant, and its loss.
+
+        Of several, the loss is the mean over all their examples. Raises CodecError for a bad message and
+        TrainingError for a loss that is not finite, before anything has changed.
+        """
+        received = [self.wire.received(message) for message, _ in requests]
+        everyone = sum(len(targets) for _, targets in requests)
+        losses = [
+            mean_cross_entropy(*scores(self.part, Batch(tuple(tensors), targets)))
+            for tensors, (_, targets) in zip(received, requests, strict=True)
+        ]
+        if not all(bool(torch.isfinite(loss)) for loss in losses):
+            raise TrainingError("the loss on the server is not finite: lower the learning rate")
+        self.optimizer.zero_grad(set_to_none=True)
+        shares = [len(targets) / everyone for _, targets in requests]
+        torch.stack([loss * share for loss, share in zip(losses, shares, strict=True)]).sum().backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        return [
+            (self.wire.down(tensors), float(loss.detach()))
+            for tensors, loss in zip(received, losses, strict=True)
+        ]
+
+
+def averaged(states: Sequence[tuple[dict[str, Tensor], float]]) -> dict[str, Tensor]:
+    """The mean of several client parts, each with its weight; integers (counters) are the first one's."""
+    total = sum(weight for _, weight in states)
+    first = states[0][0]
+    mean = {}
+    for name, tensor in first.items():
+        if not tensor.is_floating_point():
+            mean[name] = tensor.clone()
+            continue
+        terms = torch.stack([state[name].double() * (weight / total) for state, weight in states])
+        mean[name] = terms.sum(0).to(tensor.dtype)
+    return mean
+
+
+def plain(tensor: Tensor) -> bytes:
+    """A tensor as safetensors."""
+    return safetensors.torch.save({"": tensor.detach().contiguous()})
+
+
+def of_plain(data: bytes, dtype: torch.dtype, max_elements: int) -> Tensor:
+    """The tensor of `plain`. Raises CodecError for anything else; nothing is allocated beyond the message's size."""
+    try:
+        loaded = safetensors.torch.load(data)
+    except (SafetensorError, ValueError, KeyError, OverflowError) as error:
+        raise CodecError("a message is no tensor in the format of safetensors") from error
+    tensor = loaded.get("")
+    if tensor is None or len(loaded) != 1 or tensor.dtype != dtype or tensor.numel() > max_elements:
+        raise CodecError(f"a message should hold one tensor of {dtype}: both sides must have the same cut")
+    return tensor

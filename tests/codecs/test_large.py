@@ -1,0 +1,110 @@
+"""Tensors large enough for the fast path's shortcuts: sampling, blocks, several codes at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from codec_tensors import EVERY_CODEC, same_bits
+from torch import Tensor
+
+from msfusion import codecs
+from msfusion.codecs import MaskEncoded
+from msfusion.codecs.operations import operations_for
+from msfusion.codecs.reference import Reference
+
+pytest.importorskip("numba")
+from msfusion.codecs import compiling
+from msfusion.codecs.fast import Fast
+
+SIZE = 4096 * 20 + 5
+
+
+def tensor_of(kind: str) -> Tensor:
+    generator = torch.Generator().manual_seed(3)
+    normal = torch.randn(SIZE, generator=generator)
+    peak = torch.zeros(SIZE)
+    peak[77] = -4.0
+    return {
+        "signed": normal,
+        "relu": normal.relu(),
+        "few ties": (normal * 8).round(),
+        "all equal": torch.full((SIZE,), -0.25),
+        "zero": torch.zeros(SIZE),
+        "one": peak,
+        # the sample sees only zeros, or only large values, and misleads
+        "large at the end": torch.cat([torch.zeros(SIZE - 400), torch.rand(400, generator=generator)]),
+        "rising": torch.arange(SIZE, dtype=torch.float32),
+        "bfloat16": normal.bfloat16(),
+    }[kind]
+
+
+KINDS = ["signed", "relu", "few ties", "all equal", "zero", "one", "large at the end", "rising", "bfloat16"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_bytes_and_bits(kind: str) -> None:
+    tensor = tensor_of(kind)
+    assert isinstance(operations_for(torch.device("cpu"), reference=False), Fast)
+    for codec in EVERY_CODEC:
+        message = codec.encode(tensor)
+        assert message == codec.encode(tensor, reference=True), codec
+        assert same_bits(codec.decode(message), codec.decode(message, reference=True)), codec
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("count", [1, 2, 400, 820, SIZE // 2, SIZE])
+def test_the_largest_are_exact(kind: str, count: int) -> None:
+    values = tensor_of(kind).float()
+    for fast, reference in zip(
+        Fast().largest(values, count), Reference().largest(values, count), strict=True
+    ):
+        assert same_bits(fast, reference)
+
+
+@pytest.mark.parametrize("lower", [0, 0x7F7FFFFF])
+def test_a_sample_that_misleads_costs_time_only(lower: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = tensor_of("signed")
+    expected = Reference().largest(values, 820)
+    monkeypatch.setattr("msfusion.codecs.fast._likely_below", lambda bits, count: np.int32(lower))
+    assert torch.equal(Fast().largest(values, 820)[0], expected[0])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("place", [0, 4097, SIZE - 1])
+def test_one_value_that_is_not_finite_is_found(bad: float, place: int) -> None:
+    tensor = tensor_of("relu")
+    tensor[place] = bad
+    for codec in EVERY_CODEC:
+        if not isinstance(codec, codecs.Identity):
+            for reference in (False, True):
+                with pytest.raises(codecs.CodecError, match="NaN or infinities"):
+                    codec.encode(tensor, reference=reference)
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("extra", range(9))
+def test_every_width_and_remainder(bits: int, extra: int) -> None:
+    tensor = tensor_of("signed")[: 4096 + extra]
+    for codec in (MaskEncoded(ratio=0.9, bits=bits), codecs.Quantized(bits=bits)):
+        message = codec.encode(tensor)
+        assert message == codec.encode(tensor, reference=True)
+        assert same_bits(codec.decode(message), codec.decode(message, reference=True))
+
+
+def test_without_a_place_for_its_cache_a_kernel_is_compiled_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = []
+
+    def njit(**options: bool) -> Callable[[object], object]:
+        asked.append(options)
+        if "cache" in options:
+            raise RuntimeError("cannot cache function: no locator available")
+        return lambda function: function
+
+    monkeypatch.setattr(compiling.numba, "njit", njit)
+    assert compiling.compiled(tensor_of) is tensor_of
+    assert asked == [{"nogil": True, "cache": True}, {"nogil": True}]
