@@ -187,14 +187,13 @@ def test_entropy_coding_never_makes_a_message_longer() -> None:
 def test_a_compressed_payload_cannot_grow_without_bound() -> None:
     zstandard = pytest.importorskip("zstandard")
     sound = codecs.by_name("small").encode(torch.zeros(4096))
-    header, payload = codecs.read_header(sound)
-    kept = bytes(payload[: 4 * 40])
+    header, _ = codecs.read_header(sound)
     bomb = zstandard.ZstdCompressor().compress(bytes(2**28))
     unsized = zstandard.ZstdCompressor(write_content_size=False).compress(bytes(1024))
     tracemalloc.start()
     for frame in (bomb, unsized, bomb[:-4], b"\x28\xb5\x2f\xfd" + bytes(20)):
         with pytest.raises(CodecError, match=r"damaged|bytes where"):
-            codecs.decode(header.pack() + kept + frame)
+            codecs.decode(header.pack() + frame)
     assert tracemalloc.get_traced_memory()[1] < 1e6
     tracemalloc.stop()
 

@@ -92,8 +92,8 @@ def decode(
     """The tensor of a message of any codec, of its dtype and shape, contiguous.
 
     `out`: a contiguous buffer of just that dtype and shape to decode into, which is faster; after an error its
-    contents are undefined. `max_elements`: the most that a message may declare; about 14 bytes are allocated for
-    each. `device` is where a new tensor goes. `reference` takes the readable path; the result is the same.
+    contents are undefined. `max_elements`: the most that a message may declare; a few times their size is
+    allocated. `device` is where a new tensor goes. `reference` takes the readable path; the result is the same.
     Raises CodecError for everything that is not a whole and sound message, and for one that does not fit `out`.
     """
     header, payload = read_header(data, max_elements=max_elements)

@@ -35,11 +35,11 @@ def two_boundaries(values, boundaries, codes):
     """`count_boundaries` for the usual case, two of them and no signs: False, codes undefined, where there are any."""
     low, high = boundaries[0], boundaries[1]
     for i in range(values.size):
-        codes[i] = np.uint8(values[i] >= low) + np.uint8(values[i] >= high) + np.uint8(values[i] >> 31 & 128)
-    signs = np.uint64(0)
-    for eight in codes.view(np.uint64):
-        signs |= eight
-    return signs & np.uint64(0x8080808080808080) == 0
+        codes[i] = np.uint8(values[i] >= low) + np.uint8(values[i] >= high)
+    lowest = np.int32(0)
+    for i in range(values.size):
+        lowest = min(lowest, values[i])
+    return lowest >= 0
 
 
 @compiled

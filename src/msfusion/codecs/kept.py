@@ -29,6 +29,19 @@ EXPONENTS = range(-163, 114)
 """What `pack_values` can have divided by, from the smallest float32 to the largest."""
 
 
+def most_significant_together(data: Buffer, size: int) -> bytes:
+    """The bytes of values of `size` bytes, those of the same significance side by side.
+
+    The largest of many values have nearly the same exponents, so half of these bytes then compress well.
+    """
+    return np.frombuffer(data, np.uint8).reshape(-1, size).T.tobytes()
+
+
+def values_together(data: Buffer, size: int) -> bytes:
+    """The inverse of `most_significant_together`."""
+    return np.frombuffer(data, np.uint8).reshape(size, -1).T.tobytes()
+
+
 def all_finite(kept: Float32[Tensor, " count"]) -> bool:
     """Whether no value is NaN or an infinity."""
     return len(kept) == 0 or math.isfinite(float(kept.abs().max()))  # NaN is the largest of all

@@ -2,9 +2,9 @@
 
     kept values, in order        | mask: bits per element, all ones where a value was kept | signs, if needed
 
-Mask and signs may be compressed together. With one mask bit this is a bitmap and its values; with more it is
-mask-encoded sparsification, where the other codes stand for multiples of T / (2^b - 1), T the smallest kept
-magnitude.
+All of it may be compressed together, the values with their bytes sorted by significance. With one mask bit
+this is a bitmap and its values; with more it is mask-encoded sparsification, where the other codes stand for
+multiples of T / (2^b - 1), T the smallest kept magnitude.
 """
 
 from __future__ import annotations
@@ -22,7 +22,17 @@ from torch import Tensor
 from msfusion.codecs.codec import Encoded
 from msfusion.codecs.entropy import compress, decompress
 from msfusion.codecs.header import Header
-from msfusion.codecs.kept import EXPONENTS, NAMES, NUMBERS, Values, pack_values, unpack_values, value_bytes
+from msfusion.codecs.kept import (
+    EXPONENTS,
+    NAMES,
+    NUMBERS,
+    Values,
+    most_significant_together,
+    pack_values,
+    unpack_values,
+    value_bytes,
+    values_together,
+)
 from msfusion.codecs.operations import Operations, check_padding, packed_size
 from msfusion.errors import CodecError, ConfigError
 
@@ -86,9 +96,12 @@ def encode_mask(
         operations.mask(values, boundaries, bits, top) if len(top) else (np.empty(0, np.uint8), None)
     )
     planes = mask if signs is None else np.concatenate([mask, signs])
-    frame = compress(planes) if entropy == "zstd" else None
+    frame = None
+    if entropy == "zstd":
+        sorted_data = most_significant_together(data, value_bytes(kept_as))
+        frame = compress(np.concatenate([np.frombuffer(sorted_data, np.uint8), planes]))
     settings = MaskSettings(bits, kept_as, frame is not None, exponent, len(top))
-    return signs is not None, settings.pack(), [data, planes if frame is None else frame]
+    return signs is not None, settings.pack(), [data, planes] if frame is None else [frame]
 
 
 def mask_levels(kept: Float32[Tensor, " count"], bits: int) -> Float32[Tensor, " levels"]:
@@ -120,13 +133,11 @@ def mask_boundaries(
 def check_mask_message(header: Header, payload: memoryview) -> None:
     """Raises CodecError unless the payload has the size that follows from the header."""
     settings = MaskSettings.read(header)
-    kept = settings.count * value_bytes(settings.values)
-    planes = _planes_size(header.elements, settings.bits, header.signed)
-    fits = kept <= len(payload) < kept + planes if settings.compressed else len(payload) == kept + planes
-    if not fits:
+    size = mask_payload_size(header.elements, settings.count, settings.bits, settings.values, header.signed)
+    if len(payload) >= size if settings.compressed else len(payload) != size:
         raise CodecError(
-            f"a payload of {len(payload)} bytes where {kept + planes} are expected"
-            f"{' at most' if settings.compressed else ''}: cut off, or followed by something else."
+            f"a payload of {len(payload)} bytes where {size} are expected"
+            f"{' uncompressed' if settings.compressed else ''}: cut off, or followed by something else."
         )
 
 
@@ -135,12 +146,16 @@ def decode_mask(
 ) -> None:
     """Fill `out` with a message that `check_mask_message` has let pass. Raises CodecError for one that lies."""
     settings = MaskSettings.read(header)
-    split = settings.count * value_bytes(settings.values)
-    kept = unpack_values(payload[:split], settings.values, settings.exponent, out.device)
-    planes = payload[split:]
+    width = value_bytes(settings.values)
+    split = settings.count * width
     if settings.compressed:
-        size = _planes_size(header.elements, settings.bits, header.signed)
-        planes = memoryview(decompress(planes, size))
+        size = mask_payload_size(
+            header.elements, settings.count, settings.bits, settings.values, header.signed
+        )
+        payload = memoryview(decompress(payload, size))
+    data = values_together(payload[:split], width) if settings.compressed else payload[:split]
+    kept = unpack_values(data, settings.values, settings.exponent, out.device)
+    planes = payload[split:]
     end = packed_size(header.elements, settings.bits)
     mask, signs = planes[:end], planes[end:] if header.signed else None
     check_padding(mask, header.elements, settings.bits)
@@ -152,11 +167,7 @@ def decode_mask(
 
 def mask_payload_size(elements: int, count: int, bits: int, values: Values, signed: bool) -> int:
     """Bytes of a payload that is not compressed; compressed it is never larger."""
-    return count * value_bytes(values) + _planes_size(elements, bits, signed)
-
-
-def _planes_size(elements: int, bits: int, signed: bool) -> int:
-    return packed_size(elements, bits) + signed * packed_size(elements, 1)
+    return count * value_bytes(values) + packed_size(elements, bits) + signed * packed_size(elements, 1)
 
 
 def check_ratio(ratio: float) -> None:
