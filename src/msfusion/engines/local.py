@@ -13,9 +13,9 @@ from torch import Tensor
 
 from msfusion.batch import Batch
 from msfusion.engines.pool import Pool
-from msfusion.engines.workers import Done, InProcess, Workers, threads_set
+from msfusion.engines.workers import Done, InProcess, Workers, check_execution, threads_set
 from msfusion.errors import ConfigError, DataError
-from msfusion.methods.base import Evaluation, Method, Recalibrating, Task, Update
+from msfusion.methods.base import Evaluation, Method, Recalibrating, Task, TrainsTogether, Update
 from msfusion.methods.memory import Memories
 from msfusion.methods.training import seed_of
 from msfusion.width.groups import State
@@ -100,6 +100,8 @@ def run_rounds(
     first_round: int = 0,
     workers: int = 1,
     threads: int = 1,
+    together: int = 1,
+    device: str = "cpu",
     test: Batch | None = None,
     on_participant: Callable[[ParticipantResult], None] | None = None,
 ) -> Generator[RoundResult, None, None]:
@@ -109,7 +111,9 @@ def run_rounds(
     own initial state), `memories` what each participant has kept from earlier rounds (default: nothing), as
     in the result of the round before `first_round`.
     The results are the same, bit for bit, for any number of workers. `threads` is how many threads PyTorch
-    uses in each worker, and in this process while a round runs. `on_participant` is called in this process
+    uses in each worker, and in this process while a round runs. `together` is how many participants a worker
+    trains at once, where the method can; the results are then the same but for rounding. `device` is where
+    participants train, "cpu" or "cuda" (one process only). `on_participant` is called in this process
     for each participant as it finishes, in no particular order.
 
     Workers are forked: call `torch.set_num_threads(1)` before anything else if this process computes on its
@@ -118,9 +122,10 @@ def run_rounds(
     Raises ConfigError or DataError at once for impossible settings; while running, what the method raises,
     and TrainingError where a worker process dies.
     """
-    for name, value in (("workers", workers), ("threads", threads)):
+    for name, value in (("workers", workers), ("threads", threads), ("together", together)):
         if value < 1:
             raise ConfigError(f"{name} is {value}: it must be at least 1")
+    check_execution(method, workers, together, device)
     if not data:
         raise DataError("there are no participants: give at least one participant's data")
     for participant, own in enumerate(data):
@@ -130,7 +135,18 @@ def run_rounds(
             )
     settings.participants_in(first_round, len(data))
     return _rounds(
-        method, data, settings, state, memories or {}, first_round, workers, threads, test, on_participant
+        method,
+        data,
+        settings,
+        state,
+        memories or {},
+        first_round,
+        workers,
+        threads,
+        together,
+        torch.device(device),
+        test,
+        on_participant,
     )
 
 
@@ -143,6 +159,8 @@ def _rounds(
     first_round: int,
     workers: int,
     threads: int,
+    together: int,
+    device: torch.device,
     test: Batch | None,
     on_participant: Callable[[ParticipantResult], None] | None,
 ) -> Generator[RoundResult, None, None]:
@@ -154,11 +172,13 @@ def _rounds(
             with threads_set(threads):
                 if federation is None:
                     pool = (
-                        InProcess(method, data)
+                        InProcess(method, data, device)
                         if workers == 1
                         else Pool(method, data, min(workers, len(data)), threads)
                     )
-                    federation = _Federation(method, data, settings, pool, test, on_participant, memories)
+                    federation = _Federation(
+                        method, data, settings, pool, test, on_participant, memories, together
+                    )
                 result = federation.round(current, round_index)
             current = result.state
             yield result
@@ -179,7 +199,9 @@ class _Federation:
         test: Batch | None,
         on_participant: Callable[[ParticipantResult], None] | None,
         memories: Memories,
+        together: int = 1,
     ) -> None:
+        self.together = together
         self.method, self.data, self.settings, self.workers, self.test = method, data, settings, workers, test
         self.on_participant = on_participant
         self.seconds: dict[int, float] = {}
@@ -205,8 +227,10 @@ class _Federation:
         self, state: State, round_index: int, participants: Sequence[int], results: list[ParticipantResult]
     ) -> Iterator[Update]:
         """The participants' updates as they arrive, each noted in `results`, without what stays private."""
-        order = sorted(participants, key=self._expected_seconds, reverse=True)
-        jobs = [partial(self._task, state, round_index, participant) for participant in order]
+        jobs = [
+            partial(self._tasks, state, round_index, group)
+            for group in self._groups(participants, round_index)
+        ]
         for done in self.workers.run("train", jobs):
             result = _result(done)
             results.append(result)
@@ -214,6 +238,18 @@ class _Federation:
             if self.on_participant is not None:
                 self.on_participant(result)
             yield self._without_memory(done.update)
+
+    def _groups(self, participants: Sequence[int], round_index: int) -> list[tuple[int, ...]]:
+        """Who is trained at once; the longest goes first. The groups depend on nothing that was measured."""
+        groups: list[tuple[int, ...]] = [(participant,) for participant in participants]
+        if self.together > 1:
+            assert isinstance(self.method, TrainsTogether)
+            groups = self.method.groups(round_index, participants, self.data, self.together)
+        return sorted(groups, key=lambda group: sum(map(self._expected_seconds, group)), reverse=True)
+
+    def _tasks(self, state: State, round_index: int, group: Sequence[int]) -> list[Task]:
+        """The tasks of participants that are trained at once."""
+        return [self._task(state, round_index, participant) for participant in group]
 
     def _task(self, state: State, round_index: int, participant: int) -> Task:
         """A participant's task, and what it kept for itself."""
@@ -236,7 +272,9 @@ class _Federation:
         method = self.method
         if not isinstance(method, Recalibrating) or not method.recalibrates:
             return state, 0
-        jobs = [partial(method.measurement, state, round_index, participant) for participant in participants]
+        jobs = [
+            partial(_measurements, method, state, round_index, participant) for participant in participants
+        ]
         finished = list(self.workers.run("measure", jobs))
         moved = sum(done.bytes_down + done.bytes_up for done in finished)
         return method.settle(state, [done.update for done in finished]), moved
@@ -248,6 +286,10 @@ class _Federation:
         known = sum(len(self.data[other]) for other in self.seconds)
         rate = sum(self.seconds.values()) / known if known else 1.0
         return len(self.data[participant]) * rate
+
+
+def _measurements(method: Recalibrating, state: State, round_index: int, participant: int) -> list[Task]:
+    return [method.measurement(state, round_index, participant)]
 
 
 def _result(done: Done) -> ParticipantResult:
