@@ -248,7 +248,6 @@ class Recurrent(nn.Module):
 def test_models_that_would_give_other_numbers_are_refused(model: Any, reason: str) -> None:
     data = texts() if model is Recurrent else vectors()
     method = method_for(traced(model(), data))
-    assert len(rounds(method, data, 1)) == 2
     with pytest.raises(ConfigError, match=reason) as caught:
         run_rounds(method, data, RoundSettings(rounds=2), together=2)
     assert str(caught.value).endswith("or set together to 1")

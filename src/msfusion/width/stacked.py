@@ -74,9 +74,11 @@ def run_stacked(model: SubModel, tensors: Mapping[str, Tensor], run: Callable[..
 
 def check_stackable(model: SubModel) -> None:
     """Raise ConfigError where sub-models like this one would not train stacked as they do one by one."""
-    for node in model.program.graphs[True].graph.nodes:
-        if isinstance(node.target, OpOverload) and (reason := _forbidden(node)):
-            raise ConfigError(_sentence(f"module {module_of(node)!r} {reason}"))
+    nodes = [node for node in model.program.graphs[True].graph.nodes if isinstance(node.target, OpOverload)]
+    for reason_of in (_randomness, _statistics, _change):
+        for node in nodes:
+            if reason := reason_of(node):
+                raise ConfigError(_sentence(f"module {module_of(node)!r} {reason}"))
     modes = model.training
     try:
         with torch.no_grad():
@@ -85,24 +87,32 @@ def check_stackable(model: SubModel) -> None:
         model.train(modes)
 
 
-def _forbidden(node: fx.Node) -> str | None:
-    """Why an operator of the training graph cannot be stacked, if so."""
-    operator: Any = node.target
-    given = _arguments(node)
-    if torch.Tag.nondeterministic_seeded in operator.tags and all(
-        given.get(name, True) for name in _SWITCHES
-    ):
-        return f"draws random numbers (operation {operator}): set its probability, such as dropout, to 0"
-    flag = _STATISTICS.get(operator._schema.name)
-    if flag and given.get(flag):
-        return (
-            f"normalises over the examples of a mini-batch or keeps running statistics (operation {operator}): "
-            "use GroupNorm or LayerNorm"
-        )
-    changed = node.args[0] if operator._schema.is_mutable and node.args else None
-    if isinstance(changed, fx.Node) and changed.op == "get_attr":
-        return f"changes its tensor {changed.target!r} as it runs (operation {operator})"
-    return None
+def _randomness(node: fx.Node) -> str | None:
+    """Whether an operator draws random numbers: the loop would draw others."""
+    operator, given = node.target, _arguments(node)
+    if torch.Tag.nondeterministic_seeded not in operator.tags:  # type: ignore[union-attr]
+        return None
+    if not all(given.get(name, True) for name in _SWITCHES):
+        return None
+    return f"draws random numbers (operation {operator}): set its probability, such as dropout, to 0"
+
+
+def _statistics(node: fx.Node) -> str | None:
+    """Whether an operator normalises over a mini-batch, as BatchNorm does."""
+    flag = _STATISTICS.get(node.target._schema.name)  # type: ignore[union-attr]
+    if flag is None or not _arguments(node).get(flag):
+        return None
+    return f"has running statistics over mini-batches (operation {node.target}): use GroupNorm or LayerNorm"
+
+
+def _change(node: fx.Node) -> str | None:
+    """Whether an operator changes a tensor of the model."""
+    if not node.target._schema.is_mutable or not node.args:  # type: ignore[union-attr]
+        return None
+    changed = node.args[0]
+    if not isinstance(changed, fx.Node) or changed.op != "get_attr":
+        return None
+    return f"changes its tensor {changed.target!r} as it runs (operation {node.target})"
 
 
 def _arguments(node: fx.Node) -> dict[str, Any]:
