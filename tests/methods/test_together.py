@@ -48,7 +48,7 @@ def vectors(counts: tuple[int, ...] = COUNTS) -> list[Batch]:
     ]
 
 
-def images(channels: int) -> list[Batch]:
+def digits(channels: int) -> list[Batch]:
     """Digits, unevenly shared; in several colours each has them darker."""
     data = load_data(DataSpec("digits", participants=5, max_train=60, alpha=0.5)).participants
     shades = torch.linspace(1.0, 0.5, channels)[:, None, None]
@@ -106,7 +106,7 @@ def gpt2() -> nn.Module:
 def test_two_rounds_give_the_weights_of_the_loop(name: str) -> None:
     model: nn.Module
     if name in ("convnet", "resnet", "colours"):
-        data = images(3 if name == "colours" else 1)
+        data = digits(3 if name == "colours" else 1)
         model = (
             ResNet(1, 10, widths=(8, 16))
             if name == "resnet"
@@ -131,6 +131,15 @@ def test_every_setting_of_training_gives_the_weights_of_the_loop(
     training = replace(SETTINGS, optimizer=optimizer, learning_rate=0.02, **more)
     method = method_for(mlp(), training)
     assert_alike(rounds(method, vectors(), 1), rounds(method, vectors(), 5))
+
+
+def test_in_float64_nothing_is_left_of_the_differences() -> None:
+    """AdamW, which divides by the size of gradients, magnifies rounding; a mistake would stay."""
+    torch.manual_seed(1)
+    images = [Batch((own.inputs[0].double(),), own.targets) for own in digits(3)]  # type: ignore[index]
+    model = traced(ConvNet(3, 10, image_size=8, widths=(8, 16)).double(), images)
+    method = method_for(model, replace(SETTINGS, optimizer="adamw", weight_decay=0.1, clip_norm=1.0))
+    assert_alike(rounds(method, images, 1), rounds(method, images, 3), tolerance=1e-9)
 
 
 @pytest.mark.parametrize(
