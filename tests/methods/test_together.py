@@ -249,7 +249,10 @@ class Recurrent(nn.Module):
             lambda: nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.1), nn.Linear(8, 3)),
             "'1' draws random numbers",
         ),
-        (lambda: nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)), "running statistics"),
+        (
+            lambda: nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)),
+            "over the examples of a mini-batch",
+        ),
         (Mixing, "depends on the other examples"),
         (Recurrent, "torch.vmap cannot run its sub-models"),
     ],

@@ -102,7 +102,9 @@ def _statistics(node: fx.Node) -> str | None:
     flag = _STATISTICS.get(node.target._schema.name)  # type: ignore[union-attr]
     if flag is None or not _arguments(node).get(flag):
         return None
-    return f"has running statistics over mini-batches (operation {node.target}): use GroupNorm or LayerNorm"
+    return (
+        f"normalises over the examples of a mini-batch (operation {node.target}): use GroupNorm or LayerNorm"
+    )
 
 
 def _change(node: fx.Node) -> str | None:
