@@ -110,14 +110,14 @@ class _Tally:
     steps: int = 0
 
     def add(self, loss: float, examples: int) -> None:
-        self.loss, self.examples, self.steps = (
-            self.loss + loss * examples,
-            self.examples + examples,
-            self.steps + 1,
-        )
+        """Note a step's mean loss over so many examples."""
+        self.loss += loss * examples
+        self.examples += examples
+        self.steps += 1
 
     @property
     def trained(self) -> Trained:
+        """The same as `local_steps` reports it."""
         return Trained(self.loss / self.examples, self.examples, self.steps)
 
 

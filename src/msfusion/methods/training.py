@@ -172,12 +172,6 @@ def seed_of(*path: int) -> int:
     return int(np.random.SeedSequence([len(path), *path]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def _gpus(model: nn.Module) -> set[int]:
-    """The GPUs that a model is on: their random generators are put back as well."""
-    devices = {parameter.device for parameter in model.parameters()}
-    return {device.index for device in devices if device.type == "cuda" and device.index is not None}
-
-
 def _step(
     model: nn.Module,
     batch: Batch,
@@ -193,6 +187,12 @@ def _step(
         nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
     optimizer.step()
     return float(loss.detach())
+
+
+def _gpus(model: nn.Module) -> set[int]:
+    """The GPUs that a model is on: their random generators are put back as well."""
+    devices = {parameter.device for parameter in model.parameters()}
+    return {device.index for device in devices if device.type == "cuda" and device.index is not None}
 
 
 def _check(name: str, value: float | int, fits: bool, wanted: str) -> None:
