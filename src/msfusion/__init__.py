@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from msfusion.batch import Batch
-    from msfusion.errors import MsfusionError, UntraceableModelError, UpdateError
+    from msfusion.errors import CutError, MsfusionError, UntraceableModelError, UpdateError
     from msfusion.fusion import Accumulator, fuse
+    from msfusion.width.cut import Cut, cut
     from msfusion.width.groups import Frozen, Group, Place, WidthMap, Window
     from msfusion.width.slices import extract
     from msfusion.width.submodel import SubModel, narrow
@@ -23,8 +24,9 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "msfusion.batch": ["Batch"],
-    "msfusion.errors": ["MsfusionError", "UntraceableModelError", "UpdateError"],
+    "msfusion.errors": ["CutError", "MsfusionError", "UntraceableModelError", "UpdateError"],
     "msfusion.fusion": ["Accumulator", "fuse"],
+    "msfusion.width.cut": ["Cut", "cut"],
     "msfusion.width.groups": ["Frozen", "Group", "Place", "WidthMap", "Window"],
     "msfusion.width.slices": ["extract"],
     "msfusion.width.submodel": ["SubModel", "narrow"],
@@ -36,6 +38,8 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "Accumulator",
     "Batch",
+    "Cut",
+    "CutError",
     "Frozen",
     "Group",
     "MsfusionError",
@@ -46,6 +50,7 @@ __all__ = [
     "WidthMap",
     "Window",
     "coverage",
+    "cut",
     "double_shift",
     "extract",
     "full",

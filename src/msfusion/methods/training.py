@@ -172,6 +172,11 @@ def seed_of(*path: int) -> int:
     return int(np.random.SeedSequence([len(path), *path]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
+def chance(*path: int) -> float:
+    """A number above 0 and below 1, drawn evenly from a path as in `seed_of`."""
+    return ((seed_of(*path) >> 11) + 0.5) / 2**52
+
+
 def _step(
     model: nn.Module,
     batch: Batch,
