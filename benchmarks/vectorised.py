@@ -28,6 +28,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+from torch.utils import _pytree as pytree
 
 from msfusion.batch import Batch
 from msfusion.data.federated import FederatedData, example_inputs
@@ -77,13 +78,12 @@ def federation(
 
 def in_type(data: FederatedData, dtype: torch.dtype) -> FederatedData:
     """The data with images in a type; tokens stay."""
-    people = [
-        Batch(tuple(x.to(dtype) if x.is_floating_point() else x for x in own.inputs), own.targets)
-        if isinstance(own.inputs, tuple)
-        else own
-        for own in data.participants
-    ]
-    return replace(data, participants=tuple(people))
+
+    def changed(own: Batch) -> Batch:
+        inputs = pytree.tree_map(lambda x: x.to(dtype) if x.is_floating_point() else x, own.inputs)
+        return Batch(inputs, own.targets)
+
+    return replace(data, participants=tuple(map(changed, data.participants)), test=changed(data.test))
 
 
 def timed(rounds: Iterator[RoundResult]) -> Iterator[Timed]:
