@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Int
-from torch import Tensor, nn
+from torch import Tensor
 
 IGNORED = -100
 """The target that no loss and no metric counts (padding)."""
@@ -48,6 +48,13 @@ class Batch:
         for start in range(0, len(self), size):
             yield self.take(order[start : start + size])
 
-    def call(self, model: nn.Module) -> Any:
+    def to(self, device: torch.device) -> Batch:
+        """The same examples on a device."""
+        if isinstance(self.inputs, dict):
+            inputs = {name: tensor.to(device) for name, tensor in self.inputs.items()}
+            return Batch(inputs, self.targets.to(device))
+        return Batch(tuple(tensor.to(device) for tensor in self.inputs), self.targets.to(device))
+
+    def call(self, model: Callable[..., Any]) -> Any:
         """What the model returns for these inputs."""
         return model(**self.inputs) if isinstance(self.inputs, dict) else model(*self.inputs)

@@ -139,6 +139,12 @@ class RunSection(Section):
 
     workers: int = Field(default=1, ge=1, description="processes; the results are the same for any number")
     threads: int = Field(default=1, ge=1, description="of each worker")
+    together: int = Field(
+        default=1,
+        ge=1,
+        description="participants that a worker trains at once, stacked; same results but for rounding",
+    )
+    device: Literal["cpu", "cuda"] = Field(default="cpu", description="where participants train")
     checkpoint_every: int = Field(default=1, ge=1, description="rounds between checkpoints")
 
 

@@ -71,7 +71,19 @@ def scores(
     The logits are float32 at least: a sum over a vocabulary in 16 bits loses what training needs.
     Raises TrainingError and DataError as `cross_entropy` does.
     """
-    logits, targets = logits_of(batch.call(model)), batch.targets
+    logits, targets = aligned(batch.call(model), batch.targets)
+    check_labels(targets, logits.shape[-1])
+    return logits, targets
+
+
+def aligned(
+    output: Any, targets: Int[Tensor, "examples ..."]
+) -> tuple[Float[Tensor, "targets classes"], Int[Tensor, " targets"]]:
+    """What a model returned and the targets, one row for each target. Nothing depends on a tensor's values.
+
+    Raises TrainingError as `cross_entropy` does.
+    """
+    logits = logits_of(output)
     wanted = (*targets.shape, "vocabulary" if targets.ndim == 2 else "classes")
     if logits.ndim != targets.ndim + 1 or logits.shape[:-1] != targets.shape:
         raise TrainingError(
@@ -80,7 +92,6 @@ def scores(
         )
     if not logits.is_floating_point():
         raise TrainingError(f"the model returned logits of type {logits.dtype}: return scores before argmax")
-    _check_labels(targets, logits.shape[-1])
     return logits.reshape(-1, logits.shape[-1]).to(
         torch.promote_types(logits.dtype, torch.float32)
     ), targets.reshape(-1)
@@ -116,8 +127,8 @@ def evaluate(
     return Evaluation(loss=mean, accuracy=correct / counted, examples=len(data), perplexity=perplexity)
 
 
-def _check_labels(targets: Int[Tensor, "..."], classes: int) -> None:
-    """DataError where a label is not one of the classes that the model knows."""
+def check_labels(targets: Int[Tensor, "..."], classes: int) -> None:
+    """Raise DataError where a label is not one of the classes that the model knows."""
     if targets.numel() == 0:
         return
     low, high = (int(bound) for bound in torch.aminmax(targets))

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from msfusion.batch import Batch
-from msfusion.errors import DataError
+from msfusion.errors import ConfigError, DataError
 from msfusion.methods.base import Evaluation, Task, Update
 from msfusion.width.groups import State
 
@@ -99,3 +99,22 @@ def some_data(participants: int = 5) -> list[Batch]:
         Batch((torch.randn(count, 4, generator=generator),), torch.zeros(count, dtype=torch.long))
         for count in counts
     ]
+
+
+@dataclass(frozen=True)
+class Grouped(Counting):
+    """Participants that may be trained at once, neighbours together; says with whom each was."""
+
+    def check_together(self) -> None:
+        if self.failure == "unfit":
+            raise ConfigError("these participants cannot be trained together")
+
+    def groups(
+        self, round_index: int, participants: Sequence[int], data: Sequence[Batch], limit: int
+    ) -> list[tuple[int, ...]]:
+        return [tuple(participants[start : start + limit]) for start in range(0, len(participants), limit)]
+
+    def train_together(self, tasks: Sequence[Task], data: Sequence[Batch]) -> list[Update]:
+        updates = [self.train(task, own) for task, own in zip(tasks, data, strict=True)]
+        assert [len(own) for own in data] == [update.examples for update in updates]
+        return [replace(update, loss=float(len(tasks))) for update in updates]

@@ -25,9 +25,11 @@ ONCE = RoundSettings(rounds=1)
 
 
 def jobs(method: Averaging, participants: int) -> list[Job]:
-    return [
-        partial(method.assign, method.initial_state(), 0, participant) for participant in range(participants)
-    ]
+    return [partial(job, method, participant) for participant in range(participants)]
+
+
+def job(method: Averaging, *participants: int) -> list[Task]:
+    return [method.assign(method.initial_state(), 0, participant) for participant in participants]
 
 
 def alive(process: int) -> bool:
@@ -58,10 +60,10 @@ def test_the_work_is_shared_and_workers_live_on() -> None:
 def test_tasks_are_made_when_they_are_needed_and_in_order() -> None:
     method, made, finished, ahead = Averaging(delay=0.001), [], 0, []
 
-    def make(participant: int) -> Task:
+    def make(participant: int) -> list[Task]:
         made.append(participant)
         ahead.append(len(made) - finished)
-        return method.assign(method.initial_state(), 0, participant)
+        return job(method, participant)
 
     pool = Pool(method, some_data(12), workers=2)
     try:
@@ -94,7 +96,7 @@ def test_more_threads_are_used_where_the_parent_used_one() -> None:
         "method = Averaging()\n"
         "pool = Pool(method, some_data(2), 2, threads=2)\n"
         "task = method.assign(method.initial_state(), 0, 0)\n"
-        "print([done.update.metadata['threads'] for done in pool.run('train', [lambda: task] * 2)])\n"
+        "print([done.update.metadata['threads'] for done in pool.run('train', [lambda: [task]] * 2)])\n"
         "pool.close()\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
@@ -178,7 +180,7 @@ def test_workers_leave_with_a_killed_parent_even_while_they_work() -> None:
         "method = Averaging((0, 1), 'sleep')\n"
         "pool = Pool(method, some_data(2), 2)\n"
         "print(*(child.pid for child in multiprocessing.active_children()), flush=True)\n"
-        "list(pool.run('train', [lambda p=p: method.assign(method.initial_state(), 0, p) for p in (0, 1)]))\n"
+        "list(pool.run('train', [lambda p=p: [method.assign({}, 0, p)] for p in (0, 1)]))\n"
     )
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None

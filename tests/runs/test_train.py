@@ -103,6 +103,32 @@ def test_stopped_and_resumed_ends_with_the_same_bytes(
     assert without_times(tmp_path) == without_times(undisturbed)
 
 
+def test_participants_trained_at_once_give_the_same_run_but_for_rounding(
+    parts: Parts, undisturbed: Path, tmp_path: Path
+) -> None:
+    """And bit for bit the same one with other workers, stopped and resumed."""
+    config, whole, stopped = quick("run.together=2"), tmp_path / "whole", tmp_path / "stopped"
+    train(config, whole, parts=parts)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, stopped, watcher=Stopping(2), parts=parts)
+    train(quick("run.together=2", "run.workers=2"), stopped, resume=True, parts=parts)
+    assert (stopped / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    for alone, grouped in zip(without_times(undisturbed), without_times(whole), strict=True):
+        # Not the weights to 1e-5: AdamW magnifies rounding where gradients are tiny. In float64 they agree.
+        assert grouped["training_loss"] == pytest.approx(alone["training_loss"], abs=1e-3)
+        assert grouped["bytes_up"] == alone["bytes_up"]
+        assert grouped["participants"] == alone["participants"]
+
+
+def test_what_cannot_be_trained_at_once_is_refused_before_there_is_a_directory(
+    parts: Parts, tmp_path: Path
+) -> None:
+    config = quick("run.together=2", "method.contrastive_weight=1")
+    with pytest.raises(ConfigError, match="contrastive loss cannot be trained together"):
+        train(config, tmp_path / "run", parts=parts)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_with_the_contrastive_loss_ends_with_the_same_bytes(
     parts: Parts, undisturbed: Path, tmp_path: Path
 ) -> None:

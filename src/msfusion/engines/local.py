@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from msfusion.batch import Batch
@@ -15,9 +16,9 @@ from msfusion.engines.calendar import Attendance, Calendar, Conditions, RoundSet
 from msfusion.engines.late import with_late, without_late
 from msfusion.engines.messages import payload_bytes
 from msfusion.engines.pool import Pool
-from msfusion.engines.workers import Done, InProcess, Workers, threads_set
+from msfusion.engines.workers import Done, InProcess, Workers, check_execution, threads_set
 from msfusion.errors import ConfigError, DataError
-from msfusion.methods.base import Evaluation, Method, Recalibrating, Task, Update
+from msfusion.methods.base import Evaluation, Method, Recalibrating, Task, TrainsTogether, Update
 from msfusion.methods.memory import Memories
 from msfusion.width.groups import State
 
@@ -67,6 +68,8 @@ def run_rounds(
     first_round: int = 0,
     workers: int = 1,
     threads: int = 1,
+    together: int = 1,
+    device: str = "cpu",
     test: Batch | None = None,
     conditions: Conditions | None = None,
     on_participant: Callable[[ParticipantResult], None] | None = None,
@@ -77,7 +80,9 @@ def run_rounds(
     own initial state), `memories` what each participant has kept from earlier rounds (default: nothing), as
     in the result of the round before `first_round`. `conditions` say who is absent or late (default: nobody).
     The results are the same, bit for bit, for any number of workers. `threads` is how many threads PyTorch
-    uses in each worker, and in this process while a round runs. `on_participant` is called in this process
+    uses in each worker, and in this process while a round runs. `together` is how many participants a worker
+    trains at once, where the method can; the results are then the same but for rounding. `device` is where
+    participants train, "cpu" or "cuda" (one process only). `on_participant` is called in this process
     for each participant as it finishes, in no particular order.
 
     Workers are forked: call `torch.set_num_threads(1)` before anything else if this process computes on its
@@ -86,9 +91,10 @@ def run_rounds(
     Raises ConfigError or DataError at once for impossible settings; while running, what the method raises,
     and TrainingError where a worker process dies.
     """
-    for name, value in (("workers", workers), ("threads", threads)):
+    for name, value in (("workers", workers), ("threads", threads), ("together", together)):
         if value < 1:
             raise ConfigError(f"{name} is {value}: it must be at least 1")
+    check_execution(method, workers, together, device)
     if not data:
         raise DataError("there are no participants: give at least one participant's data")
     for participant, own in enumerate(data):
@@ -97,12 +103,17 @@ def run_rounds(
                 f"participant {participant} has no examples: give it some or use fewer participants"
             )
     calendar = Calendar(settings, len(data), conditions)
-    federation = _Federation(method, data, settings, test, calendar, on_participant, memories or {})
-    return _rounds(federation, state, first_round, workers, threads)
+    federation = _Federation(method, data, settings, test, calendar, on_participant, memories or {}, together)
+    return _rounds(federation, state, first_round, workers, threads, torch.device(device))
 
 
 def _rounds(
-    federation: _Federation, state: State | None, first_round: int, workers: int, threads: int
+    federation: _Federation,
+    state: State | None,
+    first_round: int,
+    workers: int,
+    threads: int,
+    device: torch.device,
 ) -> Generator[RoundResult, None, None]:
     """The generator behind `run_rounds`. Workers are started with the first round."""
     method, data = federation.method, federation.data
@@ -113,7 +124,7 @@ def _rounds(
             with threads_set(threads):
                 if pool is None:
                     pool = (
-                        InProcess(method, data)
+                        InProcess(method, data, device)
                         if workers == 1
                         else Pool(method, data, min(workers, len(data)), threads)
                     )
@@ -137,9 +148,11 @@ class _Federation:
         calendar: Calendar,
         on_participant: Callable[[ParticipantResult], None] | None,
         memories: Memories,
+        together: int = 1,
     ) -> None:
         self.method, self.data, self.settings, self.test = method, data, settings, test
         self.calendar, self.on_participant = calendar, on_participant
+        self.together = together
         self.seconds: dict[int, float] = {}
         self.memories, self.late = without_late(memories)
 
@@ -187,8 +200,8 @@ class _Federation:
         """
         late = [each for each in attendance.late if self.calendar.is_merged(each, round_index)]
         trains = [*attendance.on_time, *late]
-        order = sorted(trains, key=self._expected_seconds, reverse=True)
-        jobs = [partial(self._task, state, round_index, participant) for participant in order]
+        groups = self._groups(trains, round_index)
+        jobs = [partial(self._tasks, state, round_index, group) for group in groups]
         for done in workers.run("train", jobs):
             result = _result(done)
             results.append(result)
@@ -211,6 +224,18 @@ class _Federation:
         down = sum(payload_bytes(task.tensors) for task in tasks)
         return down, sum(result.bytes_up for result in results if result.participant in attendance.late)
 
+    def _groups(self, participants: Sequence[int], round_index: int) -> list[tuple[int, ...]]:
+        """Who is trained at once; the longest goes first. The groups depend on nothing that was measured."""
+        groups: list[tuple[int, ...]] = [(participant,) for participant in participants]
+        if self.together > 1:
+            assert isinstance(self.method, TrainsTogether)
+            groups = self.method.groups(round_index, participants, self.data, self.together)
+        return sorted(groups, key=lambda group: sum(map(self._expected_seconds, group)), reverse=True)
+
+    def _tasks(self, state: State, round_index: int, group: Sequence[int]) -> list[Task]:
+        """The tasks of participants that are trained at once."""
+        return [self._task(state, round_index, participant) for participant in group]
+
     def _task(self, state: State, round_index: int, participant: int) -> Task:
         """A participant's task, and what it kept for itself."""
         task = self.method.assign(state, round_index, participant)
@@ -231,7 +256,9 @@ class _Federation:
         method = self.method
         if not isinstance(method, Recalibrating) or not method.recalibrates or not participants:
             return state, 0
-        jobs = [partial(method.measurement, state, round_index, participant) for participant in participants]
+        jobs = [
+            partial(_measurements, method, state, round_index, participant) for participant in participants
+        ]
         finished = list(workers.run("measure", jobs))
         moved = sum(done.bytes_down + done.bytes_up for done in finished)
         return method.settle(state, [done.update for done in finished]), moved
@@ -243,6 +270,10 @@ class _Federation:
         known = sum(len(self.data[other]) for other in self.seconds)
         rate = sum(self.seconds.values()) / known if known else 1.0
         return len(self.data[participant]) * rate
+
+
+def _measurements(method: Recalibrating, state: State, round_index: int, participant: int) -> list[Task]:
+    return [method.measurement(state, round_index, participant)]
 
 
 def _result(done: Done) -> ParticipantResult:

@@ -63,10 +63,14 @@ def receive(connection: Connection) -> tuple[Header, dict[str, Tensor]]:
     return decode(connection.recv_bytes())
 
 
-def task_message(kind: Kind, task: Task) -> bytes:
-    """A task and what is to be done with it. The participant's memory goes along, for it lives here."""
+def task_message(kind: Kind, task: Task, more: bool = False) -> bytes:
+    """A task and what is to be done with it. The participant's memory goes along, for it lives here.
+
+    With `more`, the next message is to be done together with it.
+    """
     header = {
         "kind": kind,
+        "more": more,
         "participant": task.participant,
         "round_index": task.round_index,
         "metadata": dict(task.metadata),
@@ -74,13 +78,14 @@ def task_message(kind: Kind, task: Task) -> bytes:
     return encode(header, with_memories(task.tensors, {task.participant: task.memory}))
 
 
-def receive_task(connection: Connection) -> tuple[Kind, Task]:
-    """Read a `task_message`."""
+def receive_task(connection: Connection) -> tuple[Kind, Task, bool]:
+    """Read a `task_message`: what is to be done, the task, and whether the next one belongs to it."""
     header, arrived = receive(connection)
     participant = header["participant"]
     tensors, memories = without_memories(arrived)
     memory = memories.get(participant, {})
-    return header["kind"], Task(participant, header["round_index"], tensors, header["metadata"], memory)
+    task = Task(participant, header["round_index"], tensors, header["metadata"], memory)
+    return header["kind"], task, header["more"]
 
 
 def update_message(update: Update, seconds: float) -> bytes:

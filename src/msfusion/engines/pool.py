@@ -66,7 +66,7 @@ class WorkerError(RuntimeError):
 class _Worker:
     process: BaseProcess
     connection: Connection
-    tasks: deque[Task] = field(default_factory=deque)  # at work on the first
+    jobs: deque[Sequence[Task]] = field(default_factory=deque)  # at work on the first
 
 
 class Pool:
@@ -94,14 +94,14 @@ class Pool:
         """Whoever is free takes the next task, while the server fuses what was handed on."""
         waiting = deque(jobs)
         self._hand_out(kind, waiting)
-        while busy := [worker for worker in self._workers if worker.tasks]:
+        while busy := [worker for worker in self._workers if worker.jobs]:
             for worker in _ready(busy):
-                done = _take(worker)
+                finished = _take(worker)
                 self._hand_out(kind, waiting)
-                yield done
+                yield from finished
 
     def _hand_out(self, kind: Kind, waiting: deque[Job]) -> None:
-        """Give every worker a task, and a second one to begin with at once when it has done the first.
+        """Give every worker a job, and a second one to begin with at once when it has done the first.
 
         The second only while many wait: near the end of a round it may otherwise wait behind a long task of
         one worker while another has nothing to do.
@@ -110,7 +110,7 @@ class Pool:
             for worker in self._workers:
                 if (
                     waiting
-                    and len(worker.tasks) < depth
+                    and len(worker.jobs) < depth
                     and (depth == 1 or len(waiting) >= len(self._workers))
                 ):
                     _give(worker, kind, waiting.popleft()())
@@ -120,7 +120,7 @@ class Pool:
         for worker in self._workers:
             worker.connection.close()  # an idle worker sees the end of its pipe and leaves
         for worker in self._workers:
-            if not worker.tasks:
+            if not worker.jobs:
                 worker.process.join(timeout=2)
             if worker.process.is_alive():
                 worker.process.kill()
@@ -152,26 +152,31 @@ class Pool:
         self._workers.append(_Worker(process, ours))
 
 
-def _give(worker: _Worker, kind: Kind, task: Task) -> None:
-    """Send a task to a worker. It reads even while it works, so this does not wait."""
-    worker.tasks.append(task)
+def _give(worker: _Worker, kind: Kind, tasks: Sequence[Task]) -> None:
+    """Send a job's tasks to a worker. It reads even while it works, so this does not wait."""
+    worker.jobs.append(tasks)
     try:
-        send(worker.connection, task_message(kind, task))
+        for index, task in enumerate(tasks, 1):
+            send(worker.connection, task_message(kind, task, more=index < len(tasks)))
     except OSError:
         raise _death(worker) from None
 
 
-def _take(worker: _Worker) -> Done:
-    """What a worker that is ready has to say."""
-    try:
-        header, tensors = receive(worker.connection)
-    except (EOFError, OSError):
-        raise _death(worker) from None
-    task = worker.tasks.popleft()
-    if "error" in header:
-        raise _raised(header["error"], header["text"])
-    update, seconds = update_of(header, tensors)
-    return Done(update, seconds, payload_bytes(task.tensors), payload_bytes(update.tensors))
+def _take(worker: _Worker) -> list[Done]:
+    """What a worker that is ready has to say about its job."""
+    finished = []
+    for task in worker.jobs[0]:
+        try:
+            header, tensors = receive(worker.connection)
+        except (EOFError, OSError):
+            raise _death(worker) from None
+        if "error" in header:
+            worker.jobs.popleft()
+            raise _raised(header["error"], header["text"])
+        update, seconds = update_of(header, tensors)
+        finished.append(Done(update, seconds, payload_bytes(task.tensors), payload_bytes(update.tensors)))
+    worker.jobs.popleft()
+    return finished
 
 
 def _ready(busy: Sequence[_Worker]) -> list[_Worker]:
@@ -193,7 +198,7 @@ def _await_threads(worker: _Worker, threads: int) -> None:
 
 
 def _death(worker: _Worker) -> TrainingError:
-    task = worker.tasks[0]
+    task = worker.jobs[0][0]
     worker.process.join(timeout=1)
     code = worker.process.exitcode
     how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
@@ -233,22 +238,29 @@ def _work(
     if threads > 1:
         torch.ones(1 << 20).sqrt_()  # hangs here or never
         connection.send_bytes(b"threads work")
-    tasks: queue.SimpleQueue[tuple[Kind, Task]] = queue.SimpleQueue()
-    threading.Thread(target=_read_tasks, args=(connection, tasks), daemon=True).start()
+    jobs: queue.SimpleQueue[tuple[Kind, list[Task]]] = queue.SimpleQueue()
+    threading.Thread(target=_read_jobs, args=(connection, jobs), daemon=True).start()
     with suppress(OSError):  # nobody reads any more
         while True:
-            kind, task = tasks.get()
+            kind, tasks = jobs.get()
             try:
-                message = update_message(*perform(method, kind, task, data))
+                updates, seconds = perform(method, kind, tasks, data)
+                messages = [update_message(update, seconds) for update in updates]
             except Exception as error:
                 text = str(error) if isinstance(error, MsfusionError) else traceback.format_exc()
-                message = encode({"error": type(error).__name__, "text": text}, {})
-            send(connection, message)
+                messages = [encode({"error": type(error).__name__, "text": text}, {})]
+            for message in messages:
+                send(connection, message)
 
 
-def _read_tasks(connection: Connection, tasks: queue.SimpleQueue[tuple[Kind, Task]]) -> None:
-    """Read tasks ahead of the work. Where the pipe ends, the server let go or died: leave at once."""
+def _read_jobs(connection: Connection, jobs: queue.SimpleQueue[tuple[Kind, list[Task]]]) -> None:
+    """Read ahead of the work. Where the pipe ends, the server let go or died: leave at once."""
     with suppress(EOFError, OSError):
+        tasks: list[Task] = []
         while True:
-            tasks.put(receive_task(connection))
+            kind, task, more = receive_task(connection)
+            tasks.append(task)
+            if not more:
+                jobs.put((kind, tasks))
+                tasks = []
     os._exit(0)

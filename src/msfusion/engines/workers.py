@@ -5,22 +5,31 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import torch
+from torch import Tensor
 
 from msfusion.batch import Batch
 from msfusion.engines.messages import Kind, payload_bytes
-from msfusion.methods.base import Method, Recalibrating, Task, Update
+from msfusion.errors import ConfigError
+from msfusion.methods.base import Method, Recalibrating, Task, TrainsTogether, Update
+from msfusion.width.groups import State
 
-Job = Callable[[], Task]
-"""Makes a task; called when somebody is about to take it up, so that tasks do not pile up in memory."""
+Job = Callable[[], Sequence[Task]]
+"""Makes the tasks that are done at once, mostly one; called when somebody is about to take them up, so that tasks
+do not pile up in memory.
+"""
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class Done:
-    """A finished task: the update, the seconds that it took, and the bytes that went down and up."""
+    """A finished task: the update, the seconds that it took (of a job of several tasks an equal part), and the
+    bytes that went down and up.
+    """
 
     update: Update
     seconds: float
@@ -42,30 +51,74 @@ class Workers(Protocol):
 class InProcess:
     """The calling process as the only worker."""
 
-    def __init__(self, method: Method, data: Sequence[Batch]) -> None:
-        self._method, self._data = method, data
+    def __init__(self, method: Method, data: Sequence[Batch], device: torch.device = CPU) -> None:
+        self._method, self._data, self._device = method, data, device
 
     def run(self, kind: Kind, jobs: Sequence[Job]) -> Generator[Done, None, None]:
         """One after the other."""
         for job in jobs:
-            task = job()
-            update, seconds = perform(self._method, kind, task, self._data)
-            yield Done(update, seconds, payload_bytes(task.tensors), payload_bytes(update.tensors))
+            tasks = job()
+            updates, seconds = perform(self._method, kind, tasks, self._data, self._device)
+            for task, update in zip(tasks, updates, strict=True):
+                yield Done(update, seconds, payload_bytes(task.tensors), payload_bytes(update.tensors))
 
     def close(self) -> None:
         """Nothing to let go of."""
 
 
-def perform(method: Method, kind: Kind, task: Task, data: Sequence[Batch]) -> tuple[Update, float]:
-    """A participant's work, and the seconds it took."""
+def perform(
+    method: Method, kind: Kind, tasks: Sequence[Task], data: Sequence[Batch], device: torch.device = CPU
+) -> tuple[list[Update], float]:
+    """The work of the participants of one job, and the seconds that it took for each.
+
+    They train on the device; what arrives and what is returned is on the CPU.
+    """
     begin = time.perf_counter()
-    own = data[task.participant]
-    if kind == "train":
-        update = method.train(task, own)
-    else:
+    own = [data[task.participant] for task in tasks]
+    if kind == "measure":
         assert isinstance(method, Recalibrating)
-        update = method.measure(task, own)
-    return update, time.perf_counter() - begin
+        updates = [method.measure(task, mine) for task, mine in zip(tasks, own, strict=True)]
+    else:
+        updates = _train(
+            method, [_task_on(device, task) for task in tasks], [each.to(device) for each in own]
+        )
+        updates = [_update_on(CPU, update) for update in updates]
+    return updates, (time.perf_counter() - begin) / len(tasks)
+
+
+def _train(method: Method, tasks: Sequence[Task], data: Sequence[Batch]) -> list[Update]:
+    if len(tasks) == 1:
+        return [method.train(tasks[0], data[0])]
+    assert isinstance(method, TrainsTogether)
+    return method.train_together(tasks, data)
+
+
+def _task_on(device: torch.device, task: Task) -> Task:
+    return replace(task, tensors=_on(device, task.tensors), memory=_on(device, task.memory))
+
+
+def _update_on(device: torch.device, update: Update) -> Update:
+    return replace(update, tensors=_on(device, update.tensors), memory=_on(device, update.memory))
+
+
+def _on(device: torch.device, tensors: State) -> dict[str, Tensor]:
+    return {name: tensor.to(device) for name, tensor in tensors.items()}
+
+
+def check_execution(method: Method, workers: int, together: int, device: str) -> None:
+    """Raise ConfigError where a method cannot be carried out in this way, on this machine."""
+    if device not in ("cpu", "cuda"):
+        raise ConfigError(f"device is {device!r}: it must be one of cpu, cuda")
+    if device == "cuda" and workers > 1:
+        raise ConfigError(
+            f"workers is {workers}, but one process fills the GPU: set it to 1, or device to cpu"
+        )
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device is 'cuda', but PyTorch finds no GPU on this machine: set it to cpu")
+    if together > 1:
+        if not isinstance(method, TrainsTogether):
+            raise ConfigError(f"{method.name} cannot train several participants at once: set together to 1")
+        method.check_together()
 
 
 @contextmanager

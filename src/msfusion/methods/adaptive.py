@@ -7,7 +7,7 @@ participants with each task, because the windows depend on it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -76,6 +76,20 @@ class AdaptiveMethod:
     def train(self, task: Task, data: Batch) -> Update:
         """As every narrow method does."""
         return self.at(float(task.metadata["overlap"])).train(task, data)
+
+    def check_together(self) -> None:
+        """As every narrow method does."""
+        self.base.check_together()
+
+    def groups(
+        self, round_index: int, participants: Sequence[int], data: Sequence[Batch], limit: int
+    ) -> list[tuple[int, ...]]:
+        """Participants whose windows have equal sizes: the overlap moves windows, it does not resize them."""
+        return self.base.groups(round_index, participants, data, limit)
+
+    def train_together(self, tasks: Sequence[Task], data: Sequence[Batch]) -> list[Update]:
+        """As every narrow method does."""
+        return self.at(float(tasks[0].metadata["overlap"])).train_together(tasks, data)
 
     def aggregate(self, state: State, updates: Iterable[Update]) -> dict[str, Tensor]:
         """Overlap averaging, and from the disagreement about shared entries the next overlap."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -14,7 +14,7 @@ from msfusion.width.groups import State
 
 Scalar = float | int | str | bool
 
-__all__ = ["Evaluation", "Method", "Recalibrating", "Scalar", "Task", "Update"]
+__all__ = ["Evaluation", "Method", "Recalibrating", "Scalar", "Task", "TrainsTogether", "Update"]
 
 
 @dataclass(frozen=True)
@@ -99,3 +99,24 @@ class Recalibrating(Protocol):
 
     def settle(self, state: State, updates: Iterable[Update]) -> dict[str, Tensor]:
         """The global state with the pooled statistics, whatever the order of the updates."""
+
+
+@runtime_checkable
+class TrainsTogether(Protocol):
+    """A method that can train several participants at once, with the results of one after the other but for
+    rounding.
+    """
+
+    def check_together(self) -> None:
+        """Raise ConfigError, saying why, where the results would be others."""
+
+    def groups(
+        self, round_index: int, participants: Sequence[int], data: Sequence[Batch], limit: int
+    ) -> list[tuple[int, ...]]:
+        """Who of a round is trained at once, at most `limit` in a group; everybody is in one (in the server).
+
+        `data` has one Batch per participant of the whole federation. The same for the same arguments.
+        """
+
+    def train_together(self, tasks: Sequence[Task], data: Sequence[Batch]) -> list[Update]:
+        """What the participants of one group do with their tasks, in that order; `data` has one for each task."""

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from msfusion.batch import IGNORED, Batch
 from msfusion.errors import ConfigError
+from msfusion.methods.states import loaded
 from msfusion.objectives import mean_cross_entropy, scores
 from msfusion.width.groups import State
 
@@ -169,5 +170,4 @@ def recalled(memory: State) -> tuple[dict[str, Tensor], int]:
 
 def frozen(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     """The model with this state, in eval mode."""
-    model.load_state_dict(state)
-    return model.eval()
+    return loaded(model, state).eval()

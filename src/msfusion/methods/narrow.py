@@ -13,7 +13,7 @@ windows:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
@@ -21,6 +21,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from msfusion.batch import Batch
+from msfusion.errors import ConfigError
 from msfusion.fusion import Accumulator
 from msfusion.methods import normalisation
 from msfusion.methods.base import Task, Update
@@ -33,12 +34,14 @@ from msfusion.methods.contrastive import (
     recalled,
     remembered,
 )
-from msfusion.methods.states import holding, state_of, with_aliases, without_aliases
+from msfusion.methods.states import holding, loaded, state_of, with_aliases, without_aliases
+from msfusion.methods.together import groups_of, refuse_contrastive, updates_together
 from msfusion.methods.training import Objective, TrainingSettings, local_steps
 from msfusion.objectives import Evaluation, cross_entropy, evaluate
 from msfusion.width.groups import State, WidthMap, Window
 from msfusion.width.slices import extract
-from msfusion.width.submodel import narrow
+from msfusion.width.stacked import check_stackable
+from msfusion.width.submodel import SubModel, narrow
 from msfusion.windows import Schedule
 
 Use = Literal["training", "received", "previous"]
@@ -69,7 +72,7 @@ class NarrowMethod:
     evaluation_batch_size: int = 256
     contrastive: ContrastiveSettings = WITHOUT
     capacities: Capacities | None = None
-    _submodels: dict[tuple[Use | int, ...], nn.Module] = field(default_factory=dict, repr=False)
+    _submodels: dict[tuple[Use | int, ...], SubModel] = field(default_factory=dict, repr=False)
     _windows: dict[int, dict[int, Window]] = field(default_factory=dict, repr=False)
 
     def window(self, round_index: int, participant: int) -> Window:
@@ -93,11 +96,36 @@ class NarrowMethod:
     def train(self, task: Task, data: Batch) -> Update:
         """Some steps on the participant's own examples, in its sub-model."""
         window = self.window(task.round_index, task.participant)
-        submodel = self._submodel(window)
-        submodel.load_state_dict(with_aliases(task.tensors, self.width_map.aliases))
+        submodel = loaded(self._submodel(window), with_aliases(task.tensors, self.width_map.aliases))
         settings, objective = self.training[task.participant], self._objective(task, window)
         update = train_update(submodel, task, data, settings, self.seed, self.width_map, objective)
         return with_memory(update) if self.contrastive.weight > 0 else update
+
+    def check_together(self) -> None:
+        """Raise ConfigError where sub-models cannot be stacked."""
+        refuse_contrastive(self.contrastive)
+        if self.constants_narrow:
+            raise ConfigError(
+                "this model's participants cannot be trained together, because it has constants that differ "
+                "between windows of equal size: set together to 1"
+            )
+        check_stackable(self._submodel(self.window(0, 0)))
+
+    def groups(
+        self, round_index: int, participants: Sequence[int], data: Sequence[Batch], limit: int
+    ) -> list[tuple[int, ...]]:
+        """Participants whose windows have equal sizes."""
+
+        def sizes(participant: int) -> tuple[int, ...]:
+            return self._sizes(self.window(round_index, participant))
+
+        return groups_of(participants, data, self.training, limit, sizes)
+
+    def train_together(self, tasks: Sequence[Task], data: Sequence[Batch]) -> list[Update]:
+        """What `train` gives for each of a group."""
+        first = tasks[0]
+        submodel = self._submodel(self.window(first.round_index, first.participant))
+        return updates_together(submodel, tasks, data, self.training[first.participant], self.seed)
 
     def aggregate(self, state: State, updates: Iterable[Update]) -> dict[str, Tensor]:
         """Overlap averaging; an entry that nobody held keeps its value."""
@@ -155,15 +183,18 @@ class NarrowMethod:
             seed=self.seed,
         )
 
-    def _submodel(self, window: Window, use: Use = "training") -> nn.Module:
+    def _submodel(self, window: Window, use: Use = "training") -> SubModel:
         """A sub-model for a window: one per process, use and sizes, its tensors to be overwritten."""
         if self.constants_narrow:
             return narrow(self.model, self.width_map, window, scaling=True)
-        sizes = (len(window.get(group.name, range(group.units))) for group in self.width_map.groups)
-        key = (use, *sizes)
+        key = (use, *self._sizes(window))
         if key not in self._submodels:
             self._submodels[key] = narrow(self.model, self.width_map, window, scaling=True)
         return self._submodels[key]
+
+    def _sizes(self, window: Window) -> tuple[int, ...]:
+        """How many units of each group a window holds."""
+        return tuple(len(window.get(group.name, range(group.units))) for group in self.width_map.groups)
 
     @cached_property
     def constants_narrow(self) -> bool:

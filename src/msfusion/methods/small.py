@@ -7,7 +7,7 @@ nothing is scaled, everybody gets all of it, and nothing of the large model is l
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,12 +26,14 @@ from msfusion.methods.contrastive import (
     recalled,
 )
 from msfusion.methods.narrow import Weighting, add_update, train_update, with_memory
-from msfusion.methods.states import state_of, with_aliases, without_aliases
+from msfusion.methods.states import loaded, state_of, with_aliases, without_aliases
+from msfusion.methods.together import groups_of, refuse_contrastive, updates_together
 from msfusion.methods.training import Objective, TrainingSettings
 from msfusion.objectives import Evaluation, cross_entropy, evaluate
 from msfusion.width.groups import State, WidthMap
 from msfusion.width.slices import extract
-from msfusion.width.submodel import narrow
+from msfusion.width.stacked import check_stackable
+from msfusion.width.submodel import SubModel, narrow
 from msfusion.windows import static
 
 
@@ -43,7 +45,7 @@ class SmallMethod:
     """
 
     name: str
-    model: nn.Module
+    model: SubModel
     width_map: WidthMap
     start: State
     training: tuple[TrainingSettings, ...]
@@ -64,10 +66,25 @@ class SmallMethod:
 
     def train(self, task: Task, data: Batch) -> Update:
         """Some steps on the participant's own examples."""
-        self.model.load_state_dict(with_aliases(task.tensors, self.width_map.aliases))
+        loaded(self.model, with_aliases(task.tensors, self.width_map.aliases))
         settings, objective = self.training[task.participant], self._objective(task)
         update = train_update(self.model, task, data, settings, self.seed, self.width_map, objective)
         return with_memory(update) if self.contrastive.weight > 0 else update
+
+    def check_together(self) -> None:
+        """Raise ConfigError where the participants' models cannot be stacked."""
+        refuse_contrastive(self.contrastive)
+        check_stackable(self.model)
+
+    def groups(
+        self, round_index: int, participants: Sequence[int], data: Sequence[Batch], limit: int
+    ) -> list[tuple[int, ...]]:
+        """Everybody has the same model."""
+        return groups_of(participants, data, self.training, limit, lambda participant: ())
+
+    def train_together(self, tasks: Sequence[Task], data: Sequence[Batch]) -> list[Update]:
+        """What `train` gives for each of a group."""
+        return updates_together(self.model, tasks, data, self.training[tasks[0].participant], self.seed)
 
     def aggregate(self, state: State, updates: Iterable[Update]) -> dict[str, Tensor]:
         """The weighted average (McMahan et al., AISTATS 2017, algorithm 1)."""
@@ -78,7 +95,7 @@ class SmallMethod:
 
     def evaluate(self, state: State, data: Batch) -> Evaluation:
         """How good the small model is with this state."""
-        self.model.load_state_dict(state)
+        loaded(self.model, state)
         return evaluate(self.model, data, self.evaluation_batch_size, self.language_modelling)
 
     def measurement(self, state: State, round_index: int, participant: int) -> Task:
@@ -87,7 +104,7 @@ class SmallMethod:
 
     def measure(self, task: Task, data: Batch) -> Update:
         """The moments of the participant's examples in front of every BatchNorm."""
-        self.model.load_state_dict(with_aliases(task.tensors, self.width_map.aliases))
+        loaded(self.model, with_aliases(task.tensors, self.width_map.aliases))
         return normalisation.measured_update(
             self.model, task, data, self.training[task.participant], self.seed
         )

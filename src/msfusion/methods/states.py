@@ -16,6 +16,18 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
+def placed(model: nn.Module, state: State) -> nn.Module:
+    """The model, moved in place to the device on which a state's tensors are."""
+    device = next((tensor.device for tensor in state.values()), None)
+    return model if device is None else model.to(device)
+
+
+def loaded(model: nn.Module, state: State) -> nn.Module:
+    """The model with copies of a state's tensors in place of its own values, on the device where they are."""
+    placed(model, state).load_state_dict(state)
+    return model
+
+
 @contextmanager
 def holding(model: nn.Module, state: State) -> Iterator[nn.Module]:
     """The model with the state's tensors in place of its own, which come back afterwards. Nothing is copied.

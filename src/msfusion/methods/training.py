@@ -98,26 +98,43 @@ def local_steps(
     participant), and torch's global generator is put back afterwards. Raises TrainingError where the loss is
     not finite or nothing can be trained, DataError where the participant has no examples.
     """
-    if len(data) == 0:
-        raise DataError(f"participant {participant} has no examples: give it some or use fewer participants")
+    batches = round_batches(data, settings, seed=seed, round_index=round_index, participant=participant)
     optimizer = build_optimizer(model, settings, round_index)
-    draw = seed_of(seed, round_index, participant)
-    generator = torch.Generator().manual_seed(draw)
     total, seen, steps = 0.0, 0, 0
     model.train()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(draw)
-        for batch in islice(mini_batches(data, settings, generator), settings.max_steps):
+    with torch.random.fork_rng(devices=sorted(_gpus(model))):
+        torch.manual_seed(seed_of(seed, round_index, participant))
+        for batch in batches:
             loss = _step(model, batch, optimizer, settings.clip_norm, objective)
             steps += 1
-            if not math.isfinite(loss):
-                raise TrainingError(
-                    f"participant {participant}'s loss became {loss} in round {round_index}, step {steps}: "
-                    f"lower the learning rate (it is {settings.learning_rate_in(round_index):g})"
-                )
+            check_finite(loss, settings, round_index=round_index, participant=participant, step=steps)
             total, seen = total + loss * len(batch), seen + len(batch)
     optimizer.zero_grad(set_to_none=True)  # a cached sub-model need not keep its gradients between rounds
     return Trained(loss=total / seen, examples_seen=seen, steps=steps)
+
+
+def round_batches(
+    data: Batch, settings: TrainingSettings, *, seed: int, round_index: int, participant: int
+) -> Iterator[Batch]:
+    """All mini-batches of a participant's round, in the order that (seed, round, participant) draws.
+
+    Raises DataError where it has no examples.
+    """
+    if len(data) == 0:
+        raise DataError(f"participant {participant} has no examples: give it some or use fewer participants")
+    generator = torch.Generator().manual_seed(seed_of(seed, round_index, participant))
+    return islice(mini_batches(data, settings, generator), settings.max_steps)
+
+
+def check_finite(
+    loss: float, settings: TrainingSettings, *, round_index: int, participant: int, step: int
+) -> None:
+    """Raise TrainingError, naming the participant, where a loss is not finite. Steps count from 1."""
+    if not math.isfinite(loss):
+        raise TrainingError(
+            f"participant {participant}'s loss became {loss} in round {round_index}, step {step}: "
+            f"lower the learning rate (it is {settings.learning_rate_in(round_index):g})"
+        )
 
 
 def mini_batches(data: Batch, settings: TrainingSettings, generator: torch.Generator) -> Iterator[Batch]:
@@ -175,6 +192,12 @@ def _step(
         nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
     optimizer.step()
     return float(loss.detach())
+
+
+def _gpus(model: nn.Module) -> set[int]:
+    """The GPUs that a model is on: their random generators are put back as well."""
+    devices = {parameter.device for parameter in model.parameters()}
+    return {device.index for device in devices if device.type == "cuda" and device.index is not None}
 
 
 def _check(name: str, value: float | int, fits: bool, wanted: str) -> None:

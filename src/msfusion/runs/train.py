@@ -13,6 +13,7 @@ from torch import Tensor
 
 from msfusion.config import Config, load_config
 from msfusion.engines.local import ParticipantResult, RoundResult, run_rounds
+from msfusion.engines.workers import check_execution
 from msfusion.errors import RunDirectoryError
 from msfusion.methods.adaptive import model_state
 from msfusion.methods.small import SmallMethod
@@ -85,6 +86,7 @@ def train(
     else:
         RunDirectory.check_free(path)
     setup = prepare(config, parts)
+    check_execution(setup.method, config.run.workers, config.run.together, config.run.device)
     if not there:
         directory = RunDirectory.create(path, config.to_toml())
     with directory.locked():
@@ -123,6 +125,8 @@ def _run(setup: Setup, directory: RunDirectory, watcher: Watcher) -> dict[str, A
         first_round=done,
         workers=config.run.workers,
         threads=config.run.threads,
+        together=config.run.together,
+        device=config.run.device,
         test=setup.data.test,
         conditions=setup.conditions,
         on_participant=watcher.participant,

@@ -22,6 +22,7 @@ from msfusion.width.graph import Compiled, Forward, Program
 from msfusion.width.groups import WidthMap, Window
 from msfusion.width.resize import Resizer, Widths
 from msfusion.width.slices import checked_units, extract
+from msfusion.width.stacked import stackable
 
 
 class SubModel(nn.Module):
@@ -34,6 +35,11 @@ class SubModel(nn.Module):
     def __init__(self, program: Program, forwards: Mapping[bool, Forward]) -> None:
         super().__init__()
         self._program, self._forwards = program, forwards
+
+    @property
+    def program(self) -> Program:
+        """What tracing the model gave: graphs (as wide as the model), and how it is called."""
+        return self._program
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the sub-model. TypeError where the call does not fit the one that was traced."""
@@ -141,7 +147,7 @@ def _compiled(program: Program, sizes: Mapping[str, int], scaling: bool) -> Comp
         for training in (True, False):
             resizer = _resizer(program, sizes, scaling)
             graph = resizer.run(program.graphs[training].graph)
-            forwards[training] = compile_graph(graph)
+            forwards[training] = compile_graph(stackable(graph))
             scales.update(resizer.scales)
         program.compiled[key] = (forwards, scales)
     return program.compiled[key]

@@ -1,0 +1,383 @@
+"""Participants trained at once give the numbers of one after the other, whatever the model and the settings."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from msfusion.batch import IGNORED, Batch
+from msfusion.data.load import load_data
+from msfusion.data.spec import DataSpec
+from msfusion.engines.local import RoundResult, RoundSettings, run_rounds
+from msfusion.errors import ConfigError, DataError, TrainingError
+from msfusion.methods.base import Task, Update
+from msfusion.methods.contrastive import ContrastiveSettings
+from msfusion.methods.narrow import NarrowMethod
+from msfusion.methods.table import AnyMethod, build_method
+from msfusion.methods.together import clip_each, groups_of, stacked_batches
+from msfusion.methods.training import TrainingSettings, mini_batches
+from msfusion.models.convolutional import ConvNet, ResNet
+from msfusion.models.transformer import DecoderLM, TextClassifier
+from msfusion.width.groups import WidthMap
+from msfusion.width.trace import trace
+from msfusion.windows import Feedback
+
+SETTINGS = TrainingSettings(learning_rate=0.05, batch_size=4, local_epochs=2)
+COUNTS = (9, 4, 1, 14, 5)
+
+
+@cache
+def mlp() -> tuple[nn.Module, WidthMap]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 3))
+    return model, trace(model, (torch.randn(2, 6),))
+
+
+def vectors(counts: tuple[int, ...] = COUNTS) -> list[Batch]:
+    generator = torch.Generator().manual_seed(2)
+    return [
+        Batch((torch.randn(n, 6, generator=generator),), torch.randint(3, (n,), generator=generator))
+        for n in counts
+    ]
+
+
+def digits(channels: int) -> list[Batch]:
+    """Digits, unevenly shared; in several colours each has them darker."""
+    data = load_data(DataSpec("digits", participants=5, max_train=60, alpha=0.5)).participants
+    shades = torch.linspace(1.0, 0.5, channels)[:, None, None]
+    return [Batch((own.inputs[0] * shades,), own.targets) for own in data if isinstance(own.inputs, tuple)]
+
+
+def texts(keyword: str | None = None) -> list[Batch]:
+    """Texts to be continued; some targets are ignored, in one example all of them."""
+    data = []
+    for n in COUNTS:
+        tokens, targets = torch.randint(1, 11, (n, 6)), torch.randint(11, (n, 6))
+        targets[0, 2:] = IGNORED
+        targets[-1] = IGNORED if n > 4 else targets[-1]
+        data.append(Batch((tokens,) if keyword is None else {keyword: tokens}, targets))
+    return data
+
+
+def method_for(
+    model: tuple[nn.Module, WidthMap], training: TrainingSettings = SETTINGS, **options: Any
+) -> AnyMethod:
+    name, ratios = options.pop("name", "msfusion"), options.pop("ratios", (0.5,) * 5)
+    return build_method(name, *model, ratios, training, seed=3, **options)
+
+
+def traced(model: nn.Module, data: list[Batch]) -> tuple[nn.Module, WidthMap]:
+    inputs = data[0].take(slice(0, 2)).inputs
+    return model, trace(model, inputs)
+
+
+def rounds(method: AnyMethod, data: list[Batch], together: int, **options: Any) -> list[RoundResult]:
+    return list(run_rounds(method, data, RoundSettings(rounds=2), together=together, **options))
+
+
+def assert_alike(left: list[RoundResult], right: list[RoundResult], tolerance: float = 1e-5) -> None:
+    for one, other in zip(left, right, strict=True):
+        assert one.state.keys() == other.state.keys()
+        for name, tensor in one.state.items():
+            torch.testing.assert_close(tensor, other.state[name], rtol=0, atol=tolerance)
+        for mine, yours in zip(one.participants, other.participants, strict=True):
+            assert replace(mine, loss=0.0, seconds=0.0) == replace(yours, loss=0.0, seconds=0.0)
+            assert mine.loss == pytest.approx(yours.loss, abs=1e-4)
+
+
+def gpt2() -> nn.Module:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(
+        vocab_size=11, n_positions=8, n_embd=16, n_layer=1, n_head=4,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False,
+    )  # fmt: skip
+    model: nn.Module = transformers.GPT2LMHeadModel(config)
+    return model
+
+
+@pytest.mark.parametrize("name", ["convnet", "resnet", "colours", "decoder", "classifier", "gpt2"])
+def test_two_rounds_give_the_weights_of_the_loop(name: str) -> None:
+    model: nn.Module
+    if name in ("convnet", "resnet", "colours"):
+        data = digits(3 if name == "colours" else 1)
+        model = (
+            ResNet(1, 10, widths=(8, 16))
+            if name == "resnet"
+            else ConvNet(3 if name == "colours" else 1, 10, image_size=8, widths=(8, 16))
+        )
+    elif name == "gpt2":
+        model, data = gpt2(), texts("input_ids")
+    elif name == "classifier":
+        data = [Batch(own.inputs, own.targets[:, 0].clamp(min=0)) for own in texts()]
+        model = TextClassifier(11, 11, block_length=6, features=16, heads=4, layers=1)
+    else:
+        model, data = DecoderLM(11, block_length=6, features=16, heads=4, layers=1), texts()
+    method = method_for(traced(model, data))
+    assert_alike(rounds(method, data, 1), rounds(method, data, 3))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("more", [{}, {"clip_norm": 0.3}, {"max_steps": 3, "weight_decay": 0.1}])
+def test_every_setting_of_training_gives_the_weights_of_the_loop(
+    optimizer: Any, more: dict[str, Any]
+) -> None:
+    training = replace(SETTINGS, optimizer=optimizer, learning_rate=0.02, **more)
+    method = method_for(mlp(), training)
+    assert_alike(rounds(method, vectors(), 1), rounds(method, vectors(), 5))
+
+
+def test_in_float64_nothing_is_left_of_the_differences() -> None:
+    """AdamW, which divides by the size of gradients, magnifies rounding; a mistake would stay."""
+    torch.manual_seed(1)
+    images = [Batch((own.inputs[0].double(),), own.targets) for own in digits(3)]  # type: ignore[index]
+    model = traced(ConvNet(3, 10, image_size=8, widths=(8, 16)).double(), images)
+    method = method_for(model, replace(SETTINGS, optimizer="adamw", weight_decay=0.1, clip_norm=1.0))
+    assert_alike(rounds(method, images, 1), rounds(method, images, 3), tolerance=1e-9)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"name": "small"},
+        {"name": "fedavg"},
+        {"name": "feddropout"},
+        {"ratios": (0.25, 0.5, 0.5, 0.25, 1.0)},
+        {"overlap": Feedback(0.5, 0.5, 0.2)},
+    ],
+)
+def test_every_method_gives_the_weights_of_the_loop(options: dict[str, Any]) -> None:
+    assert_alike(*(rounds(method_for(mlp(), **options), vectors(), together) for together in (1, 3)))
+
+
+def test_any_number_of_workers_gives_the_same_bits_and_so_does_going_on() -> None:
+    method, data = method_for(mlp()), vectors()
+    one, two = (rounds(method, data, 2, workers=workers) for workers in (1, 2))
+    rest = run_rounds(
+        method, data, RoundSettings(rounds=2), together=2, state=one[0].state, first_round=1, workers=2
+    )
+    for result in (two[1], next(rest)):
+        assert all(torch.equal(tensor, result.state[name]) for name, tensor in one[1].state.items())
+    rest.close()
+
+
+def tasks_of(method: NarrowMethod, participants: int = 5) -> list[Task]:
+    state = method.initial_state()
+    return [method.assign(state, 0, participant) for participant in range(participants)]
+
+
+def test_updates_come_in_the_order_of_the_tasks_and_say_what_each_did() -> None:
+    method, data = method_for(mlp()), vectors()
+    assert isinstance(method, NarrowMethod)
+    tasks = tasks_of(method)
+    before = [{name: tensor.clone() for name, tensor in task.tensors.items()} for task in tasks]
+    for task, own, update, tensors in zip(
+        tasks, data, method.train_together(tasks, data), before, strict=True
+    ):
+        alone = method.train(task, own)
+        assert (update.participant, update.examples) == (alone.participant, alone.examples)
+        assert update.metadata == alone.metadata
+        assert list(update.tensors) == list(alone.tensors)
+        assert all(torch.equal(tensor, tensors[name]) for name, tensor in task.tensors.items())
+
+
+def both(method: AnyMethod, data: list[Batch]) -> list[str]:
+    """What the loop and the stack raise."""
+    assert isinstance(method, NarrowMethod)
+    tasks, raised = tasks_of(method), []
+    for train in (lambda: [*map(method.train, tasks, data)], lambda: method.train_together(tasks, data)):
+        with pytest.raises((TrainingError, DataError)) as caught:
+            train()
+        raised.append(f"{type(caught.value).__name__}: {caught.value}")
+    return raised
+
+
+def test_a_loss_that_is_not_finite_names_the_participant_and_the_step() -> None:
+    data = vectors()
+    assert isinstance(data[3].inputs, tuple)
+    data[3].inputs[0][7] = float("nan")
+    loop, stack = both(method_for(mlp()), data)
+    assert loop == stack
+    assert "participant 3's loss became nan in round 0, step " in stack
+
+
+def test_labels_and_shapes_that_do_not_fit_are_told_as_the_loop_does() -> None:
+    data = vectors()
+    data[1].targets[2] = 7
+    loop, stack = both(method_for(mlp()), data)
+    assert loop == stack
+    assert "label 7 is out of range" in stack
+    wrong = [Batch(own.inputs, own.targets[:, None].expand(-1, 4).clone()) for own in vectors()]
+    loop, stack = both(method_for(mlp()), wrong)
+    assert loop.split("targets of shape")[0] == stack.split("targets of shape")[0]
+
+
+class Mixing(nn.Module):
+    """An example's answer depends on the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x).relu()
+        result: Tensor = self.last(hidden - hidden.mean(0, keepdim=True))
+        return result
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(11, 8)
+        self.core, self.last = nn.LSTM(8, 8, batch_first=True), nn.Linear(8, 11)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.last(self.core(self.embed(x))[0])
+        return result
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (
+            lambda: nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.1), nn.Linear(8, 3)),
+            "'1' draws random numbers",
+        ),
+        (
+            lambda: nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)),
+            "over the examples of a mini-batch",
+        ),
+        (Mixing, "depends on the other examples"),
+        (Recurrent, "torch.vmap cannot run its sub-models"),
+    ],
+)
+def test_models_that_would_give_other_numbers_are_refused(model: Any, reason: str) -> None:
+    data = texts() if model is Recurrent else vectors()
+    method = method_for(traced(model(), data))
+    with pytest.raises(ConfigError, match=reason) as caught:
+        run_rounds(method, data, RoundSettings(rounds=2), together=2)
+    assert str(caught.value).endswith("or set together to 1")
+    assert "\n" not in str(caught.value)
+
+
+def test_dropout_of_zero_is_no_reason() -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.0), nn.ReLU(), nn.Linear(8, 3))
+    method = method_for(traced(model, vectors()))
+    assert_alike(rounds(method, vectors(), 1), rounds(method, vectors(), 5))
+
+
+@pytest.mark.parametrize("name", ["msfusion", "small"])
+def test_the_contrastive_loss_is_refused(name: str) -> None:
+    method = method_for(mlp(), name=name, contrastive=ContrastiveSettings(0.5))
+    with pytest.raises(ConfigError, match="contrastive_weight to 0 or together to 1"):
+        run_rounds(method, vectors(), RoundSettings(rounds=1), together=2)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.integers(1, 60),
+    st.integers(1, 9),
+    st.integers(1, 3),
+    st.one_of(st.none(), st.integers(1, 20)),
+)
+def test_the_predicted_sizes_are_those_of_the_mini_batches(
+    examples: int, size: int, epochs: int, most: int | None
+) -> None:
+    training = TrainingSettings(batch_size=size, local_epochs=epochs, max_steps=most)
+    data = Batch((torch.zeros(examples, 1),), torch.zeros(examples, dtype=torch.long))
+    found = [len(batch) for batch in mini_batches(data, training, torch.Generator())][:most]
+    assert training.batch_sizes(examples) == found
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.tuples(st.integers(1, 30), st.integers(0, 2)), min_size=1, max_size=25), st.integers(1, 8))
+def test_groups_hold_everybody_once_and_nobody_unlike(people: list[tuple[int, int]], limit: int) -> None:
+    data = [Batch((torch.zeros(n, 2),), torch.zeros(n, dtype=torch.long)) for n, _ in people]
+    training = [SETTINGS] * len(people)
+    groups = groups_of(range(len(people)), data, training, limit, lambda each: people[each][1])
+    assert sorted(each for group in groups for each in group) == list(range(len(people)))
+    for group in groups:
+        assert 1 <= len(group) <= limit
+        assert len({people[each][1] for each in group}) == 1
+    for kind in {kind for _, kind in people}:
+        alike = [group for group in groups if people[group[0]][1] == kind]
+        sizes = [people[each][0] for group in alike for each in group]
+        assert sizes == sorted(sizes, reverse=True)
+        assert max(map(len, alike)) - min(map(len, alike)) <= 1
+
+
+def test_settings_and_shapes_of_examples_part_participants() -> None:
+    data = vectors((4, 4, 4))
+    data[2] = Batch((torch.zeros(4, 6, dtype=torch.float64),), data[2].targets)
+    training = [SETTINGS, replace(SETTINGS, batch_size=2), SETTINGS]
+    groups = groups_of(range(3), data, training, 8, lambda each: ())
+    assert sorted(groups) == [(0,), (1,), (2,)]
+
+
+def test_short_mini_batches_are_filled_with_what_does_not_count() -> None:
+    long, short = (Batch({"x": torch.arange(n).float()[:, None]}, torch.arange(n)) for n in (3, 2))
+    inputs, targets = stacked_batches([long, short])
+    assert inputs["x"].squeeze(-1).tolist() == [[0, 1, 2], [0, 1, 1]]
+    assert targets.tolist() == [[0, 1, 2], [0, 1, IGNORED]]
+    assert short.targets.tolist() == [0, 1]
+
+
+def test_everybody_is_clipped_by_itself() -> None:
+    gradients = [torch.randn(4, 3, 2) * 5, torch.randn(4), torch.randn(4, 7) * torch.tensor([[1e-3]])]
+    gradients[0][1], gradients[1][1] = 1e-3, 1e-3  # a participant that needs no clipping
+    stack = [nn.Parameter(torch.zeros_like(gradient)) for gradient in gradients]
+    for parameter, gradient in zip(stack, gradients, strict=True):
+        parameter.grad = gradient.clone()
+    clip_each(stack, 0.5)
+    for row in range(4):
+        alone = [nn.Parameter(torch.zeros_like(gradient[row])) for gradient in gradients]
+        for parameter, gradient in zip(alone, gradients, strict=True):
+            parameter.grad = gradient[row].clone()
+        nn.utils.clip_grad_norm_(alone, 0.5)
+        for mine, yours in zip(stack, alone, strict=True):
+            assert mine.grad is not None
+            assert yours.grad is not None
+            torch.testing.assert_close(mine.grad[row], yours.grad)
+    assert torch.equal(gradients[0][1], stack[0].grad[1])  # type: ignore[index]
+
+
+def test_frozen_parameters_and_unused_ones_stay_as_they_were() -> None:
+    class Partly(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last, self.unused = nn.Linear(6, 8), nn.Linear(8, 3), nn.Linear(2, 2)
+            self.first.bias.requires_grad_(False)
+            self.register_buffer("shift", torch.randn(6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = self.last(self.first(x + self.shift).relu())
+            return result
+
+    training = replace(SETTINGS, optimizer="adamw", weight_decay=0.1, learning_rate=0.01)
+    method = method_for(traced(Partly(), vectors()), training)
+    before = method.initial_state()
+    loop, stack = (rounds(method, vectors(), together) for together in (1, 4))
+    assert_alike(loop, stack)
+    for name in ("first.bias", "shift", "unused.weight"):
+        assert torch.equal(stack[-1].state[name], before[name])
+    assert not torch.equal(stack[-1].state["first.weight"], before["first.weight"])
+
+
+def test_only_those_who_can_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[int]] = []
+    whole = NarrowMethod.train_together
+
+    def noting(self: NarrowMethod, tasks: list[Task], data: list[Batch]) -> list[Update]:
+        asked.append([task.participant for task in tasks])
+        return whole(self, tasks, data)
+
+    monkeypatch.setattr(NarrowMethod, "train_together", noting)
+    (result, _) = rounds(method_for(mlp(), ratios=(0.25, 0.5, 0.25, 0.5, 1.0)), vectors(), 2)
+    assert len(result.participants) == 5
+    assert sorted(asked[:2]) == [[0, 2], [3, 1]]  # the last is alone, and trained as ever
