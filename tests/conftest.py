@@ -11,6 +11,8 @@ from jaxtyping import install_import_hook
 
 install_import_hook("msfusion", "beartype.beartype")
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -21,3 +23,11 @@ torch.set_num_threads(1)
 def _same_seed() -> None:
     """Models built in a test have the same initial weights in any order of the tests."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current directory, and tables as wide as in a file."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("COLUMNS", raising=False)
+    return tmp_path

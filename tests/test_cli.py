@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -11,45 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from click.testing import Result
-from quick import QUICK_SETTINGS
-from typer.testing import CliRunner
-
-from msfusion.cli import app
-
-QUICK = [part for setting in QUICK_SETTINGS for part in ("--set", setting)]
-
-
-def msfusion(*arguments: str) -> Result:
-    return CliRunner().invoke(app, arguments)
-
-
-def environment(**more: str) -> dict[str, str]:
-    """This process's environment and import path, for a new one."""
-    paths = os.pathsep.join(filter(None, sys.path))
-    return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **more}
-
-
-def process(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "msfusion.cli", *arguments]
-    return subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True)
-
-
-def refused(result: Result, expected: str) -> None:
-    """One sentence on standard error, exit code 2, and nothing else."""
-    assert result.exit_code == 2, result.output
-    assert expected in result.stderr
-    assert result.stderr.startswith("msfusion: ")
-    assert result.stderr.endswith(".\n")
-    assert result.stderr.count("\n") == 1
-    assert "Traceback" not in result.output
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
+from commands import QUICK, environment, msfusion, process, refused
 
 MODULE = """
 import torch
@@ -235,53 +196,6 @@ def test_a_full_disk(tmp_path: Path) -> None:
     assert "cannot be written: No space left on device.\n" in finished.stderr
     assert "Traceback" not in finished.stderr
     assert not [name for name in left if name.startswith(".tmp")]
-
-
-def test_plan_says_what_training_will_cost(here: Path) -> None:
-    shown = msfusion("plan", *QUICK, "--out", "picture.png")
-    assert shown.exit_code == 0, shown.output
-    assert "full model" in shown.stdout
-    assert "█" in shown.stdout
-    assert (here / "picture.png").read_bytes().startswith(b"\x89PNG")
-    plan = json.loads(msfusion("plan", *QUICK, "--json").stdout)
-    assert len(plan["participants"]) == 3
-    assert len(plan["entry_coverage"]) == 2
-    for participant in plan["participants"]:
-        for key in ("parameters", "flops_per_example", "peak_memory", "bytes_down", "bytes_up"):
-            assert 0 < participant[key] < plan["full_model"][key]
-
-
-def test_a_plan_comes_true(here: Path) -> None:
-    plan = json.loads(msfusion("plan", *QUICK, "--json").stdout)
-    assert msfusion("train", *QUICK, "--out", "run").exit_code == 0
-    summary = json.loads((here / "run" / "summary.json").read_text())
-    assert summary["participants"] == plan["participants"]
-    assert summary["entry_coverage"] == plan["entry_coverage"][-1]
-
-
-@pytest.mark.parametrize("model", ["resnet", "convnet", "text_classifier", "decoder_lm"])
-def test_inspect_tells_the_width_map_of_every_built_in_model(here: Path, model: str) -> None:
-    description = json.loads(msfusion("inspect", model, "--json").stdout)
-    assert description["reach"] > 0.5
-    assert description["groups"]
-    shown = msfusion("inspect", model).stdout
-    assert "of them in at least one group" in shown
-    assert description["groups"][0]["name"] in shown
-    assert "Never narrowed:" in shown
-
-
-def test_inspect_takes_configurations_and_functions(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (here / "small.toml").write_text("[model]\nname = 'convnet'\n")
-    assert "in at least one group" in msfusion("inspect", "small.toml").stdout
-    monkeypatch.syspath_prepend(here)
-    (here / "mine.py").write_text(
-        "from torch import nn\n"
-        "def model():\n"
-        "    first, last = nn.Conv2d(3, 8, 3), nn.Linear(8, 10)\n"
-        "    return nn.Sequential(first, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), last)\n"
-    )
-    described = json.loads(msfusion("inspect", "mine:model", "--json").stdout)
-    assert [group["units"] for group in described["groups"]] == [8]
 
 
 def test_help_is_quick(here: Path) -> None:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from msfusion.batch import Batch
-    from msfusion.errors import GrowthError, MsfusionError, UntraceableModelError, UpdateError
+    from msfusion.errors import CutError, GrowthError, MsfusionError, UntraceableModelError, UpdateError
     from msfusion.fusion import Accumulator, fuse
     from msfusion.growth import FitSettings, LiGO, Start, fit_operator, grow
+    from msfusion.width.cut import Cut, cut
     from msfusion.width.groups import Frozen, Group, Place, WidthMap, Window
     from msfusion.width.slices import extract
     from msfusion.width.submodel import SubModel, narrow
@@ -24,9 +25,10 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "msfusion.batch": ["Batch"],
-    "msfusion.errors": ["GrowthError", "MsfusionError", "UntraceableModelError", "UpdateError"],
+    "msfusion.errors": ["CutError", "GrowthError", "MsfusionError", "UntraceableModelError", "UpdateError"],
     "msfusion.fusion": ["Accumulator", "fuse"],
     "msfusion.growth": ["FitSettings", "LiGO", "Start", "fit_operator", "grow"],
+    "msfusion.width.cut": ["Cut", "cut"],
     "msfusion.width.groups": ["Frozen", "Group", "Place", "WidthMap", "Window"],
     "msfusion.width.slices": ["extract"],
     "msfusion.width.submodel": ["SubModel", "narrow"],
@@ -38,6 +40,8 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "Accumulator",
     "Batch",
+    "Cut",
+    "CutError",
     "FitSettings",
     "Frozen",
     "Group",
@@ -52,6 +56,7 @@ __all__ = [
     "WidthMap",
     "Window",
     "coverage",
+    "cut",
     "double_shift",
     "extract",
     "fit_operator",

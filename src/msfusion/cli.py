@@ -112,6 +112,7 @@ def plan(
 ) -> None:
     """Before any training: what a run will ask of each participant, and which units each holds when."""
     from msfusion.config import load_config
+    from msfusion.runs.network_report import attendance_table
     from msfusion.runs.picture import save_picture, terminal_picture
     from msfusion.runs.plan import plan_run
     from msfusion.runs.report import coverage_line, plan_table
@@ -127,6 +128,8 @@ def plan(
         return
     console = _console()
     console.print(plan_table(planned))
+    if (table := attendance_table(planned)) is not None:
+        console.print(table)
     if planned["entry_coverage"] is not None:
         console.print(f"Entries held by someone, by round: {coverage_line(planned['entry_coverage'])}\n")
     console.print(terminal_picture(setup, rounds, width=console.width))
@@ -166,13 +169,17 @@ def inspect(
 @told_in_a_sentence
 def compare(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="TOML file.")],
-    methods: Annotated[str, typer.Option(metavar="A,B,C", help="Methods, the first in the lead.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where all runs, compare.json and the plot go.")],
-    seeds: Annotated[int, typer.Option(metavar="N", help="Runs of each method.")] = 3,
+    methods: Annotated[
+        str,
+        typer.Option(metavar="A,B,C", help="Methods, the first in the lead. Default: CONFIG's [comparison]."),
+    ] = "",
+    seeds: Annotated[int | None, typer.Option(metavar="N", help="Runs of each method. Default: 3.")] = None,
     ratios: Annotated[str, typer.Option(metavar="0.25,0.125", help="Width ratios. Default: CONFIG's.")] = "",
     equal: Annotated[
-        Literal["rounds", "flops"], typer.Option(help="What fedavg, at full width, has equal to the rest.")
-    ] = "rounds",
+        Literal["rounds", "flops"] | None,
+        typer.Option(help="What fedavg, at full width, has equal to the rest. Default: rounds."),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on; finished runs are kept.")] = False,
     overrides: Overrides = None,
     workers: Workers = None,
@@ -181,6 +188,8 @@ def compare(
     """Run several methods on equal budgets over several seeds: a table, compare.json and a plot."""
     from msfusion.config import load_config
     from msfusion.runs.compare import compare as run
+    from msfusion.runs.comparison import Comparison
+    from msfusion.runs.network_report import targets_table
     from msfusion.runs.plot import save_plot
     from msfusion.runs.report import comparison_table
     from msfusion.runs.train import Silent
@@ -188,19 +197,18 @@ def compare(
 
     settings = load_config(config, [*(overrides or ()), *_workers_override(workers)])
     console = _console()
-    comparison = run(
+    result = run(
         settings,
         out,
-        methods=[method.strip() for method in methods.split(",") if method.strip()],
-        seeds=seeds,
-        ratios=_ratios(ratios),
-        equal=equal,
+        Comparison.of(settings, methods=_listed(methods), seeds=seeds, ratios=_ratios(ratios), equal=equal),
         resume=resume,
         watch=lambda title: Silent() if quiet else watcher(console, title),
     )
-    save_plot(comparison, out / "compare.png")
+    save_plot(result, out / "compare.png")
     if not quiet:
-        console.print(comparison_table(comparison))
+        console.print(comparison_table(result))
+        if (table := targets_table(result)) is not None:
+            console.print(table)
     console.print(f"{out / 'compare.json'}", highlight=False, soft_wrap=True, markup=False)
 
 
@@ -229,9 +237,13 @@ def _workers_override(workers: int | None) -> list[str]:
     return [] if workers is None else [f"run.workers={workers}"]
 
 
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
 def _ratios(text: str) -> list[float]:
     try:
-        return [float(ratio) for ratio in text.split(",") if ratio.strip()]
+        return [float(ratio) for ratio in _listed(text)]
     except ValueError as error:
         raise ConfigError(f"--ratios '{text}' should be numbers with commas, as in 0.25,0.125.") from error
 

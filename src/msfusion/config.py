@@ -15,23 +15,26 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from msfusion.config_errors import about_section, first_mistake
-from msfusion.config_keys import flattened, parse_override, put, shown, without_none
+from msfusion.config_keys import flattened, merged, parse_override, put, shown, without_none
+from msfusion.config_network import NetworkSection
+from msfusion.config_participants import ParticipantsSection
 from msfusion.config_sections import (
+    ComparisonSection,
     DataSection,
     EvaluationSection,
     MethodName,
     MethodSection,
     ModelSection,
-    ParticipantsSection,
     RunSection,
     Section,
     TrainingSection,
 )
 from msfusion.data.spec import DataSpec
 from msfusion.errors import ConfigError
+from msfusion.methods.capacities import Capacities
 from msfusion.methods.training import TrainingSettings
 from msfusion.models.spec import ModelSpec
 from msfusion.windows.overlap import Feedback, Overlap
@@ -53,7 +56,21 @@ class Config(Section):
     participants: ParticipantsSection = ParticipantsSection()
     training: TrainingSection = Field(default_factory=TrainingSection)
     evaluation: EvaluationSection = EvaluationSection()
+    network: NetworkSection | None = Field(
+        default=None, description="machines and links, for a simulated clock; by default there is none"
+    )
     run: RunSection = RunSection()
+    comparison: ComparisonSection | None = None
+
+    @model_validator(mode="after")
+    def _one_machine_for_each(self) -> Config:
+        machines = None if self.network is None else self.network.machines
+        if isinstance(machines, tuple) and len(machines) != self.participants.count:
+            raise ValueError(
+                f"network.machines should be one table, or one for each of the {self.participants.count} "
+                f"participants, not {len(machines)}"
+            )
+        return self
 
     @property
     def data_spec(self) -> DataSpec:
@@ -69,6 +86,11 @@ class Config(Section):
     def training_settings(self) -> TrainingSettings:
         """What a participant trains with. Raises ConfigError on an impossible value."""
         return TrainingSettings(**dict(self.training), rounds=self.rounds)
+
+    @property
+    def capacities(self) -> Capacities:
+        """The width ratio of each participant in each round."""
+        return self.participants.capacities(self.seed)
 
     @property
     def overlap(self) -> Overlap | Feedback | None:
@@ -114,17 +136,31 @@ class Config(Section):
     def _deciding(self) -> dict[str, Any]:
         """Everything but what cannot change the results."""
         table = self.to_table()
+        table.pop("comparison", None)
         for key in ("workers", "checkpoint_every"):
             table["run"].pop(key)
+        table["evaluation"].pop("target_accuracy", None)
         return table
 
 
 def load_config(path: Path | None, overrides: Iterable[str] = ()) -> Config:
     """Read a TOML file (for None the built-in default), then apply `key=value` overrides with dotted keys.
 
+    A file that `extends` another has that file's values where it says nothing itself.
     Raises ConfigError: what is wrong, under which key, in which file.
     """
     origin = BUILT_IN if path is None else str(path)
+    table = _table_of(path, origin)
+    set_here: dict[str, Any] = {}
+    for override in overrides:
+        key, value = parse_override(override)
+        put(table, key, value)
+        set_here[key] = value
+    return _checked(table, origin, set_here)
+
+
+def _table_of(path: Path | None, origin: str, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """What a file says, over what the file says that it extends. Raises ConfigError."""
     try:
         text = default_toml() if path is None else path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
@@ -136,12 +172,15 @@ def load_config(path: Path | None, overrides: Iterable[str] = ()) -> Config:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{origin} is not valid TOML: {error}.") from error
-    set_here: dict[str, Any] = {}
-    for override in overrides:
-        key, value = parse_override(override)
-        put(table, key, value)
-        set_here[key] = value
-    return _checked(table, origin, set_here)
+    extended = table.pop("extends", None)
+    if extended is None or path is None:
+        return table
+    if not isinstance(extended, str) or path in extending:
+        raise ConfigError(
+            f"{origin}: extends = {shown(extended)} should be another file, not this one again."
+        )
+    base = path.parent / extended
+    return merged(_table_of(base, str(base), (*extending, path)), table)
 
 
 def default_toml() -> str:

@@ -38,6 +38,8 @@ def first_mistake(
     if mistake["type"] in ("model_type", "model_attributes_type", "dict_type"):
         return f"{where}: {key} = {_shown(mistake['input'])} should be a table (a [{key}] section)."
     reason = mistake["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    if not path:  # two sections that do not fit together: the reason names them
+        return f"{where}: {reason}."
     return f"{where}: {key} = {_shown(mistake['input'])} {reason}."
 
 
@@ -58,10 +60,17 @@ def known_keys(schema: type[BaseModel], prefix: str = "") -> list[str]:
     keys: list[str] = []
     for name, field in schema.model_fields.items():
         keys.append(f"{prefix}{name}")
-        for kind in (field.annotation, *typing.get_args(field.annotation)):  # a section may be optional
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
-                keys += known_keys(kind, f"{prefix}{name}.")
+        for section in _sections_in(field.annotation):
+            keys += known_keys(section, f"{prefix}{name}.")
     return keys
+
+
+def _sections_in(annotation: Any) -> list[type[BaseModel]]:
+    """The sections that a key may hold: one, none, or several where it is optional or a choice."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    inner = (_sections_in(argument) for argument in typing.get_args(annotation))
+    return list(dict.fromkeys(section for sections in inner for section in sections))
 
 
 def _suggestion(path: list[str], schema: type[BaseModel]) -> str:

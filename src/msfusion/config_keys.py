@@ -55,6 +55,17 @@ def put(table: dict[str, Any], key: str, value: Any) -> None:
     table[last] = value
 
 
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The base with the changes in it: tables key by key, other values as a whole."""
+    result = dict(base)
+    for key, value in changes.items():
+        below = result.get(key)
+        if isinstance(below, Mapping) and isinstance(value, Mapping):
+            value = merged(below, value)
+        result[key] = value
+    return result
+
+
 def without_none(value: Any) -> Any:
     """TOML has no null: what is not set is left out, in tables within tables and lists too."""
     if isinstance(value, dict):

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import typing
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
-from msfusion.budgets import Budget
 from msfusion.data.spec import DataSpec
 from msfusion.methods.contrastive import WITHOUT, ContrastiveSettings
 from msfusion.methods.training import TrainingSettings
@@ -61,14 +59,6 @@ else:
     TrainingSection = _section(TrainingSettings, without=("rounds",))
 
 
-def _checked_ratio(value: Any) -> float | tuple[float, ...]:
-    ratios = value if isinstance(value, list | tuple) else [value]
-    for ratio in ratios:
-        if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 < ratio <= 1:
-            raise ValueError("should be a number greater than 0 and at most 1, or a list of such numbers")
-    return tuple(float(ratio) for ratio in ratios) if isinstance(value, list | tuple) else float(value)
-
-
 class OverlapSection(Section):
     """How much of its window a participant shares with its neighbour: from `start` to `end` over the rounds, or
     from `start` on by feedback.
@@ -92,6 +82,10 @@ class MethodSection(Section):
     overlap: OverlapSection | None = Field(
         default=None, description="of msfusion's windows; by default they are spread evenly"
     )
+    between_rounds: bool = Field(
+        default=True,
+        description="msfusion's windows move from round to round; without, to see what that does",
+    )
     contrastive_weight: float = Field(
         default=WITHOUT.weight, ge=0, description="of the loss against drift; 0 is without"
     )
@@ -110,72 +104,16 @@ class MethodSection(Section):
         )
 
 
-_UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+def _is_accuracy(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1
 
 
-def _checked_bytes(value: Any) -> Any:
-    """A number of bytes, from a text such as "64 MB" too."""
-    if not isinstance(value, str):
-        return value
-    found = re.fullmatch(r"([0-9]+(?:[.][0-9]+)?) *([A-Za-z]+)", value.strip())
-    if found is None or found[2] not in _UNITS:
-        raise ValueError(f"should be a number of bytes, with or without a unit ({', '.join(_UNITS)})")
-    return round(float(found[1]) * _UNITS[found[2]])
-
-
-def _checked_budget(value: Any) -> Any:
-    """A table, or a list of them as a tuple."""
-    return tuple(value) if isinstance(value, list) else value
-
-
-class BudgetSection(Section):
-    """What a participant's machine can bear: numbers, or for bytes texts such as "64 MB"."""
-
-    memory: Annotated[int | None, BeforeValidator(_checked_bytes)] = Field(default=None, gt=0)
-    flops_per_example: float | None = Field(default=None, gt=0)
-    bytes_per_round: Annotated[int | None, BeforeValidator(_checked_bytes)] = Field(default=None, gt=0)
-
-    @property
-    def budget(self) -> Budget:
-        """The same as the library knows it."""
-        return Budget(self.memory, self.flops_per_example, self.bytes_per_round)
-
-
-class ParticipantsSection(Section):
-    """Who takes part. `ratio` is one width ratio for all, or one for each; with a `budget`, again one for all or
-    one for each, the ratio is instead the largest that fits.
-    """
-
-    count: int = Field(default=10, ge=1)
-    ratio: Annotated[float | tuple[float, ...], BeforeValidator(_checked_ratio)] = 0.25
-    budget: Annotated[BudgetSection | tuple[BudgetSection, ...] | None, BeforeValidator(_checked_budget)] = (
-        None
-    )
-    fraction: float = Field(default=1.0, gt=0, le=1)
-
-    @field_validator("ratio", "budget")
-    @classmethod
-    def _one_for_each(cls, value: Any, info: Any) -> Any:
-        count = info.data.get("count")
-        if isinstance(value, tuple) and count is not None and len(value) != count:
-            kind = "number" if info.field_name == "ratio" else "table"
-            raise ValueError(
-                f"should be one {kind}, or one for each of the {count} participants, not {len(value)}"
-            )
-        return value
-
-    @property
-    def budgets(self) -> tuple[Budget, ...] | None:
-        """The budget of each participant; None where ratios are given."""
-        if self.budget is None:
-            return None
-        each = self.budget if isinstance(self.budget, tuple) else (self.budget,) * self.count
-        return tuple(section.budget for section in each)
-
-    @property
-    def ratios(self) -> tuple[float, ...]:
-        """The width ratio of each participant."""
-        return self.ratio if isinstance(self.ratio, tuple) else (self.ratio,) * self.count
+def _checked_target(value: Any) -> Any:
+    """An accuracy, or a list of them as a tuple."""
+    each = value if isinstance(value, list | tuple) else [value]
+    if value is not None and not (each and all(_is_accuracy(one) for one in each)):
+        raise ValueError("should be a number greater than 0 and at most 1, or a list of such numbers")
+    return tuple(float(one) for one in value) if isinstance(value, list | tuple) else value
 
 
 class EvaluationSection(Section):
@@ -185,6 +123,15 @@ class EvaluationSection(Section):
         default=1, ge=1, description="rounds between evaluations; the last round always has one"
     )
     batch_size: int = Field(default=256, ge=1)
+    target_accuracy: Annotated[float | tuple[float, ...] | None, BeforeValidator(_checked_target)] = Field(
+        default=None, description="one or several; what it took to reach them is reported"
+    )
+
+    @property
+    def targets(self) -> tuple[float, ...]:
+        """The accuracies whose first round is reported."""
+        target = self.target_accuracy
+        return target if isinstance(target, tuple) else () if target is None else (target,)
 
 
 class RunSection(Section):
@@ -193,3 +140,17 @@ class RunSection(Section):
     workers: int = Field(default=1, ge=1, description="processes; the results are the same for any number")
     threads: int = Field(default=1, ge=1, description="of each worker")
     checkpoint_every: int = Field(default=1, ge=1, description="rounds between checkpoints")
+
+
+class ComparisonSection(Section):
+    """What `msfusion compare` runs with this configuration, where its options do not say otherwise."""
+
+    methods: list[MethodName] = Field(default=[], description="the first one leads")
+    seeds: int = Field(default=3, ge=1)
+    ratios: list[float] = Field(default=[], description="width ratios for all participants")
+    equal: Literal["rounds", "flops"] = Field(
+        default="rounds", description="what fedavg has equal to the rest"
+    )
+    variants: dict[str, dict[str, Any]] = Field(
+        default={}, description="by name, changes to this configuration; each method is run under each"
+    )

@@ -34,3 +34,7 @@ class TrainingError(MsfusionError):
 
 class RunDirectoryError(MsfusionError):
     """A run directory that exists already, is missing, is damaged, or cannot be written."""
+
+
+class CutError(MsfusionError):
+    """A model cannot be cut in two at the module that was named."""

@@ -46,7 +46,7 @@ def some_data(participants: int = 3) -> list[Batch]:
 
 
 def build(*ratios: float) -> SmallMethod:
-    return small_method(*wide(), tuple(ratios), (SETTINGS,) * len(ratios))
+    return small_method(*wide(), min(ratios), (SETTINGS,) * len(ratios))
 
 
 def test_it_has_the_shape_of_a_model_of_the_smallest_ratio() -> None:

@@ -12,11 +12,13 @@ import pytest
 from quick import QUICK_SETTINGS
 
 from msfusion.config import Config, load_config
-from msfusion.errors import RunDirectoryError
-from msfusion.runs import compare as module
-from msfusion.runs.compare import compare, curve, plan_runs, spread
+from msfusion.errors import ConfigError, RunDirectoryError
+from msfusion.runs import comparison as module
+from msfusion.runs.compare import compare
+from msfusion.runs.comparison import Comparison, plan_runs
 from msfusion.runs.directory import RunDirectory
 from msfusion.runs.plot import save_plot
+from msfusion.runs.spreads import curve, spread
 from msfusion.runs.train import Silent, Watcher
 
 
@@ -31,8 +33,8 @@ def silent(title: str) -> AbstractContextManager[Watcher]:
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     path = tmp_path_factory.mktemp("compare") / "out"
-    methods = ["msfusion", "small", "fedavg"]
-    return path, compare(quick(), path, methods=methods, seeds=2, ratios=[0.25, 0.5], watch=silent)
+    comparison = Comparison(["msfusion", "small", "fedavg"], 2, [0.25, 0.5])
+    return path, compare(quick(), path, comparison, watch=silent)
 
 
 def test_every_method_ratio_and_seed_is_one_run(compared: tuple[Path, dict[str, Any]]) -> None:
@@ -63,10 +65,13 @@ def test_figures_agree_with_the_runs(compared: tuple[Path, dict[str, Any]]) -> N
         assert cell["accuracy"]["mean"] == pytest.approx(statistics.fmean(accuracies))
         assert cell["accuracy"]["sd"] == pytest.approx(statistics.stdev(accuracies))
         assert cell["total_bytes"] == pytest.approx(statistics.fmean(moved))
-        # rounds, epochs, examples of a participant
-        assert cell["total_flops"] == pytest.approx(
-            2 * quick().training_settings.local_epochs * 120 / 3 * cell["flops_per_example"]
-        )
+        spent = []
+        for run in cell["runs"]:
+            rows = RunDirectory(path / run["directory"]).read_summary()["participants"]
+            # a mini-batch with a single example is left out
+            seen = [row["examples"] - (row["examples"] % 16 == 1) for row in rows]
+            spent.append(2 * 4 * sum(seen) / 3 * rows[0]["flops_per_example"])
+        assert cell["total_flops"] == pytest.approx(statistics.fmean(spent))
         assert cell["curve"]["rounds"] == [1, 2]
         assert cell["curve"]["mean"][-1] == pytest.approx(cell["accuracy"]["mean"])
 
@@ -83,24 +88,24 @@ def test_slices_and_the_small_model_have_the_same_budget(compared: tuple[Path, d
 def test_finished_runs_are_kept_and_new_seeds_added(
     compared: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
-    first = compare(quick(), tmp_path, methods=["small"], seeds=1, watch=silent)
+    first = compare(quick(), tmp_path, Comparison(["small"], 1), watch=silent)
     model = tmp_path / first["cells"][0]["runs"][0]["directory"] / "model.safetensors"
     written = model.stat().st_mtime_ns
     with pytest.raises(RunDirectoryError, match="already holds files"):
-        compare(quick(), tmp_path, methods=["small"], seeds=2, watch=silent)
-    more = compare(quick(), tmp_path, methods=["small", "heterofl"], seeds=2, resume=True, watch=silent)
+        compare(quick(), tmp_path, Comparison(["small"], 2), watch=silent)
+    more = compare(quick(), tmp_path, Comparison(["small", "heterofl"], 2), resume=True, watch=silent)
     assert model.stat().st_mtime_ns == written
     assert [len(cell["runs"]) for cell in more["cells"]] == [2, 2]
     changed = quick("training.learning_rate=0.5")
     with pytest.raises(RunDirectoryError, match=r"in which training.learning_rate is .* not 0.5"):
-        compare(changed, tmp_path, methods=["small"], seeds=1, resume=True, watch=silent)
+        compare(changed, tmp_path, Comparison(["small"], 1), resume=True, watch=silent)
 
 
 def test_fedavg_stops_at_equal_flops(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "prepare", lambda config: config)
     monkeypatch.setattr(module, "mean_flops_per_example", lambda config: config.participants.ratios[0] ** 2)
     config = quick("rounds=20")
-    runs = plan_runs(config, ["msfusion", "fedavg"], 1, [0.5, 0.125], "flops")
+    runs = plan_runs(config, Comparison(["msfusion", "fedavg"], 1, [0.5, 0.125], "flops"))
     assert {(run.method, run.ratio): run.config.rounds for run in runs if run.method == "msfusion"} == {
         ("msfusion", 0.5): 20,
         ("msfusion", 0.125): 20,
@@ -120,3 +125,69 @@ def test_mean_and_deviation() -> None:
     lines = [[{"round": 1, "accuracy": 0.5}, {"round": 2}], [{"round": 1, "accuracy": 0.7}, {"round": 2}]]
     assert curve(lines, "accuracy")["rounds"] == [1]
     assert curve(lines, "accuracy")["mean"] == [pytest.approx(0.6)]
+
+
+def test_how_far_each_row_is_behind_the_first_method(compared: tuple[Path, dict[str, Any]]) -> None:
+    cells = {(cell["method"], cell["ratio"]): cell for cell in compared[1]["cells"]}
+    assert cells["msfusion", 0.25]["behind"] is None
+    assert cells["fedavg", 1.0]["behind"] is None  # behind which of the two ratios?
+    small, leader = cells["small", 0.25], cells["msfusion", 0.25]
+    by_hand = [
+        one - other
+        for one, other in zip(leader["accuracy"]["values"], small["accuracy"]["values"], strict=True)
+    ]
+    assert small["behind"]["values"] == pytest.approx(by_hand)
+    assert small["behind"]["mean"] == pytest.approx(statistics.fmean(by_hand))
+
+
+def test_each_method_runs_under_each_variant(tmp_path: Path) -> None:
+    variants = {"as it is": {}, "More overlap": {"method": {"overlap": {"start": 1.0}}, "rounds": 1}}
+    comparison = Comparison(["msfusion", "small"], 1, variants=variants)
+    runs = plan_runs(quick(), comparison)
+    assert [run.name for run in runs] == [
+        "msfusion-as-it-is-rounds2-seed0",
+        "small-as-it-is-rounds2-seed0",
+        "msfusion-more-overlap-rounds1-seed0",
+        "small-more-overlap-rounds1-seed0",
+    ]
+    assert runs[0].config.method.overlap is None
+    overlap = runs[2].config.method.overlap
+    assert overlap is not None
+    assert overlap.start == 1.0
+    result = compare(quick(), tmp_path / "out", comparison, watch=silent)
+    assert [(cell["method"], cell["variant"]) for cell in result["cells"]] == [
+        ("msfusion", "as it is"),
+        ("small", "as it is"),
+        ("msfusion", "More overlap"),
+        ("small", "More overlap"),
+    ]
+    behind = [cell["behind"] for cell in result["cells"]]
+    assert behind[0] is None
+    values = [cell["accuracy"]["mean"] for cell in result["cells"]]
+    assert behind[2]["mean"] == pytest.approx(
+        values[0] - values[2]
+    )  # the first method: behind its first variant
+    assert behind[3]["mean"] == pytest.approx(values[2] - values[3])
+    save_plot(result, tmp_path / "variants.png")
+    assert (tmp_path / "variants.png").stat().st_size > 0
+
+
+def test_a_comparison_stands_in_the_configuration(tmp_path: Path) -> None:
+    base, file = tmp_path / "base.toml", tmp_path / "ablation.toml"
+    base.write_text('rounds = 7\n[model]\nname = "convnet"\n[participants]\ncount = 4\n')
+    file.write_text(
+        'extends = "base.toml"\n[participants]\nratio = 0.5\n[comparison]\nmethods = ["small", "fedavg"]\n'
+        'seeds = 2\n[comparison.variants."few rounds"]\nrounds = 3\n'
+    )
+    config = load_config(file)
+    assert (config.rounds, config.participants.count, config.participants.ratio) == (7, 4, 0.5)
+    comparison = Comparison.of(config, methods=[], seeds=None, ratios=[], equal=None)
+    assert (comparison.methods, comparison.seeds, comparison.equal) == (["small", "fedavg"], 2, "rounds")
+    assert Comparison.of(config, methods=["msfusion"], seeds=1).methods == ["msfusion"]
+    assert [run.config.rounds for run in plan_runs(config, comparison)] == [3] * 4
+    assert config.fingerprint() == load_config(base, ["participants.ratio=0.5"]).fingerprint()
+    with pytest.raises(ConfigError, match="give --methods"):
+        Comparison.of(load_config(base))
+    base.write_text('extends = "ablation.toml"\n')
+    with pytest.raises(ConfigError, match=r"extends = .* not this one again"):
+        load_config(file)

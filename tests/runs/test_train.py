@@ -19,6 +19,7 @@ from quick import QUICK_SETTINGS
 from msfusion.config import Config, load_config
 from msfusion.errors import ConfigError, MsfusionError, RunDirectoryError, TrainingError
 from msfusion.runs.compare import compare
+from msfusion.runs.comparison import Comparison
 from msfusion.runs.directory import RunDirectory
 from msfusion.runs.files import read_tensors
 from msfusion.runs.setup import Parts, prepare, prepare_parts
@@ -262,12 +263,14 @@ def test_budgets_decide_the_ratios(parts: Parts, tmp_path: Path) -> None:
     assert len({each["ratio"] for each in summary["participants"]}) > 1
     assert load_config(tmp_path / "config.toml") == config
     assert train(config, tmp_path, resume=True, parts=parts) == summary
+    with pytest.raises(ConfigError, match="no budget allows more than"):
+        prepare(
+            quick("participants.budget={bytes_per_round=500000}", "participants.minimum_ratio=0.9"), parts
+        )
     with pytest.raises(ConfigError, match="budget of participant 0: memory is 5 but"):
         prepare(quick("participants.budget={memory=5}"), parts)
     with pytest.raises(ConfigError, match="exclude each other"):
-        compare(
-            config, tmp_path / "all", methods=["msfusion"], seeds=1, ratios=[0.5], watch=lambda _: Silent()
-        )
+        compare(config, tmp_path / "all", Comparison(["msfusion"], 1, [0.5]), watch=lambda _: Silent())
 
 
 def test_the_evaluation_batch_size_is_used(parts: Parts) -> None:

@@ -66,3 +66,14 @@ def test_every_unit_is_reached_in_the_end_whatever_the_overlap(start: float, end
 def test_impossible_overlaps_are_refused(arguments: tuple, sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         Overlap(*arguments)
+
+
+def test_windows_that_stay_where_they_are() -> None:
+    width_map = meeting_map(40, 30)
+    still, moving = double_shift_for([0.25] * 10, between_rounds=False), double_shift_for([0.25] * 10)
+    for participant in range(10):
+        first = moving(width_map, participant, 0, 0.25, participants=10)
+        later = still(width_map, participant, 5, 0.25, participants=10)
+        assert {name: units.tolist() for name, units in first.items()} == {
+            name: units.tolist() for name, units in later.items()
+        }

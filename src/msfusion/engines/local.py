@@ -2,68 +2,31 @@
 
 from __future__ import annotations
 
-import math
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from msfusion.batch import Batch
+from msfusion.engines.calendar import Attendance, Calendar, Conditions, RoundSettings
+from msfusion.engines.late import with_late, without_late
+from msfusion.engines.messages import payload_bytes
 from msfusion.engines.pool import Pool
 from msfusion.engines.workers import Done, InProcess, Workers, threads_set
 from msfusion.errors import ConfigError, DataError
 from msfusion.methods.base import Evaluation, Method, Recalibrating, Task, Update
 from msfusion.methods.memory import Memories
-from msfusion.methods.training import seed_of
 from msfusion.width.groups import State
 
-
-@dataclass(frozen=True)
-class RoundSettings:
-    """How many rounds, and who takes part in each. Raises ConfigError for impossible values.
-
-    Each round draws `count` participants, or the nearest whole number to `fraction` of them (at least one),
-    from (seed, round). The global model is evaluated after every `evaluate_every` rounds and after the
-    last.
-    """
-
-    rounds: int
-    fraction: float = 1.0
-    count: int | None = None
-    evaluate_every: int = 1
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.rounds < 1:
-            raise ConfigError(f"rounds is {self.rounds}: it must be at least 1")
-        if not 0 < self.fraction <= 1:
-            raise ConfigError(
-                f"the fraction of participants in a round is {self.fraction}: it must be above 0, at most 1"
-            )
-        if self.count is not None and self.count < 1:
-            raise ConfigError(f"the number of participants in a round is {self.count}: it must be at least 1")
-        if self.evaluate_every < 1:
-            raise ConfigError(f"evaluate_every is {self.evaluate_every}: it must be at least 1")
-
-    def participants_in(self, round_index: int, participants: int) -> tuple[int, ...]:
-        """Who of that many participants takes part in a round. Raises ConfigError if there are too few."""
-        count = max(1, math.floor(self.fraction * participants + 0.5)) if self.count is None else self.count
-        if count > participants:
-            raise ConfigError(
-                f"{count} participants are to take part in a round, but there are {participants}"
-            )
-        if count == participants:
-            return tuple(range(participants))
-        generator = torch.Generator().manual_seed(seed_of(self.seed, round_index))
-        return tuple(sorted(torch.randperm(participants, generator=generator)[:count].tolist()))
+__all__ = ["ParticipantResult", "RoundResult", "RoundSettings", "run_rounds"]
 
 
 @dataclass(frozen=True)
 class ParticipantResult:
-    """What a participant did in a round: mean training loss, examples, bytes of tensors moved, seconds."""
+    """What a participant did in a round: mean training loss, examples, bytes of tensors moved, real seconds."""
 
     participant: int
     loss: float
@@ -77,8 +40,10 @@ class ParticipantResult:
 class RoundResult:
     """A finished round: the new global state, who did what, how good the model is (where evaluated), seconds.
 
-    `measuring_bytes` counts what measuring the running statistics of BatchNorm moved, down and up, besides
-    training. `memories` is what each participant keeps for itself; a run that goes on from here needs it.
+    `participants` are those that were on time; `attendance` says who else was there. `late_bytes` went (down,
+    up) between the server and those that were late. `measuring_bytes` counts what measuring the running
+    statistics of BatchNorm moved, down and up, besides training. `memories` is what each participant keeps for
+    itself; a run that goes on from here needs it.
     """
 
     round_index: int
@@ -88,6 +53,8 @@ class RoundResult:
     seconds: float
     measuring_bytes: int = 0
     memories: Memories = field(default_factory=dict)
+    attendance: Attendance = field(default_factory=lambda: Attendance(()))
+    late_bytes: tuple[int, int] = (0, 0)
 
 
 def run_rounds(
@@ -101,13 +68,14 @@ def run_rounds(
     workers: int = 1,
     threads: int = 1,
     test: Batch | None = None,
+    conditions: Conditions | None = None,
     on_participant: Callable[[ParticipantResult], None] | None = None,
 ) -> Generator[RoundResult, None, None]:
     """Run the rounds first_round .. settings.rounds - 1 of a method, and hand on each as it ends.
 
     `data` has one Batch per participant. `state` is the global state to begin with (default: the method's
     own initial state), `memories` what each participant has kept from earlier rounds (default: nothing), as
-    in the result of the round before `first_round`.
+    in the result of the round before `first_round`. `conditions` say who is absent or late (default: nobody).
     The results are the same, bit for bit, for any number of workers. `threads` is how many threads PyTorch
     uses in each worker, and in this process while a round runs. `on_participant` is called in this process
     for each participant as it finishes, in no particular order.
@@ -128,92 +96,120 @@ def run_rounds(
             raise DataError(
                 f"participant {participant} has no examples: give it some or use fewer participants"
             )
-    settings.participants_in(first_round, len(data))
-    return _rounds(
-        method, data, settings, state, memories or {}, first_round, workers, threads, test, on_participant
-    )
+    calendar = Calendar(settings, len(data), conditions)
+    federation = _Federation(method, data, settings, test, calendar, on_participant, memories or {})
+    return _rounds(federation, state, first_round, workers, threads)
 
 
 def _rounds(
-    method: Method,
-    data: Sequence[Batch],
-    settings: RoundSettings,
-    state: State | None,
-    memories: Memories,
-    first_round: int,
-    workers: int,
-    threads: int,
-    test: Batch | None,
-    on_participant: Callable[[ParticipantResult], None] | None,
+    federation: _Federation, state: State | None, first_round: int, workers: int, threads: int
 ) -> Generator[RoundResult, None, None]:
-    """The generator behind `run_rounds`."""
+    """The generator behind `run_rounds`. Workers are started with the first round."""
+    method, data = federation.method, federation.data
     current = method.initial_state() if state is None else dict(state)
-    federation: _Federation | None = None
+    pool: Workers | None = None
     try:
-        for round_index in range(first_round, settings.rounds):
+        for round_index in range(first_round, federation.settings.rounds):
             with threads_set(threads):
-                if federation is None:
+                if pool is None:
                     pool = (
                         InProcess(method, data)
                         if workers == 1
                         else Pool(method, data, min(workers, len(data)), threads)
                     )
-                    federation = _Federation(method, data, settings, pool, test, on_participant, memories)
-                result = federation.round(current, round_index)
+                result = federation.round(pool, current, round_index)
             current = result.state
             yield result
     finally:
-        if federation is not None:
-            federation.workers.close()
+        if pool is not None:
+            pool.close()
 
 
 class _Federation:
-    """What stays the same from round to round, and how long each participant took so far."""
+    """What stays from round to round: memories, late updates, and how long each participant really took."""
 
     def __init__(
         self,
         method: Method,
         data: Sequence[Batch],
         settings: RoundSettings,
-        workers: Workers,
         test: Batch | None,
+        calendar: Calendar,
         on_participant: Callable[[ParticipantResult], None] | None,
         memories: Memories,
     ) -> None:
-        self.method, self.data, self.settings, self.workers, self.test = method, data, settings, workers, test
-        self.on_participant = on_participant
+        self.method, self.data, self.settings, self.test = method, data, settings, test
+        self.calendar, self.on_participant = calendar, on_participant
         self.seconds: dict[int, float] = {}
-        self.memories = dict(memories)
+        self.memories, self.late = without_late(memories)
 
-    def round(self, state: dict[str, Tensor], round_index: int) -> RoundResult:
+    def round(self, workers: Workers, state: dict[str, Tensor], round_index: int) -> RoundResult:
         """One round: everybody trains, the server fuses what arrives, and evaluates where that is due."""
         begin = time.perf_counter()
-        participants = self.settings.participants_in(round_index, len(self.data))
+        attendance = self.calendar.round(round_index)
         results: list[ParticipantResult] = []
-        fused = self.method.aggregate(state, self._trained(state, round_index, participants, results))
+        updates = self._updates(workers, state, round_index, attendance, results)
+        if attendance.on_time or attendance.arriving:
+            fused = self.method.aggregate(state, updates)
+        else:  # nothing arrives, so the state stays as it is; whoever is late trains nevertheless
+            fused = state
+            deque(updates, maxlen=0)
         evaluation, moved = None, 0
         last = round_index == self.settings.rounds - 1
         if last or (round_index + 1) % self.settings.evaluate_every == 0:
-            fused, moved = self._recalibrated(fused, round_index, participants)
+            fused, moved = self._recalibrated(workers, fused, round_index, attendance.on_time)
             evaluation = None if self.test is None else self.method.evaluate(fused, self.test)
         results.sort(key=lambda result: result.participant)
-        seconds = time.perf_counter() - begin
-        memories = dict(self.memories)
-        return RoundResult(round_index, fused, tuple(results), evaluation, seconds, moved, memories)
+        return RoundResult(
+            round_index,
+            fused,
+            tuple(result for result in results if result.participant in attendance.on_time),
+            evaluation,
+            time.perf_counter() - begin,
+            moved,
+            with_late(self.memories, self.late),
+            attendance,
+            self._late_bytes(state, round_index, attendance, results),
+        )
 
-    def _trained(
-        self, state: State, round_index: int, participants: Sequence[int], results: list[ParticipantResult]
+    def _updates(
+        self,
+        workers: Workers,
+        state: State,
+        round_index: int,
+        attendance: Attendance,
+        results: list[ParticipantResult],
     ) -> Iterator[Update]:
-        """The participants' updates as they arrive, each noted in `results`, without what stays private."""
-        order = sorted(participants, key=self._expected_seconds, reverse=True)
+        """What the server merges in a round, as it arrives; everybody who trains is noted in `results`.
+
+        A late update is put aside, and is among those of the round in which it arrives. If it is dropped, or
+        arrives after the last round, nobody trains for it: that is known, and nothing of it would remain.
+        """
+        late = [each for each in attendance.late if self.calendar.is_merged(each, round_index)]
+        trains = [*attendance.on_time, *late]
+        order = sorted(trains, key=self._expected_seconds, reverse=True)
         jobs = [partial(self._task, state, round_index, participant) for participant in order]
-        for done in self.workers.run("train", jobs):
+        for done in workers.run("train", jobs):
             result = _result(done)
             results.append(result)
             self.seconds[result.participant] = result.seconds
             if self.on_participant is not None:
                 self.on_participant(result)
-            yield self._without_memory(done.update)
+            update = self._without_memory(done.update)
+            if result.participant in attendance.late:
+                self.late[result.participant] = replace(update, tensors=_copies(update.tensors))
+            else:
+                yield update
+        for participant, _ in attendance.arriving:
+            yield replace(self.late.pop(participant), share=self.calendar.conditions.late_weight)
+
+    def _late_bytes(
+        self, state: State, round_index: int, attendance: Attendance, results: Sequence[ParticipantResult]
+    ) -> tuple[int, int]:
+        """What went down to the late and what comes up from them: nothing from those whose work is lost."""
+        tasks = (self.method.assign(state, round_index, participant) for participant in attendance.late)
+        down = sum(payload_bytes(task.tensors) for task in tasks)
+        return down, sum(result.bytes_up for result in results if result.participant in attendance.late)
 
     def _task(self, state: State, round_index: int, participant: int) -> Task:
         """A participant's task, and what it kept for itself."""
@@ -225,19 +221,18 @@ class _Federation:
         """The update as the server sees it. What the participant keeps is put aside for its next round."""
         if not update.memory:
             return update
-        # Copies: what came through a pipe is a view of the whole message, which would stay as well.
-        self.memories[update.participant] = {name: tensor.clone() for name, tensor in update.memory.items()}
+        self.memories[update.participant] = _copies(update.memory)
         return replace(update, memory={})
 
     def _recalibrated(
-        self, state: dict[str, Tensor], round_index: int, participants: Sequence[int]
+        self, workers: Workers, state: dict[str, Tensor], round_index: int, participants: Sequence[int]
     ) -> tuple[dict[str, Tensor], int]:
         """The state with its running statistics, if any, measured anew, and the bytes that moved."""
         method = self.method
-        if not isinstance(method, Recalibrating) or not method.recalibrates:
+        if not isinstance(method, Recalibrating) or not method.recalibrates or not participants:
             return state, 0
         jobs = [partial(method.measurement, state, round_index, participant) for participant in participants]
-        finished = list(self.workers.run("measure", jobs))
+        finished = list(workers.run("measure", jobs))
         moved = sum(done.bytes_down + done.bytes_up for done in finished)
         return method.settle(state, [done.update for done in finished]), moved
 
@@ -255,3 +250,8 @@ def _result(done: Done) -> ParticipantResult:
     return ParticipantResult(
         update.participant, update.loss, update.examples, done.bytes_down, done.bytes_up, done.seconds
     )
+
+
+def _copies(tensors: State) -> dict[str, Tensor]:
+    """Copies to be kept: what came through a pipe is a view of the whole message, which would stay as well."""
+    return {name: tensor.clone() for name, tensor in tensors.items()}

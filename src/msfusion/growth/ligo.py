@@ -25,7 +25,7 @@ from msfusion.growth.copying import Copy
 from msfusion.growth.plan import GrowthPlan, Space
 from msfusion.growth.starts import Start, copied_from, depth_start, kept_rows, width_start
 from msfusion.width.groups import State
-from msfusion.width.submodel import place_tensor
+from msfusion.width.submodel import place
 
 Form = Literal["full", "padded"]
 
@@ -98,7 +98,7 @@ class LiGO(nn.Module):
             self._place(f"depth.{kind}.w", depth_start(source, target, start.depth, generator))
 
     def _place(self, name: str, tensor: Tensor) -> None:
-        place_tensor(self, name, nn.Parameter(tensor), True)
+        place(self, name, nn.Parameter(tensor), True)
 
     def tensors(self) -> dict[str, Tensor]:
         """The operator's tensors by name: all that anyone needs beside the plan. Detached, but not copied."""

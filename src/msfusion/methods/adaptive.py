@@ -38,6 +38,7 @@ class AdaptiveMethod:
 
     base: NarrowMethod
     feedback: Feedback
+    between_rounds: bool = True
     _at: dict[float, NarrowMethod] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -51,7 +52,8 @@ class AdaptiveMethod:
         """The method with the windows of one overlap."""
         if overlap not in self._at:
             self._at.clear()  # an overlap seldom comes back
-            schedule = double_shift_for(self.base.ratios, Overlap("constant", overlap))
+            fixed = Overlap("constant", overlap)
+            schedule = double_shift_for(self.base.ratios, fixed, between_rounds=self.between_rounds)
             self._at[overlap] = replace(self.base, schedule=schedule, _windows={})
         return self._at[overlap]
 

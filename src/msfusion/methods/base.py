@@ -38,6 +38,9 @@ class Update:
 
     `memory` is what it keeps on its own machine for its next round, in place of what it kept before (empty:
     nothing new). An engine takes it out before `aggregate` sees the update.
+
+    `share` is how much of the update counts, above 0 and at most 1. An engine sets it below 1 for an update
+    of an earlier round that came late; for the rest the global state's present values stand in.
     """
 
     participant: int
@@ -47,6 +50,7 @@ class Update:
     loss: float
     metadata: Mapping[str, Scalar] = field(default_factory=dict)
     memory: State = field(default_factory=dict)
+    share: float = 1.0
 
 
 @runtime_checkable

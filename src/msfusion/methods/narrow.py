@@ -24,6 +24,7 @@ from msfusion.batch import Batch
 from msfusion.fusion import Accumulator
 from msfusion.methods import normalisation
 from msfusion.methods.base import Task, Update
+from msfusion.methods.capacities import Capacities
 from msfusion.methods.contrastive import (
     WITHOUT,
     ContrastiveObjective,
@@ -51,8 +52,9 @@ Weighting = Literal["examples", "uniform"]
 class NarrowMethod:
     """One of the methods that train narrow sub-models; `schedule` says which.
 
-    `ratios` and `training` have one entry per participant. The model is a template: its weights are the
-    initial state, and it is never changed.
+    `ratios` and `training` have one entry per participant; where ratios change from round to round,
+    `capacities` says how, and `ratios` are typical ones. The model is a template: its weights are the initial
+    state, and it is never changed.
     """
 
     name: str
@@ -66,6 +68,7 @@ class NarrowMethod:
     language_modelling: bool = False
     evaluation_batch_size: int = 256
     contrastive: ContrastiveSettings = WITHOUT
+    capacities: Capacities | None = None
     _submodels: dict[tuple[Use | int, ...], nn.Module] = field(default_factory=dict, repr=False)
     _windows: dict[int, dict[int, Window]] = field(default_factory=dict, repr=False)
 
@@ -101,7 +104,7 @@ class NarrowMethod:
         accumulator = Accumulator(state, self.width_map)
         for update in updates:
             window = self.window(update.round_index, update.participant)
-            add_update(accumulator, window, update, self.weighting, self.width_map)
+            add_update(accumulator, state, window, update, self.weighting, self.width_map)
         return accumulator.result()
 
     def evaluate(self, state: State, data: Batch) -> Evaluation:
@@ -142,11 +145,12 @@ class NarrowMethod:
 
     def _scheduled(self, round_index: int, participant: int) -> Window:
         """The window of any round, computed anew."""
+        changing = self.capacities
         return self.schedule(
             self.width_map,
             participant,
             round_index,
-            self.ratios[participant],
+            self.ratios[participant] if changing is None else changing.ratio(participant, round_index),
             participants=len(self.ratios),
             seed=self.seed,
         )
@@ -203,9 +207,21 @@ def with_memory(update: Update) -> Update:
 
 
 def add_update(
-    accumulator: Accumulator, window: Window, update: Update, weighting: Weighting, width_map: WidthMap
+    accumulator: Accumulator,
+    state: State,
+    window: Window,
+    update: Update,
+    weighting: Weighting,
+    width_map: WidthMap,
 ) -> None:
-    """Add an update to the average. Raises UpdateError, naming the participant, where it does not fit."""
+    """Add an update to the average. Raises UpdateError, naming the participant, where it does not fit.
+
+    Of an update that counts only in part the present state has the other part, so that an entry which nobody
+    else held moves by that part instead of falling back to the round in which the update began.
+    """
     weight = weight_of(update, weighting)
     source = f"participant {update.participant} in round {update.round_index}"
-    accumulator.add(window, with_aliases(update.tensors, width_map.aliases), weight, source=source)
+    tensors = with_aliases(update.tensors, width_map.aliases)
+    accumulator.add(window, tensors, weight * update.share, source=source)
+    if update.share < 1:
+        accumulator.add(window, extract(state, width_map, window), weight * (1 - update.share))

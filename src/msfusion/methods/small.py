@@ -73,7 +73,7 @@ class SmallMethod:
         """The weighted average (McMahan et al., AISTATS 2017, algorithm 1)."""
         accumulator = Accumulator(state, self.width_map)
         for update in updates:
-            add_update(accumulator, {}, update, self.weighting, self.width_map)
+            add_update(accumulator, state, {}, update, self.weighting, self.width_map)
         return accumulator.result()
 
     def evaluate(self, state: State, data: Batch) -> Evaluation:
@@ -114,7 +114,7 @@ class SmallMethod:
 def small_method(
     model: nn.Module,
     width_map: WidthMap,
-    ratios: tuple[float, ...],
+    ratio: float,
     training: tuple[TrainingSettings, ...],
     seed: int = 0,
     weighting: Weighting = "examples",
@@ -122,8 +122,8 @@ def small_method(
     evaluation_batch_size: int = 256,
     contrastive: ContrastiveSettings = WITHOUT,
 ) -> SmallMethod:
-    """FedAvg of `model` narrowed to the smallest ratio, from weights that suit that width."""
-    window = static(width_map, 0, 0, min(ratios), participants=len(ratios), seed=seed)
+    """FedAvg of `model` narrowed to one ratio, from weights that suit that width."""
+    window = static(width_map, 0, 0, ratio, participants=1, seed=seed)
     start = reinitialised(extract(state_of(model), width_map, window), width_map)
     shapes = {name: tuple(tensor.shape) for name, tensor in start.items()}
     return SmallMethod(

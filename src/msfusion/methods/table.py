@@ -9,6 +9,7 @@ from torch import nn
 from msfusion import windows
 from msfusion.errors import ConfigError
 from msfusion.methods.adaptive import AdaptiveMethod
+from msfusion.methods.capacities import Capacities
 from msfusion.methods.contrastive import WITHOUT, ContrastiveSettings
 from msfusion.methods.narrow import NarrowMethod, Weighting
 from msfusion.methods.small import SmallMethod, small_method
@@ -33,7 +34,7 @@ def build_method(
     name: str,
     model: nn.Module,
     width_map: WidthMap,
-    ratios: Sequence[float],
+    ratios: Sequence[float] | Capacities,
     training: TrainingSettings | Sequence[TrainingSettings],
     *,
     seed: int = 0,
@@ -42,23 +43,20 @@ def build_method(
     evaluation_batch_size: int = 256,
     overlap: Overlap | Feedback | None = None,
     contrastive: ContrastiveSettings = WITHOUT,
+    between_rounds: bool = True,
 ) -> AnyMethod:
-    """A method by its name, for participants with a ratio each, and training settings each or for all.
+    """A method by its name, for participants with a ratio each (or with ratios that change from round to
+    round), and training settings each or for all.
 
     The model's present weights are the initial state. `overlap` is msfusion's alone; the others have none to
-    choose. Every method may train with the contrastive loss; without `contrastive` it is plain
-    cross-entropy. Raises ConfigError for an unknown name or impossible
-    ratios.
+    choose, nor `between_rounds`, whether its windows move from round to round. Every method may train with
+    the contrastive loss; without `contrastive` it is plain cross-entropy. Raises ConfigError for an unknown
+    name or impossible ratios.
     """
     if name not in METHODS:
         raise ConfigError(f"there is no method {name!r}: choose one of {', '.join(METHODS)}")
-    if not ratios:
-        raise ConfigError("there are no participants: give at least one width ratio")
-    for participant, ratio in enumerate(ratios):
-        if not 0 < ratio <= 1:
-            raise ConfigError(
-                f"the width ratio of participant {participant} is {ratio}: it must be above 0, at most 1"
-            )
+    capacities = ratios if isinstance(ratios, Capacities) else Capacities(tuple(ratios))
+    ratios = capacities.typical
     each = [training] * len(ratios) if isinstance(training, TrainingSettings) else list(training)
     if len(each) != len(ratios):
         raise ConfigError(
@@ -67,10 +65,11 @@ def build_method(
     schedule = METHODS[name]
     common = (seed, weighting, language_modelling, evaluation_batch_size, contrastive)
     if schedule is None:
-        return small_method(model, width_map, tuple(ratios), tuple(each), *common)
+        return small_method(model, width_map, capacities.smallest, tuple(each), *common)
     if name == "msfusion":
-        schedule = windows.double_shift_for(ratios, overlap if isinstance(overlap, Overlap) else None)
-    method = NarrowMethod(name, model, width_map, schedule, tuple(ratios), tuple(each), *common)
+        fixed = overlap if isinstance(overlap, Overlap) else None
+        schedule = windows.double_shift_for(ratios, fixed, between_rounds=between_rounds)
+    method = NarrowMethod(name, model, width_map, schedule, ratios, tuple(each), *common, capacities)
     if name == "msfusion" and isinstance(overlap, Feedback):
-        return AdaptiveMethod(method, overlap)
+        return AdaptiveMethod(method, overlap, between_rounds)
     return method

@@ -66,6 +66,12 @@ class TrainingSettings:
         progress = min(round_index / self.rounds, 1.0)
         return self.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
 
+    def batch_sizes(self, examples: int) -> list[int]:
+        """The sizes of a round's mini-batches, for a participant that has so many examples."""
+        full, rest = divmod(examples, self.batch_size)
+        epoch = [self.batch_size] * full + [rest] * (rest > 1 or rest == examples > 0)
+        return (epoch * self.local_epochs)[: self.max_steps]
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -147,6 +153,11 @@ def build_optimizer(model: nn.Module, settings: TrainingSettings, round_index: i
 def seed_of(*path: int) -> int:
     """A seed drawn from several non-negative numbers; paths that differ have unrelated seeds."""
     return int(np.random.SeedSequence([len(path), *path]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def chance(*path: int) -> float:
+    """A number above 0 and below 1, drawn evenly from a path as in `seed_of`."""
+    return ((seed_of(*path) >> 11) + 0.5) / 2**52
 
 
 def _step(

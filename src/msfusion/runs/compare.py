@@ -5,72 +5,38 @@ Every run is a run directory of its own under the comparison's; what is finished
 
 from __future__ import annotations
 
-import math
-import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from msfusion.config import METHOD_NAMES, Config
-from msfusion.errors import ConfigError
+from msfusion.config import Config
+from msfusion.runs.cells import collect_cells
+from msfusion.runs.comparison import Comparison, plan_runs
 from msfusion.runs.directory import RunDirectory
 from msfusion.runs.environment import environment
-from msfusion.runs.figures import mean_flops_per_example
 from msfusion.runs.files import write_json
-from msfusion.runs.setup import Parts, prepare, prepare_parts
+from msfusion.runs.setup import Parts, prepare_parts
 from msfusion.runs.train import Watcher, train
-
-Equal = Literal["rounds", "flops"]
-
-
-@dataclass(frozen=True)
-class Planned:
-    """One run of a comparison. `ratio` is None where the configuration's own ratios are meant."""
-
-    method: str
-    ratio: float | None
-    seed: int
-    config: Config
-
-    @property
-    def cell(self) -> str:
-        """What runs that differ only in their seed share; also the start of their directories' names."""
-        name = self.method if self.ratio is None else f"{self.method}-{self.ratio:g}"
-        return f"{name}-rounds{self.config.rounds}"
-
-    @property
-    def name(self) -> str:
-        """The name of the run's directory."""
-        return f"{self.cell}-seed{self.seed}"
 
 
 def compare(
     config: Config,
     path: Path,
+    comparison: Comparison,
     *,
-    methods: Sequence[str],
-    seeds: int,
-    ratios: Sequence[float] = (),
-    equal: Equal = "rounds",
     resume: bool = False,
     watch: Callable[[str], AbstractContextManager[Watcher]],
 ) -> dict[str, Any]:
-    """Run each method with each seed (and width ratio), and return what `compare.json` in `path` then says.
+    """Run everything that is compared, and return what `compare.json` in `path` then says.
 
-    With `equal` = "rounds" all methods run the configured rounds; with "flops" FedAvg, whose
-    participants train the full model, stops when it has spent what a participant of the others spends
-    (at least one round).
-    `watch` gives for the title of a run who watches it. Raises ConfigError for unknown methods,
+    `watch` gives for the title of a run who watches it. Raises ConfigError for what cannot be compared,
     RunDirectoryError for a directory that is in use, and whatever a run raises.
     """
-    _check(methods, seeds)
-    if ratios and config.participants.budget is not None:
-        raise ConfigError("--ratios and participants.budget exclude each other: leave one of them out.")
     if not resume:
         RunDirectory.check_free(path)
-    planned = plan_runs(config, methods, seeds, ratios, equal)
+    planned = plan_runs(config, comparison)
     parts: Parts | None = None
     parts_of = ""
     for number, run in enumerate(planned, start=1):
@@ -78,169 +44,17 @@ def compare(
             parts, parts_of = prepare_parts(run.config), _key(run.config)
         with watch(f"[{number}/{len(planned)}] {run.name}") as watcher:
             train(run.config, path / run.name, resume=True, watcher=watcher, parts=parts)
-    comparison = collect(config, path, planned, methods, seeds, equal)
-    write_json(path / "compare.json", comparison)
-    return comparison
+    result = {
+        "environment": environment(),
+        "config": config.to_table(),
+        **asdict(comparison),
+        "seeds": list(range(config.seed, config.seed + comparison.seeds)),
+        "cells": collect_cells(path, planned),
+    }
+    write_json(path / "compare.json", result)
+    return result
 
 
 def _key(config: Config) -> str:
     """Equal for runs that share data, model and width map."""
     return repr((config.data_spec, config.model_spec))
-
-
-def _check(methods: Sequence[str], seeds: int) -> None:
-    for method in methods:
-        if method not in METHOD_NAMES:
-            raise ConfigError(
-                f"--methods: there is no method '{method}'; choose from {', '.join(METHOD_NAMES)}."
-            )
-    if not methods or len(set(methods)) != len(methods):
-        raise ConfigError("--methods should name at least one method, and none twice.")
-    if seeds < 1:
-        raise ConfigError(f"--seeds {seeds} should be at least 1.")
-
-
-def plan_runs(
-    config: Config, methods: Sequence[str], seeds: int, ratios: Sequence[float], equal: Equal
-) -> list[Planned]:
-    """All runs, seed by seed, so that those with the same data and weights follow each other."""
-    fedavg_rounds: dict[float | None, int] = dict.fromkeys(ratios or (None,), config.rounds)
-    if equal == "flops" and "fedavg" in methods:
-        fedavg_rounds = {ratio: _rounds_for_equal_flops(config, ratio) for ratio in fedavg_rounds}
-    runs: dict[str, Planned] = {}
-    for seed in range(config.seed, config.seed + seeds):
-        for ratio in ratios or (None,):
-            for method in methods:
-                changes: dict[str, Any] = {"seed": seed, "method.name": method}
-                if ratio is not None:
-                    changes["participants.ratio"] = ratio
-                if method == "fedavg":  # everybody holds everything, so all ratios share its runs
-                    changes |= {"participants.ratio": 1.0, "rounds": fedavg_rounds[ratio]}
-                run = Planned(method, 1.0 if method == "fedavg" else ratio, seed, config.changed(changes))
-                runs.setdefault(run.name, run)
-    return list(runs.values())
-
-
-def _rounds_for_equal_flops(config: Config, ratio: float | None) -> int:
-    """How many rounds FedAvg can run on what the others spend, at least one."""
-    changes: dict[str, Any] = {"method.name": "msfusion"}
-    if ratio is not None:
-        changes["participants.ratio"] = ratio
-    narrow = prepare(config.changed(changes))
-    full = prepare(config.changed({"method.name": "fedavg", "participants.ratio": 1.0}))
-    share = mean_flops_per_example(narrow) / mean_flops_per_example(full)
-    return max(1, math.floor(config.rounds * share))
-
-
-def collect(
-    config: Config, path: Path, planned: Sequence[Planned], methods: Sequence[str], seeds: int, equal: Equal
-) -> dict[str, Any]:
-    """What came of all runs, as plain values (JSON). Raises RunDirectoryError where one is not finished."""
-    cells: dict[str, list[Planned]] = {}
-    for run in planned:
-        cells.setdefault(run.cell, []).append(run)
-    ordered = sorted(cells.values(), key=lambda runs: (-(runs[0].ratio or 0), methods.index(runs[0].method)))
-    return {
-        "environment": environment(),
-        "config": config.to_table(),
-        "methods": list(methods),
-        "seeds": list(range(config.seed, config.seed + seeds)),
-        "equal": equal,
-        "cells": [_cell(path, runs, config) for runs in ordered],
-    }
-
-
-def _cell(path: Path, runs: Sequence[Planned], config: Config) -> dict[str, Any]:
-    """One row of the table: a method at a ratio, over the seeds."""
-    results = []
-    for run in runs:
-        directory = RunDirectory(path / run.name)
-        results.append((directory.read_summary(), directory.read_metrics()))
-    summary = results[0][0]
-    participants = summary["participants"]
-    first = runs[0]
-    cell: dict[str, Any] = {
-        "method": first.method,
-        "ratio": first.ratio,
-        "ratio_label": _ratio_label(first, config),
-        "rounds": first.config.rounds,
-        "within_budget": first.method != "fedavg" or min(config.participants.ratios) == 1.0,
-        "entry_coverage": summary["entry_coverage"],
-        "parameters": statistics.fmean(each["parameters"] for each in participants),
-        "share": statistics.fmean(each["share"] for each in participants),
-        "flops_per_example": statistics.fmean(each["flops_per_example"] for each in participants),
-        "total_flops": statistics.fmean(
-            _total_flops(summary, metrics, run.config)
-            for run, (summary, metrics) in zip(runs, results, strict=True)
-        ),
-        "total_bytes": statistics.fmean(_total_bytes(metrics) / len(participants) for _, metrics in results),
-        "runs": [
-            {"seed": run.seed, "directory": run.name, **_quality(summary), "seconds": summary["seconds"]}
-            for run, (summary, _) in zip(runs, results, strict=True)
-        ],
-    }
-    for key in ("accuracy", "loss", "perplexity"):
-        if key in summary:
-            cell[key] = spread([summary[key] for summary, _ in results])
-    cell["curve"] = curve(
-        [metrics for _, metrics in results], "perplexity" if "perplexity" in summary else "accuracy"
-    )
-    return cell
-
-
-def spread(values: Sequence[float | None]) -> dict[str, Any]:
-    """Mean, sample standard deviation (None for a single value), values; no mean if one is infinite."""
-    known = [value for value in values if value is not None]
-    complete = len(known) == len(values)
-    return {
-        "mean": statistics.fmean(known) if complete else None,
-        "sd": statistics.stdev(known) if complete and len(known) > 1 else None,
-        "values": list(values),
-    }
-
-
-def curve(runs: Sequence[Sequence[Mapping[str, Any]]], key: str) -> dict[str, Any]:
-    """Mean and standard deviation over the runs after each round that was evaluated in all of them."""
-    by_round = [
-        {line["round"]: line[key] for line in metrics if line.get(key) is not None} for metrics in runs
-    ]
-    rounds = sorted(set.intersection(*(set(values) for values in by_round)))
-    spreads = [spread([values[number] for values in by_round]) for number in rounds]
-    return {
-        "metric": key,
-        "rounds": rounds,
-        "mean": [each["mean"] for each in spreads],
-        "sd": [each["sd"] for each in spreads],
-    }
-
-
-def _quality(summary: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: summary[key] for key in ("accuracy", "loss", "perplexity") if key in summary}
-
-
-def _ratio_label(run: Planned, config: Config) -> str:
-    if run.ratio is not None:
-        return f"{run.ratio:g}"
-    if config.participants.budget is not None:
-        return "budget"
-    ratios = sorted(set(config.participants.ratios))
-    return f"{ratios[0]:g}" if len(ratios) == 1 else f"{ratios[0]:g}-{ratios[-1]:g}"
-
-
-def _total_flops(summary: Mapping[str, Any], metrics: Iterable[Mapping[str, Any]], config: Config) -> float:
-    """Training FLOPs of a whole run, a mean over the participants."""
-    settings = config.training_settings
-    spent = 0.0
-    for line in metrics:
-        for participant in line["participants"]:
-            costs = summary["participants"][participant]
-            examples = costs["examples"] * settings.local_epochs
-            if settings.max_steps is not None:
-                examples = min(examples, settings.max_steps * settings.batch_size)
-            spent += examples * costs["flops_per_example"]
-    return spent / len(summary["participants"])
-
-
-def _total_bytes(metrics: Iterable[Mapping[str, Any]]) -> float:
-    """Bytes that went down and up in a whole run, between all participants and the server."""
-    return sum(float(line["bytes_down"] + line["bytes_up"] + line["measuring_bytes"]) for line in metrics)

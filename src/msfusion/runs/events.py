@@ -20,6 +20,7 @@ _SHOWN = (
     "bytes_down",
     "bytes_up",
     "seconds",
+    "simulated_seconds",
 )
 
 

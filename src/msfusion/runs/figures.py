@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
-
-from torch import nn
 
 from msfusion.costs import Costs
 from msfusion.methods.small import SmallMethod
-from msfusion.runs.setup import Setup, training_costs
+from msfusion.runs.setup import Setup
 from msfusion.windows import EntryCoverage
 
 
 def coverage_by_round(setup: Setup) -> list[float] | None:
-    """The share of the model's entries that somebody will have held after each round; None for `small`.
+    """The share of the model's entries that somebody will have trained after each round; None for `small`.
 
-    (The small model is trained whole, but no full model ever is.) Where feedback sets the overlap, with that
-    of the first round.
+    Who is absent or too late counts for nothing. (The small model is trained whole, but no full model ever
+    is.) Where feedback sets the overlap, with that of the first round.
     """
     if isinstance(setup.method, SmallMethod):
         return None
     reached = Reached(setup)
-    return [
-        reached.after(index, present, setup.overlap(index)) for index, present in enumerate(setup.present())
-    ]
+    shares = []
+    for index in range(setup.config.rounds):
+        attendance = setup.calendar.round(index)
+        shares.append(reached.after(index, attendance.on_time, setup.overlap(index), attendance.arriving))
+    return shares
 
 
 class Reached:
@@ -35,37 +35,47 @@ class Reached:
         self._setup = setup
         self._entries = EntryCoverage(setup.width_map)
 
-    def after(self, round_index: int, participants: Iterable[int], overlap: float | None) -> float:
-        """The share of the model's entries that somebody has held in this round or one before."""
+    def after(
+        self,
+        round_index: int,
+        participants: Sequence[int],
+        overlap: float | None,
+        arriving: Sequence[Sequence[int]] = (),
+    ) -> float:
+        """The share of the model's entries that somebody has held in this round or one before.
+
+        `arriving` are late updates that are merged in it, as (participant, round in which it was cut).
+        """
         window = self._setup.window
-        return self._entries.add([window(round_index, participant, overlap) for participant in participants])
+        held = [window(round_index, participant, overlap) for participant in participants]
+        return self._entries.add([*held, *(window(began, participant) for participant, began in arriving)])
 
 
 def run_figures(setup: Setup) -> dict[str, Any]:
     """For each participant and for the full model: parameters, FLOPs, memory and bytes. Raises MsfusionError.
 
     Nothing is trained. `share` is of the full model's parameters; FLOPs are those of training on one example;
-    memory and bytes in bytes, the latter for each round in which the participant takes part.
+    memory and bytes in bytes, the latter for each round in which the participant takes part. Where a
+    participant's ratio changes, `ratio` and the figures are its largest, and `by_ratio` has all.
     """
-    full = _costs(setup, setup.model)
-    known: dict[float, Costs] = {}
+    full = setup.full_costs
     participants = []
-    for participant, ratio in enumerate(setup.config.participants.ratios):
-        if ratio not in known:
-            known[ratio] = _costs(setup, setup.participant_model(participant))
-        examples = len(setup.data.participants[participant])
-        row = {"participant": participant, "ratio": ratio, "examples": examples}
-        participants.append(row | _figures(known[ratio], full))
+    for participant, own in enumerate(setup.data.participants):
+        figures = [
+            {"ratio": ratio, **_figures(setup.costs(ratio), full)}
+            for ratio in setup.capacities.possible(participant)
+        ]
+        row = {"participant": participant, "examples": len(own), **figures[0]}
+        participants.append(row if len(figures) == 1 else {**row, "by_ratio": figures})
     return {"participants": participants, "full_model": _figures(full, full)}
 
 
 def mean_flops_per_example(setup: Setup) -> float:
-    """Training FLOPs per example, a mean over the participants. Raises MsfusionError."""
-    return statistics.fmean(row["flops_per_example"] for row in run_figures(setup)["participants"])
-
-
-def _costs(setup: Setup, model: nn.Module) -> Costs:
-    return training_costs(model, setup.data, setup.config.training_settings)
+    """Training FLOPs per example, a mean over the participants and their ratios. Raises MsfusionError."""
+    return statistics.fmean(
+        statistics.fmean(figures["flops_per_example"] for figures in row.get("by_ratio", [row]))
+        for row in run_figures(setup)["participants"]
+    )
 
 
 def _figures(costs: Costs, full: Costs) -> dict[str, Any]:

@@ -32,9 +32,9 @@ def shown_groups(width_map: WidthMap, most: int = 2) -> tuple[Group, ...]:
 
 
 def holdings(setup: Setup, group: Group, round_index: int) -> Bool[Tensor, "participants units"]:
-    """Which units of a group each participant holds in a round; who does not take part holds none."""
+    """Which units of a group each participant holds in a round; who is absent or late holds none."""
     rows = torch.zeros(setup.config.participants.count, group.units, dtype=torch.bool)
-    for participant in setup.rounds.participants_in(round_index, len(rows)):
+    for participant in setup.calendar.round(round_index).on_time:
         rows[participant] = held(setup.window(round_index, participant), group)
     return rows
 

@@ -11,7 +11,7 @@ from msfusion.runs.files import write_with
 
 
 def save_plot(comparison: Mapping[str, Any], path: Path) -> None:
-    """Write the curves of `compare` as a PNG, one panel for each width ratio.
+    """Write the curves of `compare` as a PNG: a panel for each width ratio (and variant, of several methods).
 
     Raises ConfigError without matplotlib, RunDirectoryError where the file cannot be written.
     """
@@ -20,15 +20,26 @@ def save_plot(comparison: Mapping[str, Any], path: Path) -> None:
     except ImportError as error:
         raise ConfigError("A plot needs matplotlib: pip install 'msfusion[plot]'.") from error
     cells = comparison["cells"]
+    by_variant = len({(cell["variant"], cell["method"]) for cell in cells}) > max(
+        len({cell["variant"] for cell in cells}), len({cell["method"] for cell in cells})
+    )
     references = [cell for cell in cells if cell["method"] == "fedavg"]
-    labels = list(dict.fromkeys(cell["ratio_label"] for cell in cells if cell["method"] != "fedavg")) or ["1"]
-    figure = Figure(figsize=(6.5 * len(labels), 4.2), layout="constrained")
-    panels = figure.subplots(1, len(labels), sharey=True, squeeze=False)[0]
-    for label, panel in zip(labels, panels, strict=True):
-        here = [cell for cell in cells if cell["method"] != "fedavg" and cell["ratio_label"] == label]
-        for cell in [*here, *references]:
-            _draw(panel, cell, comparison["methods"].index(cell["method"]))
-        panel.set_title(f"width ratio {label}", fontsize=10)
+    narrow = [cell for cell in cells if cell["method"] != "fedavg"] or references
+    panels_of: dict[str, list[Mapping[str, Any]]] = {}
+    for cell in narrow:
+        ratio = f"width ratio {cell['ratio_label']}"
+        panels_of.setdefault(f"{cell['variant']}, {ratio}" if by_variant else ratio, []).append(cell)
+    figure = Figure(figsize=(6.5 * len(panels_of), 4.2), layout="constrained")
+    panels = figure.subplots(1, len(panels_of), sharey=True, squeeze=False)[0]
+    for (title, here), panel in zip(panels_of.items(), panels, strict=True):
+        beside = [
+            cell
+            for cell in references
+            if cell not in here and (not by_variant or cell["variant"] == here[0]["variant"])
+        ]
+        for colour, cell in enumerate([*here, *beside]):
+            _draw(panel, cell, colour)
+        panel.set_title(title, fontsize=10)
         panel.set_xlabel("round")
         panel.grid(alpha=0.3)
         panel.legend(fontsize=8)
@@ -43,8 +54,12 @@ def _draw(panel: Any, cell: Mapping[str, Any], colour: int) -> None:
     curve = cell["curve"]
     beyond = "" if cell["within_budget"] else " (exceeds the budget)"
     style = "-" if cell["within_budget"] else "--"
-    panel.plot(curve["rounds"], curve["mean"], style, color=f"C{colour}", label=cell["method"] + beyond)
+    panel.plot(curve["rounds"], curve["mean"], style, color=f"C{colour}", label=_label(cell) + beyond)
     if None not in curve["sd"]:
         low = [mean - sd for mean, sd in zip(curve["mean"], curve["sd"], strict=True)]
         high = [mean + sd for mean, sd in zip(curve["mean"], curve["sd"], strict=True)]
         panel.fill_between(curve["rounds"], low, high, color=f"C{colour}", alpha=0.2)
+
+
+def _label(cell: Mapping[str, Any]) -> str:
+    return f"{cell['method']}, {cell['variant']}" if cell["variant"] else str(cell["method"])

@@ -26,6 +26,16 @@ def size(bytes_: int | float) -> str:
     ) + (" B" if bytes_ < 999.5 else "")
 
 
+def duration(seconds: float | None) -> str:
+    """A time with three digits: 0.25 s, 12.3 s, 4.5 min, 2.31 h; a dash where there is none."""
+    if seconds is None:
+        return "-"
+    for unit, length in (("d", 172_800.0), ("h", 7200.0), ("min", 120.0)):
+        if seconds >= length:
+            return f"{seconds / {'d': 86_400, 'h': 3600, 'min': 60}[unit]:.3g} {unit}"
+    return f"{seconds:.3g} s"
+
+
 def percent(share: int | float | None) -> str:
     """A share of one in per cent; a dash where it has no meaning."""
     return "-" if share is None else f"{share:.1%}"
@@ -48,15 +58,30 @@ def closing_table(summary: Row) -> Table:
     """What each participant held, computed and sent in a run, against the full model."""
     table = _costs_table(f"{summary['method']} after {summary['rounds']} rounds: {quality(summary)}")
     _add_costs(table, summary["participants"], summary["full_model"])
-    coverage = summary.get("entry_coverage")
+    coverage, lines = summary.get("entry_coverage"), []
     if coverage is not None:
-        table.caption = f"{coverage:.2%} of the model's entries were held by someone in some round"
+        lines.append(f"{coverage:.2%} of the model's entries were held by someone in some round")
+    if "simulated_seconds" in summary:
+        lines.append(f"{duration(summary['simulated_seconds'])} on the simulated clock")
+    lines += [target_line(target) for target in summary.get("targets", [])]
+    table.caption = "\n".join(lines) or None
     return table
+
+
+def target_line(target: Row) -> str:
+    """What it took to reach an accuracy: `accuracy 80.0% after 7 rounds, 3.2 min simulated, ...`."""
+    if target["rounds"] is None:
+        return f"accuracy {target['accuracy']:.1%}: not reached"
+    seconds = target["simulated_seconds"]
+    clock = "" if seconds is None else f", {duration(seconds)} simulated"
+    moved = f"{size(target['bytes'])} per participant"
+    return f"accuracy {target['accuracy']:.1%} after {target['rounds']} rounds{clock}, {moved}"
 
 
 def plan_table(plan: Row) -> Table:
     """What a run would ask of each participant."""
-    table = _costs_table(f"{plan['method']}, {plan['rounds']} rounds", memory=True)
+    clock = f", {duration(plan['simulated_seconds'])} simulated" if "simulated_seconds" in plan else ""
+    table = _costs_table(f"{plan['method']}, {plan['rounds']} rounds{clock}", memory=True)
     _add_costs(table, plan["participants"], plan["full_model"], memory=True)
     return table
 
@@ -69,7 +94,7 @@ def coverage_line(coverage: Sequence[float], shown: Iterable[int] = (1, 2, 3, 5,
 
 def groups_table(description: Row) -> Table:
     """The width groups of a model in words."""
-    table = _table(f"{len(description['groups'])} width groups")
+    table = simple_table(f"{len(description['groups'])} width groups")
     for header, justify in (
         ("group", "left"),
         ("units", "right"),
@@ -106,21 +131,26 @@ def _where(places: Sequence[Row]) -> str:
 def comparison_table(comparison: Row) -> Table:
     """Every method and ratio with mean ± standard deviation over the seeds."""
     language = any("perplexity" in cell for cell in comparison["cells"])
-    table = _table(f"{len(comparison['seeds'])} seeds, mean ± sd")
+    table = simple_table(f"{len(comparison['seeds'])} seeds, mean ± sd")
     table.add_column("method")
-    columns = ["ratio", "rounds", *(["perplexity"] if language else []), "accuracy", "loss"]
+    variants = any(cell["variant"] for cell in comparison["cells"])
+    if variants:
+        table.add_column("variant")
+    columns = ["ratio", "rounds", *(["perplexity"] if language else []), "accuracy", "loss", "behind"]
     for header in [*columns, "holds", "FLOPs/example", "FLOPs in all", "bytes in all"]:
         table.add_column(header, justify="right")
     for cell in comparison["cells"]:
         over = "" if cell["within_budget"] else " *"
-        quality_cells = [_spread(cell["perplexity"], "{:.2f}")] if language else []
+        quality_cells = [spread_text(cell["perplexity"], "{:.2f}")] if language else []
         table.add_row(
             cell["method"] + over,
+            *([cell["variant"] or ""] if variants else []),
             cell["ratio_label"],
             str(cell["rounds"]),
             *quality_cells,
-            _spread(cell["accuracy"], "{:.1%}"),
-            _spread(cell["loss"], "{:.3f}"),
+            spread_text(cell["accuracy"], "{:.1%}"),
+            spread_text(cell["loss"], "{:.3f}"),
+            spread_text(cell["behind"], "{:+.2f}" if language else "{:+.1%}"),
             f"{count(cell['parameters'])} ({percent(cell['share'])})",
             count(cell["flops_per_example"]),
             count(cell["total_flops"]),
@@ -131,7 +161,8 @@ def comparison_table(comparison: Row) -> Table:
     return table
 
 
-def _table(title: str) -> Table:
+def simple_table(title: str) -> Table:
+    """A table without lines between its rows and columns."""
     return Table(
         title=title,
         title_justify="left",
@@ -143,7 +174,7 @@ def _table(title: str) -> Table:
 
 
 def _costs_table(title: str, *, memory: bool = False) -> Table:
-    table = _table(title)
+    table = simple_table(title)
     table.add_column("who", no_wrap=True)
     headers = ["ratio", "examples", "weights held", "share", "training FLOPs per example"]
     for header in [*headers, *(["peak memory"] if memory else []), "down per round", "up per round"]:
@@ -164,9 +195,15 @@ def _add_costs(table: Table, participants: Sequence[Row], full: Row, *, memory: 
         label = (
             f"{first['participant']}" if len(rows) == 1 else f"{first['participant']}-{last['participant']}"
         )
-        _add_cost_row(table, label, f"{first['ratio']:g}", rows, first, memory)
+        _add_cost_row(table, label, _ratios(first), rows, first, memory)
     table.add_section()
     _add_cost_row(table, "full model", "1", participants, full, memory)
+
+
+def _ratios(row: Row) -> str:
+    """A participant's ratio, or the range of those that it can have."""
+    smallest = min(figures["ratio"] for figures in row.get("by_ratio", [row]))
+    return f"{smallest:g}-{row['ratio']:g}" if smallest < row["ratio"] else f"{smallest:g}"
 
 
 def _add_cost_row(
@@ -191,9 +228,9 @@ def _costs(row: Row) -> tuple[Any, ...]:
     return tuple(row.get(key) for key in keys)
 
 
-def _spread(value: Row | None, form: str) -> str:
+def spread_text(value: Row | None, form: str) -> str:
     """Mean ± sd; the mean alone for one seed."""
     if value is None or value["mean"] is None:
         return "-"
     mean = form.format(value["mean"])
-    return mean if value["sd"] is None else f"{mean} ± {form.format(value['sd'])}"
+    return mean if value["sd"] is None else f"{mean} ± {form.replace('+', '').format(value['sd'])}"

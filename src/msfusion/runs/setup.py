@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from msfusion.budgets import Budget, largest_ratio
 from msfusion.config import Config
 from msfusion.costs import Costs, costs_of
 from msfusion.data.federated import FederatedData, example_inputs
 from msfusion.data.load import load_data
-from msfusion.engines.local import RoundSettings
+from msfusion.engines.calendar import Calendar, Conditions, RoundSettings
 from msfusion.errors import ConfigError
-from msfusion.methods.adaptive import AdaptiveMethod
+from msfusion.methods.adaptive import OVERLAP, AdaptiveMethod
+from msfusion.methods.capacities import Capacities
 from msfusion.methods.narrow import NarrowMethod
 from msfusion.methods.small import SmallMethod
-from msfusion.methods.table import AnyMethod, build_method
+from msfusion.methods.table import METHODS, AnyMethod, build_method
 from msfusion.methods.training import TrainingSettings
 from msfusion.models.build import build_model
+from msfusion.network import Machine, machines_of
 from msfusion.objectives import evaluate
 from msfusion.width.groups import WidthMap, Window
 from msfusion.width.submodel import narrow
 from msfusion.width.trace import trace
-from msfusion.windows import Overlap, even_overlap, static
+from msfusion.windows import Feedback, Overlap, even_overlap, full, static
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class Setup:
     width_map: WidthMap
     method: AnyMethod
     rounds: RoundSettings
+    _costs: dict[float, Costs] = field(default_factory=dict, repr=False)
 
     @property
     def language_modelling(self) -> bool:
@@ -54,34 +59,94 @@ class Setup:
             return self.method.at(known).window(round_index, participant)
         if isinstance(self.method, NarrowMethod):
             return self.method.window(round_index, participant)
-        ratios = self.config.participants.ratios  # the small model: what the smallest participant can hold
-        return static(self.width_map, participant, round_index, min(ratios), participants=len(ratios))
+        smallest = self.capacities.smallest  # the small model: what everybody can hold in every round
+        return static(self.width_map, 0, round_index, smallest, participants=1)
 
-    def overlap(self, round_index: int) -> float | None:
+    def overlap(self, round_index: int, state: Mapping[str, Tensor] | None = None) -> float | None:
         """The share of its window that a participant has in common with its neighbour; msfusion's alone.
 
-        Where feedback sets it, that of the first round.
+        Where feedback sets it, it is part of the global state before the round; without a state, that of the
+        first round.
         """
         if isinstance(self.method, AdaptiveMethod):
-            return self.method.first_overlap
+            return self.method.first_overlap if state is None else float(state[OVERLAP])
         if self.config.method.name != "msfusion":
             return None
         ratios, overlap = self.config.participants.ratios, self.config.overlap
         return overlap.applied(round_index, ratios) if isinstance(overlap, Overlap) else even_overlap(ratios)
 
-    def participant_model(self, participant: int) -> nn.Module:
-        """What a participant holds and trains (in round 0; in other rounds one of the same shapes)."""
+    @cached_property
+    def capacities(self) -> Capacities:
+        """The width ratio of each participant in each round."""
+        return self.config.capacities
+
+    def costs(self, ratio: float) -> Costs:
+        """What training at a width ratio costs in a round. Raises MsfusionError."""
+        if ratio not in self._costs:
+            model = self._model_at(ratio)
+            self._costs[ratio] = training_costs(model, self.data, self.config.training_settings)
+        return self._costs[ratio]
+
+    @cached_property
+    def full_costs(self) -> Costs:
+        """What training the full model would cost. Raises MsfusionError."""
+        return training_costs(self.model, self.data, self.config.training_settings)
+
+    def flops(self, participant: int, ratio: float) -> int:
+        """The training FLOPs of a participant's round. Raises MsfusionError."""
+        sizes = self.config.training_settings.batch_sizes(len(self.data.participants[participant]))
+        return sum(sizes) * self.costs(ratio).flops_per_example
+
+    @cached_property
+    def machines(self) -> tuple[Machine, ...] | None:
+        """Each participant's machine and link; None without a network."""
+        network = self.config.network
+        if network is None:
+            return None
+        return machines_of(network.kinds(self.config.participants.count), self.config.seed)
+
+    def simulated_seconds(self, participant: int, round_index: int) -> float:
+        """How long a participant's round takes on the simulated clock; there must be a network."""
+        assert self.machines is not None
+        ratio = self.capacities.ratio(participant, round_index)
+        costs, flops = self.costs(ratio), self.flops(participant, ratio)
+        return self.machines[participant].seconds(costs.bytes_down, flops, costs.bytes_up)
+
+    @cached_property
+    def calendar(self) -> Calendar:
+        """Who takes part in each round, and when each is done."""
+        return Calendar(self.rounds, self.config.participants.count, self.conditions)
+
+    @cached_property
+    def conditions(self) -> Conditions:
+        """What decides who takes part: ratios, absence, predicted times and the deadline."""
+        people, network, machines = self.config.participants, self.config.network, self.machines
+        dropout, least = people.dropout, people.minimum_ratio
+        if dropout is None:
+            dropout = 0.0 if machines is None else tuple(machine.dropout for machine in machines)
+        conditions = Conditions(
+            qualifies=None if least is None else lambda each, at: self.capacities.ratio(each, at) >= least,
+            dropout=dropout if isinstance(dropout, tuple) else (dropout,) * people.count,
+        )
+        if network is not None:
+            conditions = replace(
+                conditions,
+                seconds=self.simulated_seconds,
+                deadline=network.deadline,
+                late=network.late,
+                late_weight=network.late_weight,
+            )
+        return conditions
+
+    def _model_at(self, ratio: float) -> nn.Module:
+        """What a participant of this ratio holds and trains, or a model of the same shapes."""
         if isinstance(self.method, SmallMethod):
             return self.method.model
-        window = self.window(0, participant)
+        schedule = full if METHODS[self.config.method.name] is full else static
+        window = schedule(self.width_map, 0, 0, ratio, participants=1)
         if all(len(window[group.name]) == group.units for group in self.width_map.groups):
             return self.model
         return narrow(self.model, self.width_map, window)
-
-    def present(self) -> list[tuple[int, ...]]:
-        """Who takes part in each round."""
-        count = self.config.participants.count
-        return [self.rounds.participants_in(index, count) for index in range(self.config.rounds)]
 
 
 @dataclass(frozen=True)
@@ -91,6 +156,8 @@ class Parts:
     data: FederatedData
     model: nn.Module
     width_map: WidthMap
+    fitting: dict[tuple[Budget, TrainingSettings], float] = field(default_factory=dict, repr=False)
+    """The ratios found for budgets, so that a comparison searches once and not for every method."""
 
 
 def prepare(config: Config, parts: Parts | None = None) -> Setup:
@@ -98,11 +165,17 @@ def prepare(config: Config, parts: Parts | None = None) -> Setup:
     parts = parts or prepare_parts(config)
     data, model, width_map = parts.data, parts.model, parts.width_map
     config = with_fitting_ratios(config, parts)
+    stale = config.network is not None and config.network.late == "downweight"
+    if stale and isinstance(config.overlap, Feedback):
+        raise ConfigError(
+            "an update that is merged in a later round was cut under another overlap, where the overlap "
+            "follows feedback: choose network.late = 'drop' or another shape of method.overlap."
+        )
     method = build_method(
         config.method.name,
         model,
         width_map,
-        config.participants.ratios,
+        config.capacities,
         config.training_settings,
         seed=config.seed,
         weighting=config.method.weighting,
@@ -110,6 +183,7 @@ def prepare(config: Config, parts: Parts | None = None) -> Setup:
         evaluation_batch_size=config.evaluation.batch_size,
         overlap=config.overlap,
         contrastive=config.method.contrastive,
+        between_rounds=config.method.between_rounds,
     )
     rounds = RoundSettings(
         rounds=config.rounds,
@@ -128,20 +202,25 @@ def with_fitting_ratios(config: Config, parts: Parts) -> Config:
     budgets = config.participants.budgets
     if budgets is None or config.method.name == "fedavg":  # which everybody trains whole, whatever it costs
         return config
-    known: dict[Budget, float] = {}
+    settings, known = config.training_settings, parts.fitting
     for participant, budget in enumerate(budgets):
-        if budget in known:
+        if (budget, settings) in known:
             continue
         try:
-            known[budget] = largest_ratio(
+            known[budget, settings] = largest_ratio(
                 parts.model,
                 parts.width_map,
                 budget,
-                lambda module: training_costs(module, parts.data, config.training_settings),
+                lambda module: training_costs(module, parts.data, settings),
             )
         except ConfigError as error:
             raise ConfigError(f"participants.budget of participant {participant}: {error}.") from error
-    return config.changed({"participants.ratio": [known[budget] for budget in budgets]})
+    ratios, least = [known[budget, settings] for budget in budgets], config.participants.minimum_ratio
+    if least is not None and max(ratios) < least:
+        raise ConfigError(
+            f"participants.minimum_ratio is {least:g}, but no budget allows more than {max(ratios):g}."
+        )
+    return config.changed({"participants.ratio": ratios})
 
 
 def training_costs(module: nn.Module, data: FederatedData, settings: TrainingSettings) -> Costs:

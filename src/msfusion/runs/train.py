@@ -14,12 +14,14 @@ from torch import Tensor
 from msfusion.config import Config, load_config
 from msfusion.engines.local import ParticipantResult, RoundResult, run_rounds
 from msfusion.errors import RunDirectoryError
-from msfusion.methods.adaptive import OVERLAP, model_state
+from msfusion.methods.adaptive import model_state
 from msfusion.methods.small import SmallMethod
 from msfusion.runs.directory import RunDirectory
 from msfusion.runs.events import Events
 from msfusion.runs.figures import Reached, run_figures
 from msfusion.runs.setup import Parts, Setup, prepare
+from msfusion.runs.simulated import arrivals, attendance_figures, simulated_figures
+from msfusion.runs.targets import first_reached
 
 
 @runtime_checkable
@@ -110,7 +112,7 @@ def _run(setup: Setup, directory: RunDirectory, watcher: Watcher) -> dict[str, A
     reached = None if isinstance(setup.method, SmallMethod) else Reached(setup)
     for line in earlier:
         if reached is not None:
-            reached.after(line["round"] - 1, line["participants"], line.get("overlap"))
+            reached.after(line["round"] - 1, line["participants"], line.get("overlap"), arrivals(line))
     watcher.started(setup, done)
     results = run_rounds(
         setup.method,
@@ -122,11 +124,12 @@ def _run(setup: Setup, directory: RunDirectory, watcher: Watcher) -> dict[str, A
         workers=config.run.workers,
         threads=config.run.threads,
         test=setup.data.test,
+        conditions=setup.conditions,
         on_participant=watcher.participant,
     )
     with closing(results), Events(directory.path, earlier) as events:
         for result in results:
-            overlap = float(state[OVERLAP]) if OVERLAP in state else setup.overlap(result.round_index)
+            overlap = setup.overlap(result.round_index, state)
             state = result.state
             line = metrics_line(result, reached, overlap)
             directory.add_metrics(line)
@@ -142,31 +145,35 @@ def _run(setup: Setup, directory: RunDirectory, watcher: Watcher) -> dict[str, A
 def metrics_line(result: RoundResult, reached: Reached | None, overlap: float | None) -> dict[str, Any]:
     """One round in figures. `round` counts from 1, so it says how many rounds are done."""
     examples = sum(each.examples for each in result.participants)
+    losses = sum(each.loss * each.examples for each in result.participants)
     line: dict[str, Any] = {
         "round": result.round_index + 1,
         "participants": [each.participant for each in result.participants],
-        "training_loss": sum(each.loss * each.examples for each in result.participants) / examples,
+        "training_loss": losses / examples if examples else None,
     }
     if result.evaluation is not None:
         line |= {"loss": result.evaluation.loss, "accuracy": result.evaluation.accuracy}
         if result.evaluation.perplexity is not None:
             line["perplexity"] = result.evaluation.perplexity
     if reached is not None:
-        line["entry_coverage"] = reached.after(result.round_index, line["participants"], overlap)
+        arriving = result.attendance.arriving
+        line["entry_coverage"] = reached.after(result.round_index, line["participants"], overlap, arriving)
     if overlap is not None:
         line["overlap"] = overlap
+    late_down, late_up = result.late_bytes
     line |= {
-        "bytes_down": sum(each.bytes_down for each in result.participants),
-        "bytes_up": sum(each.bytes_up for each in result.participants),
+        "bytes_down": sum(each.bytes_down for each in result.participants) + late_down,
+        "bytes_up": sum(each.bytes_up for each in result.participants) + late_up,
         "measuring_bytes": result.measuring_bytes,
         "seconds": round(result.seconds, 4),
+        **attendance_figures(result.attendance),
     }
     return {key: _finite(value) for key, value in line.items()}
 
 
 def summarise(setup: Setup, metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The final figures of a run."""
-    last = metrics[-1]
+    """The final figures of a run. `targets`: what it took to reach each accuracy that was asked for."""
+    last, count = metrics[-1], setup.config.participants.count
     return {
         "method": setup.config.method.name,
         "seed": setup.config.seed,
@@ -176,6 +183,8 @@ def summarise(setup: Setup, metrics: Sequence[Mapping[str, Any]]) -> dict[str, A
         "training_loss": last["training_loss"],
         "entry_coverage": last.get("entry_coverage"),
         "seconds": round(sum(line["seconds"] for line in metrics), 3),
+        **simulated_figures(metrics),
+        "targets": [first_reached(metrics, each, count) for each in setup.config.evaluation.targets],
         **run_figures(setup),
     }
 

@@ -9,8 +9,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from msfusion.engines.calendar import Calendar
 from msfusion.engines.local import ParticipantResult
-from msfusion.runs.report import quality
+from msfusion.runs.report import duration, quality
 from msfusion.runs.setup import Setup
 
 
@@ -30,7 +31,8 @@ class Bar:
         )
         self._task: TaskID | None = None
         self._rounds = 1
-        self._step = 0.0
+        self._done = 0
+        self._calendar: Calendar | None = None
 
     def __enter__(self) -> Bar:
         self._progress.start()
@@ -44,7 +46,7 @@ class Bar:
     def started(self, setup: Setup, done: int) -> None:
         """Show an empty bar, or one as full as the run was when it stopped."""
         self._rounds = setup.config.rounds
-        self._step = 1 / len(setup.rounds.participants_in(0, setup.config.participants.count))
+        self._calendar, self._done = setup.calendar, done
         if self._task is not None:
             self._progress.remove_task(self._task)
         title = f"{self._title} round {done}/{self._rounds}".strip()
@@ -52,13 +54,16 @@ class Bar:
 
     def participant(self, result: ParticipantResult) -> None:
         """A participant's share of a round is done."""
-        if self._task is not None:
-            self._progress.advance(self._task, self._step)
+        if self._task is not None and self._calendar is not None:
+            present = self._calendar.round(self._done)
+            if result.participant in present.on_time:
+                self._progress.advance(self._task, 1 / len(present.on_time))
 
     def round(self, line: Mapping[str, Any]) -> None:
         """A round is done."""
         if self._task is None:
             return
+        self._done = line["round"]
         title = f"{self._title} round {line['round']}/{self._rounds}".strip()
         self._progress.update(self._task, completed=line["round"], description=title)
         if "loss" in line:
@@ -93,8 +98,11 @@ class Lines:
 
     def round(self, line: Mapping[str, Any]) -> None:
         """Say how good the model is after the round."""
-        told = quality(line) if "loss" in line else f"training loss {line['training_loss']:.4f}"
-        self._say(f"round {line['round']}/{self._rounds}: {told} ({line['seconds']:.2f} s)")
+        loss = line["training_loss"]
+        told = "nobody was there in time" if loss is None else f"training loss {loss:.4f}"
+        told = quality(line) if "loss" in line else told
+        clock = f", {duration(line['simulated_seconds'])} simulated" if "simulated_seconds" in line else ""
+        self._say(f"round {line['round']}/{self._rounds}: {told} ({line['seconds']:.2f} s{clock})")
 
     def _say(self, text: str) -> None:
         self._console.print(f"{self._title} {text}".strip(), soft_wrap=True, highlight=False, markup=False)

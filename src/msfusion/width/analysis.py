@@ -284,7 +284,8 @@ def module_of(node: fx.Node) -> str:
     """The name of the module in whose forward an operator was called."""
     stack = node.meta.get("nn_module_stack") or {}
     names = [path for path, _ in stack.values()] if isinstance(stack, dict) else []
-    return names[-1] if names and names[-1] else "the model itself"
+    known = bool(names) and not names[-1].startswith("_")  # torch.export has a name of its own for none
+    return names[-1] if known and names[-1] else "the model itself"
 
 
 __all__ = ["RULES", "Analysis", "Axes", "Axis", "Contraction", "is_frozen", "rule"]

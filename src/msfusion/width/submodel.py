@@ -51,10 +51,10 @@ class SubModel(nn.Module):
             if data is None:
                 data = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
                 memo[id(parameter)] = data
-            place_tensor(copy, name, data, True)
+            place(copy, name, data, True)
         persistent = set(self.state_dict(keep_vars=True))
         for name, buffer in self.named_buffers():
-            place_tensor(copy, name, buffer.detach().clone(), name in persistent)
+            place(copy, name, buffer.detach().clone(), name in persistent)
         return copy.train(self.training)
 
 
@@ -67,7 +67,7 @@ def narrow(model: nn.Module, width_map: WidthMap, window: Window, scaling: bool 
 
     Raises MsfusionError for a window that does not fit, or a model that is not the traced one.
     """
-    program = _program(width_map)
+    program = program_of(width_map)
     state = model.state_dict(keep_vars=True)
     if {name: tuple(tensor.shape) for name, tensor in state.items()} != dict(width_map.shapes):
         raise MsfusionError(
@@ -84,19 +84,20 @@ def narrow(model: nn.Module, width_map: WidthMap, window: Window, scaling: bool 
         if isinstance(original, nn.Parameter):
             first = width_map.aliases.get(name, name)
             made.setdefault(first, nn.Parameter(tensor, original.requires_grad))
-            place_tensor(sub, name, made[first], True)
+            place(sub, name, made[first], True)
         else:
-            place_tensor(sub, name, tensor, True)
+            place(sub, name, tensor, True)
     own = dict(model.named_buffers())
     for name, constant in program.constants.items():
-        place_tensor(sub, name, _cut(own.get(name, constant).detach(), width_map, name, window), False)
+        place(sub, name, _cut(own.get(name, constant).detach(), width_map, name, window), False)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     for name, scale in scales.items():
-        place_tensor(sub, name, scale.to(device), False)
+        place(sub, name, scale.to(device), False)
     return sub.train(model.training)
 
 
-def _program(width_map: WidthMap) -> Program:
+def program_of(width_map: WidthMap) -> Program:
+    """What tracing the model gave. MsfusionError for a map that was made by hand."""
     if width_map.program is None:
         raise MsfusionError("only a traced width map can narrow a model; make it with msfusion.trace")
     return width_map.program
@@ -109,7 +110,7 @@ def _cut(tensor: Tensor, width_map: WidthMap, name: str, window: Window) -> Tens
     return tensor.clone()
 
 
-def place_tensor(root: nn.Module, name: str, tensor: Tensor, persistent: bool) -> None:
+def place(root: nn.Module, name: str, tensor: Tensor, persistent: bool) -> None:
     """Put a tensor under its dotted name, making the modules on the way."""
     *path, leaf = name.split(".")
     module = root
@@ -134,10 +135,16 @@ def _compiled(program: Program, sizes: Mapping[str, int], scaling: bool) -> Comp
         for training in (True, False):
             resizer = _resizer(program, sizes, scaling)
             graph = resizer.run(program.graphs[training].graph)
-            forwards[training] = _compile(graph)
+            forwards[training] = compile_graph(graph)
             scales.update(resizer.scales)
         program.compiled[key] = (forwards, scales)
     return program.compiled[key]
+
+
+def resized(program: Program, training: bool) -> tuple[fx.Graph, Mapping[fx.Node, Any]]:
+    """A copy of a mode's graph at full width, fit for any device, and the copy of each of its nodes."""
+    resizer = _resizer(program, {}, False)
+    return resizer.run(program.graphs[training].graph), resizer.copies
 
 
 def _resizer(program: Program, sizes: Mapping[str, int], scaling: bool) -> Resizer:
@@ -145,7 +152,7 @@ def _resizer(program: Program, sizes: Mapping[str, int], scaling: bool) -> Resiz
     return Resizer(program.analysis, Widths(program.groups, sizes), scaling)
 
 
-def _compile(graph: fx.Graph) -> Forward:
+def compile_graph(graph: fx.Graph) -> Forward:
     """The graph as one flat Python function of the sub-model and the flat inputs."""
     code = graph.python_code(root_module="self")
     names: dict[str, Any] = dict(code.globals)
@@ -159,7 +166,7 @@ def check_narrow_shapes(width_map: WidthMap) -> None:
 
     Raises UntraceableModelError, naming module and operation, where one differs: no sub-model is silently wrong.
     """
-    program = _program(width_map)
+    program = program_of(width_map)
     sizes = {group.name: -(-group.units // 2) for group in width_map.groups}
     for training in (True, False):
         resizer = _resizer(program, sizes, True)

@@ -104,10 +104,13 @@ def even_overlap(ratios: Sequence[float]) -> float:
     return 1.0 - 1.0 / sum(ratios)
 
 
-def double_shift_for(ratios: Sequence[float], overlap: Overlap | None = None) -> Schedule:
+def double_shift_for(
+    ratios: Sequence[float], overlap: Overlap | None = None, *, between_rounds: bool = True
+) -> Schedule:
     """MSfusion's windows for participants of these width ratios, with an overlap of its own in each round.
 
-    Spread evenly if `overlap` is None.
+    Spread evenly if `overlap` is None. Without `between_rounds` they stay where they are in the first round,
+    which shows what that shift is good for.
     """
     factor = place_factor(len(ratios), sum(ratios) / len(ratios))
 
@@ -115,7 +118,8 @@ def double_shift_for(ratios: Sequence[float], overlap: Overlap | None = None) ->
         width_map: WidthMap, participant: int, round_index: int, ratio: float, **others: int
     ) -> dict[str, Tensor]:
         shift = None if overlap is None else overlap.shift(round_index, ratios)
-        return double_shift(width_map, participant, round_index, ratio, shift=shift, factor=factor, **others)
+        moved = round_index if between_rounds else 0
+        return double_shift(width_map, participant, moved, ratio, shift=shift, factor=factor, **others)
 
     return schedule
 

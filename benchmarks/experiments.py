@@ -1,0 +1,190 @@
+"""Run the experiments of this folder, and write their tables and plots into docs/experiments.md.
+
+An experiment is one file here, NAME.toml, with a [comparison]. Its runs are kept and resumed under
+runs/experiments/NAME; what came of them goes to benchmarks/results/NAME.json.
+
+    python benchmarks/experiments.py run fashion_mnist ablations
+    python benchmarks/experiments.py document              # all of benchmarks/results; --check only compares
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results"
+PAGE = HERE.parent / "docs" / "experiments.md"
+PLOTS = HERE.parent / "docs" / "plots"
+PLACE = re.compile(r"(<!-- results: ([a-z0-9_]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+"""Where a table goes in the page: everything between the two marks is written by this program."""
+
+Row = Mapping[str, Any]
+
+
+def run(names: list[str], workers: int) -> None:
+    """Run experiments that are not finished yet, and save their results."""
+    from rich.console import Console
+
+    from msfusion.config import load_config
+    from msfusion.runs.compare import compare
+    from msfusion.runs.comparison import Comparison
+    from msfusion.runs.watch import watcher
+
+    os.chdir(HERE.parent)  # where the files' relative paths start
+    for name in names:
+        config = load_config(HERE / f"{name}.toml", [f"run.workers={workers}"])
+        result = compare(
+            config,
+            Path("runs/experiments") / name,
+            Comparison.of(config),
+            resume=True,
+            watch=lambda title: watcher(Console(), title),
+        )
+        for cell in result["cells"]:
+            for each in cell["runs"]:
+                each.pop("directory")  # of no use to who did not run it
+        (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
+
+
+def document(check: bool) -> bool:
+    """Write every table that the page has a place for, and its plot; whether all were as they should be."""
+    text = PAGE.read_text()
+    written = PLACE.sub(lambda place: f"{place[1]}{section(place[2])}{place[3]}", text)
+    if not check:
+        from msfusion.runs.plot import save_plot
+
+        PAGE.write_text(written)
+        PLOTS.mkdir(exist_ok=True)
+        for place in PLACE.finditer(written):
+            save_plot(results(place[2]), PLOTS / f"{place[2]}.png")
+    return written == text
+
+
+def results(name: str) -> dict[str, Any]:
+    """What an experiment's result file says."""
+    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    return found
+
+
+def section(name: str) -> str:
+    """An experiment's tables, with where they come from and their picture."""
+    result = results(name)
+    parts = []
+    for title, rows in tables(result).items():
+        parts += [f"{title}:\n"] if title else []
+        parts += [table(rows), ""]
+        if any(row.get("targets") for row in rows):
+            parts += [targets_table(rows, len(result["seeds"])), ""]
+    seeds, commit = len(result["seeds"]), str(result["environment"].get("commit"))[:9]
+    source = f"{seeds} seed{'s' * (seeds > 1)}, commit {commit}, `benchmarks/{name}.toml`"
+    return "\n".join([*parts, f"({source}.)\n", f"![{name}](plots/{name}.png)\n"])
+
+
+def tables(result: Row) -> dict[str, list[Row]]:
+    """The rows of each table under its title: one for each variant that several methods have, and each ratio.
+
+    FedAvg, which holds everything whatever the ratio, stands in each of them.
+    """
+    cells = result["cells"]
+    several = len({(cell["variant"], cell["method"]) for cell in cells}) > len(names_of(cells))
+    found: dict[str, list[Row]] = {}
+    for cell in cells:
+        if cell["method"] == "fedavg" and (several or result["ratios"]):
+            continue
+        ratio = f"Width ratio {cell['ratio_label']}" if result["ratios"] else ""
+        found.setdefault(str(cell["variant"]) if several else ratio, []).append(cell)
+    for rows in found.values():
+        rows += [
+            cell
+            for cell in cells
+            if cell["method"] == "fedavg"
+            and cell not in rows
+            and (not several or cell["variant"] == rows[0]["variant"])
+        ]
+    return found
+
+
+def names_of(rows: Sequence[Row]) -> list[str]:
+    """What the rows are called: by their variants where these differ, or else by their methods."""
+    variants = list(dict.fromkeys(row["variant"] for row in rows))
+    return [str(variant) for variant in variants] if len(variants) > 1 else [row["method"] for row in rows]
+
+
+def table(rows: list[Row]) -> str:
+    """Markdown: a line for each row; what it is behind the first is told seed by seed."""
+    leader, by_variant = rows[0], len({row["variant"] for row in rows}) > 1
+    language = "perplexity" in leader
+    metrics = ["perplexity", "accuracy", "loss"] if language else ["accuracy", "loss"]
+    shown = [f"{metric}, %" if metric == "accuracy" else metric for metric in metrics]
+    headers = ["variant" if by_variant else "method", *shown, "behind, seed by seed", "FLOPs an example"]
+    lines = [f"| {' | '.join(headers)} |", "|" + " --- |" * len(headers)]
+    for row, name in zip(rows, names_of(rows), strict=True):
+        over = "" if row["within_budget"] else " (beyond the budget)"
+        values = [spread(row[metric], *((100, 1) if metric == "accuracy" else ())) for metric in metrics]
+        behind = (
+            differences(row, leader, "perplexity" if language else "accuracy") if row is not leader else ""
+        )
+        flops = f"{row['flops_per_example'] / 1e6:.2f} M"
+        lines.append(f"| {' | '.join([name + over, *values, behind, flops])} |")
+    return "\n".join(lines)
+
+
+def targets_table(rows: list[Row], seeds: int) -> str:
+    """Markdown: simulated seconds, bytes and rounds until each target accuracy was first reached."""
+    lines = ["| method | accuracy | seconds | MB per participant | rounds |", "|" + " --- |" * 5]
+    for row, name in zip(rows, names_of(rows), strict=True):
+        for target in row["targets"]:
+            told = [f"reached in {target['reached']} of {seeds} runs", "", ""]
+            if target["reached"] == seeds:
+                told = [spread(target["simulated_seconds"], 1, 1), spread(target["bytes"], 1e-6, 1)]
+                told.append(spread(target["rounds"], 1, 1))
+            lines.append(f"| {name} | {target['accuracy']:.0%} | {' | '.join(told)} |")
+    return "\n".join(lines)
+
+
+def differences(row: Row, leader: Row, metric: str) -> str:
+    """By how much a row is behind the leader in each seed."""
+    from msfusion.runs.cells import behind
+
+    scale, digits = (100, 1) if metric == "accuracy" else (1, 2)
+    return spread(behind(row, leader), scale, digits, "+")
+
+
+def spread(value: Row, scale: float = 1.0, digits: int = 3, sign: str = "") -> str:
+    """Mean ± standard deviation."""
+    if value["mean"] is None:
+        return "-"
+    mean = f"{scale * value['mean']:{sign}.{digits}f}"
+    return mean if value["sd"] is None else f"{mean} ± {scale * value['sd']:.{digits}f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    running = commands.add_parser("run", help="run experiments, or go on with them")
+    running.add_argument("names", nargs="+")
+    running.add_argument("--workers", type=int, default=2)
+    documenting = commands.add_parser("document", help="write the tables and plots of docs/experiments.md")
+    documenting.add_argument(
+        "--check", action="store_true", help="write nothing; exit code 1 if something differs"
+    )
+    arguments = parser.parse_args()
+    if arguments.command == "run":
+        run(arguments.names, arguments.workers)
+    elif not document(arguments.check) and arguments.check:
+        sys.exit("docs/experiments.md differs from benchmarks/results: run this without --check")
+
+
+if __name__ == "__main__":
+    main()

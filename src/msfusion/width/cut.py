@@ -1,0 +1,156 @@
+"""Cutting a model in two at a named module: a client part with the first layers, a server part with the rest.
+
+The server part is what follows from the named module's output; the client part is everything else that depends on
+the inputs. So whatever the later layers need besides (the branch of a skip connection that begins before
+the cut, an attention mask) is computed by the client and crosses too, and the inputs themselves stay where they
+are. What depends on no input (position numbers, a causal mask) is computed where it is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from msfusion.errors import CutError, MsfusionError
+from msfusion.width.graph import Forward, Graph, Program
+from msfusion.width.groups import WidthMap
+from msfusion.width.halves import Crossing, Halves
+from msfusion.width.mode import mode
+from msfusion.width.submodel import compile_graph, place, program_of, resized
+
+
+class ClientPart(nn.Module):
+    """The first layers. It is called as the model is and returns the tensors that cross, in order."""
+
+    def __init__(self, program: Program, forwards: Mapping[bool, Forward]) -> None:
+        super().__init__()
+        self._program, self._forwards = program, forwards
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+        """What crosses to the server part. TypeError where the call does not fit the traced one."""
+        return tuple(self._forwards[self.training](self, *self._program.call.flatten(args, kwargs)))
+
+
+class ServerPart(nn.Module):
+    """The rest. It is called with the tensors that cross and returns what the model returns."""
+
+    def __init__(self, specs: Mapping[bool, pytree.TreeSpec], forwards: Mapping[bool, Forward]) -> None:
+        super().__init__()
+        self._specs, self._forwards = specs, forwards
+
+    def forward(self, *crossing: Tensor) -> Any:
+        """The model's output, from what crossed."""
+        spec = self._specs[self.training]
+        outputs = self._forwards[self.training](self, *crossing)
+        return outputs[0] if spec.is_leaf() else pytree.tree_unflatten(list(outputs), spec)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A model in two parts. Their `state_dict()`s have the model's names and together all of them."""
+
+    client: ClientPart
+    server: ServerPart
+    crossing: tuple[Crossing, ...]
+
+    def join(self) -> dict[str, Tensor]:
+        """The state dict of the whole model."""
+        return {**self.client.state_dict(), **self.server.state_dict()}
+
+
+def cut(model: nn.Module, width_map: WidthMap, at: str) -> Cut:
+    """Cut a traced model after the module named `at`; tensors are copied, not shared.
+
+    Raises CutError where there is no such module, nothing would be left on one side, a parameter is needed on
+    both sides, an input of floating point numbers would have to cross, or the parts do not give what the
+    model gives.
+    """
+    program = program_of(width_map)
+    states = model.state_dict(keep_vars=True)
+    if {name: tuple(tensor.shape) for name, tensor in states.items()} != dict(width_map.shapes):
+        raise MsfusionError(
+            f"this {type(model).__name__} is not the model of the width map: trace it again before cutting it"
+        )
+    halves = {training: Halves(_plain(program, training), at, program) for training in (True, False)}
+    crossing = halves[True].crossing
+    if [each.dtype for each in crossing] != [each.dtype for each in halves[False].crossing]:
+        raise CutError(
+            f"the model cannot be cut at '{at}': in training other tensors cross than in evaluation"
+        )
+    client = ClientPart(program, {key: compile_graph(half.client) for key, half in halves.items()})
+    specs = {key: program.graphs[key].out_spec for key in halves}
+    server = ServerPart(specs, {key: compile_graph(half.server) for key, half in halves.items()})
+    _share_out(model, width_map, program, client, server, halves.values(), at)
+    result = Cut(client.train(model.training), server.train(model.training), crossing)
+    _check(result, model, program, at)
+    return result
+
+
+def _plain(program: Program, training: bool) -> Graph:
+    """The graph of a mode at full width, good for any number of examples."""
+    traced = program.graphs[training]
+    graph, copies = resized(program, training)
+    return Graph(graph, [copies[node] for node in traced.inputs], traced.out_spec)
+
+
+def _share_out(
+    model: nn.Module,
+    width_map: WidthMap,
+    program: Program,
+    client: ClientPart,
+    server: ServerPart,
+    halves: Iterable[Halves],
+    at: str,
+) -> None:
+    """Give each part copies of the tensors that it reads, under the model's names."""
+    read: dict[str, set[str]] = {"client": set(), "server": set()}
+    for half in halves:
+        read["client"].update(str(n.target) for n in half.client.nodes if n.op == "get_attr")
+        read["server"].update(str(n.target) for n in half.server.nodes if n.op == "get_attr")
+    states = model.state_dict(keep_vars=True)
+    made: dict[str, nn.Parameter] = {}
+    for name, tensor in states.items():
+        first = width_map.aliases.get(name, name)
+        sides = [part for part, names in read.items() if first in names] or [_nearest(first, read)]
+        if len(sides) == 2 and tensor.requires_grad:
+            raise CutError(
+                f"the model cannot be cut at '{at}': both sides need the parameter '{name}'; "
+                "untie it, or cut elsewhere"
+            )
+        if isinstance(tensor, nn.Parameter):
+            made.setdefault(first, nn.Parameter(tensor.detach().clone(), tensor.requires_grad))
+        for side in sides:
+            value = made[first] if isinstance(tensor, nn.Parameter) else tensor.detach().clone()
+            place(client if side == "client" else server, name, value, True)
+    own = dict(model.named_buffers())
+    for name, constant in program.constants.items():
+        for part, names in ((client, read["client"]), (server, read["server"])):
+            if name in names:
+                place(part, name, own.get(name, constant).detach().clone(), False)
+
+
+def _nearest(name: str, read: Mapping[str, set[str]]) -> str:
+    """The side of a tensor that no graph reads: that of its module, or of the module around it."""
+    path = name.rpartition(".")[0]
+    while path:
+        for side, names in read.items():
+            if any(other.startswith(f"{path}.") for other in names):
+                return side
+        path = path.rpartition(".")[0]
+    return "server"
+
+
+def _check(result: Cut, model: nn.Module, program: Program, at: str) -> None:
+    """CutError unless the parts give, one after the other, what the model gives (up to rounding)."""
+    parts = nn.ModuleList([result.client, result.server])
+    with torch.no_grad(), mode(model, False), mode(parts, False):
+        expected = pytree.tree_leaves(model(*program.args, **program.kwargs))
+        found = pytree.tree_leaves(result.server(*result.client(*program.args, **program.kwargs)))
+    for wanted, given in zip(expected, found, strict=True):
+        if isinstance(wanted, Tensor) and not torch.allclose(wanted, given, rtol=1e-5, atol=1e-6):
+            raise CutError(f"the model cannot be cut at '{at}': its parts do not give what it gives")
