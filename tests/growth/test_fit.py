@@ -52,6 +52,7 @@ def test_the_costs_of_an_operator_s_step_can_be_counted(kind: str) -> None:
     operator = LiGO(plan, Copy(plan)) if kind == "copies" else LiGO(plan, form=kind)  # type: ignore[arg-type]
     model = GrownModel(operator, traced(decoder, SMALL)[0].state_dict(), target)
     costs = [costs_of(module, sentences(4)) for module in (model, target)]
+    assert not target.training
     assert costs[0].flops_per_example > costs[1].flops_per_example
     assert costs[0].parameters == sum(p.numel() for p in operator.parameters())
 

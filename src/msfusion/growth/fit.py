@@ -69,14 +69,15 @@ class GrownModel(nn.Module):
         self._target = [target]  # in a list, so that its parameters are not this module's
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the grown model returns."""
-        return functional_call(self._target[0], self.operator.materialise(self._source), args, kwargs)
-
-    def train(self, mode: bool = True) -> GrownModel:
-        """Training or evaluation, of the target too (dropout)."""
-        super().train(mode)
-        self._target[0].train(mode)
-        return self
+        """What the grown model returns, in this module's mode; the target is left in its own."""
+        (target,) = self._target
+        modes = {module: module.training for module in target.modules()}
+        target.train(self.training)
+        try:
+            return functional_call(target, self.operator.materialise(self._source), args, kwargs)
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
 
 
 def fit_operator(
@@ -100,7 +101,6 @@ def fit_operator(
     optimizer = torch.optim.AdamW(
         operator.parameters(), settings.learning_rate, weight_decay=settings.weight_decay
     )
-    mode = target.training
     losses: list[float] = []
     try:
         model.train()
@@ -115,7 +115,6 @@ def fit_operator(
                         f"(it is {settings.learning_rate:g})"
                     )
     finally:
-        target.train(mode)
         optimizer.zero_grad(set_to_none=True)
     return losses
 
