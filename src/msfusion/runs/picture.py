@@ -87,9 +87,13 @@ def save_picture(setup: Setup, rounds: Sequence[int], path: Path) -> None:
 
 
 def _round_title(setup: Setup, round_index: int) -> str:
-    """`round 3, overlap 60%`; rounds count from 1."""
+    """`round 3, overlap 60%`; rounds count from 1. Where windows do not meet, the gaps in parts of a window."""
     overlap = setup.overlap(round_index)
-    return f"round {round_index + 1}" + ("" if overlap is None else f", overlap {overlap:.0%}")
+    if overlap is None:
+        return f"round {round_index + 1}"
+    return f"round {round_index + 1}, " + (
+        f"overlap {overlap:.0%}" if overlap >= 0 else f"gaps {-overlap:.0%}"
+    )
 
 
 def _binned(rows: Bool[Tensor, "participants units"], columns: int) -> Tensor:
