@@ -110,7 +110,8 @@ def tables(result: Row) -> dict[str, list[Row]]:
             and cell not in rows
             and (not several or cell["variant"] == rows[0]["variant"])
         ]
-    return found
+    # what no participant could run is a reference, and stands last
+    return {title: sorted(rows, key=lambda row: not row["within_budget"]) for title, rows in found.items()}
 
 
 def names_of(rows: Sequence[Row]) -> list[str]:

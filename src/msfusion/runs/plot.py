@@ -38,7 +38,7 @@ def save_plot(comparison: Mapping[str, Any], path: Path) -> None:
             if cell not in here and (not by_variant or cell["variant"] == here[0]["variant"])
         ]
         for colour, cell in enumerate([*here, *beside]):
-            _draw(panel, cell, colour)
+            _draw(panel, cell, colour, _label(cell, by_variant))
         panel.set_title(title, fontsize=10)
         panel.set_xlabel("round")
         panel.grid(alpha=0.3)
@@ -50,16 +50,17 @@ def save_plot(comparison: Mapping[str, Any], path: Path) -> None:
     write_with(path, lambda temporary: figure.savefig(temporary, format="png", dpi=150))
 
 
-def _draw(panel: Any, cell: Mapping[str, Any], colour: int) -> None:
+def _draw(panel: Any, cell: Mapping[str, Any], colour: int, label: str) -> None:
     curve = cell["curve"]
     beyond = "" if cell["within_budget"] else " (exceeds the budget)"
     style = "-" if cell["within_budget"] else "--"
-    panel.plot(curve["rounds"], curve["mean"], style, color=f"C{colour}", label=_label(cell) + beyond)
+    panel.plot(curve["rounds"], curve["mean"], style, color=f"C{colour}", label=label + beyond)
     if None not in curve["sd"]:
         low = [mean - sd for mean, sd in zip(curve["mean"], curve["sd"], strict=True)]
         high = [mean + sd for mean, sd in zip(curve["mean"], curve["sd"], strict=True)]
         panel.fill_between(curve["rounds"], low, high, color=f"C{colour}", alpha=0.2)
 
 
-def _label(cell: Mapping[str, Any]) -> str:
-    return f"{cell['method']}, {cell['variant']}" if cell["variant"] else str(cell["method"])
+def _label(cell: Mapping[str, Any], by_variant: bool) -> str:
+    """The method, or the variant where each has one method; the panel's title has the variant otherwise."""
+    return str(cell["method"] if by_variant or not cell["variant"] else cell["variant"])
