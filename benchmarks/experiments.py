@@ -64,9 +64,14 @@ def document(check: bool) -> bool:
 
         PAGE.write_text(written)
         PLOTS.mkdir(exist_ok=True)
-        for place in PLACE.finditer(written):
+        for place in filter(lambda place: has_results(place[2]), PLACE.finditer(written)):
             save_plot(results(place[2]), PLOTS / f"{place[2]}.png")
     return written == text
+
+
+def has_results(name: str) -> bool:
+    """Whether an experiment has been run."""
+    return (RESULTS / f"{name}.json").is_file()
 
 
 def results(name: str) -> dict[str, Any]:
@@ -77,6 +82,8 @@ def results(name: str) -> dict[str, Any]:
 
 def section(name: str) -> str:
     """An experiment's tables, with where they come from and their picture."""
+    if not has_results(name):
+        return f"(Not run yet: `python benchmarks/experiments.py run {name}`.)\n"
     result = results(name)
     parts = []
     for title, rows in tables(result).items():
