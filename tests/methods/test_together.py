@@ -3,103 +3,36 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from together_cases import (
+    SETTINGS,
+    assert_alike,
+    digits,
+    gpt2,
+    method_for,
+    mlp,
+    rounds,
+    tasks_of,
+    texts,
+    traced,
+    vectors,
+)
 from torch import Tensor, nn
 
 from msfusion.batch import IGNORED, Batch
-from msfusion.data.load import load_data
-from msfusion.data.spec import DataSpec
-from msfusion.engines.local import RoundResult, RoundSettings, run_rounds
-from msfusion.errors import ConfigError, DataError, TrainingError
+from msfusion.engines.local import RoundSettings, run_rounds
 from msfusion.methods.base import Task, Update
-from msfusion.methods.contrastive import ContrastiveSettings
 from msfusion.methods.narrow import NarrowMethod
-from msfusion.methods.table import AnyMethod, build_method
 from msfusion.methods.together import clip_each, groups_of, stacked_batches
 from msfusion.methods.training import TrainingSettings, mini_batches
 from msfusion.models.convolutional import ConvNet, ResNet
 from msfusion.models.transformer import DecoderLM, TextClassifier
-from msfusion.width.groups import WidthMap
-from msfusion.width.trace import trace
 from msfusion.windows import Feedback
-
-SETTINGS = TrainingSettings(learning_rate=0.05, batch_size=4, local_epochs=2)
-COUNTS = (9, 4, 1, 14, 5)
-
-
-@cache
-def mlp() -> tuple[nn.Module, WidthMap]:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 3))
-    return model, trace(model, (torch.randn(2, 6),))
-
-
-def vectors(counts: tuple[int, ...] = COUNTS) -> list[Batch]:
-    generator = torch.Generator().manual_seed(2)
-    return [
-        Batch((torch.randn(n, 6, generator=generator),), torch.randint(3, (n,), generator=generator))
-        for n in counts
-    ]
-
-
-def digits(channels: int) -> list[Batch]:
-    """Digits, unevenly shared; in several colours each has them darker."""
-    data = load_data(DataSpec("digits", participants=5, max_train=60, alpha=0.5)).participants
-    shades = torch.linspace(1.0, 0.5, channels)[:, None, None]
-    return [Batch((own.inputs[0] * shades,), own.targets) for own in data if isinstance(own.inputs, tuple)]
-
-
-def texts(keyword: str | None = None) -> list[Batch]:
-    """Texts to be continued; some targets are ignored, in one example all of them."""
-    data = []
-    for n in COUNTS:
-        tokens, targets = torch.randint(1, 11, (n, 6)), torch.randint(11, (n, 6))
-        targets[0, 2:] = IGNORED
-        targets[-1] = IGNORED if n > 4 else targets[-1]
-        data.append(Batch((tokens,) if keyword is None else {keyword: tokens}, targets))
-    return data
-
-
-def method_for(
-    model: tuple[nn.Module, WidthMap], training: TrainingSettings = SETTINGS, **options: Any
-) -> AnyMethod:
-    name, ratios = options.pop("name", "msfusion"), options.pop("ratios", (0.5,) * 5)
-    return build_method(name, *model, ratios, training, seed=3, **options)
-
-
-def traced(model: nn.Module, data: list[Batch]) -> tuple[nn.Module, WidthMap]:
-    inputs = data[0].take(slice(0, 2)).inputs
-    return model, trace(model, inputs)
-
-
-def rounds(method: AnyMethod, data: list[Batch], together: int, **options: Any) -> list[RoundResult]:
-    return list(run_rounds(method, data, RoundSettings(rounds=2), together=together, **options))
-
-
-def assert_alike(left: list[RoundResult], right: list[RoundResult], tolerance: float = 1e-5) -> None:
-    for one, other in zip(left, right, strict=True):
-        assert one.state.keys() == other.state.keys()
-        for name, tensor in one.state.items():
-            torch.testing.assert_close(tensor, other.state[name], rtol=0, atol=tolerance)
-        for mine, yours in zip(one.participants, other.participants, strict=True):
-            assert replace(mine, loss=0.0, seconds=0.0) == replace(yours, loss=0.0, seconds=0.0)
-            assert mine.loss == pytest.approx(yours.loss, abs=1e-4)
-
-
-def gpt2() -> nn.Module:
-    transformers = pytest.importorskip("transformers")
-    config = transformers.GPT2Config(
-        vocab_size=11, n_positions=8, n_embd=16, n_layer=1, n_head=4,
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False,
-    )  # fmt: skip
-    model: nn.Module = transformers.GPT2LMHeadModel(config)
-    return model
 
 
 @pytest.mark.parametrize("name", ["convnet", "resnet", "colours", "decoder", "classifier", "gpt2"])
@@ -167,11 +100,6 @@ def test_any_number_of_workers_gives_the_same_bits_and_so_does_going_on() -> Non
     rest.close()
 
 
-def tasks_of(method: NarrowMethod, participants: int = 5) -> list[Task]:
-    state = method.initial_state()
-    return [method.assign(state, 0, participant) for participant in range(participants)]
-
-
 def test_updates_come_in_the_order_of_the_tasks_and_say_what_each_did() -> None:
     method, data = method_for(mlp()), vectors()
     assert isinstance(method, NarrowMethod)
@@ -185,98 +113,6 @@ def test_updates_come_in_the_order_of_the_tasks_and_say_what_each_did() -> None:
         assert update.metadata == alone.metadata
         assert list(update.tensors) == list(alone.tensors)
         assert all(torch.equal(tensor, tensors[name]) for name, tensor in task.tensors.items())
-
-
-def both(method: AnyMethod, data: list[Batch]) -> list[str]:
-    """What the loop and the stack raise."""
-    assert isinstance(method, NarrowMethod)
-    tasks, raised = tasks_of(method), []
-    for train in (lambda: [*map(method.train, tasks, data)], lambda: method.train_together(tasks, data)):
-        with pytest.raises((TrainingError, DataError)) as caught:
-            train()
-        raised.append(f"{type(caught.value).__name__}: {caught.value}")
-    return raised
-
-
-def test_a_loss_that_is_not_finite_names_the_participant_and_the_step() -> None:
-    data = vectors()
-    assert isinstance(data[3].inputs, tuple)
-    data[3].inputs[0][7] = float("nan")
-    loop, stack = both(method_for(mlp()), data)
-    assert loop == stack
-    assert "participant 3's loss became nan in round 0, step " in stack
-
-
-def test_labels_and_shapes_that_do_not_fit_are_told_as_the_loop_does() -> None:
-    data = vectors()
-    data[1].targets[2] = 7
-    loop, stack = both(method_for(mlp()), data)
-    assert loop == stack
-    assert "label 7 is out of range" in stack
-    wrong = [Batch(own.inputs, own.targets[:, None].expand(-1, 4).clone()) for own in vectors()]
-    loop, stack = both(method_for(mlp()), wrong)
-    assert loop.split("targets of shape")[0] == stack.split("targets of shape")[0]
-
-
-class Mixing(nn.Module):
-    """An example's answer depends on the others."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = self.first(x).relu()
-        result: Tensor = self.last(hidden - hidden.mean(0, keepdim=True))
-        return result
-
-
-class Recurrent(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed = nn.Embedding(11, 8)
-        self.core, self.last = nn.LSTM(8, 8, batch_first=True), nn.Linear(8, 11)
-
-    def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = self.last(self.core(self.embed(x))[0])
-        return result
-
-
-@pytest.mark.parametrize(
-    ("model", "reason"),
-    [
-        (
-            lambda: nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.1), nn.Linear(8, 3)),
-            "'1' draws random numbers",
-        ),
-        (
-            lambda: nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)),
-            "over the examples of a mini-batch",
-        ),
-        (Mixing, "depends on the other examples"),
-        (Recurrent, "torch.vmap cannot run its sub-models"),
-    ],
-)
-def test_models_that_would_give_other_numbers_are_refused(model: Any, reason: str) -> None:
-    data = texts() if model is Recurrent else vectors()
-    method = method_for(traced(model(), data))
-    with pytest.raises(ConfigError, match=reason) as caught:
-        run_rounds(method, data, RoundSettings(rounds=2), together=2)
-    assert str(caught.value).endswith("or set together to 1")
-    assert "\n" not in str(caught.value)
-
-
-def test_dropout_of_zero_is_no_reason() -> None:
-    model = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.0), nn.ReLU(), nn.Linear(8, 3))
-    method = method_for(traced(model, vectors()))
-    assert_alike(rounds(method, vectors(), 1), rounds(method, vectors(), 5))
-
-
-@pytest.mark.parametrize("name", ["msfusion", "small"])
-def test_the_contrastive_loss_is_refused(name: str) -> None:
-    method = method_for(mlp(), name=name, contrastive=ContrastiveSettings(0.5))
-    with pytest.raises(ConfigError, match="contrastive_weight to 0 or together to 1"):
-        run_rounds(method, vectors(), RoundSettings(rounds=1), together=2)
 
 
 @settings(deadline=None, max_examples=60)
