@@ -148,12 +148,12 @@ def table(rows: list[Row]) -> str:
 
 def targets_table(rows: list[Row], seeds: int) -> str:
     """Markdown: simulated seconds, bytes and rounds until each target accuracy was first reached."""
-    lines = ["| method | accuracy | seconds | MB per participant | rounds |", "|" + " --- |" * 5]
+    lines = ["| method | accuracy | seconds | kB per participant | rounds |", "|" + " --- |" * 5]
     for row, name in zip(rows, names_of(rows), strict=True):
         for target in row["targets"]:
             told = [f"reached in {target['reached']} of {seeds} runs", "", ""]
             if target["reached"] == seeds:
-                told = [spread(target["simulated_seconds"], 1, 1), spread(target["bytes"], 1e-6, 1)]
+                told = [spread(target["simulated_seconds"], 1, 1), spread(target["bytes"], 1e-3, 0)]
                 told.append(spread(target["rounds"], 1, 1))
             lines.append(f"| {name} | {target['accuracy']:.0%} | {' | '.join(told)} |")
     return "\n".join(lines)
