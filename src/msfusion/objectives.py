@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 from msfusion.batch import IGNORED, Batch
 from msfusion.errors import DataError, TrainingError
+
+Objective = Callable[[nn.Module, Batch], Tensor]
+"""What training minimises: a scalar, from the model in training and a mini-batch."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,23 @@ def aligned(
     return logits.reshape(-1, logits.shape[-1]).to(
         torch.promote_types(logits.dtype, torch.float32)
     ), targets.reshape(-1)
+
+
+def gradient_step(
+    model: nn.Module,
+    batch: Batch,
+    optimizer: torch.optim.Optimizer,
+    clip_norm: float | None,
+    objective: Objective,
+) -> float:
+    """One step of gradient descent; the loss before it."""
+    optimizer.zero_grad(set_to_none=True)
+    loss = objective(model, batch)
+    loss.backward()  # type: ignore[no-untyped-call]
+    if clip_norm is not None:
+        nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+    optimizer.step()
+    return float(loss.detach())
 
 
 def evaluate(

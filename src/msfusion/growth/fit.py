@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.func import functional_call
 
 from msfusion.batch import Batch
 from msfusion.errors import DataError, GrowthError, TrainingError
 from msfusion.growth.ligo import LiGO
-from msfusion.objectives import cross_entropy
+from msfusion.objectives import Objective, cross_entropy, gradient_step
 from msfusion.width.groups import State
 
 
@@ -86,7 +86,7 @@ def fit_operator(
     target: nn.Module,
     data: Batch,
     settings: FitSettings | None = None,
-    objective: Callable[[nn.Module, Batch], Tensor] = cross_entropy,
+    objective: Objective = cross_entropy,
 ) -> list[float]:
     """Train an operator in place so that the target which it makes from `source` is good; the loss before each step.
 
@@ -108,7 +108,7 @@ def fit_operator(
             torch.manual_seed(settings.seed)
             for step, batch in enumerate(_batches(data, settings)):
                 optimizer.param_groups[0]["lr"] = settings.rate_at(step)
-                losses.append(_step(model, batch, optimizer, settings.clip_norm, objective))
+                losses.append(gradient_step(model, batch, optimizer, settings.clip_norm, objective))
                 if not math.isfinite(losses[-1]):
                     raise TrainingError(
                         f"the operator's loss became {losses[-1]} in step {step + 1}: lower the learning rate "
@@ -117,23 +117,6 @@ def fit_operator(
     finally:
         optimizer.zero_grad(set_to_none=True)
     return losses
-
-
-def _step(
-    model: GrownModel,
-    batch: Batch,
-    optimizer: torch.optim.Optimizer,
-    clip_norm: float | None,
-    objective: Callable[[nn.Module, Batch], Tensor],
-) -> float:
-    """One step of gradient descent; the loss before it."""
-    optimizer.zero_grad(set_to_none=True)
-    loss = objective(model, batch)
-    loss.backward()  # type: ignore[no-untyped-call]
-    if clip_norm is not None:
-        nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
-    optimizer.step()
-    return float(loss.detach())
 
 
 def _batches(data: Batch, settings: FitSettings) -> Iterator[Batch]:

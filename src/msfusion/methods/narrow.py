@@ -36,8 +36,8 @@ from msfusion.methods.contrastive import (
 )
 from msfusion.methods.states import holding, loaded, state_of, with_aliases, without_aliases
 from msfusion.methods.together import groups_of, refuse_contrastive, updates_together
-from msfusion.methods.training import Objective, TrainingSettings, local_steps
-from msfusion.objectives import Evaluation, cross_entropy, evaluate
+from msfusion.methods.training import TrainingSettings, local_steps
+from msfusion.objectives import Evaluation, Objective, cross_entropy, evaluate
 from msfusion.width.groups import State, WidthMap, Window
 from msfusion.width.slices import extract
 from msfusion.width.stacked import check_stackable

@@ -28,8 +28,8 @@ from msfusion.methods.contrastive import (
 from msfusion.methods.narrow import Weighting, add_update, train_update, with_memory
 from msfusion.methods.states import loaded, state_of, with_aliases, without_aliases
 from msfusion.methods.together import groups_of, refuse_contrastive, updates_together
-from msfusion.methods.training import Objective, TrainingSettings
-from msfusion.objectives import Evaluation, cross_entropy, evaluate
+from msfusion.methods.training import TrainingSettings
+from msfusion.objectives import Evaluation, Objective, cross_entropy, evaluate
 from msfusion.width.groups import State, WidthMap
 from msfusion.width.slices import extract
 from msfusion.width.stacked import check_stackable

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Literal, get_args
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from msfusion.batch import Batch
 from msfusion.errors import ConfigError, DataError, TrainingError
-from msfusion.objectives import cross_entropy
+from msfusion.objectives import Objective, cross_entropy, gradient_step
 
 OptimizerName = Literal["sgd", "adam", "adamw"]
 LearningRateSchedule = Literal["constant", "cosine"]
-Objective = Callable[[nn.Module, Batch], Tensor]
-"""What local training minimises: a scalar, from the model in training and a mini-batch."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,7 @@ def local_steps(
     with torch.random.fork_rng(devices=sorted(_gpus(model))):
         torch.manual_seed(seed_of(seed, round_index, participant))
         for batch in batches:
-            loss = _step(model, batch, optimizer, settings.clip_norm, objective)
+            loss = gradient_step(model, batch, optimizer, settings.clip_norm, objective)
             steps += 1
             check_finite(loss, settings, round_index=round_index, participant=participant, step=steps)
             total, seen = total + loss * len(batch), seen + len(batch)
@@ -175,23 +173,6 @@ def seed_of(*path: int) -> int:
 def chance(*path: int) -> float:
     """A number above 0 and below 1, drawn evenly from a path as in `seed_of`."""
     return ((seed_of(*path) >> 11) + 0.5) / 2**52
-
-
-def _step(
-    model: nn.Module,
-    batch: Batch,
-    optimizer: torch.optim.Optimizer,
-    clip_norm: float | None,
-    objective: Objective,
-) -> float:
-    """One step of gradient descent; the loss before it."""
-    optimizer.zero_grad(set_to_none=True)
-    loss = objective(model, batch)
-    loss.backward()  # type: ignore[no-untyped-call]
-    if clip_norm is not None:
-        nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
-    optimizer.step()
-    return float(loss.detach())
 
 
 def _gpus(model: nn.Module) -> set[int]:

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from msfusion.errors import CutError, MsfusionError
+from msfusion.errors import CutError
 from msfusion.width.graph import Forward, Graph, Program
 from msfusion.width.groups import WidthMap
 from msfusion.width.halves import Crossing, Halves
 from msfusion.width.mode import mode
-from msfusion.width.submodel import compile_graph, copy_tensors, place_tensor, program_of, resized
+from msfusion.width.submodel import compile_graph, copy_tensors, place_tensor, resized, traced_from
 
 
 class ClientPart(nn.Module):
@@ -76,12 +76,7 @@ def cut(model: nn.Module, width_map: WidthMap, at: str) -> Cut:
     both sides, an input of floating point numbers would have to cross, or the parts do not give what the
     model gives.
     """
-    program = program_of(width_map)
-    states = model.state_dict(keep_vars=True)
-    if {name: tuple(tensor.shape) for name, tensor in states.items()} != dict(width_map.shapes):
-        raise MsfusionError(
-            f"this {type(model).__name__} is not the model of the width map: trace it again before cutting it"
-        )
+    program, _ = traced_from(model, width_map)
     halves = {training: Halves(_plain(program, training), at, program) for training in (True, False)}
     crossing = halves[True].crossing
     if [each.dtype for each in crossing] != [each.dtype for each in halves[False].crossing]:

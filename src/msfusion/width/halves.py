@@ -28,7 +28,9 @@ class Halves:
     """A graph divided at a module: who computes which node, and the two graphs that result."""
 
     def __init__(self, graph: Graph, at: str, program: Program) -> None:
-        self.graph, self.at, self.program = graph, at, program
+        self.graph, self.at = graph, at
+        states = program.model.state_dict(keep_vars=True)
+        self.trainable = {name for name, tensor in states.items() if tensor.requires_grad}
         self.on_server, self.on_client = self._divide()
         self.crossing_nodes = self._find_crossing()
         self.client, self.server = self._client_graph(), self._server_graph()
@@ -77,11 +79,10 @@ class Halves:
 
     def _trains(self, node: fx.Node) -> bool:
         """Whether a parameter that trains is behind a node."""
-        states = self.program.model.state_dict(keep_vars=True)
         behind = [node]
         while behind:
             source = behind.pop()
-            if source.op == "get_attr" and getattr(states.get(str(source.target)), "requires_grad", False):
+            if source.op == "get_attr" and str(source.target) in self.trainable:
                 return True
             behind.extend(source.all_input_nodes)
         return False

@@ -79,13 +79,7 @@ def narrow(model: nn.Module, width_map: WidthMap, window: Window, scaling: bool 
 
     Raises MsfusionError for a window that does not fit, or a model that is not the traced one.
     """
-    program = program_of(width_map)
-    state = model.state_dict(keep_vars=True)
-    if {name: tuple(tensor.shape) for name, tensor in state.items()} != dict(width_map.shapes):
-        raise MsfusionError(
-            f"this {type(model).__name__} is not the model of the width map: its tensors have other names or shapes; "
-            "trace it again"
-        )
+    program, state = traced_from(model, width_map)
     sizes = {name: len(units) for name, units in checked_units(width_map, window).items()}
     forwards, scales = _compiled(program, sizes, scaling)
     sub = SubModel(program, forwards)
@@ -113,6 +107,18 @@ def program_of(width_map: WidthMap) -> Program:
     if width_map.program is None:
         raise MsfusionError("only a traced width map can narrow a model; make it with msfusion.trace")
     return width_map.program
+
+
+def traced_from(model: nn.Module, width_map: WidthMap) -> tuple[Program, dict[str, Any]]:
+    """What tracing gave, and the model's own tensors by name. MsfusionError where it is not the traced model."""
+    program = program_of(width_map)
+    state = model.state_dict(keep_vars=True)
+    if {name: tuple(tensor.shape) for name, tensor in state.items()} != dict(width_map.shapes):
+        raise MsfusionError(
+            f"this {type(model).__name__} is not the model of the width map: its tensors have other names or shapes; "
+            "trace it again"
+        )
+    return program, state
 
 
 def _cut(tensor: Tensor, width_map: WidthMap, name: str, window: Window) -> Tensor:
