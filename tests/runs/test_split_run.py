@@ -76,8 +76,9 @@ def test_what_was_planned_crosses(trained: Path) -> None:
         assert traffic.plain_gradients == plan["batch"]["plain_gradients"]
     for row, done in zip(plan["participants"], first.participants, strict=True):
         assert row["bytes_up"] == done.bytes_up
-    assert plan["server"]["parameters"] + plan["participants"][0]["parameters"] == (
-        plan["full_model"]["parameters"]
+    assert (
+        plan["server"]["parameters"] + plan["participants"][0]["parameters"]
+        == (plan["full_model"]["parameters"])
     )
     both = plan["server"]["flops_per_example"] + plan["participants"][0]["flops_per_example"]
     assert both == plan["full_model"]["flops_per_example"]
@@ -121,7 +122,13 @@ def test_codecs_are_compared_by_the_traffic_to_the_baseline(tmp_path: Path) -> N
 
 def test_traffic_is_summed_until_the_accuracy_is_reached() -> None:
     def line(number: int, accuracy: float | None) -> dict[str, Any]:
-        line = {"round": number, "activations_bytes": 10, "gradients_bytes": 4, "bytes_up": 11, "bytes_down": 5}
+        line = {
+            "round": number,
+            "activations_bytes": 10,
+            "gradients_bytes": 4,
+            "bytes_up": 11,
+            "bytes_down": 5,
+        }
         return line if accuracy is None else {**line, "accuracy": accuracy}
 
     run = [line(1, 0.2), line(2, None), line(3, 0.7), line(4, 0.9)]
@@ -145,7 +152,7 @@ def test_the_commands_tell_both_sides(tmp_path: Path) -> None:
     planned = msfusion("plan", *settings)
     assert planned.exit_code == 0
     assert "server" in planned.output
-    assert "gradients down" in planned.output
+    assert "what crosses, in bytes" in planned.output
     assert json.loads(msfusion("plan", "--json", *settings).output)["at"] == "layers.3"
     done = msfusion("train", "--out", str(tmp_path / "out"), *settings)
     assert done.exit_code == 0
