@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -16,54 +16,15 @@ from msfusion.engines.calendar import Attendance, Calendar, Conditions, RoundSet
 from msfusion.engines.late import with_late, without_late
 from msfusion.engines.messages import payload_bytes
 from msfusion.engines.pool import Pool
+from msfusion.engines.results import ParticipantResult, RoundResult
 from msfusion.engines.workers import Done, InProcess, Workers, check_execution, threads_set
 from msfusion.errors import ConfigError, DataError
 from msfusion.methods.base import Evaluation, Method, Recalibrating, Reporting, Task, TrainsTogether, Update
 from msfusion.methods.memory import Memories
-from msfusion.methods.reporting import Report, Spread, mean_of, reports_of, spread_of
+from msfusion.methods.reporting import Report, mean_of, reports_of
 from msfusion.width.groups import State
 
 __all__ = ["ParticipantResult", "RoundResult", "RoundSettings", "run_rounds"]
-
-
-@dataclass(frozen=True)
-class ParticipantResult:
-    """What a participant did in a round: mean training loss, examples, bytes of tensors moved, real seconds."""
-
-    participant: int
-    loss: float
-    examples: int
-    bytes_down: int
-    bytes_up: int
-    seconds: float
-
-
-@dataclass(frozen=True)
-class RoundResult:
-    """A finished round: the new global state, who did what, how good the model is (where evaluated), seconds.
-
-    `participants` are those that were on time; `attendance` says who else was there. `late_bytes` went (down,
-    up) between the server and those that were late. `measuring_bytes` counts what measuring the running
-    statistics of BatchNorm, and asking participants how good their models are, moved besides training, down and
-    up. `memories` is what each participant keeps for itself; a run that goes on from here needs it. `reports` are
-    there where participants' models differ: `evaluation` is then their mean.
-    """
-
-    round_index: int
-    state: dict[str, Tensor]
-    participants: tuple[ParticipantResult, ...]
-    evaluation: Evaluation | None
-    seconds: float
-    measuring_bytes: int = 0
-    memories: Memories = field(default_factory=dict)
-    attendance: Attendance = field(default_factory=lambda: Attendance(()))
-    late_bytes: tuple[int, int] = (0, 0)
-    reports: tuple[Report, ...] = ()
-
-    @property
-    def spread(self) -> Spread | None:
-        """How far the participants' models lie apart in the test data's scores, where they differ."""
-        return spread_of(self.reports)
 
 
 def run_rounds(

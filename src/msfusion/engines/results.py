@@ -1,0 +1,52 @@
+"""What a finished round is told as."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from msfusion.engines.calendar import Attendance
+from msfusion.methods.base import Evaluation
+from msfusion.methods.memory import Memories
+from msfusion.methods.reporting import Report, Spread, spread_of
+
+
+@dataclass(frozen=True)
+class ParticipantResult:
+    """What a participant did in a round: mean training loss, examples, bytes of tensors moved, real seconds."""
+
+    participant: int
+    loss: float
+    examples: int
+    bytes_down: int
+    bytes_up: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """A finished round: the new global state, who did what, how good the model is (where evaluated), seconds.
+
+    `participants` are those that were on time; `attendance` says who else was there. `late_bytes` went (down,
+    up) between the server and those that were late. `measuring_bytes` counts what measuring the running
+    statistics of BatchNorm, and asking participants how good their models are, moved besides training, down and
+    up. `memories` is what each participant keeps for itself; a run that goes on from here needs it. `reports` are
+    there where participants' models differ: `evaluation` is then their mean.
+    """
+
+    round_index: int
+    state: dict[str, Tensor]
+    participants: tuple[ParticipantResult, ...]
+    evaluation: Evaluation | None
+    seconds: float
+    measuring_bytes: int = 0
+    memories: Memories = field(default_factory=dict)
+    attendance: Attendance = field(default_factory=lambda: Attendance(()))
+    late_bytes: tuple[int, int] = (0, 0)
+    reports: tuple[Report, ...] = ()
+
+    @property
+    def spread(self) -> Spread | None:
+        """How far the participants' models lie apart in the test data's scores, where they differ."""
+        return spread_of(self.reports)
