@@ -127,6 +127,8 @@ def test_participants_differ_and_say_how_good_their_models_are() -> None:
     assert last.spread.accuracy == statistics.stdev(report.test.accuracy for report in last.reports)
     assert len({report.test.loss for report in last.reports}) == len(last.reports) >= 2
     assert [report.participant for report in last.reports] == sorted(last.memories)
+    operator_bytes = grow_costs(method, texts(8, 0)).bytes_down
+    assert {result.measuring_bytes for result in results} == {3 * operator_bytes}  # scores are no tensors
     for report in last.reports:
         operator = method.new_operator()
         operator.load_tensors(part(last.state, "operator"))
