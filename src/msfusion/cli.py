@@ -20,6 +20,8 @@ from msfusion.errors import ConfigError, MsfusionError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from msfusion.runs.setup import Setup
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -85,6 +87,7 @@ def train(
     from msfusion.config import load_config
     from msfusion.runs.directory import newest_path, reserved_path
     from msfusion.runs.report import closing_table
+    from msfusion.runs.split_report import split_closing_table
     from msfusion.runs.train import Silent
     from msfusion.runs.train import train as run
     from msfusion.runs.watch import watcher
@@ -98,7 +101,7 @@ def train(
     with reserved_path(out, name) as path, Silent() if quiet else watcher(console) as watching:
         summary = run(settings, path, resume=resume, watcher=watching)
     if not quiet:
-        console.print(closing_table(summary))
+        console.print(split_closing_table(summary) if "server" in summary else closing_table(summary))
     console.print(f"{path}", highlight=False, soft_wrap=True, markup=False)
 
 
@@ -112,14 +115,30 @@ def plan(
 ) -> None:
     """Before any training: what a run will ask of each participant, and which units each holds when."""
     from msfusion.config import load_config
+    from msfusion.runs.prepare import prepare
+    from msfusion.runs.slices import SlicesRun
+
+    prepared = prepare(load_config(config, overrides or ()))
+    planned = prepared.plan()
+    if isinstance(prepared, SlicesRun):
+        _show_slices(prepared.setup, planned, as_json, out)
+    elif out is not None:
+        raise ConfigError("--out saves a picture of windows, and split learning has none; leave it out.")
+    elif as_json:
+        _print_json(planned)
+    else:
+        from msfusion.runs.split_report import split_plan_tables
+
+        for table in split_plan_tables(planned):
+            _console().print(table)
+
+
+def _show_slices(setup: Setup, planned: dict[str, Any], as_json: bool, out: Path | None) -> None:
+    """The plan of a method of sub-models, with the picture of its windows."""
     from msfusion.runs.network_report import attendance_table
     from msfusion.runs.picture import save_picture, terminal_picture
-    from msfusion.runs.plan import plan_run
     from msfusion.runs.report import coverage_line, plan_table
-    from msfusion.runs.setup import prepare
 
-    setup = prepare(load_config(config, overrides or ()))
-    planned = plan_run(setup)
     rounds = range(min(4, setup.config.rounds))
     if out is not None:
         save_picture(setup, rounds, out)
@@ -192,6 +211,7 @@ def compare(
     from msfusion.runs.network_report import targets_table
     from msfusion.runs.plot import save_plot
     from msfusion.runs.report import comparison_table
+    from msfusion.runs.split_report import traffic_table
     from msfusion.runs.train import Silent
     from msfusion.runs.watch import watcher
 
@@ -207,8 +227,9 @@ def compare(
     save_plot(result, out / "compare.png")
     if not quiet:
         console.print(comparison_table(result))
-        if (table := targets_table(result)) is not None:
-            console.print(table)
+        for table in (targets_table(result), traffic_table(result)):
+            if table is not None:
+                console.print(table)
     console.print(f"{out / 'compare.json'}", highlight=False, soft_wrap=True, markup=False)
 
 

@@ -30,9 +30,11 @@ from msfusion.config_sections import (
     ModelSection,
     RunSection,
     Section,
+    SplitSection,
     TrainingSection,
 )
 from msfusion.data.spec import DataSpec
+from msfusion.engines.split import SplitSettings
 from msfusion.errors import ConfigError
 from msfusion.methods.capacities import Capacities
 from msfusion.methods.training import TrainingSettings
@@ -41,7 +43,24 @@ from msfusion.windows.overlap import Feedback, Overlap
 
 BUILT_IN = "the built-in configuration"
 
-_SPECIFICATIONS = {"data": "data_spec", "model": "model_spec", "training": "training_settings"}
+_SPECIFICATIONS = {
+    "data": "data_spec",
+    "model": "model_spec",
+    "training": "training_settings",
+    "split": "split_settings",
+}
+_NOT_SPLIT: Mapping[str, Any] = {
+    "participants.fraction": 1.0,
+    "participants.dropout": None,
+    "participants.budget": None,
+    "participants.minimum_ratio": None,
+    "method.overlap": None,
+    "method.contrastive_weight": 0.0,
+    "run.workers": 1,
+    "run.together": 1,
+    "run.device": "cpu",
+}
+"""What split learning cannot do (yet): keys that must stay as they are by default."""
 METHOD_NAMES: tuple[str, ...] = typing.get_args(MethodName)
 
 
@@ -53,6 +72,7 @@ class Config(Section):
     data: DataSection = Field(default_factory=DataSection)
     model: ModelSection = Field(default_factory=ModelSection)
     method: MethodSection = MethodSection()
+    split: SplitSection | None = Field(default=None, description="for method.name = 'split' alone")
     participants: ParticipantsSection = ParticipantsSection()
     training: TrainingSection = Field(default_factory=TrainingSection)
     evaluation: EvaluationSection = EvaluationSection()
@@ -71,6 +91,26 @@ class Config(Section):
                 f"participants, not {len(machines)}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _split_has_what_it_needs(self) -> Config:
+        if self.method.name == "split":
+            if self.split is None:
+                raise ValueError(
+                    "method.name is 'split', so a [split] table should say at which module the model is cut"
+                )
+            for key, usual in _NOT_SPLIT.items():
+                section, name = key.split(".")
+                if getattr(getattr(self, section), name) != usual:
+                    raise ValueError(f"{key} has no meaning for split learning; leave it out")
+            if self.network is not None:
+                raise ValueError("[network] has no meaning for split learning; leave it out")
+        return self
+
+    @property
+    def split_settings(self) -> SplitSettings | None:
+        """How the model is cut; None without a [split] table. Raises ConfigError on an impossible value."""
+        return None if self.split is None else self.split.settings
 
     @property
     def data_spec(self) -> DataSpec:
@@ -193,9 +233,9 @@ def _checked(table: Mapping[str, Any], origin: str, overrides: Mapping[str, Any]
         config = Config.model_validate(table)
     except ValidationError as error:
         raise ConfigError(first_mistake(error, Config, table, origin, overrides)) from error
-    for section in ("data", "model", "training"):
+    for section, specification in _SPECIFICATIONS.items():
         try:
-            getattr(config, _SPECIFICATIONS[section])
+            getattr(config, specification)
         except ConfigError as error:
             raise ConfigError(
                 about_section(error, section, getattr(config, section), origin, overrides)

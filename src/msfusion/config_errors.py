@@ -49,7 +49,7 @@ def about_section(
     """The sentence about a value that the section's own dataclass refused, naming file and section."""
     message = str(error).rstrip(".")
     named = [key for key in type(values).model_fields if re.search(rf"\b{key}\b", message)]
-    if named and message.startswith(named[0]):
+    if any(message.startswith(key) for key in named):
         message = f"{section}.{message}"
     where = "--set" if any(f"{section}.{key}" in overrides for key in named) else origin
     return f"{where}: {message}."

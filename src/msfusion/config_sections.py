@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
+from msfusion.codecs import Codec, by_name
 from msfusion.data.spec import DataSpec
+from msfusion.engines.split import Clients, ServerStep, SplitSettings
+from msfusion.errors import ConfigError
 from msfusion.methods.contrastive import WITHOUT, ContrastiveSettings
 from msfusion.methods.training import TrainingSettings
 from msfusion.models.spec import ModelSpec
 from msfusion.windows.overlap import OverlapShape
 
-MethodName = Literal["msfusion", "fedrolex", "heterofl", "feddropout", "fedavg", "small"]
+MethodName = Literal["msfusion", "fedrolex", "heterofl", "feddropout", "fedavg", "small", "split"]
 
 
 class Section(BaseModel):
@@ -102,6 +105,42 @@ class MethodSection(Section):
         return ContrastiveSettings(
             self.contrastive_weight, self.contrastive_temperature, self.contrastive_every
         )
+
+
+class SplitSection(Section):
+    """Where split learning cuts the model, and how what crosses becomes bytes."""
+
+    at: str = Field(description="the module after which the model is cut, by its name")
+    activations: str | dict[str, Any] = Field(
+        default="paper",
+        description="a codec for what goes up: a profile, or a table { codec = 'top_k', ... } with its settings",
+    )
+    gradients: str | dict[str, Any] = Field(default="accurate", description="a codec for what comes down")
+    server_step: ServerStep = Field(
+        default="each",
+        description="a step for each participant's mini-batch, or one for those of all (joined)",
+    )
+    clients: Clients = Field(
+        default="averaged",
+        description="first layers: averaged after each round, or relayed from hand to hand",
+    )
+
+    @property
+    def settings(self) -> SplitSettings:
+        """What the engine takes. Raises ConfigError on an unknown codec or an impossible setting."""
+        codecs = {key: _codec(key, getattr(self, key)) for key in ("activations", "gradients")}
+        return SplitSettings(self.at, **codecs, server_step=self.server_step, clients=self.clients)
+
+
+def _codec(key: str, given: str | dict[str, Any]) -> Codec:
+    table = {"codec": given} if isinstance(given, str) else dict(given)
+    name = table.pop("codec", None)
+    if not isinstance(name, str):
+        raise ConfigError(f"{key} should name a codec, as in {{ codec = 'top_k', ratio = 0.99 }}")
+    try:
+        return by_name(name, **table)
+    except (ConfigError, TypeError) as error:
+        raise ConfigError(f"{key}: {error}") from error
 
 
 def _is_accuracy(value: Any) -> bool:

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 import msfusion
 from msfusion.batch import Batch
 from msfusion.codecs import PROFILES, Identity, by_name
+from msfusion.engines.calendar import RoundSettings
 from msfusion.engines.split import SplitRound, SplitSettings, run_split_rounds
 from msfusion.errors import CodecError, ConfigError, TrainingError
-from msfusion.methods.split import Participant, Server, Wire, averaged
+from msfusion.methods.split import Participant, Request, Server, Wire, averaged
 from msfusion.methods.states import state_of
 from msfusion.methods.training import TrainingSettings, local_steps
 from msfusion.models.convolutional import ConvNet
@@ -39,8 +40,10 @@ def digits(count: int, first: int = 0) -> Batch:
 
 def rounds_of(model: nn.Module, data: list[Batch], settings: SplitSettings, **more: Any) -> list[SplitRound]:
     width_map = msfusion.trace(model, data[0].take(slice(0, 2)).inputs)
-    training = more.pop("training", SGD)
-    return list(run_split_rounds(model, width_map, data, settings, training, **{"rounds": 1, **more}))
+    parts = msfusion.cut(model, width_map, settings.at)
+    training, rounds = more.pop("training", SGD), RoundSettings(more.pop("rounds", 1))
+    more = {"state": state_of(model), **more}
+    return list(run_split_rounds(parts, model, data, settings, training, rounds, **more))
 
 
 def same(one: dict[str, Tensor], other: dict[str, Tensor], tolerance: float = 1e-6) -> None:
@@ -56,7 +59,7 @@ def test_one_participant_without_a_codec_trains_as_the_whole_model_does(optimize
     whole = network()
     trained = local_steps(whole, digits(20), training, seed=0, round_index=0, participant=0)
     same(done.state, state_of(whole))
-    assert done.losses[0] == pytest.approx(trained.loss, rel=1e-5)
+    assert done.participants[0].loss == pytest.approx(trained.loss, rel=1e-5)
 
 
 def test_relayed_layers_are_trained_by_one_participant_after_the_other() -> None:
@@ -104,10 +107,10 @@ def test_it_learns_from_a_thirteenth_of_the_bytes() -> None:
     done = rounds_of(model, data, settings, training=training, rounds=4, test=digits(500, 1200))
     assert done[-1].evaluation is not None
     assert done[-1].evaluation.accuracy > 0.85
-    assert done[-1].losses[0] < done[0].losses[0]
+    assert done[-1].participants[0].loss < done[0].participants[0].loss
     traffic = done[-1].traffic[0]
-    assert traffic.up_plain > 13 * traffic.up
-    assert traffic.down_plain > 10 * traffic.down
+    assert traffic.plain_activations > 13 * traffic.activations
+    assert traffic.plain_gradients > 10 * traffic.gradients
 
 
 def test_a_run_that_goes_on_gives_the_same_numbers() -> None:
@@ -116,7 +119,7 @@ def test_a_run_that_goes_on_gives_the_same_numbers() -> None:
     half = rounds_of(network(), data, settings, rounds=2)
     (last,) = rounds_of(network(), data, settings, rounds=3, first_round=2, state=half[-1].state)
     assert all(torch.equal(tensor, last.state[name]) for name, tensor in whole[-1].state.items())
-    assert whole[-1].losses == last.losses
+    assert [each.loss for each in whole[-1].participants] == [each.loss for each in last.participants]
 
 
 def test_masks_and_sizes_cross_as_they_are() -> None:
@@ -149,12 +152,12 @@ def test_bad_messages_are_refused_and_change_nothing() -> None:
     huge = PROFILES["paper"].encode(torch.zeros(512, 16, 4, 4))
     for bad in ([], good * 2, [b""], [good[0][:-3]], [other], [huge]):
         with pytest.raises(CodecError):
-            server.step([(bad, batch.targets)])
+            server.step([Request(bad, batch.targets)])
     for bad in ([PROFILES["paper"].encode(torch.zeros(8, 3, 4, 4))],):  # another model's activations
         with pytest.raises((CodecError, RuntimeError)):
-            server.step([(bad, batch.targets)])
+            server.step([Request(bad, batch.targets)])
     assert all(torch.equal(before[name], tensor) for name, tensor in server.part.state_dict().items())
-    ((answer, loss),) = server.step([(good, batch.targets)])
+    ((answer, loss),) = server.step([Request(good, batch.targets)])
     assert loss > 0
     for bad in ([], answer * 2, [b"none"], [Identity().encode(torch.zeros(8, 16, 4, 3))]):
         with pytest.raises(CodecError):
@@ -172,3 +175,49 @@ def test_a_loss_that_is_not_finite_is_told_with_round_and_participant() -> None:
 def test_layers_that_are_relayed_leave_nothing_to_join() -> None:
     with pytest.raises(ConfigError, match="come one at a time"):
         SplitSettings("layers.3", clients="relayed", server_step="joined")
+
+
+def test_what_is_drawn_for_a_mini_batch_is_its_own() -> None:
+    """Dropout on both sides: one participant's numbers do not depend on who else takes part."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(64, 16), nn.Dropout(), nn.ReLU(), nn.Linear(16, 16), nn.Dropout(), nn.Linear(16, 10)
+    )
+
+    def flat(batch: Batch) -> Batch:
+        return Batch((batch.inputs[0].flatten(1),), batch.targets)
+
+    data = [flat(digits(16)), flat(digits(16, 100))]
+    settings = SplitSettings("2", Identity(), Identity())
+    still = TrainingSettings("sgd", 1e-12, 0.0, batch_size=8)
+    (alone,), (both,) = (rounds_of(model, some, settings, training=still) for some in (data[:1], data))
+    assert alone.participants[0].loss == pytest.approx(both.participants[0].loss, rel=1e-6)
+    (again,) = rounds_of(model, data, settings, training=still)
+    assert [each.loss for each in again.participants] == [each.loss for each in both.participants]
+
+
+def test_each_side_clips_its_gradients() -> None:
+    """With a tiny bound both sides move by just that much in one step of SGD."""
+    clipped = TrainingSettings("sgd", 1.0, 0.0, batch_size=8, clip_norm=1e-3)
+    model = network()
+    before = state_of(model)
+    (done,) = rounds_of(model, [digits(8)], PLAIN, training=clipped)
+    for first in (True, False):
+        moved = [
+            done.state[name] - before[name]
+            for name in before
+            if name.startswith(("layers.0", "layers.1", "layers.2", "layers.3")) is first
+        ]
+        assert float(torch.cat([each.flatten() for each in moved]).norm()) == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_all_that_crosses_is_counted() -> None:
+    data = [digits(12), digits(8, 100)]
+    (done,) = rounds_of(network(), data, PLAIN)
+    first_layers = 4 * (16 * 1 * 9 + 16 + 2 * 16)  # convolution and norm
+    for each, traffic, own in zip(done.participants, done.traffic, data, strict=True):
+        assert traffic.plain_activations == len(own) * 16 * 4 * 4 * 4
+        assert traffic.other_down == traffic.other_up - 8 * len(own)
+        assert each.bytes_up == traffic.activations + traffic.other_up
+        assert each.bytes_down == traffic.gradients + traffic.other_down
+    assert done.traffic[0].other_down in (first_layers, first_layers - 64)  # with or without the bias

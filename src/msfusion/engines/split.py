@@ -5,11 +5,9 @@ What would cross a network is encoded, counted and decoded; nothing else is shar
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -17,13 +15,17 @@ from torch import Tensor, nn
 
 from msfusion.batch import Batch
 from msfusion.codecs import PROFILES, Codec
+from msfusion.engines.calendar import Attendance, RoundSettings
+from msfusion.engines.messages import payload_bytes
+from msfusion.engines.results import ParticipantResult, RoundResult
+from msfusion.engines.workers import threads_set
 from msfusion.errors import ConfigError, DataError, TrainingError
-from msfusion.methods.split import Message, Participant, Server, Wire, averaged
+from msfusion.methods.split import Message, Participant, Request, Server, Wire, averaged, draw_of
 from msfusion.methods.states import holding, state_of
-from msfusion.methods.training import TrainingSettings, build_optimizer, mini_batches, seed_of
-from msfusion.objectives import Evaluation, evaluate
-from msfusion.width.cut import Cut, cut
-from msfusion.width.groups import State, WidthMap
+from msfusion.methods.training import TrainingSettings, build_optimizer, round_batches
+from msfusion.objectives import evaluate
+from msfusion.width.cut import Cut
+from msfusion.width.groups import State
 
 ServerStep = Literal["each", "joined"]
 Clients = Literal["averaged", "relayed"]
@@ -56,78 +58,86 @@ class SplitSettings:
                 "participants that relay their layers come one at a time: use server_step = 'each'"
             )
 
+    def wire(self, parts: Cut) -> Wire:
+        """How what crosses between these parts becomes bytes."""
+        return Wire(parts.crossing, self.activations, self.gradients)
+
 
 @dataclass(frozen=True)
 class SplitTraffic:
-    """Bytes of the mini-batches of one participant in one round, and what they would be without a codec."""
+    """Bytes of one participant in one round: all that crosses, and its codecs' share of it.
 
-    up: int = 0
-    down: int = 0
-    up_plain: int = 0
-    down_plain: int = 0
+    `activations` up and `gradients` down are what the codecs made of `plain_activations` and `plain_gradients`;
+    `other_up` are the targets, masks and trained first layers, `other_down` the first layers that it received.
+    """
 
-    def plus(self, up: Message, down: Message, plain: int) -> SplitTraffic:
-        """With one more mini-batch; `plain` are the bytes of its activations, as many as of its gradients."""
-        return SplitTraffic(
-            self.up + sum(map(len, up)),
-            self.down + sum(map(len, down)),
-            self.up_plain + plain,
-            self.down_plain + plain,
-        )
+    activations: int = 0
+    gradients: int = 0
+    plain_activations: int = 0
+    plain_gradients: int = 0
+    other_up: int = 0
+    other_down: int = 0
+
+    def plus(self, **more: int) -> SplitTraffic:
+        """With more bytes of some kinds."""
+        return replace(self, **{name: getattr(self, name) + count for name, count in more.items()})
 
 
 @dataclass(frozen=True)
-class SplitRound:
-    """A finished round: the whole model's state, each participant's mean loss and traffic, and how good it is."""
+class SplitRound(RoundResult):
+    """A finished round; `traffic` has each participant's bytes by kind."""
 
-    round_index: int
-    state: dict[str, Tensor]
-    losses: tuple[float, ...]
-    traffic: tuple[SplitTraffic, ...]
-    evaluation: Evaluation | None
-    seconds: float
+    traffic: tuple[SplitTraffic, ...] = ()
 
 
 def run_split_rounds(
-    model: nn.Module,
-    width_map: WidthMap,
+    parts: Cut,
+    whole: nn.Module,
     data: Sequence[Batch],
     settings: SplitSettings,
     training: TrainingSettings,
+    rounds: RoundSettings,
     *,
-    rounds: int,
-    seed: int = 0,
-    state: State | None = None,
+    state: State,
     first_round: int = 0,
+    threads: int = 1,
     test: Batch | None = None,
-    evaluate_every: int = 1,
     language_modelling: bool = False,
+    on_participant: Callable[[ParticipantResult], None] | None = None,
 ) -> Generator[SplitRound, None, None]:
-    """Run the rounds first_round .. rounds - 1, each with all participants, and hand on each as it ends.
+    """Run the rounds first_round .. rounds.rounds - 1, each with all participants; hand on each as it ends.
 
-    A round depends on the state before it and on (seed, round) alone, so a run that goes on from any round
-    gives the same numbers; optimisers begin afresh in each. Both sides train with `training`.
-    Raises CutError, ConfigError or DataError at once; TrainingError for a loss that is not finite.
+    `parts` are those of the model `whole`, in which a round's result is evaluated. A round depends on the
+    state before it and on (seed, round) alone, so a run that goes on from any round gives the same numbers;
+    optimisers begin afresh in each. Both sides train with `training`, and each clips its own gradients.
+    Raises DataError at once; TrainingError for a loss that is not finite, CodecError for activations or
+    gradients that are not.
     """
     if not data or any(len(own) == 0 for own in data):
         raise DataError("split learning needs participants that all have examples")
-    parts = cut(model, width_map, settings.at)
-    current = dict(state_of(model) if state is None else state)
-    for round_index in range(first_round, rounds):
+    current = dict(state)
+    for round_index in range(first_round, rounds.rounds):
         begin = time.perf_counter()
-        federation = _Round(parts, current, data, settings, training, seed, round_index)
-        current = federation.run()
-        evaluation = None
-        if test is not None and ((round_index + 1) % evaluate_every == 0 or round_index == rounds - 1):
-            with holding(model, current) as whole:
-                evaluation = evaluate(whole, test, language_modelling=language_modelling)
+        federation = _Round(parts, current, data, settings, training, rounds.seed, round_index)
+        with threads_set(threads):
+            current = federation.run()
+            evaluation = None
+            last = round_index == rounds.rounds - 1
+            if test is not None and (last or (round_index + 1) % rounds.evaluate_every == 0):
+                with holding(whole, current) as joined:
+                    evaluation = evaluate(joined, test, language_modelling=language_modelling)
+        results = federation.results()
+        if on_participant is not None:
+            for result in results:
+                on_participant(result)
         yield SplitRound(
-            round_index,
-            current,
-            tuple(federation.losses),
-            tuple(federation.traffic),
-            evaluation,
-            time.perf_counter() - begin,
+            round_index=round_index,
+            state=current,
+            participants=results,
+            evaluation=evaluation,
+            seconds=time.perf_counter() - begin,
+            attendance=Attendance(tuple(range(len(data)))),
+            traffic=tuple(federation.traffic),
         )
 
 
@@ -146,27 +156,41 @@ class _Round:
     ) -> None:
         self.parts, self.data, self.settings, self.training = parts, data, settings, training
         self.seed, self.round_index = seed, round_index
-        self.wire = Wire(parts.crossing, settings.activations, settings.gradients)
-        self.client_state = _part_of(state, parts.client)
-        parts.server.load_state_dict(_part_of(state, parts.server))
+        self.wire = settings.wire(parts)
+        self.client_state = part_of(state, parts.client)
+        parts.server.load_state_dict(part_of(state, parts.server))
         parts.server.train()
-        self.server = Server(parts.server, build_optimizer(parts.server, training, round_index), self.wire)
-        self.losses = [math.nan] * len(data)
-        self.traffic = [SplitTraffic() for _ in data]
-        self._seen = [0] * len(data)
+        optimizer = build_optimizer(parts.server, training, round_index)
+        self.server = Server(parts.server, optimizer, self.wire, training.clip_norm)
+        first_layers = payload_bytes(self.client_state)  # they come at the start of a round and go at its end
+        self.traffic = [SplitTraffic(other_up=first_layers, other_down=first_layers) for _ in data]
+        self._losses, self._seen, self._steps = ([0.0] * len(data), [0] * len(data), [0] * len(data))
+        self._seconds = [0.0] * len(data)
 
     def run(self) -> dict[str, Tensor]:
         """The state of the whole model after the round."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_of(self.seed, self.round_index))  # dropout
-            client = self._relayed() if self.settings.clients == "relayed" else self._together()
-        return {**client, **{name: tensor.clone() for name, tensor in self.parts.server.state_dict().items()}}
+        client = self._relayed() if self.settings.clients == "relayed" else self._together()
+        return {**client, **state_of(self.parts.server)}
+
+    def results(self) -> tuple[ParticipantResult, ...]:
+        """What each participant did: its loss is the mean over its examples, as the server saw them."""
+        return tuple(
+            ParticipantResult(
+                index,
+                self._losses[index] / self._seen[index],
+                len(own),
+                traffic.gradients + traffic.other_down,
+                traffic.activations + traffic.other_up,
+                self._seconds[index],
+            )
+            for index, (own, traffic) in enumerate(zip(self.data, self.traffic, strict=True))
+        )
 
     def _relayed(self) -> dict[str, Tensor]:
         """One participant after the other; the first layers go from hand to hand."""
         participant = self._participant(self.client_state)
         for index in range(len(self.data)):
-            participant.optimizer = self._optimizer(participant.part)
+            participant.optimizer = client_optimizer(participant.part, self.training, self.round_index)
             for batch in self._mini_batches(index):
                 self._exchange([(index, participant, batch)])
         return state_of(participant.part)
@@ -190,39 +214,59 @@ class _Round:
 
     def _exchange(self, turn: Sequence[tuple[int, Participant, Batch]]) -> None:
         """Up, a step of the server, and down, for one mini-batch of each of these participants."""
-        sent = [participant.send(batch) for _, participant, batch in turn]
-        plain = [participant.plain_bytes for _, participant, _ in turn]
+        begin = time.perf_counter()
+        requests = []
+        for index, participant, batch in turn:
+            draw = draw_of(self.seed, self.round_index, index, self._steps[index])
+            requests.append(Request(participant.send(batch, draw), batch.targets, draw))
+            self._steps[index] += 1
         try:
-            answers = self.server.step(
-                [(message, batch.targets) for message, (_, _, batch) in zip(sent, turn, strict=True)]
-            )
+            answers = self.server.step(requests)
         except TrainingError as error:
             who = ", ".join(str(index) for index, _, _ in turn)
             raise TrainingError(f"{error} (round {self.round_index}, participant {who})") from error
-        for (index, participant, batch), up, size, (down, loss) in zip(
-            turn, sent, plain, answers, strict=True
-        ):
+        for (index, participant, batch), request, (down, loss) in zip(turn, requests, answers, strict=True):
+            self._count(index, participant, request, down)
             participant.receive(down)
-            self.traffic[index] = self.traffic[index].plus(up, down, size)
-            before = self.losses[index] * self._seen[index] if self._seen[index] else 0.0
             self._seen[index] += len(batch)
-            self.losses[index] = (before + loss * len(batch)) / self._seen[index]
+            self._losses[index] += loss * len(batch)
+            self._seconds[index] += (time.perf_counter() - begin) / len(turn)
+
+    def _count(self, index: int, participant: Participant, request: Request, down: Message) -> None:
+        pieces = list(zip(self.wire.crossing, request.message, strict=True))
+        self.traffic[index] = self.traffic[index].plus(
+            activations=sum(len(piece) for each, piece in pieces if each.gradient),
+            gradients=sum(map(len, down)),
+            plain_activations=participant.plain_bytes,
+            plain_gradients=participant.plain_bytes,
+            other_up=sum(len(piece) for each, piece in pieces if not each.gradient) + request.targets.nbytes,
+        )
 
     def _participant(self, state: Mapping[str, Tensor]) -> Participant:
         part = self.parts.copy_of_client()
         part.load_state_dict(state)
         part.train()
-        return Participant(part, self._optimizer(part), self.wire)
-
-    def _optimizer(self, part: nn.Module) -> torch.optim.Optimizer | None:
-        trains = any(parameter.requires_grad for parameter in part.parameters())
-        return build_optimizer(part, self.training, self.round_index) if trains else None
+        optimizer = client_optimizer(part, self.training, self.round_index)
+        return Participant(part, optimizer, self.wire, self.training.clip_norm)
 
     def _mini_batches(self, participant: int) -> Iterator[Batch]:
-        draw = seed_of(self.seed, self.round_index, participant)
-        generator = torch.Generator().manual_seed(draw)
-        return islice(mini_batches(self.data[participant], self.training, generator), self.training.max_steps)
+        return round_batches(
+            self.data[participant],
+            self.training,
+            seed=self.seed,
+            round_index=self.round_index,
+            participant=participant,
+        )
 
 
-def _part_of(state: State, part: nn.Module) -> dict[str, Tensor]:
+def client_optimizer(
+    part: nn.Module, training: TrainingSettings, round_index: int
+) -> torch.optim.Optimizer | None:
+    """A participant's fresh optimiser for a round; None where nothing in the first layers trains."""
+    trains = any(parameter.requires_grad for parameter in part.parameters())
+    return build_optimizer(part, training, round_index) if trains else None
+
+
+def part_of(state: State, part: nn.Module) -> dict[str, Tensor]:
+    """What a part has of the whole model's state."""
     return {name: state[name] for name in part.state_dict()}

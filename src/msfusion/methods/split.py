@@ -13,18 +13,21 @@ safetensors.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import safetensors.torch
 import torch
 from jaxtyping import Int
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 from msfusion.batch import Batch
 from msfusion.codecs import Codec
 from msfusion.errors import CodecError, TrainingError
+from msfusion.methods.training import seed_of
 from msfusion.objectives import mean_cross_entropy, scores
 from msfusion.width.cut import ClientPart, ServerPart
 from msfusion.width.halves import Crossing
@@ -100,16 +103,40 @@ class Wire:
             )
 
 
+@dataclass(frozen=True)
+class Request:
+    """A participant's mini-batch as the server gets it.
+
+    `draw` seeds what is drawn for it (dropout), so that the result does not depend on where or when it is run.
+    """
+
+    message: Message
+    targets: Int[Tensor, "..."]
+    draw: int = 0
+
+
+def draw_of(seed: int, round_index: int, participant: int, step: int) -> int:
+    """The draw of a participant's mini-batch: both sides know it without sending it. Steps count from 0."""
+    return seed_of(seed, round_index, participant, step)
+
+
 class Participant:
     """The first layers in training, on a participant's machine."""
 
-    def __init__(self, part: ClientPart, optimizer: torch.optim.Optimizer | None, wire: Wire) -> None:
-        self.part, self.optimizer, self.wire = part, optimizer, wire
+    def __init__(
+        self,
+        part: ClientPart,
+        optimizer: torch.optim.Optimizer | None,
+        wire: Wire,
+        clip_norm: float | None = None,
+    ) -> None:
+        self.part, self.optimizer, self.wire, self.clip_norm = part, optimizer, wire, clip_norm
         self._sent: tuple[Tensor, ...] = ()
 
-    def send(self, batch: Batch) -> Message:
+    def send(self, batch: Batch, draw: int = 0) -> Message:
         """Run the first layers on a mini-batch."""
-        self._sent = batch.call(self.part)
+        with _drawing(draw, 0):
+            self._sent = batch.call(self.part)
         return self.wire.up(self._sent)
 
     @property
@@ -126,37 +153,60 @@ class Participant:
             return
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward([tensor for tensor, _ in pairs], [gradient for _, gradient in pairs])
+        _clip(self.part.parameters(), self.clip_norm)
         self.optimizer.step()
 
 
 class Server:
     """The rest of the model in training, for any number of participants."""
 
-    def __init__(self, part: ServerPart, optimizer: torch.optim.Optimizer, wire: Wire) -> None:
-        self.part, self.optimizer, self.wire = part, optimizer, wire
+    def __init__(
+        self,
+        part: ServerPart,
+        optimizer: torch.optim.Optimizer,
+        wire: Wire,
+        clip_norm: float | None = None,
+    ) -> None:
+        self.part, self.optimizer, self.wire, self.clip_norm = part, optimizer, wire, clip_norm
 
-    def step(self, requests: Sequence[tuple[Message, Int[Tensor, "..."]]]) -> list[tuple[Message, float]]:
+    def step(self, requests: Sequence[Request]) -> list[tuple[Message, float]]:
         """One step on one or several mini-batches: for each what goes back to its participant, and its loss.
 
         Of several, the loss is the mean over all their examples. Raises CodecError for a bad message and
         TrainingError for a loss that is not finite, before anything has changed.
         """
-        received = [self.wire.received(message) for message, _ in requests]
-        everyone = sum(len(targets) for _, targets in requests)
-        losses = [
-            mean_cross_entropy(*scores(self.part, Batch(tuple(tensors), targets)))
-            for tensors, (_, targets) in zip(received, requests, strict=True)
-        ]
-        if not all(bool(torch.isfinite(loss)) for loss in losses):
+        received = [self.wire.received(request.message) for request in requests]
+        losses = [self._loss(tensors, request) for tensors, request in zip(received, requests, strict=True)]
+        if not all(math.isfinite(float(loss.detach())) for loss in losses):
             raise TrainingError("the loss on the server is not finite: lower the learning rate")
         self.optimizer.zero_grad(set_to_none=True)
-        shares = [len(targets) / everyone for _, targets in requests]
+        everyone = sum(len(request.targets) for request in requests)
+        shares = [len(request.targets) / everyone for request in requests]
         torch.stack([loss * share for loss, share in zip(losses, shares, strict=True)]).sum().backward()  # type: ignore[no-untyped-call]
+        _clip(self.part.parameters(), self.clip_norm)
         self.optimizer.step()
         return [
             (self.wire.down(tensors), float(loss.detach()))
             for tensors, loss in zip(received, losses, strict=True)
         ]
+
+    def _loss(self, tensors: Sequence[Tensor], request: Request) -> Tensor:
+        with _drawing(request.draw, 1):
+            return mean_cross_entropy(*scores(self.part, Batch(tuple(tensors), request.targets)))
+
+
+@contextmanager
+def _drawing(draw: int, side: int) -> Iterator[None]:
+    """Dropout is drawn from a seed of this mini-batch and side; the global generator is put back."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(draw, side))
+        yield
+
+
+def _clip(parameters: Iterable[nn.Parameter], norm: float | None) -> None:
+    """Bound the norm of the gradients of one side; the other side's are not known there."""
+    if norm is not None:
+        nn.utils.clip_grad_norm_(parameters, norm)
 
 
 def averaged(states: Sequence[tuple[dict[str, Tensor], float]]) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from msfusion.runs.comparison import Planned
 from msfusion.runs.directory import RunDirectory
 from msfusion.runs.spreads import curve, spread
 from msfusion.runs.targets import spread_to
+from msfusion.runs.traffic import times_less, until_as_good
 
 Row = Mapping[str, Any]
 
@@ -25,6 +26,7 @@ def collect_cells(path: Path, planned: Sequence[Planned]) -> list[dict[str, Any]
     for cell in cells:
         leader = _leader(cell, cells)
         cell["behind"] = None if leader is None else behind(cell, leader)
+    _add_traffic(path, [cell for cell in cells if cell["method"] == "split"])
     return sorted(cells, key=lambda cell: -(cell["ratio"] or 0.0))
 
 
@@ -49,6 +51,14 @@ def behind(cell: Row, leader: Row) -> dict[str, Any]:
     else:
         pairs = zip(leader["accuracy"]["values"], cell["accuracy"]["values"], strict=True)
     return spread([None if None in (more, less) else more - less for more, less in pairs])
+
+
+def _add_traffic(path: Path, cells: Sequence[dict[str, Any]]) -> None:
+    """What each row of split learning sent until it was as good as the first of them, the baseline."""
+    for cell in cells:
+        runs = [RunDirectory(path / run["directory"]).read_metrics() for run in cell["runs"]]
+        cell["until_baseline"] = until_as_good(runs, cells[0]["accuracy"])
+        cell["times_less"] = times_less(cell["until_baseline"], cells[0]["until_baseline"])
 
 
 def _cell(path: Path, runs: Sequence[Planned]) -> dict[str, Any]:

@@ -92,6 +92,8 @@ class Planned:
     @property
     def ratio_label(self) -> str:
         """The width ratio, or the range of the participants' ratios."""
+        if self.method == "split":
+            return "-"
         if self.ratio is not None:
             return f"{self.ratio:g}"
         if self.config.participants.budget is not None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from rich.table import Table
 
-from msfusion.runs.report import Row, duration, simple_table, size, spread_text
+from msfusion.runs.report import Row, duration, row_name, simple_table, size, spread_text
 
 
 def attendance_table(plan: Row) -> Table | None:
@@ -48,7 +48,7 @@ def targets_table(comparison: Row) -> Table | None:
     runs = len(comparison["seeds"])
     for cell in comparison["cells"]:
         for target in cell["targets"]:
-            row = [_row_name(cell), cell["ratio_label"], f"{target['accuracy']:.1%}"]
+            row = [row_name(cell), cell["ratio_label"], f"{target['accuracy']:.1%}"]
             if target["reached"] < runs:
                 told = (
                     f"reached in {target['reached']} of {runs} runs" if target["reached"] else "not reached"
@@ -59,10 +59,6 @@ def targets_table(comparison: Row) -> Table | None:
             spent += [_spread_by(target[key], told) for key, told in _TOLD.items()]
             table.add_row(*row, *spent)
     return table
-
-
-def _row_name(cell: Row) -> str:
-    return f"{cell['method']}, {cell['variant']}" if cell["variant"] else str(cell["method"])
 
 
 _TOLD: Mapping[str, Callable[[float], str]] = {"simulated_seconds": duration, "bytes": size}

@@ -234,3 +234,8 @@ def spread_text(value: Row | None, form: str) -> str:
         return "-"
     mean = form.format(value["mean"])
     return mean if value["sd"] is None else f"{mean} ± {form.replace('+', '').format(value['sd'])}"
+
+
+def row_name(cell: Row) -> str:
+    """A row of a comparison in words: its method, and its variant where it has one."""
+    return f"{cell['method']}, {cell['variant']}" if cell["variant"] else str(cell["method"])

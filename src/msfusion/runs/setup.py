@@ -10,6 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from msfusion.batch import Batch
 from msfusion.budgets import Budget, largest_ratio
 from msfusion.config import Config
 from msfusion.costs import Costs, costs_of
@@ -84,13 +85,15 @@ class Setup:
         """What training at a width ratio costs in a round. Raises MsfusionError."""
         if ratio not in self._costs:
             model = self._model_at(ratio)
-            self._costs[ratio] = training_costs(model, self.data, self.config.training_settings)
+            self._costs[ratio] = training_costs(
+                model, self.data.participants[0], self.config.training_settings
+            )
         return self._costs[ratio]
 
     @cached_property
     def full_costs(self) -> Costs:
         """What training the full model would cost. Raises MsfusionError."""
-        return training_costs(self.model, self.data, self.config.training_settings)
+        return training_costs(self.model, self.data.participants[0], self.config.training_settings)
 
     def flops(self, participant: int, ratio: float) -> int:
         """The training FLOPs of a participant's round. Raises MsfusionError."""
@@ -161,7 +164,10 @@ class Parts:
 
 
 def prepare(config: Config, parts: Parts | None = None) -> Setup:
-    """Load the data, build and trace the model (unless given), and build the method. Raises MsfusionError."""
+    """Load the data, build and trace the model (unless given), and build a method of sub-models.
+
+    Raises MsfusionError.
+    """
     parts = parts or prepare_parts(config)
     data, model, width_map = parts.data, parts.model, parts.width_map
     config = with_fitting_ratios(config, parts)
@@ -211,7 +217,7 @@ def with_fitting_ratios(config: Config, parts: Parts) -> Config:
                 parts.model,
                 parts.width_map,
                 budget,
-                lambda module: training_costs(module, parts.data, settings),
+                lambda module: training_costs(module, parts.data.participants[0], settings),
             )
         except ConfigError as error:
             raise ConfigError(f"participants.budget of participant {participant}: {error}.") from error
@@ -223,12 +229,12 @@ def with_fitting_ratios(config: Config, parts: Parts) -> Config:
     return config.changed({"participants.ratio": ratios})
 
 
-def training_costs(module: nn.Module, data: FederatedData, settings: TrainingSettings) -> Costs:
-    """What training a module on this data costs a participant. Raises MsfusionError."""
+def training_costs(module: nn.Module, batch: Batch, settings: TrainingSettings) -> Costs:
+    """What training a module on examples like these costs. Raises MsfusionError."""
     states = {"sgd": 1 if settings.momentum else 0}.get(settings.optimizer, 2)
     return costs_of(
         module,
-        data.participants[0],
+        batch,
         optimizer_states_per_parameter=states,
         batch_size=settings.batch_size,
     )

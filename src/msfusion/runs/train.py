@@ -12,16 +12,15 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor
 
 from msfusion.config import Config, load_config
-from msfusion.engines.local import ParticipantResult, RoundResult, run_rounds
-from msfusion.engines.workers import check_execution
+from msfusion.engines.results import ParticipantResult, RoundResult
 from msfusion.errors import RunDirectoryError
 from msfusion.methods.adaptive import model_state
-from msfusion.methods.small import SmallMethod
 from msfusion.runs.directory import RunDirectory
 from msfusion.runs.events import Events
-from msfusion.runs.figures import Reached, run_figures
-from msfusion.runs.setup import Parts, Setup, prepare
-from msfusion.runs.simulated import arrivals, attendance_figures, simulated_figures
+from msfusion.runs.prepare import prepare
+from msfusion.runs.prepared import Prepared
+from msfusion.runs.setup import Parts
+from msfusion.runs.simulated import attendance_figures, simulated_figures
 from msfusion.runs.targets import first_reached
 
 
@@ -29,7 +28,7 @@ from msfusion.runs.targets import first_reached
 class Watcher(Protocol):
     """Who wants to know how a run goes on."""
 
-    def started(self, setup: Setup, done: int) -> None:
+    def started(self, prepared: Prepared, done: int) -> None:
         """The run begins, or goes on after so many rounds."""
 
     def participant(self, result: ParticipantResult) -> None:
@@ -50,7 +49,7 @@ class Silent:
     ) -> None:
         """Nothing to end."""
 
-    def started(self, setup: Setup, done: int) -> None:
+    def started(self, prepared: Prepared, done: int) -> None:
         """Nothing."""
 
     def participant(self, result: ParticipantResult) -> None:
@@ -85,12 +84,11 @@ def train(
             return directory.read_summary()
     else:
         RunDirectory.check_free(path)
-    setup = prepare(config, parts)
-    check_execution(setup.method, config.run.workers, config.run.together, config.run.device)
+    prepared = prepare(config, parts)
     if not there:
         directory = RunDirectory.create(path, config.to_toml())
     with directory.locked():
-        return _run(setup, directory, watcher or Silent())
+        return _run(prepared, directory, watcher or Silent())
 
 
 def refuse_change(directory: RunDirectory, config: Config) -> None:
@@ -103,51 +101,36 @@ def refuse_change(directory: RunDirectory, config: Config) -> None:
         )
 
 
-def _run(setup: Setup, directory: RunDirectory, watcher: Watcher) -> dict[str, Any]:
+def _run(prepared: Prepared, directory: RunDirectory, watcher: Watcher) -> dict[str, Any]:
     """The rounds that are still to be run, and the end."""
-    config = setup.config
+    config = prepared.config
     fingerprint = config.fingerprint()
     checkpoint = directory.load_checkpoint(fingerprint)
     done = checkpoint.rounds if checkpoint else 0
-    state: Mapping[str, Tensor] = checkpoint.state if checkpoint else setup.method.initial_state()
+    state: Mapping[str, Tensor] = checkpoint.state if checkpoint else prepared.initial_state()
     earlier = directory.keep_metrics(done)
-    reached = None if isinstance(setup.method, SmallMethod) else Reached(setup)
+    observer = prepared.observer()
     for line in earlier:
-        if reached is not None:
-            reached.after(line["round"] - 1, line["participants"], line.get("overlap"), arrivals(line))
-    watcher.started(setup, done)
-    results = run_rounds(
-        setup.method,
-        setup.data.participants,
-        setup.rounds,
-        state=state,
-        memories=checkpoint.memories if checkpoint else {},
-        first_round=done,
-        workers=config.run.workers,
-        threads=config.run.threads,
-        together=config.run.together,
-        device=config.run.device,
-        test=setup.data.test,
-        conditions=setup.conditions,
-        on_participant=watcher.participant,
-    )
+        observer.again(line)
+    watcher.started(prepared, done)
+    memories = checkpoint.memories if checkpoint else {}
+    results = prepared.rounds(state, memories, done, watcher.participant)
     with closing(results), Events(directory.path, earlier) as events:
         for result in results:
-            overlap = setup.overlap(result.round_index, state)
+            line = metrics_line(result, observer.figures(result, state))
             state = result.state
-            line = metrics_line(result, reached, overlap)
             directory.add_metrics(line)
             if line["round"] % config.run.checkpoint_every == 0 or line["round"] == config.rounds:
                 directory.save_checkpoint(line["round"], state, fingerprint, result.memories)
             events.add(line)
             watcher.round(line)
-    summary = summarise(setup, directory.read_metrics())
+    summary = summarise(prepared, directory.read_metrics())
     directory.finish(model_state(state), summary)
     return summary
 
 
-def metrics_line(result: RoundResult, reached: Reached | None, overlap: float | None) -> dict[str, Any]:
-    """One round in figures. `round` counts from 1, so it says how many rounds are done."""
+def metrics_line(result: RoundResult, own: Mapping[str, Any]) -> dict[str, Any]:
+    """One round in figures, `own` those of the method. `round` counts from 1, so it says how many are done."""
     examples = sum(each.examples for each in result.participants)
     losses = sum(each.loss * each.examples for each in result.participants)
     line: dict[str, Any] = {
@@ -159,11 +142,6 @@ def metrics_line(result: RoundResult, reached: Reached | None, overlap: float | 
         line |= {"loss": result.evaluation.loss, "accuracy": result.evaluation.accuracy}
         if result.evaluation.perplexity is not None:
             line["perplexity"] = result.evaluation.perplexity
-    if reached is not None:
-        arriving = result.attendance.arriving
-        line["entry_coverage"] = reached.after(result.round_index, line["participants"], overlap, arriving)
-    if overlap is not None:
-        line["overlap"] = overlap
     late_down, late_up = result.late_bytes
     line |= {
         "bytes_down": sum(each.bytes_down for each in result.participants) + late_down,
@@ -171,25 +149,26 @@ def metrics_line(result: RoundResult, reached: Reached | None, overlap: float | 
         "measuring_bytes": result.measuring_bytes,
         "seconds": round(result.seconds, 4),
         **attendance_figures(result.attendance),
+        **own,
     }
     return {key: _finite(value) for key, value in line.items()}
 
 
-def summarise(setup: Setup, metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def summarise(prepared: Prepared, metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The final figures of a run. `targets`: what it took to reach each accuracy that was asked for."""
-    last, count = metrics[-1], setup.config.participants.count
+    last, count = metrics[-1], prepared.config.participants.count
     return {
-        "method": setup.config.method.name,
-        "seed": setup.config.seed,
+        "method": prepared.config.method.name,
+        "seed": prepared.config.seed,
         "rounds": len(metrics),
-        "data": setup.data.description,
+        "data": prepared.data.description,
         **{key: last[key] for key in ("accuracy", "loss", "perplexity") if key in last},
         "training_loss": last["training_loss"],
         "entry_coverage": last.get("entry_coverage"),
         "seconds": round(sum(line["seconds"] for line in metrics), 3),
         **simulated_figures(metrics),
-        "targets": [first_reached(metrics, each, count) for each in setup.config.evaluation.targets],
-        **run_figures(setup),
+        "targets": [first_reached(metrics, each, count) for each in prepared.config.evaluation.targets],
+        **prepared.figures(),
     }
 
 

@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from msfusion.engines.calendar import Calendar
-from msfusion.engines.local import ParticipantResult
+from msfusion.engines.results import ParticipantResult
+from msfusion.runs.prepared import Prepared
 from msfusion.runs.report import duration, quality
-from msfusion.runs.setup import Setup
 
 
 class Bar:
@@ -43,10 +43,10 @@ class Bar:
     ) -> None:
         self._progress.stop()
 
-    def started(self, setup: Setup, done: int) -> None:
+    def started(self, prepared: Prepared, done: int) -> None:
         """Show an empty bar, or one as full as the run was when it stopped."""
-        self._rounds = setup.config.rounds
-        self._calendar, self._done = setup.calendar, done
+        self._rounds = prepared.config.rounds
+        self._calendar, self._done = prepared.calendar, done
         if self._task is not None:
             self._progress.remove_task(self._task)
         title = f"{self._title} round {done}/{self._rounds}".strip()
@@ -86,11 +86,11 @@ class Lines:
     ) -> None:
         """Nothing to end."""
 
-    def started(self, setup: Setup, done: int) -> None:
+    def started(self, prepared: Prepared, done: int) -> None:
         """Say what is trained."""
-        self._rounds = setup.config.rounds
-        method = setup.config.method.name
-        text = f"{method} on {setup.data.description}"
+        self._rounds = prepared.config.rounds
+        method = prepared.config.method.name
+        text = f"{method} on {prepared.data.description}"
         self._say(f"{text}, continued after round {done}" if done else text)
 
     def participant(self, result: ParticipantResult) -> None:
