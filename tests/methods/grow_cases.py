@@ -75,7 +75,7 @@ def smalls(sizes: tuple[Size, ...] = (NARROW, WIDE, NARROW)) -> list[SmallModel]
 
 
 def method_of(settings: GrowSettings = LIGO, **options: Any) -> GrowMethod:
-    own = [] if settings.growth == "scratch" else options.pop("own", None) or smalls()
+    own = [] if settings.growth == "scratch" else options.pop("own", smalls())
     intermediate = options.pop("intermediate", INTERMEDIATE)
     target = fresh(options.pop("target", TARGET))
     grow_build.trace, before = trace_once, grow_build.trace  # type: ignore[assignment]

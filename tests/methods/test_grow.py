@@ -102,14 +102,13 @@ def test_one_participant_at_equal_sizes_is_plain_training_of_the_operator() -> N
 
 
 def test_the_private_stages_come_once_whenever_a_participant_appears() -> None:
-    method, calls = method_of(), []
+    method = method_of()
     first, later = (method.train(method.assign(method.initial_state(), at, 1), data()[1]) for at in (0, 3))
     assert same(first.memory, later.memory)
     stages = private_stages(method.growers[1], model_of(INTERMEDIATE), 1, data()[1], LIGO, 0)
     assert same(first.memory, labelled("intermediate", stages.intermediate))
     again = method.train(replace(method.assign(method.initial_state(), 1, 1), memory=first.memory), data()[1])
     assert again.memory == {}
-    assert not calls
     trained = [SmallModel(s.model, stages.small, trained=True) for s in smalls()]
     ready = method_of(own=[trained[1]] * 3)
     assert same(
@@ -127,6 +126,8 @@ def test_participants_differ_and_say_how_good_their_models_are() -> None:
     assert last.spread.accuracy == statistics.stdev(report.test.accuracy for report in last.reports)
     assert len({report.test.loss for report in last.reports}) == len(last.reports) >= 2
     assert [report.participant for report in last.reports] == sorted(last.memories)
+    operator_bytes = grow_costs(method, texts(8, 0)).bytes_down
+    assert {result.measuring_bytes for result in results} == {3 * operator_bytes}  # scores are no tensors
     for report in last.reports:
         operator = method.new_operator()
         operator.load_tensors(part(last.state, "operator"))
@@ -248,13 +249,7 @@ def test_models_that_do_not_grow_are_refused_before_anything_trains(
 ) -> None:
     monkeypatch.setattr("msfusion.methods.grow_private.local_steps", None)
     with pytest.raises((GrowthError, ConfigError), match=sentence):
-        method_of(**options) if options.get("own") != [] else _without_participants()
-
-
-def _without_participants() -> None:
-    from msfusion.methods.grow_build import grow_method
-
-    grow_method(model_of(TARGET), [], LIGO, intermediate=model_of(INTERMEDIATE))
+        method_of(**options)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What a finished round is told as."""
+"""What engines report: who did what in a round, and how good the model is after it."""
 
 from __future__ import annotations
 
