@@ -64,6 +64,11 @@ class GrowSection(Section):
         learns = self.growth == "ligo"
         if learns and self.intermediate is None:
             raise ConfigError("intermediate should say to what everybody's model grows first")
+        if learns and training.rounds is not None and (self.growth_rounds or 0) >= training.rounds:
+            raise ConfigError(
+                f"growth_rounds is {self.growth_rounds}, which leaves nothing of the {training.rounds} rounds "
+                "for what comes further"
+            )
         own = self.pretraining
         try:
             return GrowSettings(

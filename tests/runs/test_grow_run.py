@@ -102,7 +102,11 @@ def test_rivals_are_variants(tmp_path: Path) -> None:
     }
     result = compare(quick(), tmp_path / "out", Comparison(["fedgrow"], 1, variants=variants), watch=silent)
     together, alone, stack = result["cells"]
-    assert alone["total_bytes"] < together["total_bytes"] < stack["total_bytes"]
+    target = prepare(quick()).figures()["full_model"]
+    moved = target["bytes_down"] + target["bytes_up"]
+    assert alone["total_bytes"] < 0.01 * moved  # scores alone
+    assert stack["total_bytes"] == 2 * moved
+    assert together["total_bytes"] > moved
     assert together["total_flops"] == pytest.approx(alone["total_flops"])
 
 
@@ -126,6 +130,7 @@ def test_the_commands_say_what_leaves(tmp_path: Path) -> None:
         ("grow.growth=stack", "set further to 'alone' or 'federated'"),
         ("grow.fit={steps=0}", "steps is 0: it must be at least 1"),
         ("grow.further=alone", "set growth_rounds"),
+        ("grow.growth_rounds=2", "leaves nothing of the 2 rounds"),
         ("grow.small=[{feature=8}]", "unknown to decoder_lm"),
         ("method.contrastive_weight=1.0", "has no meaning for method.name = 'fedgrow'"),
     ],
