@@ -7,6 +7,7 @@ gradients of 1e-9 then lose nothing. bfloat16 has the range of float32 and needs
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -52,17 +53,28 @@ def value_bytes(values: Values) -> int:
     return DTYPES[values].itemsize
 
 
-def pack_values(
-    kept: Float32[Tensor, " count"], values: Values
-) -> tuple[bytes, int, Float32[Tensor, " count"]]:
-    """Their bytes, the power of two that they were divided by, and what a decoder will read."""
+@dataclass(frozen=True)
+class Stored:
+    """Kept values as a message has them: their bytes, the power of two that they were divided by, and what a
+    decoder will read.
+    """
+
+    data: Buffer
+    exponent: int
+    values: Float32[Tensor, " count"]
+
+
+def pack_values(kept: Float32[Tensor, " count"], values: Values) -> Stored:
+    """The bytes of values that are finite."""
+    if values == "float32" or len(kept) == 0:
+        return Stored(kept.cpu().numpy().view(np.uint8).data, 0, kept)
     exponent = _exponent(kept) if values == "float16" else 0
     dtype = DTYPES[values]
     scaled = (kept.double() * 2.0**-exponent).to(torch.float32) if exponent else kept
     largest = torch.finfo(dtype).max
-    stored = scaled.clamp(-largest, largest).to(dtype).cpu()
-    data = stored.view(torch.uint8).numpy().tobytes()
-    return data, exponent, unpack_values(data, values, exponent, kept.device)
+    rounded = scaled.clamp(-largest, largest).to(dtype)
+    data = rounded.cpu().view(torch.uint8).numpy().data
+    return Stored(data, exponent, unpack_values(data, values, exponent, kept.device))
 
 
 def unpack_values(

@@ -16,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32
 from torch import Tensor
 
 from msfusion.codecs.codec import Encoded
@@ -26,14 +26,14 @@ from msfusion.codecs.kept import (
     EXPONENTS,
     NAMES,
     NUMBERS,
+    Stored,
     Values,
     most_significant_together,
-    pack_values,
     unpack_values,
     value_bytes,
     values_together,
 )
-from msfusion.codecs.operations import Operations, check_padding, packed_size
+from msfusion.codecs.operations import Operations, Packed, check_padding, packed_size
 from msfusion.errors import CodecError, ConfigError
 
 Rounding = Literal["nearest", "floor"]
@@ -78,30 +78,17 @@ def kept_count(ratio: float, elements: int) -> int:
     return min(elements, max(1, int((1 - Fraction(repr(float(ratio)))) * elements)))
 
 
-def encode_mask(
-    values: Float32[Tensor, " elements"],
-    top: Int64[Tensor, " count"],
-    top_values: Float32[Tensor, " count"],
-    *,
-    bits: int,
-    rounding: Rounding,
-    kept_as: Values,
-    entropy: Entropy,
-    operations: Operations,
+def mask_message(
+    stored: Stored, mask: Packed, signs: Packed | None, *, bits: int, kept_as: Values, entropy: Entropy
 ) -> Encoded:
-    """Settings and payload, from the positions, ascending, of the values to keep, and these."""
-    data, exponent, kept = pack_values(top_values, kept_as) if len(top) else (b"", 0, values)
-    boundaries = mask_boundaries(kept, bits, rounding)
-    mask, signs = (
-        operations.mask(values, boundaries, bits, top) if len(top) else (np.empty(0, np.uint8), None)
-    )
-    planes = mask if signs is None else np.concatenate([mask, signs])
+    """Settings and payload, of the kept values, the packed codes and their packed signs."""
+    planes = [mask] if signs is None else [mask, signs]
     frame = None
     if entropy == "zstd":
-        sorted_data = most_significant_together(data, value_bytes(kept_as))
-        frame = compress(np.concatenate([np.frombuffer(sorted_data, np.uint8), planes]))
-    settings = MaskSettings(bits, kept_as, frame is not None, exponent, len(top))
-    return signs is not None, settings.pack(), [data, planes] if frame is None else [frame]
+        sorted_data = most_significant_together(stored.data, value_bytes(kept_as))
+        frame = compress(np.concatenate([np.frombuffer(sorted_data, np.uint8), *planes]))
+    settings = MaskSettings(bits, kept_as, frame is not None, stored.exponent, len(stored.values))
+    return signs is not None, settings.pack(), [stored.data, *planes] if frame is None else [frame]
 
 
 def mask_levels(kept: Float32[Tensor, " count"], bits: int) -> Float32[Tensor, " levels"]:
