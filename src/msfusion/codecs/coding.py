@@ -7,7 +7,16 @@ from typing import no_type_check
 import numpy as np
 
 from msfusion.codecs.compiling import BLOCK, MAGNITUDE, compiled
-from msfusion.codecs.vectors import WORD, at_least, copy_four, lowest_bit, negative, pack_twos, read_word
+from msfusion.codecs.vectors import (
+    WORD,
+    ahead,
+    at_least,
+    copy_four,
+    lowest_bit,
+    negative,
+    pack_twos,
+    read_word,
+)
 
 
 @compiled
@@ -79,9 +88,11 @@ def pack_magnitudes(values, limits, bits, packed):
     if bits == 1:
         words = packed[: whole // 8].view(np.uint64)
         for i in range(words.size):
+            ahead(values, WORD * i, WORD)
             words[i] = at_least(values, WORD * i, limits[0])
     elif bits == 2:
         for start in range(0, whole, WORD):
+            ahead(values, start, WORD)
             pack_twos(values, start, limits[0], limits[1], limits[2], packed, start // 4)
             signs |= negative(values, start)
     codes = np.zeros(BLOCK, np.uint8)
@@ -106,6 +117,7 @@ def pack_signs(values, low, high, packed):
     words = packed[: whole // 8].view(np.uint64)
     for i in range(words.size):
         start = WORD * i
+        ahead(values, start, WORD)
         between = at_least(values, start, low) & ~at_least(values, start, high)
         words[i] = negative(values, start) & between
     packed[whole // 8 :] = 0
@@ -146,6 +158,7 @@ def unpack_words(packed, bits, codes, table, keeps, kept, out):
         lowest |= np.uint64(1) << width * np.uint64(code)
     found = 0
     for start in range(0, out.size, codes):
+        ahead(out, start, codes)
         stream = read_word(packed, start * bits >> 3)
         ones = stream & lowest
         for bit in range(1, bits):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -70,6 +71,7 @@ class MaskSettings:
         return cls(bits, NAMES[values], bool(compressed), exponent, count)
 
 
+@lru_cache(maxsize=256)  # exact, but slow
 def kept_count(ratio: float, elements: int) -> int:
     """How many values to keep: max(1, floor((1 - ratio) * elements)), of none none.
 

@@ -7,7 +7,7 @@ from typing import no_type_check
 import numpy as np
 
 from msfusion.codecs.compiling import MAGNITUDE, compiled
-from msfusion.codecs.vectors import GROUP, WORD, append_at_least, at_least, lowest_bit
+from msfusion.codecs.vectors import GROUP, WORD, ahead, append_at_least, at_least, lowest_bit
 
 
 @compiled
@@ -35,6 +35,7 @@ def collect(bits, lower, wide, values):
     for start in range(0, whole, WORD):
         if found + WORD > values.size:
             return -1
+        ahead(bits, start, WORD)
         if wide:
             for group in range(start, start + WORD, GROUP):
                 found = append_at_least(bits, group, lower, values, found)

@@ -14,11 +14,16 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from msfusion.codecs.compiling import compiled
+
 WORD = 64
 """Values whose comparisons fill an integer, a bit each."""
 
 GROUP = 16
 """Values that `append_at_least` looks at."""
+
+_AHEAD = 8192  # bytes; half of it and twice as much are as good
+_LINE = 16  # values in 64 bytes, what a processor fetches at once
 
 _BIT, _BYTE, _INT, _LONG, _FLOAT = (
     ir.IntType(1),
@@ -137,6 +142,33 @@ def lowest_bit(typing, word):
         return builder.cttz(arguments[0], ir.Constant(_BIT, 1))
 
     return types.int64(types.uint64), generate
+
+
+@compiled
+@no_type_check
+def ahead(values, start, count):
+    """Ask for `count` values that will be read or written soon, some way behind `start`; they need not exist.
+
+    A processor that follows a stream by itself stops at the end of each page of 4 KiB.
+    """
+    for place in range(start, start + count, _LINE):
+        _prefetch(values, place)
+
+
+@intrinsic
+@no_type_check
+def _prefetch(typing, values, place):
+
+    def generate(context, builder, signature, arguments):
+        kind = ir.FunctionType(ir.VoidType(), [_BYTE.as_pointer(), _INT, _INT, _INT])
+        prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        here = _address(context, builder, signature, arguments, _BYTE)
+        there = builder.gep(here, [ir.Constant(_LONG, _AHEAD)])
+        read, second_level, data = (ir.Constant(_INT, number) for number in (0, 2, 1))
+        builder.call(prefetch, [there, read, second_level, data])
+        return context.get_dummy_value()
+
+    return types.void(values, types.int64), generate
 
 
 @no_type_check
