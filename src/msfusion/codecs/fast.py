@@ -10,6 +10,7 @@ that and with the boundaries.
 from __future__ import annotations
 
 import threading
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -187,8 +188,13 @@ def _unpack(
 
 def _table_of_fours(levels: NDArray[np.float32], bits: int) -> NDArray[np.float32]:
     """For each pattern of four codes, their levels."""
-    codes = np.arange(1 << 4 * bits)[:, None] >> np.arange(0, 4 * bits, bits) & (1 << bits) - 1
-    return np.take(levels, codes).reshape(-1)
+    return levels.take(_patterns(bits))
+
+
+@lru_cache(maxsize=3)
+def _patterns(bits: int) -> NDArray[np.int64]:
+    """All patterns of four codes, one after the other."""
+    return (np.arange(1 << 4 * bits)[:, None] >> np.arange(0, 4 * bits, bits) & (1 << bits) - 1).reshape(-1)
 
 
 def _read_only(data: Buffer) -> NDArray[np.uint8]:

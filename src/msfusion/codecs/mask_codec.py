@@ -11,7 +11,7 @@ from torch import Tensor
 
 from msfusion.codecs.codec import Codec, Encoded, in_float32, not_finite
 from msfusion.codecs.header import Header
-from msfusion.codecs.kept import Values, all_finite, pack_values
+from msfusion.codecs.kept import Kept, Values, pack_values
 from msfusion.codecs.masks import (
     SETTINGS_SIZE,
     Entropy,
@@ -59,15 +59,16 @@ class MaskCodec(Codec):
     def _encode(self, tensor: Float[Tensor, "..."], operations: Operations) -> Encoded:
         values = in_float32(tensor)
         largest = operations.largest(values, kept_count(self.ratio, len(values)))
-        if not all_finite(largest.values):  # what is not finite is among the largest
+        kept = Kept.of(largest.values)
+        if not kept.finite:  # what is not finite is among the largest
             raise not_finite(self.name)
-        return self._message(values, largest, operations)
+        return self._message(values, largest, kept, operations)
 
     def _message(
-        self, values: Float32[Tensor, " elements"], largest: Largest, operations: Operations
+        self, values: Float32[Tensor, " elements"], largest: Largest, kept: Kept, operations: Operations
     ) -> Encoded:
-        stored = pack_values(largest.values, self.values)
-        boundaries = mask_boundaries(stored.values, self.bits, self.rounding)
+        stored = pack_values(kept, self.values)
+        boundaries = mask_boundaries(stored.smallest, self.bits, self.rounding).to(values.device)
         planes = operations.mask(values, boundaries, self.bits, largest)
         return mask_message(stored, *planes, bits=self.bits, kept_as=self.values, entropy=self.entropy)
 

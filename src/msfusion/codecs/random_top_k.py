@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from msfusion.codecs.codec import Encoded
-from msfusion.codecs.kept import pack_values
+from msfusion.codecs.kept import Kept, pack_values
 from msfusion.codecs.masks import mask_message
 from msfusion.codecs.operations import Largest, Operations
 from msfusion.codecs.top_k import TopK
@@ -50,12 +50,12 @@ class RandomTopK(TopK):
             raise ConfigError(f"seed = {self.seed}: a seed must not be negative.")
 
     def _message(
-        self, values: Float32[Tensor, " elements"], largest: Largest, operations: Operations
+        self, values: Float32[Tensor, " elements"], largest: Largest, kept: Kept, operations: Operations
     ) -> Encoded:
         chosen = self._chosen(values, largest, operations)
         bitmap = np.zeros(len(values), np.uint8)
         bitmap[chosen] = 1
-        stored = pack_values(values[torch.from_numpy(chosen).to(values.device)], self.values)
+        stored = pack_values(Kept.of(values[torch.from_numpy(chosen).to(values.device)]), self.values)
         mask = np.packbits(bitmap, bitorder="little")
         return mask_message(stored, mask, None, bits=1, kept_as=self.values, entropy=self.entropy)
 
