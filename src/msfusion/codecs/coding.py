@@ -200,8 +200,11 @@ def unpack_each(packed, bits, levels, keeps, kept, out):
 @no_type_check
 def negate(packed, out):
     """Change the signs of the elements whose bits are set."""
-    for byte in range(packed.size):
-        if packed[byte] != 0:
-            for i in range(8 * byte, min(8 * byte + 8, out.size)):
-                if packed[byte] >> (i & 7) & 1:
-                    out[i] = -out[i]
+    bits = out.view(np.uint32)
+    whole = bits.size // 8
+    for byte in range(whole):
+        signs = np.uint32(packed[byte])
+        for i in range(8):
+            bits[8 * byte + i] ^= signs >> np.uint32(i) << np.uint32(31)
+    for i in range(8 * whole, bits.size):
+        bits[i] ^= np.uint32(packed[i >> 3] >> (i & 7)) << np.uint32(31)

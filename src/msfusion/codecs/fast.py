@@ -39,13 +39,17 @@ class Fast(Operations):
     def largest(self, values: Float32[Tensor, " elements"], count: int) -> Largest:
         """The largest magnitudes, by their bits as integers, whose order is the same."""
         keys = _as_integers(values)
-        room = 3 * count + 4096
+        found, lower, room = -1, np.int32(0), 3 * count + 4096
         if room < keys.size // 4:
             candidates = _held("candidates", room, np.int32)
-            found = selecting.collect(keys, _likely_below(keys, count), _WIDE, candidates)
+            lower = _likely_below(keys, count)
+            found = selecting.collect(keys, lower, _WIDE, candidates)
             if found >= count:
                 return _largest_of_few(candidates[:found], count)
-        smallest, above, equal = selecting.nth_largest(keys, count)
+        if found >= 0 and lower == 1:  # everything but zeros, and that is less
+            smallest, above, equal = 0, found, keys.size - found
+        else:
+            smallest, above, equal = selecting.nth_largest(keys, count)
         positions = _positions(keys, smallest, count, count - above)
         return Largest(values[torch.from_numpy(positions)], int(smallest), above + equal - count)
 
@@ -141,7 +145,7 @@ def _likely_below(bits: NDArray[np.int32], count: int) -> np.int32:
     selecting.sample(bits, _STRIDE % bits.size, keys)
     expected = count * SAMPLE / bits.size
     rank = min(SAMPLE, int(expected + 4 * expected**0.5 + 4))  # four standard deviations
-    return np.int32(min(np.partition(keys, SAMPLE - rank)[SAMPLE - rank], _LARGEST_FINITE))
+    return np.int32(np.clip(np.partition(keys, SAMPLE - rank)[SAMPLE - rank], 1, _LARGEST_FINITE))
 
 
 def _largest_of_few(keys: NDArray[np.int32], count: int) -> Largest:

@@ -85,9 +85,18 @@ def take(bits, smallest, ties, positions):
     `positions` has room for one more than there are.
     """
     found = 0
-    for i in range(bits.size):
-        key = bits[i] & MAGNITUDE
-        tie = np.int64(key == smallest) & np.int64(ties > 0)
-        positions[found] = i
-        found += np.int64(key > smallest) + tie
+    whole = bits.size // WORD * WORD
+    for start in range(0, whole, WORD):
+        word = at_least(bits, start, smallest)
+        while word != 0:
+            place = start + lowest_bit(word)
+            word &= word - np.uint64(1)
+            tie = np.int64(bits[place] & MAGNITUDE == smallest)
+            positions[found] = place
+            found += 1 - (tie & np.int64(ties <= 0))
+            ties -= tie
+    for place in range(whole, bits.size):
+        tie = np.int64(bits[place] & MAGNITUDE == smallest)
+        positions[found] = place
+        found += np.int64(bits[place] & MAGNITUDE >= smallest) - (tie & np.int64(ties <= 0))
         ties -= tie
