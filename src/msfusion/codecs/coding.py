@@ -12,11 +12,17 @@ from msfusion.codecs.vectors import (
     ahead,
     at_least,
     copy_four,
+    count_at_least,
     lowest_bit,
     negative,
     pack_twos,
     read_word,
+    write_word,
 )
+
+_CODES = np.uint64(0x00FF00FF00FF00FF)  # the first of each two
+_PAIRS = np.uint64(0x0000FFFF0000FFFF)
+_FOURS = np.uint64(0x00000000FFFFFFFF)
 
 
 @compiled
@@ -43,25 +49,19 @@ def count_boundaries(values, boundaries, codes):
 @no_type_check
 def pack(codes, bits, packed):
     """Eight codes (bytes) become `bits` bytes; as long as `packed` is."""
-    if bits == 2:  # the usual case, vectorised
-        fours = codes.view(np.uint32)
-        for i in range(min(packed.size, fours.size)):
-            four = fours[i]
-            packed[i] = np.uint8(
-                (four | four >> np.uint32(6) | four >> np.uint32(12) | four >> np.uint32(18)) & np.uint32(255)
-            )
-        return
     eights = codes.view(np.uint64)
-    byte = 0
-    for eight in range(eights.size):
-        stream = np.uint64(0)
-        for i in range(8):
-            code = eights[eight] >> np.uint64(8 * i) & np.uint64(255)
-            stream |= code << np.uint64(bits * i)
-        for i in range(bits):
-            if byte < packed.size:
-                packed[byte] = np.uint8(stream >> np.uint64(8 * i) & np.uint64(255))
-            byte += 1
+    words = np.empty_like(eights)
+    free = np.uint64(8 - bits)
+    for i in range(eights.size):  # the second of each two moves down to the first: codes, pairs, fours
+        word = eights[i]
+        word = word & _CODES | (word & ~_CODES) >> free
+        word = word & _PAIRS | (word & ~_PAIRS) >> free + free
+        word = word & _FOURS | (word & ~_FOURS) >> free + free + free + free
+        words[i] = word
+    stream = np.empty(eights.size * bits + 8, np.uint8)
+    for i in range(words.size):
+        write_word(stream, i * bits, words[i])  # eight bytes, of which the next overwrites some
+    packed[:] = stream[: packed.size]
 
 
 @compiled
@@ -96,15 +96,21 @@ def pack_magnitudes(values, limits, bits, packed):
             pack_twos(values, start, limits[0], limits[1], limits[2], packed, start // 4)
             signs |= negative(values, start)
     codes = np.zeros(BLOCK, np.uint8)
-    magnitudes = np.empty(BLOCK, np.int32)
+    magnitudes = np.zeros(BLOCK, np.int32)
     sign = np.int32(0)
     for start in range(whole, values.size, BLOCK):
         block = values[start : start + BLOCK]
         for i in range(block.size):
             magnitudes[i] = block[i] & MAGNITUDE
             sign |= block[i]
+        if limits.size <= 16:
+            codes[:] = 0
+            for limit in limits:
+                for word in range(0, block.size, WORD):
+                    count_at_least(magnitudes, limit, codes, word)
+        else:
+            count_boundaries(magnitudes, limits, codes)
         codes[block.size :] = 0
-        count_boundaries(magnitudes[: block.size], limits, codes[: block.size])
         pack(codes, bits, packed[start * bits // 8 : (start + BLOCK) * bits // 8])
     return bits > 1 and (signs != 0 or sign < 0)
 

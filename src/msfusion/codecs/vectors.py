@@ -76,7 +76,9 @@ def append_at_least(typing, values, start, limit, out, found):
         name = f"llvm.experimental.vector.compress.v{GROUP}i32"
         compress = cgutils.get_or_insert_function(builder.module, kind, name)
         packed = builder.call(compress, [loaded, chosen, ir.Constant(loaded.type, ir.Undefined)])
-        builder.store(packed, _address(context, builder, signature, arguments, packed.type, at=3), align=4)
+        builder.store(
+            packed, _address(context, builder, signature, arguments, packed.type, at=(3, 4)), align=4
+        )
         count = builder.ctpop(builder.bitcast(chosen, ir.IntType(GROUP)))
         return builder.add(arguments[4], builder.zext(count, _LONG))
 
@@ -102,11 +104,42 @@ def pack_twos(typing, values, start, first, second, third, packed, byte):
             shift = ir.Constant(fours.type, [places] * (WORD // 4))
             joined = builder.or_(joined, builder.lshr(fours, shift))
         joined = builder.trunc(joined, ir.VectorType(_BYTE, WORD // 4))
-        builder.store(joined, _address(context, builder, signature, arguments, joined.type, at=5), align=1)
+        builder.store(
+            joined, _address(context, builder, signature, arguments, joined.type, at=(5, 6)), align=1
+        )
         return context.get_dummy_value()
 
     limits = (types.int32, types.int32, types.int32)
     return types.void(values, types.int64, *limits, packed, types.int64), generate
+
+
+@intrinsic
+@no_type_check
+def count_at_least(typing, values, limit, counts, start):
+    """Add one to those of `WORD` counts (bytes) from `start` on whose values there have magnitudes from `limit` on."""
+
+    def generate(context, builder, signature, arguments):
+        loaded = _load(context, builder, signature, arguments, _INT, WORD, at=(0, 3))
+        reached = _at_least(builder, _magnitudes(loaded, builder), arguments[1])
+        octets = ir.VectorType(_BYTE, WORD)
+        there = _address(context, builder, signature, arguments, octets, at=(2, 3))
+        count = builder.add(builder.load(there, align=1), builder.zext(reached, octets))
+        builder.store(count, there, align=1)
+        return context.get_dummy_value()
+
+    return types.void(values, types.int32, counts, types.int64), generate
+
+
+@intrinsic
+@no_type_check
+def write_word(typing, octets, start, word):
+    """An integer becomes the eight bytes from `start` on, little-endian."""
+
+    def generate(context, builder, signature, arguments):
+        builder.store(arguments[2], _address(context, builder, signature, arguments, _LONG), align=1)
+        return context.get_dummy_value()
+
+    return types.void(octets, types.int64, types.uint64), generate
 
 
 @intrinsic
@@ -127,7 +160,7 @@ def copy_four(typing, table, start, out, place):
 
     def generate(context, builder, signature, arguments):
         four = _load(context, builder, signature, arguments, _FLOAT, 4)
-        builder.store(four, _address(context, builder, signature, arguments, four.type, at=2), align=4)
+        builder.store(four, _address(context, builder, signature, arguments, four.type, at=(2, 3)), align=4)
         return context.get_dummy_value()
 
     return types.void(table, types.int64, out, types.int64), generate
@@ -172,17 +205,18 @@ def _prefetch(typing, values, place):
 
 
 @no_type_check
-def _address(context, builder, signature, arguments, kind, at=0):
-    """Where the element is that is said by the arguments `at` (an array) and the one after it (a place in it)."""
-    array = context.make_array(signature.args[at])(context, builder, arguments[at])
-    return builder.bitcast(builder.gep(array.data, [arguments[at + 1]]), kind.as_pointer())
+def _address(context, builder, signature, arguments, kind, at=(0, 1)):
+    """Of what is said by the arguments at these two places: an array, and a place in it."""
+    array, place = at
+    data = context.make_array(signature.args[array])(context, builder, arguments[array]).data
+    return builder.bitcast(builder.gep(data, [arguments[place]]), kind.as_pointer())
 
 
 @no_type_check
-def _load(context, builder, signature, arguments, kind, length):
-    """A vector from the array and the place that are the first two arguments."""
+def _load(context, builder, signature, arguments, kind, length, at=(0, 1)):
+    """A vector."""
     vector = ir.VectorType(kind, length)
-    return builder.load(_address(context, builder, signature, arguments, vector), align=4)
+    return builder.load(_address(context, builder, signature, arguments, vector, at), align=4)
 
 
 @no_type_check
