@@ -1,8 +1,9 @@
 """What loops over many values at a time need and numba's own Python does not offer: vectors of a fixed length.
 
-Each function becomes a few instructions of LLVM's portable language, which has vectors of any length, and LLVM those of
-the processor: with AVX-512, `at_least` is four comparisons. Nothing is checked: whoever calls sees to it that
-the values are there. What is compiled here is part of the loops that call it (see `compiling`).
+Each function is a few instructions of LLVM's portable language, which has vectors of any length; LLVM turns them into
+those of the processor (with AVX-512, `at_least` is four comparisons). What it makes of plain loops over elements
+of different sizes is two to three times slower. Nothing is checked here: whoever calls sees to it that arrays are
+contiguous and that the values are there. As in `compiling`, what numba has kept on disk does not notice a change.
 """
 
 from __future__ import annotations
@@ -96,9 +97,7 @@ def pack_twos(typing, values, start, first, second, third, packed, byte):
         codes = ir.Constant(octets, None)
         for limit in arguments[2:5]:
             codes = builder.add(codes, builder.zext(_at_least(builder, magnitudes, limit), octets))
-        fours = builder.bitcast(
-            codes, ir.VectorType(_INT, WORD // 4)
-        )  # little-endian, as all of numba's machines
+        fours = builder.bitcast(codes, ir.VectorType(_INT, WORD // 4))  # numba's machines are little-endian
         joined = fours
         for places in (6, 12, 18):
             shift = ir.Constant(fours.type, [places] * (WORD // 4))
@@ -191,7 +190,6 @@ def ahead(values, start, count):
 @intrinsic
 @no_type_check
 def _prefetch(typing, values, place):
-
     def generate(context, builder, signature, arguments):
         kind = ir.FunctionType(ir.VoidType(), [_BYTE.as_pointer(), _INT, _INT, _INT])
         prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
