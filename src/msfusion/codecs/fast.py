@@ -26,6 +26,9 @@ from msfusion.codecs.header import Buffer
 from msfusion.codecs.operations import Largest, Operations, Packed, packed_size
 from msfusion.codecs.vectors import WORD
 
+if binding.llvm_version_info[0] < 19:  # there the reference takes over
+    raise ImportError("the compiled codecs need numba 0.62 or newer")
+
 SAMPLE = 16_384
 _STRIDE = 2_654_435_761  # a large prime, so that the sample has no rhythm in common with rows or channels
 _LARGEST_FINITE = 0x7F7FFFFF
