@@ -7,19 +7,21 @@ from typing import no_type_check
 import numpy as np
 
 from msfusion.codecs.compiling import MAGNITUDE, compiled
-from msfusion.codecs.vectors import GROUP, WORD, ahead, append_at_least, at_least, lowest_bit
+from msfusion.codecs.vectors import GROUP, WORD, ahead, append_at_least, at_least, fetch, lowest_bit
 
 
 @compiled
 @no_type_check
 def sample(bits, stride, keys):
     """Magnitudes, as integers, at multiples of `stride`, going around; it is less than the tensor's size."""
-    place = 0
+    place, soon = 0, 64 * stride % bits.size
     for i in range(keys.size):
+        fetch(bits, soon)
         keys[i] = bits[place] & MAGNITUDE
         place += stride
-        if place >= bits.size:
-            place -= bits.size
+        place -= bits.size * (place >= bits.size)
+        soon += stride
+        soon -= bits.size * (soon >= bits.size)
 
 
 @compiled

@@ -23,7 +23,7 @@ WORD = 64
 GROUP = 16
 """Values that `append_at_least` looks at."""
 
-_AHEAD = 8192  # bytes; half of it and twice as much are as good
+_AHEAD = 2048  # values; half of it and twice as many are as good
 _LINE = 16  # values in 64 bytes, what a processor fetches at once
 
 _BIT, _BYTE, _INT, _LONG, _FLOAT = (
@@ -183,18 +183,19 @@ def ahead(values, start, count):
 
     A processor that follows a stream by itself stops at the end of each page of 4 KiB.
     """
-    for place in range(start, start + count, _LINE):
-        _prefetch(values, place)
+    for place in range(start + _AHEAD, start + _AHEAD + count, _LINE):
+        fetch(values, place)
 
 
 @intrinsic
 @no_type_check
-def _prefetch(typing, values, place):
+def fetch(typing, values, place):
+    """Ask for a value that will be read or written soon, and those around it."""
+
     def generate(context, builder, signature, arguments):
         kind = ir.FunctionType(ir.VoidType(), [_BYTE.as_pointer(), _INT, _INT, _INT])
         prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        here = _address(context, builder, signature, arguments, _BYTE)
-        there = builder.gep(here, [ir.Constant(_LONG, _AHEAD)])
+        there = _address(context, builder, signature, arguments, _BYTE)
         read, second_level, data = (ir.Constant(_INT, number) for number in (0, 2, 1))
         builder.call(prefetch, [there, read, second_level, data])
         return context.get_dummy_value()
