@@ -30,7 +30,7 @@ PLACE = re.compile(r"(<!-- results: ([a-z0-9_]+) -->\n).*?(<!-- end -->)", re.DO
 Row = Mapping[str, Any]
 
 
-def run(names: list[str], workers: int) -> None:
+def run(names: list[str], workers: int | None) -> None:
     """Run experiments that are not finished yet, and save their results."""
     from rich.console import Console
 
@@ -41,7 +41,7 @@ def run(names: list[str], workers: int) -> None:
 
     os.chdir(HERE.parent)  # where the files' relative paths start
     for name in names:
-        config = load_config(HERE / f"{name}.toml", [f"run.workers={workers}"])
+        config = load_config(HERE / f"{name}.toml", [f"run.workers={workers}"] if workers else [])
         result = compare(
             config,
             Path("runs/experiments") / name,
@@ -182,7 +182,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     running = commands.add_parser("run", help="run experiments, or go on with them")
     running.add_argument("names", nargs="+")
-    running.add_argument("--workers", type=int, default=2)
+    running.add_argument("--workers", type=int, help="instead of run.workers in the file")
     documenting = commands.add_parser("document", help="write the tables and plots of docs/experiments.md")
     documenting.add_argument(
         "--check", action="store_true", help="write nothing; exit code 1 if something differs"

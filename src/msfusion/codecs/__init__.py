@@ -25,6 +25,7 @@ from msfusion.codecs.identity import Identity
 from msfusion.codecs.mask_encoded import MaskEncoded
 from msfusion.codecs.quantized import Quantized
 from msfusion.codecs.random_top_k import RandomTopK
+from msfusion.codecs.surviving import Surviving
 from msfusion.codecs.top_k import TopK
 from msfusion.errors import CodecError, ConfigError
 
@@ -40,6 +41,7 @@ __all__ = [
     "MaskEncoded",
     "Quantized",
     "RandomTopK",
+    "Surviving",
     "TopK",
     "by_name",
     "decode",

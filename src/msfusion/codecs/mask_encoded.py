@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from msfusion.codecs.codec import Codec, Encoded, in_float32, not_finite
+from msfusion.codecs.codec import Encoded, in_float32, not_finite
 from msfusion.codecs.header import Header
 from msfusion.codecs.kept import Values, all_finite
 from msfusion.codecs.masks import (
@@ -32,10 +32,11 @@ from msfusion.codecs.masks import (
     mask_payload_size,
 )
 from msfusion.codecs.operations import Operations
+from msfusion.codecs.surviving import Surviving
 
 
 @dataclass(frozen=True)
-class MaskEncoded(Codec):
+class MaskEncoded(Surviving):
     """The largest values as they are, all others in a mask of `bits` bits per element.
 
     `ratio` of the elements are not sent as values. `rounding`: "nearest" is what the authors' code does and has

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
-from msfusion.codecs.codec import Codec, Encoded, in_float32, not_finite
+from msfusion.codecs.codec import Encoded, in_float32, not_finite
 from msfusion.codecs.header import Header
 from msfusion.codecs.kept import Values, all_finite
 from msfusion.codecs.masks import (
@@ -28,10 +28,11 @@ from msfusion.codecs.masks import (
     mask_payload_size,
 )
 from msfusion.codecs.operations import Operations
+from msfusion.codecs.surviving import Surviving
 
 
 @dataclass(frozen=True)
-class TopK(Codec):
+class TopK(Surviving):
     """The largest values with their signs, and one bit per element; `ratio` of the elements become zero.
 
     Raises ConfigError for settings that are out of range.
