@@ -108,6 +108,11 @@ class MethodSection(Section):
         )
 
 
+def _true_as_text(value: Any) -> Any:
+    """`derivative = true` without quotation marks is what `--set split.derivative=true` says."""
+    return "true" if value is True else value
+
+
 class SplitSection(Section):
     """Where split learning cuts the model, and how what crosses becomes bytes."""
 
@@ -125,7 +130,7 @@ class SplitSection(Section):
         default="averaged",
         description="first layers: averaged after each round, or relayed from hand to hand",
     )
-    derivative: Derivative = Field(
+    derivative: Annotated[Derivative, BeforeValidator(_true_as_text)] = Field(
         default="identity",
         description="of the activations' codec: the identity, or the true one, whose gradients are few",
     )

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from msfusion.codecs.codec import Codec, decode_payload
 from msfusion.codecs.dead_zone import DeadZone
-from msfusion.codecs.header import MAX_ELEMENTS, Buffer, Header, read_header
+from msfusion.codecs.header import MAX_ELEMENTS, Buffer, Header, read_header, room_for
 from msfusion.codecs.identity import Identity
 from msfusion.codecs.mask_encoded import MaskEncoded
 from msfusion.codecs.quantized import Quantized
@@ -46,6 +46,7 @@ __all__ = [
     "by_name",
     "decode",
     "read_header",
+    "room_for",
 ]
 
 CODECS: dict[str, type[Codec]] = {

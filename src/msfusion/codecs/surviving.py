@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor
 
 from msfusion.codecs.codec import Codec
-from msfusion.codecs.header import MAX_ELEMENTS, Buffer, read_header
+from msfusion.codecs.header import MAX_ELEMENTS, Buffer, read_header, room_for
 from msfusion.codecs.masks import MaskSettings, mask_planes
 from msfusion.codecs.operations import operations_for
 from msfusion.errors import CodecError
@@ -52,7 +52,7 @@ class Surviving(Codec):
         Sums are taken in float64, the result has the gradient's dtype. Raises CodecError as `decode` does, and
         for a gradient of another shape.
         """
-        opened = self._open(data, gradient.device, max(1, gradient.numel()), reference)
+        opened = self._open(data, gradient.device, room_for(gradient.shape), reference)
         if tuple(gradient.shape) != opened.shape:
             raise CodecError(
                 f"a gradient of shape {tuple(gradient.shape)} for a message of shape {opened.shape}."

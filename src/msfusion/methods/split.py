@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from msfusion.batch import Batch
-from msfusion.codecs import Codec, Identity, Surviving
+from msfusion.codecs import Codec, Identity, Surviving, room_for
 from msfusion.errors import CodecError, ConfigError, TrainingError
 from msfusion.methods.training import seed_of
 from msfusion.objectives import mean_cross_entropy, scores
@@ -105,13 +105,13 @@ class Wire:
     def _gradient(self, tensor: Tensor, sent: bytes, piece: bytes) -> Tensor:
         if self._surviving is None:
             return self._decoded(piece, tuple(tensor.shape), tensor.dtype)
-        places = self._surviving.survivors(sent, max_elements=max(1, tensor.numel())).to(tensor.device)
+        places = self._surviving.survivors(sent, max_elements=room_for(tensor.shape)).to(tensor.device)
         gradient = torch.zeros(tensor.numel(), dtype=tensor.dtype, device=tensor.device)
         gradient[places] = self._decoded(piece, (len(places),), tensor.dtype).to(tensor.device)
         return gradient.view(tensor.shape)
 
     def _decoded(self, piece: bytes, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        gradient = self.gradients.decode(piece, max_elements=max(1, math.prod(shape)))
+        gradient = self.gradients.decode(piece, max_elements=room_for(shape))
         if tuple(gradient.shape) != shape or gradient.dtype != dtype:
             raise CodecError(
                 f"a gradient of {gradient.dtype} and shape {list(gradient.shape)} came back where {dtype} of "
