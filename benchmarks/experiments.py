@@ -91,6 +91,8 @@ def section(name: str) -> str:
         parts += [table(rows), ""]
         if any(row.get("targets") for row in rows):
             parts += [targets_table(rows, len(result["seeds"])), ""]
+        if any(row.get("until_baseline") for row in rows):
+            parts += [traffic_table(rows, len(result["seeds"])), ""]
     seeds, commit = len(result["seeds"]), str(result["environment"].get("commit"))[:9]
     source = f"{seeds} seed{'s' * (seeds > 1)}, commit {commit}, `benchmarks/{name}.toml`"
     return "\n".join([*parts, f"({source}.)\n", f"![{name}](plots/{name}.png)\n"])
@@ -156,6 +158,25 @@ def targets_table(rows: list[Row], seeds: int) -> str:
                 told = [spread(target["simulated_seconds"], 1, 1), spread(target["bytes"], 1e-3, 0)]
                 told.append(spread(target["rounds"], 1, 1))
             lines.append(f"| {name} | {target['accuracy']:.0%} | {' | '.join(told)} |")
+    return "\n".join(lines)
+
+
+def traffic_table(rows: list[Row], seeds: int) -> str:
+    """Markdown: what split learning sent until it was as good as the first row, and how many times less that is."""
+    headers = ["rounds", "MB up", "MB down", "times less up", "down", "both ways", "everything"]
+    accuracy = rows[0]["until_baseline"]["accuracy"]
+    lines = [f"| until {100 * accuracy:.1f} % | {' | '.join(headers)} |", "|" + " --- |" * (len(headers) + 1)]
+    for row, name in zip(rows, names_of(rows), strict=True):
+        until, less = row["until_baseline"], row["times_less"]
+        told = [f"in {until['reached']} of {seeds} runs", *[""] * (len(headers) - 1)]
+        if until["reached"] == seeds:
+            spent = [spread(until[f"{kind}_bytes"], 1e-6, 1) for kind in ("activation", "gradient")]
+            baseline = rows[0]["until_baseline"]["gradient_bytes"]["mean"]
+            down = baseline / until["gradient_bytes"]["mean"] if baseline else None
+            ratios = [less["activations"], down, less["both"], less["all"]]
+            told = [spread(until["rounds"], 1, 1), *spent]
+            told += ["-" if ratio is None else f"{ratio:.1f}" for ratio in ratios]
+        lines.append(f"| {name} | {' | '.join(told)} |")
     return "\n".join(lines)
 
 

@@ -20,8 +20,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, Int64
+from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
 from msfusion.codecs.codec import Codec
@@ -41,16 +42,15 @@ class Surviving(Codec):
 
         Raises CodecError as `decode` does.
         """
-        opened = self._open(data, torch.device("cpu"), max_elements, reference)
-        return opened.surviving.nonzero().view(-1)
+        return self._open(data, torch.device("cpu"), max_elements, reference).places
 
     def pull_back(
         self, data: Buffer, gradient: Float[Tensor, "..."], *, reference: bool = False
     ) -> Float[Tensor, " count"]:
         """The gradient at the surviving values of a message, in their order, from that at what it decodes to.
 
-        Sums are taken in float64, the result has the gradient's dtype. Raises CodecError as `decode` does, and
-        for a gradient of another shape.
+        Calculated in float32; the result has the gradient's dtype. Raises CodecError as `decode` does, and for a
+        gradient of another shape.
         """
         opened = self._open(data, gradient.device, room_for(gradient.shape), reference)
         if tuple(gradient.shape) != opened.shape:
@@ -59,9 +59,10 @@ class Surviving(Codec):
             )
         if len(opened.kept) == 0:
             return gradient.new_empty(0)
-        shares = opened.weights * gradient.detach().to(torch.float32).contiguous().view(-1)
-        pulled = shares[opened.surviving].double()
-        of_smallest = shares.masked_fill_(opened.surviving, 0.0).sum(dtype=torch.float64)
+        flat = gradient.detach().to(torch.float32).contiguous().view(-1)
+        weights, places = opened.weights, opened.places
+        pulled = weights[places] * flat[places]
+        of_smallest = torch.dot(weights.index_fill_(0, places, 0.0), flat)
         magnitudes = opened.kept.abs()
         smallest = magnitudes == magnitudes.min()
         pulled += opened.kept.sign() * smallest * (of_smallest / smallest.sum())
@@ -75,26 +76,29 @@ class Surviving(Codec):
         self._check_message(header, payload)
         weights = torch.empty(header.elements, dtype=torch.float32, device=device)
         if header.elements == 0:
-            return _Opened(header.shape, weights.bool(), weights, weights)
+            return _Opened(header.shape, weights.long(), weights, weights)
         kept, mask, signs = mask_planes(header, payload, device)
         bits, operations = MaskSettings.read(header).bits, operations_for(device, reference)
         codes = torch.arange(2**bits, dtype=torch.float32, device=device)
         operations.dequantise(mask, codes / (2**bits - 1), bits, weights)
         surviving = weights == 1  # which the code of all ones alone stands for
-        if int(surviving.sum()) != len(kept):
+        places = torch.from_numpy(np.flatnonzero(surviving.cpu().numpy())).to(
+            device
+        )  # 5 times as fast as torch
+        if len(places) != len(kept):
             raise CodecError(f"a message is damaged: its mask does not mark {len(kept)} values.")
         if signs is not None:
             negative = torch.empty_like(weights)
             operations.dequantise(signs, torch.tensor([1.0, -1.0], device=device), 1, negative)
             weights *= negative
-        return _Opened(header.shape, surviving, weights, kept)
+        return _Opened(header.shape, places, weights, kept)
 
 
 @dataclass(frozen=True)
 class _Opened:
-    """What a message says: an element is its `weight` times T, or its own kept value where it is `surviving`."""
+    """What a message says: an element is its `weight` times T, or at one of the `places` that times a kept value."""
 
     shape: tuple[int, ...]
-    surviving: Bool[Tensor, " elements"]
+    places: Int64[Tensor, " count"]
     weights: Float32[Tensor, " elements"]
     kept: Float32[Tensor, " count"]
