@@ -102,14 +102,14 @@ def test_if_all_values_survive_there_is_no_difference_but_for_the_mask() -> None
 
 
 def test_it_learns_from_a_hundredth_of_the_gradients() -> None:
-    data = [digits(300, 300 * index) for index in range(4)]
+    data = [digits(300, 300 * index) for index in range(2)]
     training = TrainingSettings(optimizer="adamw", learning_rate=0.005, batch_size=32, local_epochs=2)
     torch.manual_seed(0)
-    model = ConvNet(1, 10, image_size=8, widths=(32, 64))
+    model = ConvNet(1, 10, image_size=8, widths=(32, 32))
     settings = SplitSettings("layers.3", by_name("paper"), Identity(), derivative="true")
-    done = rounds_of(model, data, settings, training=training, rounds=4, test=digits(500, 1200))
+    done = rounds_of(model, data, settings, training=training, rounds=3, test=digits(500, 1200))
     assert done[-1].evaluation is not None
-    assert done[-1].evaluation.accuracy > 0.85
+    assert done[-1].evaluation.accuracy > 0.7
     traffic = done[-1].traffic[0]
     assert traffic.plain_activations > 13 * traffic.activations
     # 10 mini-batches in an epoch, the last one of 12; 10 bytes of header and 4 of shape
