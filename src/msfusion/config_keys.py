@@ -56,7 +56,7 @@ def put(table: dict[str, Any], key: str, value: Any) -> None:
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The base with the changes in it: tables key by key, other values as a whole, and codecs with their settings."""
+    """The base with the changes in it: tables key by key; other values, and codecs with theirs, as a whole."""
     result = dict(base)
     for key, value in changes.items():
         below = result.get(key)

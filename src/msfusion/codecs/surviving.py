@@ -1,4 +1,4 @@
-"""The derivative of codecs that send some values as they are and the others, if at all, as multiples of the smallest.
+"""The derivative of codecs that send some values as they are, the others at most as multiples of the smallest.
 
 A message of the k surviving values v_j, codes m_i and signs s_i decodes to
 
@@ -33,7 +33,7 @@ from msfusion.errors import CodecError
 
 
 class Surviving(Codec):
-    """A codec with a true derivative: that of its kept values. Its payload is that of `msfusion.codecs.masks`."""
+    """A codec with a true derivative: that of its kept values. Its payload is as in `msfusion.codecs.masks`."""
 
     def survivors(
         self, data: Buffer, *, max_elements: int = MAX_ELEMENTS, reference: bool = False
@@ -96,7 +96,7 @@ class Surviving(Codec):
 
 @dataclass(frozen=True)
 class _Opened:
-    """What a message says: an element is its `weight` times T, or at one of the `places` that times a kept value."""
+    """What a message says: an element is its `weight` times T, or, at the `places`, times a kept value."""
 
     shape: tuple[int, ...]
     places: Int64[Tensor, " count"]

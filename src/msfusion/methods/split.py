@@ -91,7 +91,7 @@ class Wire:
     def gradients_for(
         self, tensors: Sequence[Tensor], message: Message, answer: Message
     ) -> list[tuple[Tensor, Tensor]]:
-        """What the participant makes of the answer to its `message`: its trained tensors, each with its gradient.
+        """What the participant makes of the answer to its `message`: trained tensors, each with its gradient.
 
         Raises CodecError where a gradient has not as many elements as its tensor, or as survived of it.
         """
@@ -139,7 +139,7 @@ class Wire:
 
 
 def check_derivative(derivative: Derivative, activations: Codec) -> None:
-    """Raises ConfigError for an unknown derivative, and for the true one of a codec where it is zero everywhere."""
+    """Raises ConfigError for an unknown derivative, and for the true one of a codec whose is zero everywhere."""
     if derivative not in ("identity", "true"):
         raise ConfigError(f"derivative is {derivative!r}: it must be one of identity, true")
     if derivative == "true" and not isinstance(activations, Surviving | Identity):
