@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from msfusion.batch import Batch
-    from msfusion.errors import CutError, GrowthError, MsfusionError, UntraceableModelError, UpdateError
+    from msfusion.errors import (
+        CutError,
+        GrowthError,
+        MsfusionError,
+        PrivacyError,
+        UntraceableModelError,
+        UpdateError,
+    )
     from msfusion.fusion import Accumulator, fuse
     from msfusion.growth import FitSettings, LiGO, Start, fit_operator, grow
     from msfusion.width.cut import Cut, cut
@@ -25,7 +32,14 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "msfusion.batch": ["Batch"],
-    "msfusion.errors": ["CutError", "GrowthError", "MsfusionError", "UntraceableModelError", "UpdateError"],
+    "msfusion.errors": [
+        "CutError",
+        "GrowthError",
+        "MsfusionError",
+        "PrivacyError",
+        "UntraceableModelError",
+        "UpdateError",
+    ],
     "msfusion.fusion": ["Accumulator", "fuse"],
     "msfusion.growth": ["FitSettings", "LiGO", "Start", "fit_operator", "grow"],
     "msfusion.width.cut": ["Cut", "cut"],
@@ -49,6 +63,7 @@ __all__ = [
     "LiGO",
     "MsfusionError",
     "Place",
+    "PrivacyError",
     "Start",
     "SubModel",
     "UntraceableModelError",

@@ -86,8 +86,7 @@ def train(
     """Train one model across all participants, and say what each of them held, computed and sent."""
     from msfusion.config import load_config
     from msfusion.runs.directory import newest_path, reserved_path
-    from msfusion.runs.report import closing_table
-    from msfusion.runs.split_report import split_closing_table
+    from msfusion.runs.tables import closing_table
     from msfusion.runs.train import Silent
     from msfusion.runs.train import train as run
     from msfusion.runs.watch import watcher
@@ -101,7 +100,7 @@ def train(
     with reserved_path(out, name) as path, Silent() if quiet else watcher(console) as watching:
         summary = run(settings, path, resume=resume, watcher=watching)
     if not quiet:
-        console.print(split_closing_table(summary) if "server" in summary else closing_table(summary))
+        console.print(closing_table(summary))
     console.print(f"{path}", highlight=False, soft_wrap=True, markup=False)
 
 
@@ -123,13 +122,15 @@ def plan(
     if isinstance(prepared, SlicesRun):
         _show_slices(prepared.setup, planned, as_json, out)
     elif out is not None:
-        raise ConfigError("--out saves a picture of windows, and split learning has none; leave it out.")
+        raise ConfigError(
+            f"--out saves a picture of windows, and {planned['method']} has none; leave it out."
+        )
     elif as_json:
         _print_json(planned)
     else:
-        from msfusion.runs.split_report import split_plan_tables
+        from msfusion.runs.tables import plan_tables
 
-        for table in split_plan_tables(planned):
+        for table in plan_tables(planned):
             _console().print(table)
 
 
@@ -137,7 +138,8 @@ def _show_slices(setup: Setup, planned: dict[str, Any], as_json: bool, out: Path
     """The plan of a method of sub-models, with the picture of its windows."""
     from msfusion.runs.network_report import attendance_table
     from msfusion.runs.picture import save_picture, terminal_picture
-    from msfusion.runs.report import coverage_line, plan_table
+    from msfusion.runs.report import coverage_line
+    from msfusion.runs.tables import plan_tables
 
     rounds = range(min(4, setup.config.rounds))
     if out is not None:
@@ -146,9 +148,10 @@ def _show_slices(setup: Setup, planned: dict[str, Any], as_json: bool, out: Path
         _print_json(planned)
         return
     console = _console()
-    console.print(plan_table(planned))
-    if (table := attendance_table(planned)) is not None:
+    for table in plan_tables(planned):
         console.print(table)
+    if (attendance := attendance_table(planned)) is not None:
+        console.print(attendance)
     if planned["entry_coverage"] is not None:
         console.print(f"Entries held by someone, by round: {coverage_line(planned['entry_coverage'])}\n")
     console.print(terminal_picture(setup, rounds, width=console.width))

@@ -18,6 +18,7 @@ from typing import Any
 from pydantic import Field, ValidationError, model_validator
 
 from msfusion.config_errors import about_section, first_mistake
+from msfusion.config_grow import GrowSection
 from msfusion.config_keys import flattened, merged, parse_override, put, shown, without_none
 from msfusion.config_network import NetworkSection
 from msfusion.config_participants import ParticipantsSection
@@ -37,6 +38,7 @@ from msfusion.data.spec import DataSpec
 from msfusion.engines.split import SplitSettings
 from msfusion.errors import ConfigError
 from msfusion.methods.capacities import Capacities
+from msfusion.methods.grow_settings import GrowSettings
 from msfusion.methods.training import TrainingSettings
 from msfusion.models.spec import ModelSpec
 from msfusion.windows.overlap import Feedback, Overlap
@@ -48,19 +50,32 @@ _SPECIFICATIONS = {
     "model": "model_spec",
     "training": "training_settings",
     "split": "split_settings",
+    "grow": "grow_settings",
 }
-_NOT_SPLIT: Mapping[str, Any] = {
-    "participants.fraction": 1.0,
-    "participants.dropout": None,
+_SLICES_ONLY: Mapping[str, Any] = {
     "participants.budget": None,
     "participants.minimum_ratio": None,
     "method.overlap": None,
     "method.contrastive_weight": 0.0,
-    "run.workers": 1,
     "run.together": 1,
-    "run.device": "cpu",
+    "network": None,
 }
-"""What split learning cannot do (yet): keys that must stay as they are by default."""
+"""What is for sub-models alone: keys that must stay as they are by default elsewhere."""
+_OWN_TABLES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "split": (
+        "split",
+        {
+            **_SLICES_ONLY,
+            "participants.fraction": 1.0,
+            "participants.dropout": None,
+            "run.workers": 1,
+            "run.device": "cpu",
+        },
+    ),
+    "fedgrow": ("grow", _SLICES_ONLY),
+}
+"""The methods that have a table of their own: its name, and what has no meaning for them (yet)."""
+
 METHOD_NAMES: tuple[str, ...] = typing.get_args(MethodName)
 
 
@@ -73,6 +88,7 @@ class Config(Section):
     model: ModelSection = Field(default_factory=ModelSection)
     method: MethodSection = MethodSection()
     split: SplitSection | None = Field(default=None, description="for method.name = 'split' alone")
+    grow: GrowSection | None = Field(default=None, description="for method.name = 'fedgrow' alone")
     participants: ParticipantsSection = ParticipantsSection()
     training: TrainingSection = Field(default_factory=TrainingSection)
     evaluation: EvaluationSection = EvaluationSection()
@@ -93,24 +109,26 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _split_has_what_it_needs(self) -> Config:
-        if self.method.name == "split":
-            if self.split is None:
-                raise ValueError(
-                    "method.name is 'split', so a [split] table should say at which module the model is cut"
-                )
-            for key, usual in _NOT_SPLIT.items():
-                section, name = key.split(".")
-                if getattr(getattr(self, section), name) != usual:
-                    raise ValueError(f"{key} has no meaning for split learning; leave it out")
-            if self.network is not None:
-                raise ValueError("[network] has no meaning for split learning; leave it out")
+    def _the_method_has_what_it_needs(self) -> Config:
+        own, meaningless = _OWN_TABLES.get(self.method.name, (None, {}))
+        if own is not None and getattr(self, own) is None:
+            raise ValueError(f"method.name is '{self.method.name}', which needs a [{own}] table")
+        for key, usual in meaningless.items():
+            section, _, name = key.partition(".")
+            value = getattr(self, section)
+            if (getattr(value, name) if name else value) != usual:
+                raise ValueError(f"{key} has no meaning for method.name = '{self.method.name}'; leave it out")
         return self
 
     @property
     def split_settings(self) -> SplitSettings | None:
         """How the model is cut; None without a [split] table. Raises ConfigError on an impossible value."""
         return None if self.split is None else self.split.settings
+
+    @property
+    def grow_settings(self) -> GrowSettings | None:
+        """The stages of growing together; None without a [grow] table. Raises ConfigError on an impossible value."""
+        return None if self.grow is None else self.grow.settings(self.training_settings)
 
     @property
     def data_spec(self) -> DataSpec:

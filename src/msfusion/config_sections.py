@@ -19,7 +19,7 @@ from msfusion.methods.training import TrainingSettings
 from msfusion.models.spec import ModelSpec
 from msfusion.windows.overlap import OverlapShape
 
-MethodName = Literal["msfusion", "fedrolex", "heterofl", "feddropout", "fedavg", "small", "split"]
+MethodName = Literal["msfusion", "fedrolex", "heterofl", "feddropout", "fedavg", "small", "split", "fedgrow"]
 
 
 class Section(BaseModel):
@@ -28,7 +28,7 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-def _section(specification: type[Any], *, without: Iterable[str] = ()) -> type[Section]:
+def section_of(specification: type[Any], *, without: Iterable[str] = ()) -> type[Section]:
     """The section whose keys, types and defaults are the fields of a dataclass, but for those set elsewhere.
 
     The dataclass checks the values when the section is read: its ConfigError becomes the reader's.
@@ -58,9 +58,9 @@ if TYPE_CHECKING:
     class TrainingSection(Section):
         """The keys of TrainingSettings."""
 else:
-    DataSection = _section(DataSpec, without=("participants", "seed"))
-    ModelSection = _section(ModelSpec, without=("seed",))
-    TrainingSection = _section(TrainingSettings, without=("rounds",))
+    DataSection = section_of(DataSpec, without=("participants", "seed"))
+    ModelSection = section_of(ModelSpec, without=("seed",))
+    TrainingSection = section_of(TrainingSettings, without=("rounds",))
 
 
 class OverlapSection(Section):

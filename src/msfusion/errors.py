@@ -16,6 +16,10 @@ class UpdateError(MsfusionError):
     """A participant's update does not fit the global model: wrong names, shapes, dtypes, weight, or not finite."""
 
 
+class PrivacyError(UpdateError):
+    """A participant would send what its method does not declare: nothing of it leaves."""
+
+
 class GrowthError(MsfusionError):
     """One model cannot be grown into another: other families, a smaller target, layers or tensors that are missing."""
 

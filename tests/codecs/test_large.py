@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -16,8 +17,9 @@ from msfusion.codecs.operations import operations_for
 from msfusion.codecs.reference import Reference
 
 pytest.importorskip("numba")
-from msfusion.codecs import compiling
+from msfusion.codecs import compiling, selecting
 from msfusion.codecs.fast import Fast
+from msfusion.codecs.vectors import WORD
 
 SIZE = 4096 * 20 + 5
 
@@ -37,11 +39,24 @@ def tensor_of(kind: str) -> Tensor:
         # the sample sees only zeros, or only large values, and misleads
         "large at the end": torch.cat([torch.zeros(SIZE - 400), torch.rand(400, generator=generator)]),
         "rising": torch.arange(SIZE, dtype=torch.float32),
+        # the smallest value that is kept becomes larger in float16, than others that are not kept as well
+        "far apart": torch.where(torch.arange(SIZE) % 500 == 0, 1.0, 1e-12 * normal),
         "bfloat16": normal.bfloat16(),
     }[kind]
 
 
-KINDS = ["signed", "relu", "few ties", "all equal", "zero", "one", "large at the end", "rising", "bfloat16"]
+KINDS = [
+    "signed",
+    "relu",
+    "few ties",
+    "all equal",
+    "zero",
+    "one",
+    "large at the end",
+    "rising",
+    "far apart",
+    "bfloat16",
+]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -58,10 +73,14 @@ def test_the_same_bytes_and_bits(kind: str) -> None:
 @pytest.mark.parametrize("count", [1, 2, 400, 820, SIZE // 2, SIZE])
 def test_the_largest_are_exact(kind: str, count: int) -> None:
     values = tensor_of(kind).float()
-    for fast, reference in zip(
-        Fast().largest(values, count), Reference().largest(values, count), strict=True
-    ):
-        assert same_bits(fast, reference)
+    fast, reference = Fast().largest(values, count), Reference().largest(values, count)
+    assert same_bits(fast.values, reference.values)
+    assert (fast.smallest, fast.surplus, fast.ties) == (
+        reference.smallest,
+        reference.surplus,
+        reference.ties,
+    )
+    assert same_bits(Fast().positions(values, fast), Reference().positions(values, reference))
 
 
 @pytest.mark.parametrize("lower", [0, 0x7F7FFFFF])
@@ -69,7 +88,40 @@ def test_a_sample_that_misleads_costs_time_only(lower: int, monkeypatch: pytest.
     values = tensor_of("signed")
     expected = Reference().largest(values, 820)
     monkeypatch.setattr("msfusion.codecs.fast._likely_below", lambda bits, count: np.int32(lower))
-    assert torch.equal(Fast().largest(values, 820)[0], expected[0])
+    assert same_bits(Fast().largest(values, 820).values, expected.values)
+
+
+@pytest.mark.parametrize("wide", [True, False])
+@pytest.mark.parametrize("size", [0, 5, 64, 1000, 1024])
+def test_collecting_with_and_without_wide_instructions(wide: bool, size: int) -> None:
+    keys = tensor_of("signed")[:size].view(torch.int32).numpy()
+    magnitudes = keys & compiling.MAGNITUDE
+    lower = np.int32(np.sort(magnitudes)[size // 2]) if size else np.int32(1)
+    expected = keys[magnitudes >= lower]
+    out = np.empty(len(expected) + WORD, np.int32)
+    found = selecting.collect(keys, lower, wide, out)
+    assert out[:found].tolist() == expected.tolist()
+    assert selecting.collect(keys, lower, wide, out[: len(expected)]) == -1  # no room to be careless
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3])
+@pytest.mark.parametrize("size", [15, 16, 17, 31, 32, 63, 64, 65, 127, 128, 129, 150, 200])
+def test_sizes_around_those_of_vectors(bits: int, size: int) -> None:
+    for tensor in (tensor_of("signed")[:size], tensor_of("few ties")[:size]):
+        codec = MaskEncoded(ratio=0.8, bits=bits)
+        message = codec.encode(tensor)
+        assert message == codec.encode(tensor, reference=True)
+        assert same_bits(codec.decode(message), codec.decode(message, reference=True))
+
+
+def test_threads_and_calls_do_not_share_what_they_write() -> None:
+    tensors = [tensor_of(kind) for kind in ("signed", "relu", "few ties", "far apart")]
+    codec = MaskEncoded()
+    expected = [codec.encode(tensor, reference=True) for tensor in tensors]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            assert list(pool.map(codec.encode, tensors)) == expected
+    assert [codec.encode(tensor) for tensor in tensors] == expected
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])

@@ -23,7 +23,8 @@ def by_autograd(codec: Surviving, message: bytes, gradient: Tensor) -> tuple[Ten
     header, payload = codecs.read_header(message)
     if header.elements == 0:
         return torch.zeros(header.shape).double(), torch.zeros(0).long(), torch.zeros(0).double()
-    kept, mask, signs = mask_planes(header, payload, torch.device("cpu"))
+    stored, mask, signs = mask_planes(header, payload, torch.device("cpu"))
+    kept = stored.values
     bits = MaskSettings.read(header).bits
     ones = 2**bits - 1
     codes = unpack(mask, bits, header.elements, kept.device)

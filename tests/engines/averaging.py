@@ -13,7 +13,8 @@ from torch import Tensor
 
 from msfusion.batch import Batch
 from msfusion.errors import ConfigError, DataError
-from msfusion.methods.base import Evaluation, Task, Update
+from msfusion.methods.base import Evaluation, Kind, Task, Update
+from msfusion.methods.outbound import Outbound
 from msfusion.width.groups import State
 
 
@@ -61,6 +62,9 @@ class Averaging:
         if self.failure == "file":
             raise FileNotFoundError("no such file")
         raise ZeroDivisionError("a bug")
+
+    def outbound(self, kind: Kind, task: Task) -> Outbound:
+        return Outbound.like(task.tensors, frozenset({"process", "threads"}))
 
     def aggregate(self, state: State, updates: Iterable[Update]) -> dict[str, Tensor]:
         collected = list(updates)

@@ -85,7 +85,7 @@ def test_participants_find_their_task_and_examples_on_the_device_and_the_update_
             assert isinstance(data.inputs, tuple)
             tensors = (*task.tensors.values(), *task.memory.values(), *data.inputs, data.targets)
             seen.extend(tensor.device.type for tensor in tensors)
-            return Update(task.participant, 0, {"weight": torch.ones(2)}, len(data), 0.0)
+            return Update(task.participant, 0, {"weight": torch.ones(4)}, len(data), 0.0)
 
     task = Task(1, 0, {"weight": torch.ones(4)}, memory={"kept": torch.ones(1)})
     ((update,), _) = perform(Noting(), "train", [task], some_data(2), torch.device("meta"))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from msfusion.engines.messages import decode, encode, task_message, update_message, update_of
-from msfusion.methods.base import Task, Update
-from msfusion.methods.memory import without_memories
+from msfusion.engines.messages import decode, encode, encoded_update, task_message, update_message, update_of
+from msfusion.errors import PrivacyError
+from msfusion.methods.base import Released, Task, Update
+from msfusion.methods.outbound import Outbound
 from msfusion.width.groups import State
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.bool, torch.uint8)
@@ -40,15 +44,26 @@ def test_views_are_sent_as_what_they_show() -> None:
     assert torch.equal(arrived["column"], full[:, 1])
 
 
-def test_a_memory_travels_beside_tensors_of_the_same_names() -> None:
+def test_a_memory_is_in_no_message() -> None:
     tensors, memory = {"weight": torch.ones(3)}, {"weight": torch.zeros(2), ".round": torch.tensor(4)}
-    _, arrived = decode(task_message("train", Task(12, 5, tensors, memory=memory)))
-    assert_same(without_memories(arrived)[1][12], memory)
+    header, arrived = decode(task_message("train", Task(12, 5, tensors, memory=memory)))
+    assert header["remembers"]
+    assert_same(arrived, tensors)
     update = Update(12, 5, tensors, 7, 0.5, memory=memory)
-    again, seconds = update_of(*decode(update_message(update, 1.5)))
-    assert (again.participant, again.examples, seconds) == (12, 7, 1.5)
+    again, seconds, remembers = update_of(*decode(encoded_update(update, 1.5)))
+    assert (again.participant, again.examples, seconds, remembers) == (12, 7, 1.5, True)
     assert_same(again.tensors, tensors)
-    assert_same(again.memory, memory)
+    assert not again.memory
+
+
+def test_only_what_a_declaration_has_let_pass_becomes_a_message() -> None:
+    tensors = {"weight": torch.ones(3)}
+    update = Update(12, 5, tensors, 7, 0.5)
+    with pytest.raises(PrivacyError, match="participant 12 would send what no declaration has let pass"):
+        update_message(Released(update), 0.0)
+    shared = Outbound.like(tensors).select(tensors, {}, "participant 12")
+    again, *_ = update_of(*decode(update_message(Released(replace(update, tensors=shared)), 0.0)))
+    assert_same(again.tensors, tensors)
 
 
 def assert_same(left: State, right: State) -> None:

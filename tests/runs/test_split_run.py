@@ -197,7 +197,7 @@ def test_the_commands_tell_both_sides(tmp_path: Path) -> None:
         ("split.activations={codec='top_k', ration=0.5}", "no setting 'ration'"),
         ("split.server_step=both", "split.server_step"),
         ("split.derivative=exact", "split.derivative"),
-        ("participants.fraction=0.5", "participants.fraction has no meaning for split learning"),
+        ("participants.fraction=0.5", "participants.fraction has no meaning for method.name = 'split'"),
         ("run.workers=2", "run.workers has no meaning"),
         ("split.clients=relayed", None),
         ("split.derivative=true", None),
@@ -220,4 +220,4 @@ def test_a_derivative_of_no_use_is_refused_in_a_sentence() -> None:
 
 
 def test_split_needs_its_table() -> None:
-    refused(msfusion("plan", "--set", "method.name=split"), "a [split] table should say")
+    refused(msfusion("plan", "--set", "method.name=split"), "needs a [split] table")

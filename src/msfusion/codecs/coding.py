@@ -7,6 +7,22 @@ from typing import no_type_check
 import numpy as np
 
 from msfusion.codecs.compiling import BLOCK, MAGNITUDE, compiled
+from msfusion.codecs.vectors import (
+    WORD,
+    ahead,
+    at_least,
+    copy_four,
+    count_at_least,
+    lowest_bit,
+    negative,
+    pack_twos,
+    read_word,
+    write_word,
+)
+
+_CODES = np.uint64(0x00FF00FF00FF00FF)  # the first of each two
+_PAIRS = np.uint64(0x0000FFFF0000FFFF)
+_FOURS = np.uint64(0x00000000FFFFFFFF)
 
 
 @compiled
@@ -31,40 +47,21 @@ def count_boundaries(values, boundaries, codes):
 
 @compiled
 @no_type_check
-def two_boundaries(values, boundaries, codes):
-    """`count_boundaries` for the usual case, two of them and no signs: False, codes undefined, where there are any."""
-    low, high = boundaries[0], boundaries[1]
-    for i in range(values.size):
-        codes[i] = np.uint8(values[i] >= low) + np.uint8(values[i] >= high)
-    lowest = np.int32(0)
-    for i in range(values.size):
-        lowest = min(lowest, values[i])
-    return lowest >= 0
-
-
-@compiled
-@no_type_check
 def pack(codes, bits, packed):
     """Eight codes (bytes) become `bits` bytes; as long as `packed` is."""
-    if bits == 2:  # the usual case, vectorised
-        fours = codes.view(np.uint32)
-        for i in range(min(packed.size, fours.size)):
-            four = fours[i]
-            packed[i] = np.uint8(
-                (four | four >> np.uint32(6) | four >> np.uint32(12) | four >> np.uint32(18)) & np.uint32(255)
-            )
-        return
     eights = codes.view(np.uint64)
-    byte = 0
-    for eight in range(eights.size):
-        stream = np.uint64(0)
-        for i in range(8):
-            code = eights[eight] >> np.uint64(8 * i) & np.uint64(255)
-            stream |= code << np.uint64(bits * i)
-        for i in range(bits):
-            if byte < packed.size:
-                packed[byte] = np.uint8(stream >> np.uint64(8 * i) & np.uint64(255))
-            byte += 1
+    words = np.empty_like(eights)
+    free = np.uint64(8 - bits)
+    for i in range(eights.size):  # the second of each two moves down to the first: codes, pairs, fours
+        word = eights[i]
+        word = word & _CODES | (word & ~_CODES) >> free
+        word = word & _PAIRS | (word & ~_PAIRS) >> free + free
+        word = word & _FOURS | (word & ~_FOURS) >> free + free + free + free
+        words[i] = word
+    stream = np.empty(eights.size * bits + 8, np.uint8)
+    for i in range(words.size):
+        write_word(stream, i * bits, words[i])  # eight bytes, of which the next overwrites some
+    packed[:] = stream[: packed.size]
 
 
 @compiled
@@ -81,120 +78,113 @@ def quantise(values, boundaries, bits, packed):
 
 @compiled
 @no_type_check
-def quantise_magnitudes(values, boundaries, bits, packed):
-    """Packed codes of magnitudes, all as integers. Returns whether any value has its sign bit set."""
-    codes = np.zeros(BLOCK, np.uint8)
-    magnitudes = np.empty(BLOCK, np.int32)
-    signs = np.int32(0)
-    for start in range(0, values.size, BLOCK):
-        block = values[start : start + BLOCK]
-        codes[block.size :] = 0
-        if boundaries.size != 2 or not two_boundaries(block, boundaries, codes):
-            for i in range(block.size):
-                magnitudes[i] = block[i] & MAGNITUDE
-                signs |= block[i]
-            count_boundaries(magnitudes[: block.size], boundaries, codes[: block.size])
-        pack(codes, bits, packed[start * bits // 8 : (start + BLOCK) * bits // 8])
-    return signs < 0
+def pack_magnitudes(values, limits, bits, packed):
+    """Packed codes, how many of 2^bits - 1 limits each magnitude reaches, all as integers.
 
-
-@compiled
-@no_type_check
-def pack_signs(values, boundary, packed):
-    """A bit for each value at or below -`boundary`."""
-    codes = np.zeros(BLOCK, np.uint8)
-    for start in range(0, values.size, BLOCK):
-        block = values[start : start + BLOCK]
-        codes[block.size :] = 0
-        for i in range(block.size):
-            codes[i] = block[i] <= -boundary
-        pack(codes, 1, packed[start // 8 : (start + BLOCK) // 8])
-
-
-@compiled
-@no_type_check
-def set_codes(packed, positions, bits, ones):
-    """Make the codes at these positions all ones, or all zeros."""
-    code = (1 << bits) - 1
-    for position in positions:
-        byte, place = position * bits >> 3, position * bits & 7
-        if ones:
-            packed[byte] |= np.uint8(code << place & 255)
-        else:
-            packed[byte] &= np.uint8(~(code << place) & 255)
-        if place + bits > 8:
-            if ones:
-                packed[byte + 1] |= np.uint8(code << place >> 8)
-            else:
-                packed[byte + 1] &= np.uint8(~(code << place >> 8) & 255)
-
-
-@compiled
-@no_type_check
-def fours_of(packed, bits, fours):
-    """Patterns of four codes, of 1 to 3 bits each."""
-    if bits == 2:
-        for i in range(packed.size):
-            fours[i] = packed[i]
-    elif bits == 1:
-        for i in range(packed.size):
-            fours[2 * i] = packed[i] & 15
-            fours[2 * i + 1] = packed[i] >> 4
-    else:
-        for i in range(packed.size // 3):
-            first, second, third = (
-                np.int64(packed[3 * i]),
-                np.int64(packed[3 * i + 1]),
-                np.int64(packed[3 * i + 2]),
-            )
-            fours[2 * i] = first | (second & 15) << 8
-            fours[2 * i + 1] = second >> 4 | third << 4
-
-
-@compiled
-@no_type_check
-def unpack_fours(packed, bits, table, marked, kept, out):
-    """Fill `out` (in eights) four codes at a time: `table` holds four levels, as integers, for each four codes.
-
-    Where `marked` says that one of four is all ones, kept values follow. Returns how many such codes there are,
-    or one more than there are kept values as soon as they do not suffice. As in `collect` there are no
-    branches.
+    Returns whether any value has its sign bit set (of one bit, where no sign is ever sent: False).
     """
-    pairs = out.view(np.uint64)
+    whole = values.size // WORD * WORD if bits <= 2 else 0
+    signs = np.uint64(0)
+    if bits == 1:
+        words = packed[: whole // 8].view(np.uint64)
+        for i in range(words.size):
+            ahead(values, WORD * i, WORD)
+            words[i] = at_least(values, WORD * i, limits[0])
+    elif bits == 2:
+        for start in range(0, whole, WORD):
+            ahead(values, start, WORD)
+            pack_twos(values, start, limits[0], limits[1], limits[2], packed, start // 4)
+            signs |= negative(values, start)
+    codes = np.zeros(BLOCK, np.uint8)
+    magnitudes = np.zeros(BLOCK, np.int32)
+    sign = np.int32(0)
+    for start in range(whole, values.size, BLOCK):
+        block = values[start : start + BLOCK]
+        for i in range(block.size):
+            magnitudes[i] = block[i] & MAGNITUDE
+            sign |= block[i]
+        if limits.size <= 16:
+            codes[:] = 0
+            for limit in limits:
+                for word in range(0, block.size, WORD):
+                    count_at_least(magnitudes, limit, codes, word)
+        else:
+            count_boundaries(magnitudes, limits, codes)
+        codes[block.size :] = 0
+        pack(codes, bits, packed[start * bits // 8 : (start + BLOCK) * bits // 8])
+    return bits > 1 and (signs != 0 or sign < 0)
+
+
+@compiled
+@no_type_check
+def pack_signs(values, low, high, packed):
+    """A bit for each negative value whose magnitude is at least `low` and below `high`."""
+    whole = values.size // WORD * WORD
+    words = packed[: whole // 8].view(np.uint64)
+    for i in range(words.size):
+        start = WORD * i
+        ahead(values, start, WORD)
+        between = at_least(values, start, low) & ~at_least(values, start, high)
+        words[i] = negative(values, start) & between
+    packed[whole // 8 :] = 0
+    for i in range(whole, values.size):
+        if values[i] < 0 and low <= values[i] & MAGNITUDE < high:
+            packed[i >> 3] |= np.uint8(1 << (i & 7))
+
+
+@compiled
+@no_type_check
+def demote(values, smallest, surplus, code, bits, packed, signs):
+    """The last `surplus` of the magnitudes that equal `smallest` get `code` instead of all ones, and a sign."""
     ones = (1 << bits) - 1
-    fours = np.empty(BLOCK // 4, np.uint16)
-    with_ones = np.empty(BLOCK // 4, np.int64)
-    places = np.empty(BLOCK + 1, np.int64)
+    element = values.size
+    while surplus > 0:
+        element -= 1
+        if values[element] & MAGNITUDE == smallest:
+            byte, place = element * bits >> 3, element * bits & 7
+            packed[byte] ^= np.uint8((ones ^ code) << place & 255)
+            if place + bits > 8:
+                packed[byte + 1] ^= np.uint8((ones ^ code) << place >> 8)
+            if values[element] < 0 and code > 0:
+                signs[element >> 3] |= np.uint8(1 << (element & 7))
+            surplus -= 1
+
+
+@compiled
+@no_type_check
+def unpack_words(packed, bits, codes, table, keeps, kept, out):
+    """Fill `out` with the levels of codes of 1 to 3 bits, `codes` of them, whole bytes, from one integer.
+
+    `table` holds four levels for each four codes. If `keeps`, kept values stand where a code is all ones. Returns
+    how many such codes there are, or one more than there are kept values as soon as they do not suffice.
+    """
+    width, four = np.uint64(bits), np.uint64((1 << 4 * bits) - 1)
+    lowest = np.uint64(0)
+    for code in range(codes * keeps):
+        lowest |= np.uint64(1) << width * np.uint64(code)
     found = 0
-    for start in range(0, out.size // 4, BLOCK // 4):
-        size = min(BLOCK // 4, out.size // 4 - start)
-        fours_of(packed[start * bits // 2 : (start + size) * bits // 2], bits, fours)
-        pair = pairs[2 * start : 2 * (start + size)]
-        some = 0
-        for i in range(size):
-            pair[2 * i] = table[fours[i], 0]
-            pair[2 * i + 1] = table[fours[i], 1]
-        for i in range(size):
-            with_ones[some] = i
-            some += np.int64(marked[fours[i]])
-        here = 0
-        for i in with_ones[:some]:
-            four = np.int64(fours[i])
-            for code in range(4):
-                places[here] = 4 * (start + i) + code
-                here += np.int64(four >> bits * code & ones == ones)
-        if found + here > kept.size:
-            return kept.size + 1
-        for i in range(here):
-            out[places[i]] = kept[found + i]
-        found += here
+    for start in range(0, out.size, codes):
+        ahead(out, start, codes)
+        stream = read_word(packed, start * bits >> 3)
+        ones = stream & lowest
+        for bit in range(1, bits):
+            ones &= stream >> np.uint64(bit)
+        for place in range(start, start + codes, 4):
+            copy_four(table, np.int64(stream & four) << 2, out, place)
+            stream >>= np.uint64(4) * width
+        while ones != 0:
+            if found == kept.size:
+                return found + 1
+            out[start + np.int64(np.uint64(lowest_bit(ones)) // width)] = kept[found]
+            found += 1
+            ones &= ones - np.uint64(1)
     return found
 
 
 @compiled
 @no_type_check
 def unpack_each(packed, bits, levels, keeps, kept, out):
-    """Like `unpack_fours`, one code at a time, for any number of bits and elements; `keeps`: is all ones special?"""
+    """Like `unpack_words`, one code at a time, for any number of bits and elements."""
     ones = (1 << bits) - 1
     found = 0
     for element in range(out.size):
@@ -216,8 +206,11 @@ def unpack_each(packed, bits, levels, keeps, kept, out):
 @no_type_check
 def negate(packed, out):
     """Change the signs of the elements whose bits are set."""
-    for byte in range(packed.size):
-        if packed[byte] != 0:
-            for i in range(8 * byte, min(8 * byte + 8, out.size)):
-                if packed[byte] >> (i & 7) & 1:
-                    out[i] = -out[i]
+    bits = out.view(np.uint32)
+    whole = bits.size // 8
+    for byte in range(whole):
+        signs = np.uint32(packed[byte])
+        for i in range(8):
+            bits[8 * byte + i] ^= signs >> np.uint32(i) << np.uint32(31)
+    for i in range(8 * whole, bits.size):
+        bits[i] ^= np.uint32(packed[i >> 3] >> (i & 7)) << np.uint32(31)

@@ -1,8 +1,7 @@
 """How the loops of `fast` are compiled, by numba. Needs the extra `codecs`; imported only where it is there.
 
-Every loop that passes over the whole tensor works on blocks that stay in the first-level cache, in steps simple
-enough for the compiler to use vector instructions: a block of flags or codes, then what is done with them. The
-machine's memory is then the limit: encoding reads the tensor twice, decoding writes it once.
+The loops that pass over a whole tensor use `vectors`, or work on blocks that stay in the first-level cache, in steps
+simple enough for the compiler to find vector instructions itself.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ gradients of 1e-9 then lose nothing. bfloat16 has the range of float32 and needs
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -42,9 +43,26 @@ def values_together(data: Buffer, size: int) -> bytes:
     return np.frombuffer(data, np.uint8).reshape(size, -1).T.tobytes()
 
 
-def all_finite(kept: Float32[Tensor, " count"]) -> bool:
-    """Whether no value is NaN or an infinity."""
-    return len(kept) == 0 or math.isfinite(float(kept.abs().max()))  # NaN is the largest of all
+@dataclass(frozen=True)
+class Kept:
+    """Values that are sent as they are, the smallest and the largest magnitude among them (of none zero)."""
+
+    values: Float32[Tensor, " count"]
+    smallest: float
+    largest: float
+
+    @classmethod
+    def of(cls, values: Float32[Tensor, " count"]) -> Kept:
+        """With what one pass over them finds."""
+        if len(values) == 0:
+            return cls(values, 0.0, 0.0)
+        smallest, largest = values.abs().aminmax()
+        return cls(values, float(smallest), float(largest))
+
+    @property
+    def finite(self) -> bool:
+        """Whether no value is NaN or an infinity."""
+        return math.isfinite(self.largest)  # NaN is the largest of all
 
 
 def value_bytes(values: Values) -> int:
@@ -52,33 +70,41 @@ def value_bytes(values: Values) -> int:
     return DTYPES[values].itemsize
 
 
-def pack_values(
-    kept: Float32[Tensor, " count"], values: Values
-) -> tuple[bytes, int, Float32[Tensor, " count"]]:
-    """Their bytes, the power of two that they were divided by, and what a decoder will read."""
-    exponent = _exponent(kept) if values == "float16" else 0
-    dtype = DTYPES[values]
-    scaled = (kept.double() * 2.0**-exponent).to(torch.float32) if exponent else kept
-    largest = torch.finfo(dtype).max
-    stored = scaled.clamp(-largest, largest).to(dtype).cpu()
-    data = stored.view(torch.uint8).numpy().tobytes()
-    return data, exponent, unpack_values(data, values, exponent, kept.device)
+@dataclass(frozen=True)
+class Stored:
+    """Kept values as a message has them: their bytes, how many they are, the power of two that they were divided
+    by, and the smallest magnitude that a decoder will read.
+    """
+
+    data: Buffer
+    count: int
+    exponent: int
+    smallest: float
 
 
-def unpack_values(
-    data: Buffer, values: Values, exponent: int, device: torch.device
-) -> Float32[Tensor, " count"]:
+def pack_values(kept: Kept, stored_as: Values) -> Stored:
+    """The bytes of values that are finite."""
+    values = kept.values
+    if stored_as == "float32" or len(values) == 0:
+        return Stored(values.cpu().numpy().view(np.uint8).data, len(values), 0, kept.smallest)
+    exponent = math.frexp(kept.largest)[1] - 15 if stored_as == "float16" and kept.largest else 0
+    scaled = (values.double() * 2.0**-exponent).to(torch.float32) if exponent else values
+    limit = torch.finfo(DTYPES[stored_as]).max
+    rounded = scaled.clamp(-limit, limit).to(DTYPES[stored_as])
+    data = rounded.cpu().view(torch.uint8).numpy().data
+    return Stored(
+        data, len(values), exponent, unpack_values(data, stored_as, exponent, values.device).smallest
+    )
+
+
+def unpack_values(data: Buffer, stored_as: Values, exponent: int, device: torch.device) -> Kept:
     """The values of these bytes. Raises CodecError unless all are finite."""
     octets = torch.from_numpy(np.frombuffer(data, np.uint8).copy()).to(device)
-    kept = octets.view(DTYPES[values]).to(torch.float32)
-    if not all_finite(kept):
+    kept = Kept.of(octets.view(DTYPES[stored_as]).to(torch.float32))
+    if not kept.finite:
         raise CodecError("a message is damaged: it holds values that are not finite.")
     if exponent:
-        largest = torch.finfo(torch.float32).max
-        kept = (kept.double() * 2.0**exponent).clamp(-largest, largest).to(torch.float32)
+        limit = torch.finfo(torch.float32).max
+        scaled = kept.values.double() * 2.0**exponent
+        kept = Kept.of(scaled.clamp(-limit, limit).to(torch.float32))
     return kept
-
-
-def _exponent(kept: Float32[Tensor, " count"]) -> int:
-    largest = kept.abs().max()
-    return int(torch.frexp(largest.double()).exponent) - 15 if largest > 0 else 0

@@ -12,11 +12,12 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32
 from torch import Tensor
 
 from msfusion.codecs.codec import Encoded
@@ -26,14 +27,15 @@ from msfusion.codecs.kept import (
     EXPONENTS,
     NAMES,
     NUMBERS,
+    Kept,
+    Stored,
     Values,
     most_significant_together,
-    pack_values,
     unpack_values,
     value_bytes,
     values_together,
 )
-from msfusion.codecs.operations import Operations, check_padding, packed_size
+from msfusion.codecs.operations import Operations, Packed, check_padding, packed_size
 from msfusion.errors import CodecError, ConfigError
 
 Rounding = Literal["nearest", "floor"]
@@ -70,6 +72,7 @@ class MaskSettings:
         return cls(bits, NAMES[values], bool(compressed), exponent, count)
 
 
+@lru_cache(maxsize=256)  # exact, but slow
 def kept_count(ratio: float, elements: int) -> int:
     """How many values to keep: max(1, floor((1 - ratio) * elements)), of none none.
 
@@ -78,56 +81,35 @@ def kept_count(ratio: float, elements: int) -> int:
     return min(elements, max(1, int((1 - Fraction(repr(float(ratio)))) * elements)))
 
 
-def encode_mask(
-    values: Float32[Tensor, " elements"],
-    top: Int64[Tensor, " count"],
-    top_values: Float32[Tensor, " count"],
-    *,
-    bits: int,
-    rounding: Rounding,
-    kept_as: Values,
-    entropy: Entropy,
-    operations: Operations,
+def mask_message(
+    stored: Stored, mask: Packed, signs: Packed | None, *, bits: int, kept_as: Values, entropy: Entropy
 ) -> Encoded:
-    """Settings and payload, from the positions, ascending, of the values to keep, and these."""
-    data, exponent, kept = pack_values(top_values, kept_as) if len(top) else (b"", 0, values)
-    boundaries = mask_boundaries(kept, bits, rounding)
-    mask, signs = (
-        operations.mask(values, boundaries, bits, top) if len(top) else (np.empty(0, np.uint8), None)
-    )
-    planes = mask if signs is None else np.concatenate([mask, signs])
+    """Settings and payload, of the kept values, the packed codes and their packed signs."""
+    planes = [mask] if signs is None else [mask, signs]
     frame = None
     if entropy == "zstd":
-        sorted_data = most_significant_together(data, value_bytes(kept_as))
-        frame = compress(np.concatenate([np.frombuffer(sorted_data, np.uint8), planes]))
-    settings = MaskSettings(bits, kept_as, frame is not None, exponent, len(top))
-    return signs is not None, settings.pack(), [data, planes] if frame is None else [frame]
+        sorted_data = most_significant_together(stored.data, value_bytes(kept_as))
+        frame = compress(np.concatenate([np.frombuffer(sorted_data, np.uint8), *planes]))
+    settings = MaskSettings(bits, kept_as, frame is not None, stored.exponent, stored.count)
+    return signs is not None, settings.pack(), [stored.data, *planes] if frame is None else [frame]
 
 
-def mask_levels(kept: Float32[Tensor, " count"], bits: int) -> Float32[Tensor, " levels"]:
+def mask_levels(smallest: float, bits: int) -> Float32[Tensor, " levels"]:
     """What the codes 0 ... 2^b - 1 stand for: m * T / (2^b - 1). The last one, T, is never used."""
     ones = 2**bits - 1
-    smallest = kept.abs().min().double()
-    codes = torch.arange(ones + 1, device=kept.device, dtype=torch.float64)
-    levels: Tensor = codes * smallest / ones
-    return levels.to(torch.float32)
+    return torch.tensor([code * smallest / ones for code in range(ones + 1)], dtype=torch.float32)
 
 
-def mask_boundaries(
-    kept: Float32[Tensor, " count"], bits: int, rounding: Rounding
-) -> Float32[Tensor, " boundaries"]:
+def mask_boundaries(smallest: float, bits: int, rounding: Rounding) -> Float32[Tensor, " boundaries"]:
     """From which magnitude on each of the codes 1 ... 2^b - 2 is used.
 
     There is no boundary for the code of all ones, so no rounding and no tie can turn a value into a kept one.
     All are above zero, so that zero stays zero.
     """
-    if len(kept) == 0:
-        return kept
     ones = 2**bits - 1
-    codes = torch.arange(1, ones, device=kept.device, dtype=torch.float64)
-    from_level = codes if rounding == "floor" else codes - 0.5
-    boundaries: Tensor = from_level * kept.abs().min().double() / ones
-    return boundaries.to(torch.float32).clamp(min=_SMALLEST)
+    shift = 0.0 if rounding == "floor" else 0.5
+    boundaries = [max(_SMALLEST, (code - shift) * smallest / ones) for code in range(1, ones)]
+    return torch.tensor(boundaries, dtype=torch.float32)
 
 
 def check_mask_message(header: Header, payload: memoryview) -> None:
@@ -147,13 +129,14 @@ def decode_mask(
     """Fill `out` with a message that `check_mask_message` has let pass. Raises CodecError for one that lies."""
     kept, mask, signs = mask_planes(header, payload, out.device)
     bits = MaskSettings.read(header).bits
-    if not operations.unmask(mask, signs, mask_levels(kept, bits), kept, bits, out):
-        raise CodecError(f"a message is damaged: its mask does not mark {len(kept)} values.")
+    levels = mask_levels(kept.smallest, bits).to(out.device)
+    if not operations.unmask(mask, signs, levels, kept.values, bits, out):
+        raise CodecError(f"a message is damaged: its mask does not mark {len(kept.values)} values.")
 
 
 def mask_planes(
     header: Header, payload: memoryview, device: torch.device
-) -> tuple[Float32[Tensor, " count"], memoryview, memoryview | None]:
+) -> tuple[Kept, memoryview, memoryview | None]:
     """The kept values, packed codes and packed signs of a message that `check_mask_message` has let pass.
 
     Raises CodecError where they are damaged. Whether the codes mark as many values as there are is not checked.

@@ -11,6 +11,7 @@ two machines.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -25,17 +26,34 @@ from msfusion.errors import CodecError
 Packed = NDArray[np.uint8]
 
 
+@dataclass(frozen=True)
+class Largest:
+    """The k largest magnitudes of a tensor, of equal ones the first.
+
+    `values`: they, in the tensor's order. `smallest`: the smallest magnitude of them, its bits as an integer.
+    `surplus`: how many others equal it.
+    """
+
+    values: Float32[Tensor, " count"]
+    smallest: int
+    surplus: int
+
+    @property
+    def ties(self) -> int:
+        """How many of `values` equal `smallest`."""
+        return int((self.values.abs().view(torch.int32) == self.smallest).sum())
+
+
 class Operations(ABC):
-    """The five operations. Tensors are flat and contiguous; `boundaries` ascend and number below 2^bits."""
+    """The six operations. Tensors are flat and contiguous; `boundaries` ascend and number below 2^bits."""
 
     @abstractmethod
-    def largest(
-        self, values: Float32[Tensor, " elements"], count: int
-    ) -> tuple[Int64[Tensor, " count"], Float32[Tensor, " count"]]:
-        """The `count` largest magnitudes, of equal ones the first: their positions, ascending, and the values.
+    def largest(self, values: Float32[Tensor, " elements"], count: int) -> Largest:
+        """The `count` largest magnitudes. Not a number counts as larger than infinity."""
 
-        Not a number counts as larger than infinity.
-        """
+    @abstractmethod
+    def positions(self, values: Float32[Tensor, " elements"], largest: Largest) -> Int64[Tensor, " count"]:
+        """Where the largest of these values are, ascending."""
 
     @abstractmethod
     def quantise(
@@ -59,12 +77,12 @@ class Operations(ABC):
         values: Float32[Tensor, " elements"],
         boundaries: Float32[Tensor, " boundaries"],
         bits: int,
-        top: Int64[Tensor, " count"],
+        largest: Largest,
     ) -> tuple[Packed, Packed | None]:
-        """Packed codes of the magnitudes, all ones for `top`, and a packed bit each for the signs.
+        """Packed codes of the magnitudes, all ones for the largest, and a packed bit each for the signs.
 
-        A sign bit is set where a negative value outside `top` has a code other than 0; there are no sign bits
-        (None) where none would be set. Fewer than 2^bits - 1 boundaries, all above zero.
+        A sign bit is set where a negative value that is not among the largest has a code other than 0; there are
+        no sign bits (None) where none would be set. 2^bits - 2 boundaries, all above zero; no value is NaN.
         """
 
     @abstractmethod

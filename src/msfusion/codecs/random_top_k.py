@@ -15,9 +15,14 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32
+from numpy.typing import NDArray
 from torch import Tensor
 
+from msfusion.codecs.codec import Encoded
+from msfusion.codecs.kept import Kept, pack_values
+from msfusion.codecs.masks import mask_message
+from msfusion.codecs.operations import Largest, Operations
 from msfusion.codecs.top_k import TopK
 from msfusion.errors import ConfigError
 
@@ -44,18 +49,30 @@ class RandomTopK(TopK):
         if self.seed < 0:
             raise ConfigError(f"seed = {self.seed}: a seed must not be negative.")
 
+    def _message(
+        self, values: Float32[Tensor, " elements"], largest: Largest, kept: Kept, operations: Operations
+    ) -> Encoded:
+        chosen = self._chosen(values, largest, operations)
+        bitmap = np.zeros(len(values), np.uint8)
+        bitmap[chosen] = 1
+        stored = pack_values(Kept.of(values[torch.from_numpy(chosen).to(values.device)]), self.values)
+        mask = np.packbits(bitmap, bitorder="little")
+        return mask_message(stored, mask, None, bits=1, kept_as=self.values, entropy=self.entropy)
+
     def _chosen(
-        self, elements: int, top: Int64[Tensor, " count"], largest: Float32[Tensor, " count"]
-    ) -> Int64[Tensor, " count"]:
-        random = np.random.default_rng([self.seed, zlib.crc32(largest.cpu().numpy().tobytes())])
-        count, others = len(top), elements - len(top)
+        self, values: Float32[Tensor, " elements"], largest: Largest, operations: Operations
+    ) -> NDArray[np.int64]:
+        """The positions of the values to send, ascending."""
+        random = np.random.default_rng([self.seed, zlib.crc32(largest.values.cpu().numpy().tobytes())])
+        count = len(largest.values)
+        others = len(values) - count
         from_others = min(int(random.binomial(count, self.alpha)), others)
         of_top = random.choice(count, count - from_others, replace=False, shuffle=False)
-        largest_at = top.cpu().numpy()
+        largest_at = operations.positions(values, largest).cpu().numpy()
         chosen = largest_at[of_top]
         if from_others:
             rank = random.choice(others, from_others, replace=False, shuffle=False)
             # the r-th of the others stands behind all of the top that have at most r of the others before them
             before = np.searchsorted(largest_at - np.arange(count), rank, side="right")
             chosen = np.concatenate([chosen, rank + before])
-        return torch.from_numpy(np.sort(chosen)).to(top.device)
+        return np.sort(chosen)

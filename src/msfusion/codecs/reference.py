@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, Int64, UInt8
+from jaxtyping import Bool, Float32, Int32, Int64, UInt8
 from torch import Tensor
 
 from msfusion.codecs.header import Buffer
-from msfusion.codecs.operations import Operations, Packed, packed_size
+from msfusion.codecs.operations import Largest, Operations, Packed, packed_size
 
 
 class Reference(Operations):
     """See `msfusion.codecs.operations.Operations`."""
 
-    def largest(
-        self, values: Float32[Tensor, " elements"], count: int
-    ) -> tuple[Int64[Tensor, " count"], Float32[Tensor, " count"]]:
+    def largest(self, values: Float32[Tensor, " elements"], count: int) -> Largest:
         """The largest magnitudes: all above the smallest of them, and the first equal to it."""
         if count == 0:
-            return torch.empty(0, dtype=torch.int64, device=values.device), values[:0]
+            return Largest(values[:0], 0, 0)
         # as integers, the bits of non-negative floats are in the order of their values, and NaN is the largest
         keys = values.abs().view(torch.int32)
-        smallest = keys.topk(count).values[-1]
-        above = (keys > smallest).nonzero().view(-1)
-        equal = (keys == smallest).nonzero().view(-1)[: count - len(above)]
-        positions = torch.cat([above, equal]).sort().values
-        return positions, values[positions]
+        smallest = int(keys.topk(count).values[-1])
+        surplus = int((keys >= smallest).sum()) - count
+        return Largest(values[_positions(keys, smallest, count)], smallest, surplus)
+
+    def positions(self, values: Float32[Tensor, " elements"], largest: Largest) -> Int64[Tensor, " count"]:
+        """Where the largest are."""
+        return _positions(values.abs().view(torch.int32), largest.smallest, len(largest.values))
 
     def quantise(
         self, values: Float32[Tensor, " elements"], boundaries: Float32[Tensor, " boundaries"], bits: int
@@ -49,9 +49,10 @@ class Reference(Operations):
         values: Float32[Tensor, " elements"],
         boundaries: Float32[Tensor, " boundaries"],
         bits: int,
-        top: Int64[Tensor, " count"],
+        largest: Largest,
     ) -> tuple[Packed, Packed | None]:
-        """Packed codes with all ones at the top, and packed signs."""
+        """Packed codes with all ones for the largest, and packed signs."""
+        top = self.positions(values, largest)
         codes = torch.bucketize(values.abs(), boundaries, right=True)
         signs = (values < 0) & (codes > 0)
         codes[top], signs[top] = 2**bits - 1, False
@@ -77,6 +78,12 @@ class Reference(Operations):
             negative = unpack(signs, 1, len(out), out.device).bool()
             out.copy_(torch.where(negative, -out, out))
         return True
+
+
+def _positions(keys: Int32[Tensor, " elements"], smallest: int, count: int) -> Int64[Tensor, " count"]:
+    above = (keys > smallest).nonzero().view(-1)
+    equal = (keys == smallest).nonzero().view(-1)[: count - len(above)]
+    return torch.cat([above, equal]).sort().values
 
 
 def pack(codes: Int64[Tensor, " elements"], bits: int) -> Packed:

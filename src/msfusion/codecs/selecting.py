@@ -6,51 +6,53 @@ from typing import no_type_check
 
 import numpy as np
 
-from msfusion.codecs.compiling import BLOCK, MAGNITUDE, compiled
+from msfusion.codecs.compiling import MAGNITUDE, compiled
+from msfusion.codecs.vectors import GROUP, WORD, ahead, append_at_least, at_least, fetch, lowest_bit
 
 
 @compiled
 @no_type_check
 def sample(bits, stride, keys):
     """Magnitudes, as integers, at multiples of `stride`, going around; it is less than the tensor's size."""
-    place = 0
+    place, soon = 0, 64 * stride % bits.size
     for i in range(keys.size):
+        fetch(bits, soon)
         keys[i] = bits[place] & MAGNITUDE
         place += stride
-        if place >= bits.size:
-            place -= bits.size
+        place -= bits.size * (place >= bits.size)
+        soon += stride
+        soon -= bits.size * (soon >= bits.size)
 
 
 @compiled
 @no_type_check
-def collect(bits, lower, positions, values):
-    """Where magnitudes are at least `lower`, ascending, and these values, all as integers.
+def collect(bits, lower, wide, values):
+    """Those whose magnitudes are at least `lower`, in order. Returns how many there are.
 
-    Returns how many there are, or -1 where there might be no room for them. Few flags are set and a processor
-    guesses badly which, so there are no branches: what is found is written always, and counted when it holds.
+    -1 where `values` might have no room for them; it needs that of `WORD` more. `wide` is faster with AVX-512, and
+    slower without: whether a value is chosen is hard for a processor to guess, and only `wide` needs no guesses.
     """
-    flags = np.empty(BLOCK, np.uint8)
-    eights = flags.view(np.uint64)
-    not_zero = np.empty(eights.size, np.int64)
     found = 0
-    for start in range(0, bits.size, BLOCK):
-        block = bits[start : start + BLOCK]
-        flags[block.size :] = 0
-        for i in range(block.size):
-            flags[i] = (block[i] & MAGNITUDE) >= lower
-        some = 0
-        for eight in range(eights.size):
-            not_zero[some] = eight
-            some += np.int64(eights[eight] != 0)
-        if found + 8 * some > positions.size:
+    whole = bits.size // WORD * WORD
+    for start in range(0, whole, WORD):
+        if found + WORD > values.size:
             return -1
-        before = found
-        for eight in not_zero[:some]:
-            for i in range(8):
-                positions[found] = start + 8 * eight + i
-                found += np.int64(flags[8 * eight + i])
-        for i in range(before, found):
-            values[i] = block[positions[i] - start]
+        ahead(bits, start, WORD)
+        if wide:
+            for group in range(start, start + WORD, GROUP):
+                found = append_at_least(bits, group, lower, values, found)
+        else:
+            word = at_least(bits, start, lower)
+            while word != 0:
+                values[found] = bits[start + lowest_bit(word)]
+                found += 1
+                word &= word - np.uint64(1)
+    if found + WORD > values.size:
+        return -1
+    for i in range(whole, bits.size):
+        if bits[i] & MAGNITUDE >= lower:
+            values[found] = bits[i]
+            found += 1
     return found
 
 
@@ -74,7 +76,7 @@ def nth_largest(bits, count):
     while above + histogram[low] < count:
         above += histogram[low]
         low -= 1
-    return np.int32(upper << 16 | low), above
+    return np.int32(upper << 16 | low), above, histogram[low]
 
 
 @compiled
@@ -85,9 +87,18 @@ def take(bits, smallest, ties, positions):
     `positions` has room for one more than there are.
     """
     found = 0
-    for i in range(bits.size):
-        key = bits[i] & MAGNITUDE
-        tie = np.int64(key == smallest) & np.int64(ties > 0)
-        positions[found] = i
-        found += np.int64(key > smallest) + tie
+    whole = bits.size // WORD * WORD
+    for start in range(0, whole, WORD):
+        word = at_least(bits, start, smallest)
+        while word != 0:
+            place = start + lowest_bit(word)
+            word &= word - np.uint64(1)
+            tie = np.int64(bits[place] & MAGNITUDE == smallest)
+            positions[found] = place
+            found += 1 - (tie & np.int64(ties <= 0))
+            ties -= tie
+    for place in range(whole, bits.size):
+        tie = np.int64(bits[place] & MAGNITUDE == smallest)
+        positions[found] = place
+        found += np.int64(bits[place] & MAGNITUDE >= smallest) - (tie & np.int64(ties <= 0))
         ties -= tie

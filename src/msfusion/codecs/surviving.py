@@ -77,7 +77,8 @@ class Surviving(Codec):
         weights = torch.empty(header.elements, dtype=torch.float32, device=device)
         if header.elements == 0:
             return _Opened(header.shape, weights.long(), weights, weights)
-        kept, mask, signs = mask_planes(header, payload, device)
+        stored, mask, signs = mask_planes(header, payload, device)
+        kept = stored.values
         bits, operations = MaskSettings.read(header).bits, operations_for(device, reference)
         codes = torch.arange(2**bits, dtype=torch.float32, device=device)
         operations.dequantise(mask, codes / (2**bits - 1), bits, weights)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import torch
 
-from msfusion.engines.messages import decode, update_message, update_of
+from msfusion.engines.messages import decode, encoded_update, update_of
 from msfusion.methods.base import Update
 from msfusion.methods.memory import Memories
 from msfusion.width.groups import State
@@ -24,7 +24,7 @@ def with_late(memories: Memories, late: Mapping[int, Update]) -> dict[int, State
     """The memories, and each late participant's update in its own."""
     together = dict(memories)
     for participant, update in late.items():
-        message = torch.frombuffer(bytearray(update_message(update, 0.0)), dtype=torch.uint8)
+        message = torch.frombuffer(bytearray(encoded_update(update, 0.0)), dtype=torch.uint8)
         together[participant] = {**together.get(participant, {}), LATE: message}
     return together
 
@@ -35,7 +35,7 @@ def without_late(memories: Memories) -> tuple[dict[int, State], dict[int, Update
     late: dict[int, Update] = {}
     for participant, memory in memories.items():
         if LATE in memory:
-            late[participant], _ = update_of(*decode(memory[LATE].numpy().tobytes()))
+            late[participant], *_ = update_of(*decode(memory[LATE].numpy().tobytes()))
         rest = {name: tensor for name, tensor in memory.items() if name != LATE}
         if rest:
             others[participant] = rest

@@ -19,8 +19,9 @@ from msfusion.engines.pool import Pool
 from msfusion.engines.results import ParticipantResult, RoundResult
 from msfusion.engines.workers import Done, InProcess, Workers, check_execution, threads_set
 from msfusion.errors import ConfigError, DataError
-from msfusion.methods.base import Method, Recalibrating, Task, TrainsTogether, Update
+from msfusion.methods.base import Evaluation, Method, Recalibrating, Reporting, Task, TrainsTogether, Update
 from msfusion.methods.memory import Memories
+from msfusion.methods.reporting import Report, mean_of, reports_of
 from msfusion.width.groups import State
 
 __all__ = ["ParticipantResult", "RoundResult", "RoundSettings", "run_rounds"]
@@ -92,9 +93,9 @@ def _rounds(
             with threads_set(threads):
                 if pool is None:
                     pool = (
-                        InProcess(method, data, device)
+                        InProcess(method, data, device, federation.test)
                         if workers == 1
-                        else Pool(method, data, min(workers, len(data)), threads)
+                        else Pool(method, data, min(workers, len(data)), threads, test=federation.test)
                     )
                 result = federation.round(pool, current, round_index)
             current = result.state
@@ -136,10 +137,12 @@ class _Federation:
             fused = state
             deque(updates, maxlen=0)
         evaluation, moved = None, 0
+        reports: tuple[Report, ...] = ()
         last = round_index == self.settings.rounds - 1
         if last or (round_index + 1) % self.settings.evaluate_every == 0:
             fused, moved = self._recalibrated(workers, fused, round_index, attendance.on_time)
-            evaluation = None if self.test is None else self.method.evaluate(fused, self.test)
+            evaluation, reports, asking = self._evaluated(workers, fused, round_index)
+            moved += asking
         results.sort(key=lambda result: result.participant)
         return RoundResult(
             round_index,
@@ -151,6 +154,7 @@ class _Federation:
             with_late(self.memories, self.late),
             attendance,
             self._late_bytes(state, round_index, attendance, results),
+            reports,
         )
 
     def _updates(
@@ -230,6 +234,26 @@ class _Federation:
         finished = list(workers.run("measure", jobs))
         moved = sum(done.bytes_down + done.bytes_up for done in finished)
         return method.settle(state, [done.update for done in finished]), moved
+
+    def _evaluated(
+        self, workers: Workers, state: State, round_index: int
+    ) -> tuple[Evaluation | None, tuple[Report, ...], int]:
+        """How good the model is, or the participants' models are; and the bytes that asking them moved."""
+        method, test = self.method, self.test
+        if test is None:
+            return None, (), 0
+        if not isinstance(method, Reporting) or not method.personal(state):
+            return method.evaluate(state, test), (), 0
+        jobs = [partial(self._examination, state, round_index, each) for each in range(len(self.data))]
+        finished = list(workers.run("report", jobs))
+        reports = reports_of([done.update for done in finished])
+        return mean_of(reports), reports, sum(done.bytes_down + done.bytes_up for done in finished)
+
+    def _examination(self, state: State, round_index: int, participant: int) -> list[Task]:
+        """What a participant needs in order to say how good its model is."""
+        assert isinstance(self.method, Reporting)
+        task = self.method.examination(state, round_index, participant)
+        return [replace(task, memory=self.memories.get(participant, {}))]
 
     def _expected_seconds(self, participant: int) -> float:
         """How long a participant will take, roughly: the longest goes first, so that all end together."""

@@ -6,18 +6,18 @@ import json
 import math
 from collections.abc import Mapping
 from multiprocessing.connection import Connection
-from typing import Any, Literal
+from typing import Any
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from msfusion.methods.base import Task, Update
-from msfusion.methods.memory import with_memories, without_memories
+from msfusion.errors import PrivacyError
+from msfusion.methods.base import Kind, Released, Task, Update
+from msfusion.methods.outbound import Shared
 from msfusion.width.groups import State
 
 Header = dict[str, Any]
-Kind = Literal["train", "measure"]
 
 HEADER = "header"
 """The name, among the flat tensors, of the one that holds the header's bytes; no type is called so."""
@@ -64,7 +64,7 @@ def receive(connection: Connection) -> tuple[Header, dict[str, Tensor]]:
 
 
 def task_message(kind: Kind, task: Task, more: bool = False) -> bytes:
-    """A task and what is to be done with it. The participant's memory goes along, for it lives here.
+    """A task and what is to be done with it, but not the participant's memory, which no message to it has.
 
     With `more`, the next message is to be done together with it.
     """
@@ -74,22 +74,34 @@ def task_message(kind: Kind, task: Task, more: bool = False) -> bytes:
         "participant": task.participant,
         "round_index": task.round_index,
         "metadata": dict(task.metadata),
+        "remembers": bool(task.memory),
     }
-    return encode(header, with_memories(task.tensors, {task.participant: task.memory}))
+    return encode(header, task.tensors)
 
 
-def receive_task(connection: Connection) -> tuple[Kind, Task, bool]:
-    """Read a `task_message`: what is to be done, the task, and whether the next one belongs to it."""
-    header, arrived = receive(connection)
-    participant = header["participant"]
-    tensors, memories = without_memories(arrived)
-    memory = memories.get(participant, {})
-    task = Task(participant, header["round_index"], tensors, header["metadata"], memory)
+def receive_task(connection: Connection, shelf: Connection) -> tuple[Kind, Task, bool]:
+    """Read a `task_message`: what is to be done, the task, and whether the next one belongs to it.
+
+    What the participant remembers comes from its shelf.
+    """
+    header, tensors = receive(connection)
+    memory = receive(shelf)[1] if header["remembers"] else {}
+    task = Task(header["participant"], header["round_index"], tensors, header["metadata"], memory)
     return header["kind"], task, header["more"]
 
 
-def update_message(update: Update, seconds: float) -> bytes:
-    """An update and the seconds that it took."""
+def update_message(update: Released, seconds: float) -> bytes:
+    """An update and the seconds that it took, without what the participant keeps.
+
+    Raises PrivacyError where no declaration has let the update pass.
+    """
+    if not isinstance(update.tensors, Shared):
+        raise PrivacyError(f"participant {update.participant} would send what no declaration has let pass")
+    return encoded_update(update, seconds)
+
+
+def encoded_update(update: Update, seconds: float) -> bytes:
+    """The bytes of an update, wherever it is kept."""
     header = {
         "participant": update.participant,
         "round_index": update.round_index,
@@ -97,12 +109,12 @@ def update_message(update: Update, seconds: float) -> bytes:
         "loss": update.loss,
         "metadata": dict(update.metadata),
         "seconds": seconds,
+        "remembers": bool(update.memory),
     }
-    return encode(header, with_memories(update.tensors, {update.participant: update.memory}))
+    return encode(header, update.tensors)
 
 
-def update_of(header: Header, arrived: dict[str, Tensor]) -> tuple[Update, float]:
-    """The update, and its seconds, in an `update_message`."""
-    seconds = header.pop("seconds")
-    tensors, memories = without_memories(arrived)
-    return Update(tensors=tensors, memory=memories.get(header["participant"], {}), **header), seconds
+def update_of(header: Header, tensors: dict[str, Tensor]) -> tuple[Update, float, bool]:
+    """The update in an `update_message`, its seconds, and whether there is something that the participant keeps."""
+    seconds, remembers = header.pop("seconds"), header.pop("remembers")
+    return Update(tensors=tensors, **header), seconds, remembers

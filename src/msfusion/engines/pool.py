@@ -1,9 +1,11 @@
 """Worker processes that live as long as the run.
 
 A worker is forked, so it has the method and everybody's data without a copy, and keeps its sub-models from
-round to round. Tasks and updates travel over a pipe. A worker reads its next task while it works on one, so
-that it never waits for the server, which fuses meanwhile. What a worker computes depends on the task alone,
-never on which worker it is.
+round to round. Tasks and updates travel over a pipe, the *wire*: all that would cross between the server's
+machine and a participant's. What a participant keeps for itself stands on its *shelf*, a pipe of its own, because
+its memory outlives the worker that it happens to use. A worker reads its next task while it works on one, so that
+it never waits for the server, which fuses meanwhile. What a worker computes depends on the task alone, never on
+which worker it is.
 
 Threads. Every worker runs PyTorch with the number of threads that it is told, one by default: two workers of
 two threads on two cores are many times slower than two of one. A forked process cannot use several OpenMP
@@ -28,7 +30,7 @@ import warnings
 from collections import deque
 from collections.abc import Generator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Literal, cast
@@ -38,7 +40,6 @@ import torch
 from msfusion import errors
 from msfusion.batch import Batch
 from msfusion.engines.messages import (
-    Kind,
     encode,
     payload_bytes,
     receive,
@@ -50,7 +51,7 @@ from msfusion.engines.messages import (
 )
 from msfusion.engines.workers import Done, Job, perform
 from msfusion.errors import ConfigError, MsfusionError, TrainingError
-from msfusion.methods.base import Method, Task
+from msfusion.methods.base import Kind, Method, Task
 
 StartMethod = Literal["fork", "spawn"]
 
@@ -66,6 +67,7 @@ class WorkerError(RuntimeError):
 class _Worker:
     process: BaseProcess
     connection: Connection
+    shelf: Connection
     jobs: deque[Sequence[Task]] = field(default_factory=deque)  # at work on the first
 
 
@@ -79,11 +81,12 @@ class Pool:
         workers: int,
         threads: int = 1,
         start_method: StartMethod | None = None,
+        test: Batch | None = None,
     ) -> None:
         self._workers: list[_Worker] = []
         try:
             for _ in range(workers):
-                self._start(method, data, threads, start_method or _start_method())
+                self._start((method, data, test, threads), start_method or _start_method())
             for worker in self._workers if threads > 1 else []:
                 _await_threads(worker, threads)
         except BaseException:
@@ -119,6 +122,7 @@ class Pool:
         """End all workers, at once those that still work."""
         for worker in self._workers:
             worker.connection.close()  # an idle worker sees the end of its pipe and leaves
+            worker.shelf.close()
         for worker in self._workers:
             if not worker.jobs:
                 worker.process.join(timeout=2)
@@ -128,15 +132,18 @@ class Pool:
             worker.process.close()
         self._workers = []
 
-    def _start(self, method: Method, data: Sequence[Batch], threads: int, start_method: StartMethod) -> None:
+    def _start(
+        self, work: tuple[Method, Sequence[Batch], Batch | None, int], start_method: StartMethod
+    ) -> None:
         """Start one more worker. Raises ConfigError where the method must be pickled and cannot."""
         # The same class on all systems, as far as its type is concerned.
         context = cast(multiprocessing.context.DefaultContext, multiprocessing.get_context(start_method))
-        ours, theirs = context.Pipe()
+        (ours, theirs), (our_shelf, their_shelf) = context.Pipe(), context.Pipe()
         # A forked worker inherits our ends of the pipes so far, and must close them: else they stay open
         # when we die, and the earlier workers wait forever.
-        inherited = [*(worker.connection for worker in self._workers), ours] if start_method == "fork" else []
-        process = context.Process(target=_work, args=(theirs, inherited, method, data, threads), daemon=True)
+        earlier = [end for worker in self._workers for end in (worker.connection, worker.shelf)]
+        inherited = [*earlier, ours, our_shelf] if start_method == "fork" else []
+        process = context.Process(target=_work, args=(theirs, their_shelf, inherited, *work), daemon=True)
         try:
             with warnings.catch_warnings():
                 # Python 3.12 warns of forking while other threads run, such as a progress bar's: a worker
@@ -149,7 +156,8 @@ class Pool:
                 "set workers to 1"
             ) from error
         theirs.close()
-        self._workers.append(_Worker(process, ours))
+        their_shelf.close()
+        self._workers.append(_Worker(process, ours, our_shelf))
 
 
 def _give(worker: _Worker, kind: Kind, tasks: Sequence[Task]) -> None:
@@ -158,6 +166,8 @@ def _give(worker: _Worker, kind: Kind, tasks: Sequence[Task]) -> None:
     try:
         for index, task in enumerate(tasks, 1):
             send(worker.connection, task_message(kind, task, more=index < len(tasks)))
+            if task.memory:
+                send(worker.shelf, encode({}, task.memory))
     except OSError:
         raise _death(worker) from None
 
@@ -168,12 +178,14 @@ def _take(worker: _Worker) -> list[Done]:
     for task in worker.jobs[0]:
         try:
             header, tensors = receive(worker.connection)
+            if "error" in header:
+                worker.jobs.popleft()
+                raise _raised(header["error"], header["text"])
+            update, seconds, remembers = update_of(header, tensors)
+            if remembers:
+                update = replace(update, memory=receive(worker.shelf)[1])
         except (EOFError, OSError):
             raise _death(worker) from None
-        if "error" in header:
-            worker.jobs.popleft()
-            raise _raised(header["error"], header["text"])
-        update, seconds = update_of(header, tensors)
         finished.append(Done(update, seconds, payload_bytes(task.tensors), payload_bytes(update.tensors)))
     worker.jobs.popleft()
     return finished
@@ -224,9 +236,11 @@ def _start_method() -> StartMethod:
 
 def _work(
     connection: Connection,
+    shelf: Connection,
     inherited: Sequence[Connection],
     method: Method,
     data: Sequence[Batch],
+    test: Batch | None,
     threads: int,
 ) -> None:
     """The life of a worker process: one task after the other, until the pipe ends."""
@@ -239,26 +253,33 @@ def _work(
         torch.ones(1 << 20).sqrt_()  # hangs here or never
         connection.send_bytes(b"threads work")
     jobs: queue.SimpleQueue[tuple[Kind, list[Task]]] = queue.SimpleQueue()
-    threading.Thread(target=_read_jobs, args=(connection, jobs), daemon=True).start()
+    threading.Thread(target=_read_jobs, args=(connection, shelf, jobs), daemon=True).start()
     with suppress(OSError):  # nobody reads any more
         while True:
             kind, tasks = jobs.get()
             try:
-                updates, seconds = perform(method, kind, tasks, data)
-                messages = [update_message(update, seconds) for update in updates]
+                updates, seconds = perform(method, kind, tasks, data, test=test)
+                answers = [
+                    (update_message(update, seconds), encode({}, update.memory) if update.memory else None)
+                    for update in updates
+                ]
             except Exception as error:
                 text = str(error) if isinstance(error, MsfusionError) else traceback.format_exc()
-                messages = [encode({"error": type(error).__name__, "text": text}, {})]
-            for message in messages:
+                answers = [(encode({"error": type(error).__name__, "text": text}, {}), None)]
+            for message, kept in answers:
                 send(connection, message)
+                if kept is not None:
+                    send(shelf, kept)
 
 
-def _read_jobs(connection: Connection, jobs: queue.SimpleQueue[tuple[Kind, list[Task]]]) -> None:
+def _read_jobs(
+    connection: Connection, shelf: Connection, jobs: queue.SimpleQueue[tuple[Kind, list[Task]]]
+) -> None:
     """Read ahead of the work. Where the pipe ends, the server let go or died: leave at once."""
     with suppress(EOFError, OSError):
         tasks: list[Task] = []
         while True:
-            kind, task, more = receive_task(connection)
+            kind, task, more = receive_task(connection, shelf)
             tasks.append(task)
             if not more:
                 jobs.put((kind, tasks))

@@ -9,6 +9,7 @@ from torch import Tensor
 from msfusion.engines.calendar import Attendance
 from msfusion.methods.base import Evaluation
 from msfusion.methods.memory import Memories
+from msfusion.methods.reporting import Report, Spread, spread_of
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,9 @@ class RoundResult:
 
     `participants` are those that were on time; `attendance` says who else was there. `late_bytes` went (down,
     up) between the server and those that were late. `measuring_bytes` counts what measuring the running
-    statistics of BatchNorm moved, down and up, besides training. `memories` is what each participant keeps for
-    itself; a run that goes on from here needs it.
+    statistics of BatchNorm, and asking participants how good their models are, moved besides training, down and
+    up. `memories` is what each participant keeps for itself; a run that goes on from here needs it. `reports` are
+    there where participants' models differ: `evaluation` is then their mean.
     """
 
     round_index: int
@@ -42,3 +44,9 @@ class RoundResult:
     memories: Memories = field(default_factory=dict)
     attendance: Attendance = field(default_factory=lambda: Attendance(()))
     late_bytes: tuple[int, int] = (0, 0)
+    reports: tuple[Report, ...] = ()
+
+    @property
+    def spread(self) -> Spread | None:
+        """How far the participants' models lie apart in the test data's scores, where they differ."""
+        return spread_of(self.reports)

@@ -12,9 +12,18 @@ import torch
 from torch import Tensor
 
 from msfusion.batch import Batch
-from msfusion.engines.messages import Kind, payload_bytes
+from msfusion.engines.messages import payload_bytes
 from msfusion.errors import ConfigError
-from msfusion.methods.base import Method, Recalibrating, Task, TrainsTogether, Update
+from msfusion.methods.base import (
+    Kind,
+    Method,
+    Recalibrating,
+    Released,
+    Reporting,
+    Task,
+    TrainsTogether,
+    Update,
+)
 from msfusion.width.groups import State
 
 Job = Callable[[], Sequence[Task]]
@@ -51,14 +60,16 @@ class Workers(Protocol):
 class InProcess:
     """The calling process as the only worker."""
 
-    def __init__(self, method: Method, data: Sequence[Batch], device: torch.device = CPU) -> None:
-        self._method, self._data, self._device = method, data, device
+    def __init__(
+        self, method: Method, data: Sequence[Batch], device: torch.device = CPU, test: Batch | None = None
+    ) -> None:
+        self._method, self._data, self._device, self._test = method, data, device, test
 
     def run(self, kind: Kind, jobs: Sequence[Job]) -> Generator[Done, None, None]:
         """One after the other."""
         for job in jobs:
             tasks = job()
-            updates, seconds = perform(self._method, kind, tasks, self._data, self._device)
+            updates, seconds = perform(self._method, kind, tasks, self._data, self._device, self._test)
             for task, update in zip(tasks, updates, strict=True):
                 yield Done(update, seconds, payload_bytes(task.tensors), payload_bytes(update.tensors))
 
@@ -67,11 +78,17 @@ class InProcess:
 
 
 def perform(
-    method: Method, kind: Kind, tasks: Sequence[Task], data: Sequence[Batch], device: torch.device = CPU
-) -> tuple[list[Update], float]:
+    method: Method,
+    kind: Kind,
+    tasks: Sequence[Task],
+    data: Sequence[Batch],
+    device: torch.device = CPU,
+    test: Batch | None = None,
+) -> tuple[list[Released], float]:
     """The work of the participants of one job, and the seconds that it took for each.
 
-    They train on the device; what arrives and what is returned is on the CPU.
+    They train on the device; what arrives and what is returned is on the CPU. `test` is the common test data.
+    Raises PrivacyError where an update holds what the method does not declare: nothing of the job is sent then.
     """
     begin = time.perf_counter()
     own = [data[task.participant] for task in tasks]
@@ -79,11 +96,19 @@ def perform(
         assert isinstance(method, Recalibrating)
         updates = [method.measure(task, mine) for task, mine in zip(tasks, own, strict=True)]
     else:
-        updates = _train(
-            method, [_task_on(device, task) for task in tasks], [each.to(device) for each in own]
-        )
+        there = [_task_on(device, task) for task in tasks]
+        own = [each.to(device) for each in own]
+        updates = _train(method, there, own) if kind == "train" else _report(method, there, own, test)
         updates = [_update_on(CPU, update) for update in updates]
-    return updates, (time.perf_counter() - begin) / len(tasks)
+    released = [_released(method, kind, task, update) for task, update in zip(tasks, updates, strict=True)]
+    return released, (time.perf_counter() - begin) / len(tasks)
+
+
+def _released(method: Method, kind: Kind, task: Task, update: Update) -> Released:
+    """The update as what may leave the participant. Raises PrivacyError."""
+    source = f"participant {task.participant} in round {task.round_index}"
+    shared = method.outbound(kind, task).select(update.tensors, update.metadata, source)
+    return Released(replace(update, tensors=shared))
 
 
 def _train(method: Method, tasks: Sequence[Task], data: Sequence[Batch]) -> list[Update]:
@@ -91,6 +116,14 @@ def _train(method: Method, tasks: Sequence[Task], data: Sequence[Batch]) -> list
         return [method.train(tasks[0], data[0])]
     assert isinstance(method, TrainsTogether)
     return method.train_together(tasks, data)
+
+
+def _report(method: Method, tasks: Sequence[Task], data: Sequence[Batch], test: Batch | None) -> list[Update]:
+    assert isinstance(method, Reporting)
+    assert test is not None
+    return [
+        method.report(task, own, test.to(own.targets.device)) for task, own in zip(tasks, data, strict=True)
+    ]
 
 
 def _task_on(device: torch.device, task: Task) -> Task:

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from msfusion.batch import Batch
 from msfusion.disagreement import Disagreement
 from msfusion.errors import ConfigError
-from msfusion.methods.base import Task, Update
+from msfusion.methods.base import Kind, Task, Update
 from msfusion.methods.narrow import NarrowMethod, weight_of
+from msfusion.methods.outbound import Outbound
 from msfusion.methods.states import with_aliases
 from msfusion.objectives import Evaluation
 from msfusion.width.groups import State, WidthMap
@@ -90,6 +91,10 @@ class AdaptiveMethod:
     def train_together(self, tasks: Sequence[Task], data: Sequence[Batch]) -> list[Update]:
         """As every narrow method does."""
         return self.at(float(tasks[0].metadata["overlap"])).train_together(tasks, data)
+
+    def outbound(self, kind: Kind, task: Task) -> Outbound:
+        """As every narrow method declares."""
+        return self.base.outbound(kind, task)
 
     def aggregate(self, state: State, updates: Iterable[Update]) -> dict[str, Tensor]:
         """Overlap averaging, and from the disagreement about shared entries the next overlap."""

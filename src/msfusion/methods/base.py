@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Literal, NewType, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from msfusion.batch import Batch
+from msfusion.methods.outbound import Outbound
 from msfusion.objectives import Evaluation
 from msfusion.width.groups import State
 
 Scalar = float | int | str | bool
 
-__all__ = ["Evaluation", "Method", "Recalibrating", "Scalar", "Task", "TrainsTogether", "Update"]
+Kind = Literal["train", "measure", "report"]
+"""What a participant does with a task."""
+
+__all__ = [
+    "Evaluation", "Kind", "Method", "Recalibrating", "Released", "Reporting", "Scalar", "Task", "TrainsTogether",
+    "Update",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,10 @@ class Update:
     share: float = 1.0
 
 
+Released = NewType("Released", Update)
+"""An update whose tensors are `Shared`: the method's declaration has let it pass, and it may be sent."""
+
+
 @runtime_checkable
 class Method(Protocol):
     """A federated method. Stateless: all that changes from round to round is in the global state, or in what
@@ -71,6 +82,9 @@ class Method(Protocol):
 
     def train(self, task: Task, data: Batch) -> Update:
         """What the participant does with it (in the participant's process; deterministic given the task)."""
+
+    def outbound(self, kind: Kind, task: Task) -> Outbound:
+        """What may leave the participant that did a task (in its process): an engine refuses anything else."""
 
     def aggregate(self, state: State, updates: Iterable[Update]) -> dict[str, Tensor]:
         """The next global state, whatever the order of the updates. Raises UpdateError on a bad update."""
@@ -99,6 +113,26 @@ class Recalibrating(Protocol):
 
     def settle(self, state: State, updates: Iterable[Update]) -> dict[str, Tensor]:
         """The global state with the pooled statistics, whatever the order of the updates."""
+
+
+@runtime_checkable
+class Reporting(Protocol):
+    """A method whose participants may end up with models of their own, that only they can evaluate.
+
+    An engine then asks everybody for a report wherever it evaluates: what travels up is scores.
+    """
+
+    def personal(self, state: State) -> bool:
+        """Whether, with this global state, participants have models that differ."""
+
+    def examination(self, state: State, round_index: int, participant: int) -> Task:
+        """What the participant receives in order to evaluate its model (in the server)."""
+
+    def report(self, task: Task, data: Batch, test: Batch) -> Update:
+        """How good its model is on the common test data, and perhaps on its own (in the participant's process).
+
+        Made with `reporting.report_of`; without metadata if it has no model yet.
+        """
 
 
 @runtime_checkable

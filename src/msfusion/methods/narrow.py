@@ -24,7 +24,7 @@ from msfusion.batch import Batch
 from msfusion.errors import ConfigError
 from msfusion.fusion import Accumulator
 from msfusion.methods import normalisation
-from msfusion.methods.base import Task, Update
+from msfusion.methods.base import Kind, Task, Update
 from msfusion.methods.capacities import Capacities
 from msfusion.methods.contrastive import (
     WITHOUT,
@@ -34,6 +34,7 @@ from msfusion.methods.contrastive import (
     recalled,
     remembered,
 )
+from msfusion.methods.outbound import Outbound
 from msfusion.methods.states import holding, loaded, state_of, with_aliases, without_aliases
 from msfusion.methods.together import groups_of, refuse_contrastive, updates_together
 from msfusion.methods.training import TrainingSettings, local_steps
@@ -43,6 +44,9 @@ from msfusion.width.slices import extract
 from msfusion.width.stacked import check_stackable
 from msfusion.width.submodel import SubModel, narrow
 from msfusion.windows import Schedule
+
+TRAINED = frozenset({"steps", "examples_seen"})
+"""The numbers in an update's metadata."""
 
 Use = Literal["training", "received", "previous"]
 """What a sub-model in memory is for: the one that trains, and the frozen ones of the contrastive loss."""
@@ -126,6 +130,12 @@ class NarrowMethod:
         first = tasks[0]
         submodel = self._submodel(self.window(first.round_index, first.participant))
         return updates_together(submodel, tasks, data, self.training[first.participant], self.seed)
+
+    def outbound(self, kind: Kind, task: Task) -> Outbound:
+        """The sub-model's tensors, as they came; of a measurement the moments."""
+        if kind == "measure":
+            return normalisation.measured_outbound(self.model, task.tensors)
+        return Outbound.like(task.tensors, TRAINED)
 
     def aggregate(self, state: State, updates: Iterable[Update]) -> dict[str, Tensor]:
         """Overlap averaging; an entry that nobody held keeps its value."""

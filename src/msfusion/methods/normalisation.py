@@ -28,6 +28,7 @@ from torch.overrides import TorchFunctionMode
 from msfusion.batch import Batch
 from msfusion.errors import UpdateError
 from msfusion.methods.base import Task, Update
+from msfusion.methods.outbound import Outbound
 from msfusion.methods.training import TrainingSettings, mini_batches, seed_of
 
 MEASURED_BATCHES = 8
@@ -81,6 +82,15 @@ def measured_update(
     scale = len(data) / sum(len(batch) for batch in batches)
     tensors = {name: sums * scale for name, sums in moments.items()}
     return Update(task.participant, task.round_index, tensors, len(data), 0.0, pairs)
+
+
+def measured_outbound(model: nn.Module, tensors: Mapping[str, Tensor]) -> Outbound:
+    """What may leave with a `measured_update`: three numbers per channel of the model's buffers, and their names."""
+    buffers = {name: tensors[name] for name, _ in model.named_buffers() if name in tensors}
+    moments = {
+        name: (torch.float64, (3, *buffer.shape)) for name, buffer in buffers.items() if buffer.ndim == 1
+    }
+    return Outbound(moments, metadata=frozenset(moments), words=frozenset(moments))
 
 
 def pooled(state: Mapping[str, Tensor], updates: Iterable[Update]) -> dict[str, Tensor]:

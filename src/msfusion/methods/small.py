@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from msfusion.batch import Batch
 from msfusion.fusion import Accumulator
 from msfusion.methods import normalisation
-from msfusion.methods.base import Task, Update
+from msfusion.methods.base import Kind, Task, Update
 from msfusion.methods.contrastive import (
     WITHOUT,
     ContrastiveObjective,
@@ -25,7 +25,8 @@ from msfusion.methods.contrastive import (
     frozen,
     recalled,
 )
-from msfusion.methods.narrow import Weighting, add_update, train_update, with_memory
+from msfusion.methods.narrow import TRAINED, Weighting, add_update, train_update, with_memory
+from msfusion.methods.outbound import Outbound
 from msfusion.methods.states import loaded, state_of, with_aliases, without_aliases
 from msfusion.methods.together import groups_of, refuse_contrastive, updates_together
 from msfusion.methods.training import TrainingSettings
@@ -85,6 +86,12 @@ class SmallMethod:
     def train_together(self, tasks: Sequence[Task], data: Sequence[Batch]) -> list[Update]:
         """What `train` gives for each of a group."""
         return updates_together(self.model, tasks, data, self.training[tasks[0].participant], self.seed)
+
+    def outbound(self, kind: Kind, task: Task) -> Outbound:
+        """The small model's tensors, as they came; of a measurement the moments."""
+        if kind == "measure":
+            return normalisation.measured_outbound(self.model, task.tensors)
+        return Outbound.like(task.tensors, TRAINED)
 
     def aggregate(self, state: State, updates: Iterable[Update]) -> dict[str, Tensor]:
         """The weighted average (McMahan et al., AISTATS 2017, algorithm 1)."""

@@ -57,3 +57,26 @@ def with_aliases(state: State, aliases: Mapping[str, str]) -> dict[str, Tensor]:
     if missing:
         raise UpdateError(f"the tensor {missing[0]} is missing: send all tensors of the sub-model")
     return {**state, **{name: state[first] for name, first in aliases.items()}}
+
+
+def aliases_of(model: nn.Module) -> dict[str, str]:
+    """For each further name of a tied tensor the first one."""
+    first: dict[int, str] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        first.setdefault(id(tensor), name)
+    return {
+        name: first[id(tensor)]
+        for name, tensor in model.state_dict(keep_vars=True).items()
+        if first[id(tensor)] != name
+    }
+
+
+def labelled(label: str, tensors: State) -> dict[str, Tensor]:
+    """Tensors that stand beside those of other models, as `<label>.<name>`."""
+    return {f"{label}.{name}": tensor for name, tensor in tensors.items()}
+
+
+def part(tensors: State, label: str) -> dict[str, Tensor]:
+    """The opposite of `labelled`: those of one label, by their own names."""
+    mark = label + "."
+    return {name.removeprefix(mark): tensor for name, tensor in tensors.items() if name.startswith(mark)}

@@ -113,6 +113,9 @@ def _total_flops(summary: Mapping[str, Any], metrics: Iterable[Mapping[str, Any]
     settings, capacities = config.training_settings, config.capacities
     spent = 0.0
     for line in metrics:
+        if "training_flops" in line:  # the method's own count, where stages of a run differ
+            spent += line["training_flops"]
+            continue
         for participant in [*line["participants"], *line.get("late", [])]:
             row = summary["participants"][participant]
             ratio = capacities.ratio(participant, line["round"] - 1)

@@ -17,7 +17,8 @@ from msfusion.runs.comparison import Comparison, plan_runs
 from msfusion.runs.directory import RunDirectory
 from msfusion.runs.environment import environment
 from msfusion.runs.files import write_json
-from msfusion.runs.setup import Parts, prepare_parts
+from msfusion.runs.prepare import shared_parts
+from msfusion.runs.setup import Parts
 from msfusion.runs.train import Watcher, train
 
 
@@ -41,7 +42,7 @@ def compare(
     parts_of = ""
     for number, run in enumerate(planned, start=1):
         if not RunDirectory(path / run.name).finished and parts_of != _key(run.config):
-            parts, parts_of = prepare_parts(run.config), _key(run.config)
+            parts, parts_of = shared_parts(run.config), _key(run.config)
         with watch(f"[{number}/{len(planned)}] {run.name}") as watcher:
             train(run.config, path / run.name, resume=True, watcher=watcher, parts=parts)
     result = {
@@ -57,4 +58,4 @@ def compare(
 
 def _key(config: Config) -> str:
     """Equal for runs that share data, model and width map."""
-    return repr((config.data_spec, config.model_spec))
+    return repr((config.data_spec, config.model_spec, config.method.name == "fedgrow"))

@@ -92,7 +92,7 @@ class Planned:
     @property
     def ratio_label(self) -> str:
         """The width ratio, or the range of the participants' ratios."""
-        if self.method == "split":
+        if self.method in ("split", "fedgrow"):
             return "-"
         if self.ratio is not None:
             return f"{self.ratio:g}"

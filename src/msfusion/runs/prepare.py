@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from msfusion.config import Config
 from msfusion.runs import setup
+from msfusion.runs.grow import GrowRun
 from msfusion.runs.prepared import Prepared
 from msfusion.runs.setup import Parts
 from msfusion.runs.slices import SlicesRun
@@ -12,6 +13,13 @@ from msfusion.runs.split import SplitRun
 
 def prepare(config: Config, parts: Parts | None = None) -> Prepared:
     """Load the data, build and trace the model (unless given), and make the method. Raises MsfusionError."""
+    if config.method.name == "fedgrow":
+        return GrowRun(config)
     if config.method.name == "split":
         return SplitRun(config, parts or setup.prepare_parts(config))
     return SlicesRun(setup.prepare(config, parts))
+
+
+def shared_parts(config: Config) -> Parts | None:
+    """What runs of the same data and model have in common; None where a method builds several models."""
+    return None if config.method.name == "fedgrow" else setup.prepare_parts(config)

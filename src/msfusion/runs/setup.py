@@ -231,13 +231,17 @@ def with_fitting_ratios(config: Config, parts: Parts) -> Config:
 
 def training_costs(module: nn.Module, batch: Batch, settings: TrainingSettings) -> Costs:
     """What training a module on examples like these costs. Raises MsfusionError."""
-    states = {"sgd": 1 if settings.momentum else 0}.get(settings.optimizer, 2)
     return costs_of(
         module,
         batch,
-        optimizer_states_per_parameter=states,
+        optimizer_states_per_parameter=optimizer_states(settings),
         batch_size=settings.batch_size,
     )
+
+
+def optimizer_states(settings: TrainingSettings) -> int:
+    """How many numbers the optimiser keeps for each parameter."""
+    return {"sgd": 1 if settings.momentum else 0}.get(settings.optimizer, 2)
 
 
 def prepare_parts(config: Config) -> Parts:

@@ -162,7 +162,11 @@ def summarise(prepared: Prepared, metrics: Sequence[Mapping[str, Any]]) -> dict[
         "seed": prepared.config.seed,
         "rounds": len(metrics),
         "data": prepared.data.description,
-        **{key: last[key] for key in ("accuracy", "loss", "perplexity") if key in last},
+        **{
+            key: last[key]
+            for key in ("accuracy", "loss", "perplexity", "accuracy_sd", "loss_sd")
+            if key in last
+        },
         "training_loss": last["training_loss"],
         "entry_coverage": last.get("entry_coverage"),
         "seconds": round(sum(line["seconds"] for line in metrics), 3),

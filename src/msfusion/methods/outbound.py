@@ -1,0 +1,104 @@
+"""What may leave a participant. Every method declares it; nothing else can travel.
+
+`Shared` is the type of tensors that may leave, and a declaration (`Outbound`) is all that can make one. An engine asks
+the method for its declaration in the participant's own process, before anything is written to a wire, and a message is
+made of `Shared` tensors only. A declaration says names, types and shapes; it cannot say what the values are made of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from msfusion.errors import PrivacyError
+from msfusion.width.groups import State
+
+Form = tuple[torch.dtype, tuple[int, ...]]
+"""The type and the shape of a tensor."""
+
+_DECLARATION = object()  # what `Outbound.select` shows
+
+
+@final
+class Shared(Mapping[str, Tensor]):
+    """Tensors that may leave a participant. Only `Outbound.select` makes one."""
+
+    __slots__ = ("_tensors",)
+
+    def __init__(self, tensors: State, made_by: object = None) -> None:
+        if made_by is not _DECLARATION:
+            raise PrivacyError(
+                "tensors may leave a participant only as the method declares: use Outbound.select"
+            )
+        self._tensors = dict(tensors)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
+@dataclass(frozen=True)
+class Outbound:
+    """What one update may hold besides a participant's number of examples and its mean loss.
+
+    `tensors`: names, with type and shape. `metadata`: names of numbers. `words`: the strings that metadata may have
+    as values. An update may hold less.
+    """
+
+    tensors: Mapping[str, Form]
+    metadata: frozenset[str] = frozenset()
+    words: frozenset[str] = frozenset()
+
+    @classmethod
+    def like(cls, tensors: State, metadata: frozenset[str] = frozenset()) -> Outbound:
+        """What has the names, types and shapes of what came down."""
+        return cls(forms_of(tensors), metadata)
+
+    def select(self, tensors: State, metadata: Mapping[str, object], source: str) -> Shared:
+        """The tensors as what may leave. `source` says whose they are, for the error's sentence.
+
+        Raises PrivacyError, naming the tensor or the entry of the metadata, where one was not declared.
+        """
+        for name, tensor in tensors.items():
+            declared = self.tensors.get(name)
+            form = (tensor.dtype, tuple(tensor.shape))
+            if declared is None:
+                raise PrivacyError(
+                    f"{source} would send the tensor {name!r}, which its method does not declare: keep it in the "
+                    "update's memory"
+                )
+            if form != declared:
+                raise PrivacyError(
+                    f"{source} would send the tensor {name!r} as {_described(form)}, but its method declares "
+                    f"{_described(declared)}"
+                )
+        for name, value in metadata.items():
+            if name not in self.metadata or not self._is_small(value):
+                raise PrivacyError(
+                    f"{source} would send {name!r} in its metadata, which its method does not declare"
+                )
+        return Shared(tensors, _DECLARATION)
+
+    def _is_small(self, value: object) -> bool:
+        """Whether a value is a number of at most eight bytes, or a declared word."""
+        if isinstance(value, int):
+            return -(2**63) <= value < 2**63
+        return isinstance(value, float) or (isinstance(value, str) and value in self.words)
+
+
+def forms_of(tensors: State) -> dict[str, Form]:
+    """The types and shapes of some tensors."""
+    return {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+
+
+def _described(form: Form) -> str:
+    return f"{form[0]} of shape {list(form[1])}"

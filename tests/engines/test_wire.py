@@ -1,0 +1,172 @@
+"""What crosses between the server and participants: nothing that a method does not declare, and nothing private."""
+
+from __future__ import annotations
+
+import multiprocessing
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from averaging import Averaging, Counting, some_data
+from grow_cases import INTERMEDIATE, data, fresh, method_of, texts
+from recorder import Recorded, found, telling
+from torch import Tensor
+
+from msfusion.batch import Batch
+from msfusion.engines.local import RoundSettings, run_rounds
+from msfusion.errors import PrivacyError
+from msfusion.methods.base import Kind, Task, Update
+from msfusion.methods.grow import GrowMethod
+from msfusion.methods.grow_private import private_stages
+from msfusion.methods.outbound import Outbound
+
+TWICE = RoundSettings(rounds=2)
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> Recorded:
+    return Recorded(monkeypatch)
+
+
+def private(method: GrowMethod) -> dict[str, list[Tensor]]:
+    """Everything private of all participants, worked out again."""
+    kinds: dict[str, list[Tensor]] = {"small": [], "operator": [], "intermediate": [], "data": []}
+    for participant, own in enumerate(data()):
+        kinds["small"] += method.growers[participant].small.state.values()  # as it was before it was trained
+        stages = private_stages(
+            method.growers[participant], fresh(INTERMEDIATE), participant, own, method.settings, method.seed
+        )
+        for kind in ("small", "operator", "intermediate"):
+            kinds[kind] += getattr(stages, kind).values()
+        assert isinstance(own.inputs, tuple)
+        kinds["data"] += [*own.inputs, own.inputs[0].float(), own.inputs[0].int()]
+    return kinds
+
+
+def run(method: GrowMethod) -> None:
+    list(run_rounds(method, data(), TWICE, workers=2, test=texts(20, 9)))
+
+
+def test_dual_ligo_sends_the_shared_operator_and_no_number_of_anything_private(recorded: Recorded) -> None:
+    method = method_of()
+    run(method)
+    assert (
+        len(recorded.wire) == 2 * (3 + 3) * 2
+    )  # two rounds of three tasks and updates, and of as many reports
+    for kind, tensors in private(method).items():
+        assert found(recorded.wire, tensors) == [], kind
+    shared = [tensor for tensor in method.initial_state().values() if telling(tensor)]
+    assert found(recorded.wire, shared) == list(range(len(shared)))  # the search finds what is there
+    intermediates = private(method)["intermediate"]
+    assert found(recorded.shelves, intermediates) == [i for i, t in enumerate(intermediates) if telling(t)]
+
+
+@dataclass(frozen=True, eq=False)
+class Leaking(GrowMethod):
+    """Sends besides, or instead of a declared tensor, what is private."""
+
+    leak: str = ""
+
+    def train(self, task: Task, data: Batch) -> Update:
+        update = super().train(task, data)
+        if self.leak == "intermediate":
+            return replace(update, tensors={**update.tensors, **update.memory})
+        if self.leak == "shape":
+            return replace(update, tensors={name: t.repeat(2, 1) for name, t in update.tensors.items()})
+        if self.leak == "metadata":
+            return replace(update, metadata={**update.metadata, "note": str(data.inputs)})
+        if self.leak == "number":
+            return replace(update, metadata={"steps": int.from_bytes(data.targets.numpy().tobytes(), "big")})
+        if self.leak == "row":  # four numbers of one private row, in a tensor that is declared
+            name = max(update.tensors, key=lambda each: update.tensors[each].numel())
+            hidden = update.tensors[name].clone()
+            row = next(t for n, t in sorted(update.memory.items()) if n.endswith("tokens.weight"))[5]
+            hidden.view(-1)[:4] = row[2:6]
+            return replace(update, tensors={**update.tensors, name: hidden})
+        assert isinstance(data.inputs, tuple)
+        return replace(update, tensors={**update.tensors, "operator.extra": data.inputs[0][0]})
+
+
+def leaking(leak: str) -> Leaking:
+    method = method_of()
+    return Leaking(**{name: getattr(method, name) for name in method.__dataclass_fields__}, leak=leak)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(
+    ("leak", "sentence"),
+    [
+        (
+            "intermediate",
+            r"would send the tensor 'intermediate\.\S+', which its method does not declare: keep it",
+        ),
+        (
+            "shape",
+            r"would send the tensor 'operator\.\S+' as torch.float32 of shape .*, but its method declares",
+        ),
+        ("metadata", "would send 'note' in its metadata, which its method does not declare"),
+        ("number", "would send 'steps' in its metadata"),
+        ("data", "would send the tensor 'operator.extra'"),
+    ],
+)
+def test_a_leak_is_refused_before_a_byte_of_it_leaves(
+    leak: str, sentence: str, workers: int, recorded: Recorded
+) -> None:
+    method = leaking(leak)
+    with pytest.raises(PrivacyError, match=rf"^participant \d in round 0 {sentence}"):
+        list(run_rounds(method, data(), TWICE, workers=workers))
+    assert multiprocessing.active_children() == []
+    for kind, tensors in private(method).items():
+        assert found(recorded.wire, tensors) == [], kind
+
+
+@pytest.mark.parametrize(
+    ("leak", "kind"), [("intermediate", "intermediate"), ("data", "data"), ("row", "intermediate")]
+)
+def test_without_the_engine_s_check_the_search_finds_the_leak(
+    leak: str, kind: str, recorded: Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The row stands in a declared tensor: that no declaration can notice, but the search does."""
+    method = leaking(leak)
+
+    def unchecked(self: Outbound, tensors: dict[str, Tensor], metadata: object, source: str) -> object:
+        permissive = Outbound.like(tensors)
+        return select(permissive, tensors, {}, source)
+
+    select = Outbound.select
+    if leak != "row":
+        monkeypatch.setattr(Outbound, "select", unchecked)
+        monkeypatch.setattr(Leaking, "aggregate", lambda self, state, updates: (list(updates), state)[1])
+    list(run_rounds(method, data(), RoundSettings(rounds=1), workers=2))
+    assert found(recorded.wire, private(method)[kind])
+
+
+def test_memories_of_any_method_stay_off_the_wire(recorded: Recorded) -> None:
+    @dataclass(frozen=True)
+    class Remembering(Counting):
+        def train(self, task: Task, data: Batch) -> Update:
+            secret = torch.randn(8, generator=torch.Generator().manual_seed(task.participant))
+            memory = {"secret": secret, **super().train(task, data).memory}
+            return replace(super().train(task, data), memory=memory)
+
+    list(run_rounds(Remembering(), some_data(), TWICE, workers=2))
+    secrets = [torch.randn(8, generator=torch.Generator().manual_seed(each)) for each in range(5)]
+    assert found(recorded.wire, secrets) == []
+    assert found(recorded.shelves, secrets) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_method_that_declares_nothing_sends_nothing(workers: int) -> None:
+    class Silent(Averaging):
+        def outbound(self, kind: Kind, task: Task) -> Outbound:
+            return Outbound({})
+
+    with pytest.raises(PrivacyError, match="participant 4 in round 0 would send the tensor 'weight'"):
+        list(run_rounds(Silent(), some_data(), TWICE, workers=workers))
+
+
+def test_telling_windows_are_those_without_repetition() -> None:
+    assert telling(torch.zeros(9)) == set()
+    assert telling(torch.tensor([1.0, 2.0, 3.0])) == set()
+    assert len(telling(torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]))) == 3
+    assert len(telling(torch.tensor([1, 2, 2, 3]))) == 2

@@ -1,0 +1,300 @@
+"""Fed-Grow: what a round does, what travels, every rival, and that a run resumes to the same bits."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import pytest
+import torch
+from grow_cases import (
+    EXAMPLE,
+    INTERMEDIATE,
+    LIGO,
+    NARROW,
+    ROUND,
+    TARGET,
+    WIDE,
+    classifier,
+    data,
+    method_of,
+    model_of,
+    same,
+    same_memories,
+    smalls,
+    tensors_of,
+    texts,
+    trace_once,
+)
+
+from msfusion.engines.calendar import Conditions
+from msfusion.engines.local import RoundResult, RoundSettings, run_rounds
+from msfusion.errors import ConfigError, GrowthError, UpdateError
+from msfusion.growth import GrownModel, LiGO, Start
+from msfusion.methods.grow import GrowMethod
+from msfusion.methods.grow_costs import grow_costs, private_costs
+from msfusion.methods.grow_private import SmallModel, private_stages
+from msfusion.methods.grow_settings import GrowSettings
+from msfusion.methods.states import labelled, part, state_of
+from msfusion.methods.table import build_method
+from msfusion.methods.training import local_steps
+from msfusion.models.transformer import DecoderLM
+from msfusion.objectives import evaluate
+
+VARIANTS: dict[str, GrowSettings] = {
+    "dual-ligo": LIGO,
+    "then alone": replace(LIGO, growth_rounds=1, further="alone"),
+    "then federated": replace(LIGO, growth_rounds=1, further="federated"),
+    "without federation": replace(LIGO, share="nothing"),
+    "average everything": replace(LIGO, share="everything"),
+    "net2net, federated": replace(LIGO, growth="preserve", further="federated"),
+    "stacked, alone": replace(LIGO, growth="stack", further="alone"),
+    "interlaced, alone": replace(LIGO, growth="interlace", further="alone"),
+    "scratch, alone": replace(LIGO, growth="scratch", further="alone"),
+}
+CHANGING = Conditions(dropout=(0.3, 0.5, 0.6))
+"""Under the seed of `rounds` the first comes alone in round 0, all in round 1, two in round 2."""
+
+
+def rounds(method: GrowMethod, count: int = 3, **options: Any) -> list[RoundResult]:
+    return list(run_rounds(method, data(), RoundSettings(rounds=count, seed=1), test=texts(30, 9), **options))
+
+
+@lru_cache
+def whole(variant: str) -> list[RoundResult]:
+    """An undisturbed run of three rounds, with somebody absent in each."""
+    return rounds(method_of(VARIANTS[variant]), conditions=CHANGING)
+
+
+def test_a_round_is_the_average_of_what_participants_make_of_the_operator() -> None:
+    method = method_of()
+    state = method.initial_state()
+    updates = [method.train(method.assign(state, 0, p), own) for p, own in enumerate(data())]
+    assert all(update.tensors.keys() == state.keys() for update in updates)
+    expected = {name: sum(u.tensors[name].double() * u.examples for u in updates) / 48 for name in state}
+    fused = method.aggregate(state, updates)
+    assert all(torch.equal(fused[name], expected[name].float()) for name in state)  # type: ignore[union-attr]
+    assert same(fused, method.aggregate(state, updates[::-1]))
+    (result,) = rounds(method, 1)
+    assert same(result.state, fused)
+    short = replace(updates[0], tensors=dict(list(updates[0].tensors.items())[1:]))
+    with pytest.raises(UpdateError, match="participant 0 in round 0: the update lacks 1 tensors"):
+        method.aggregate(state, [short])
+
+
+def test_one_participant_at_equal_sizes_is_plain_training_of_the_operator() -> None:
+    """Its small model is the intermediate, and what it begins from is what it has: the loop written out."""
+    settings = replace(LIGO, start=Start(noise=0.0))
+    small = SmallModel(model_of(INTERMEDIATE), state_of(model_of(INTERMEDIATE)), trained=True)
+    method = method_of(settings, own=[small], target=INTERMEDIATE)
+    grown = method.new_operator().materialise(small.state)
+    assert all(torch.equal(grown[name], tensor) for name, tensor in small.state.items())  # the identity
+    own = data()[0]
+    results = list(run_rounds(method, [own], RoundSettings(rounds=2)))
+    intermediate = part(results[0].memories[0], "intermediate")
+    operator = method.new_operator()
+    for round_index in range(2):
+        model = GrownModel(operator, intermediate, classifier(INTERMEDIATE))
+        local_steps(model, own, ROUND, seed=0, round_index=round_index, participant=0)
+        assert same(results[round_index].state, labelled("operator", operator.tensors()))
+
+
+def test_the_private_stages_come_once_whenever_a_participant_appears() -> None:
+    method = method_of()
+    first, later = (method.train(method.assign(method.initial_state(), at, 1), data()[1]) for at in (0, 3))
+    assert same(first.memory, later.memory)
+    stages = private_stages(method.growers[1], model_of(INTERMEDIATE), 1, data()[1], LIGO, 0)
+    assert same(first.memory, labelled("intermediate", stages.intermediate))
+    again = method.train(replace(method.assign(method.initial_state(), 1, 1), memory=first.memory), data()[1])
+    assert again.memory == {}
+    trained = [SmallModel(s.model, stages.small, trained=True) for s in smalls()]
+    ready = method_of(own=[trained[1]] * 3)
+    assert same(
+        private_stages(ready.growers[1], model_of(INTERMEDIATE), 1, data()[1], LIGO, 0).small, stages.small
+    )
+
+
+def test_participants_differ_and_say_how_good_their_models_are() -> None:
+    method = replace(method_of(), own_scores=True)
+    results = rounds(method, 3, conditions=Conditions(dropout=(0.0, 0.0, 0.9)))
+    last = results[-1]
+    assert last.evaluation is not None
+    assert last.evaluation.loss == statistics.fmean(report.test.loss for report in last.reports)
+    assert last.spread is not None
+    assert last.spread.accuracy == statistics.stdev(report.test.accuracy for report in last.reports)
+    assert len({report.test.loss for report in last.reports}) == len(last.reports) >= 2
+    assert [report.participant for report in last.reports] == sorted(last.memories)
+    operator_bytes = grow_costs(method, texts(8, 0)).bytes_down
+    assert {result.measuring_bytes for result in results} == {3 * operator_bytes}  # scores are no tensors
+    for report in last.reports:
+        operator = method.new_operator()
+        operator.load_tensors(part(last.state, "operator"))
+        model = classifier(TARGET)
+        with torch.no_grad():
+            model.load_state_dict(
+                operator.materialise(part(last.memories[report.participant], "intermediate"))
+            )
+        assert report.test == evaluate(model, texts(30, 9))
+        assert report.own == evaluate(model, data()[report.participant])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_resumed_after_any_round_with_participants_absent_it_gives_the_same_bits(variant: str) -> None:
+    """With one worker and with two."""
+    results = whole(variant)
+    assert [len(result.participants) for result in results] == [1, 3, 2]
+    for done, middle in enumerate(results[:-1], 1):
+        rest = rounds(
+            method_of(VARIANTS[variant]),
+            state=middle.state,
+            memories=middle.memories,
+            first_round=done,
+            conditions=CHANGING,
+            workers=1 + done % 2,
+        )
+        for one, other in zip(rest, results[done:], strict=True):
+            assert same(one.state, other.state)
+            assert same_memories(one.memories, other.memories)  # type: ignore[arg-type]
+            assert one.reports == other.reports
+            assert one.evaluation == other.evaluation
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_what_travels_and_what_is_kept(variant: str) -> None:
+    settings = VARIANTS[variant]
+    for result in whole(variant):
+        growing = settings.growing(result.round_index)
+        travels = {name.partition(".")[0] for name in result.state}
+        kept = {name.partition(".")[0] for memory in result.memories.values() for name in memory}
+        up = {each.bytes_up for each in result.participants}
+        if variant in ("without federation", "stacked, alone", "interlaced, alone", "scratch, alone"):
+            assert (travels, up) == (set(), {0})
+            assert kept == ({"intermediate", "operator"} if growing else {"target"})
+        elif variant == "average everything":
+            assert (travels, kept) == ({"operator", "intermediate", "target"}, set())
+            assert result.reports == ()  # there is one model for all
+        elif variant == "net2net, federated":
+            assert (travels, kept) == ({"target"}, set())
+        else:
+            assert travels == ({"target"} if variant == "then federated" and not growing else {"operator"})
+            assert kept == ({"target"} if variant == "then alone" and not growing else {"intermediate"})
+        assert result.evaluation is not None
+
+
+def test_from_scratch_the_federated_target_is_fedavg() -> None:
+    settings = GrowSettings(growth="scratch", further="federated", training=ROUND)
+    method = method_of(settings)
+    start = {name: tensor.clone() for name, tensor in method.fresh.items()}
+    model = classifier(TARGET)
+    model.load_state_dict(start)
+    fedavg = build_method("fedavg", model, trace_once(model, EXAMPLE), [1.0] * 3, ROUND)
+    for ours, theirs in zip(rounds(method, 2), rounds(fedavg, 2), strict=True):  # type: ignore[arg-type]
+        assert same(part(ours.state, "target"), theirs.state)
+        assert ours.evaluation == theirs.evaluation
+        assert [each.loss for each in ours.participants] == [each.loss for each in theirs.participants]
+
+
+def test_a_copy_starts_where_the_small_model_is() -> None:
+    for growth, exact in (("preserve", True), ("stack", False)):
+        method = method_of(replace(LIGO, growth=growth, further="alone"))  # type: ignore[arg-type]
+        (small, grown) = (classifier(WIDE), classifier(TARGET))
+        tensors = part(method._begin(1, data()[1]), "target")
+        grown.load_state_dict(tensors)
+        small.load_state_dict(model_of(WIDE).state_dict())  # which was trained there a moment ago
+        outputs = [model(*data()[1].inputs) for model in (small, grown)]
+        assert torch.allclose(*outputs, atol=1e-5) == exact
+
+
+def test_late_updates_are_merged_and_an_operator_is_let_go_where_targets_are_averaged() -> None:
+    method = method_of(VARIANTS["then federated"])
+    late = method.train(method.assign(method.initial_state(), 0, 0), data()[0])
+    here = [method.train(method.assign(method.initial_state(), 1, p), data()[p]) for p in (1, 2)]
+    fused = method.aggregate(method.initial_state(), [replace(late, share=0.5), *here])
+    assert same(fused, method.aggregate(method.initial_state(), here))
+    assert same(method.aggregate(fused, [replace(late, share=0.5)]), fused)
+    state = method.initial_state()
+    half = method.aggregate(state, [replace(late, share=0.5)])
+    for name, tensor in half.items():
+        assert torch.allclose(tensor, (state[name] + late.tensors[name]) / 2, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (
+            {"intermediate": (20, 4, 2, 20)},
+            "^the intermediate model does not grow into the target: the target is smaller than the source: axis",
+        ),
+        (
+            {"own": smalls((NARROW, (8, 2, 2, 12)))},
+            "^participant 1's small model does not grow into the intermediate model: the target is smaller than the "
+            "source: it has 1 layers",
+        ),
+        (
+            {"own": [*smalls(), SmallModel(DecoderLM(20, features=8, heads=2, layers=1), {})]},
+            "^participant 3's small model does not grow into the intermediate model: it is a DecoderLM and that a "
+            "TextClassifier, and these are not of one family$",
+        ),
+        ({"own": []}, "give one for each participant"),
+        (
+            {"settings": GrowSettings(form="padded", start=Start(width="random"))},
+            r"\[I; C\] keeps the old units",
+        ),
+    ],
+)
+def test_models_that_do_not_grow_are_refused_before_anything_trains(
+    options: dict[str, Any], sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("msfusion.methods.grow_private.local_steps", None)
+    with pytest.raises((GrowthError, ConfigError), match=sentence):
+        method_of(**options)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"further": "alone"}, "set growth_rounds, at least 1"),
+        ({"further": "federated", "growth_rounds": 0}, "set growth_rounds, at least 1"),
+        ({"growth_rounds": 3}, "nothing comes after them"),
+        ({"growth": "stack"}, "has no operator to learn: set further"),
+        ({"growth": "stack", "further": "alone", "growth_rounds": 2}, "has no rounds of growth"),
+        ({"share": "everything", "growth_rounds": 2, "further": "alone"}, "shares the target already"),
+    ],
+)
+def test_settings_that_do_not_go_together(settings: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        replace(LIGO, **settings)
+
+
+def test_the_costs_are_those_of_the_wire() -> None:
+    target = sum(p.numel() for p in classifier(TARGET).parameters())
+    for variant in ("dual-ligo", "net2net, federated"):
+        method = method_of(VARIANTS[variant])
+        costs = grow_costs(method, texts(8, 0))
+        result = whole(variant)[-1]
+        assert {(each.bytes_up, each.bytes_down) for each in result.participants} == {
+            (costs.bytes_up, costs.bytes_down)
+        }
+        assert costs.target.parameters == target
+        if method.plan is None:
+            assert (costs.fewer_parameters, costs.fewer_bytes) == (0, 0)
+        else:
+            assert costs.trainable == sum(p.numel() for p in method.new_operator().parameters())
+            assert costs.flops_per_example > costs.target.flops_per_example
+
+
+def test_the_costs_of_the_private_stages() -> None:
+    small, local = private_costs(method_of(), 1, texts(8, 0))
+    assert local is not None
+    assert small.parameters == sum(p.numel() for p in classifier(WIDE).parameters())
+    assert local.parameters == sum(p.numel() for p in LiGO(method_of().growers[1].plan).parameters())
+
+
+def test_the_operator_learns() -> None:
+    settings = replace(LIGO, training=replace(ROUND, learning_rate=1e-2, local_epochs=4))
+    results = rounds(method_of(settings), 4)
+    losses = [sum(each.loss for each in result.participants) for result in results]
+    assert losses[-1] < 0.9 * losses[0]
+    assert not tensors_of(results[-1].state, "intermediate")
