@@ -30,7 +30,7 @@ PLACE = re.compile(r"(<!-- results: ([a-z0-9_]+) -->\n).*?(<!-- end -->)", re.DO
 Row = Mapping[str, Any]
 
 
-def run(names: list[str], workers: int) -> None:
+def run(names: list[str], workers: int | None) -> None:
     """Run experiments that are not finished yet, and save their results."""
     from rich.console import Console
 
@@ -41,7 +41,7 @@ def run(names: list[str], workers: int) -> None:
 
     os.chdir(HERE.parent)  # where the files' relative paths start
     for name in names:
-        config = load_config(HERE / f"{name}.toml", [f"run.workers={workers}"])
+        config = load_config(HERE / f"{name}.toml", [f"run.workers={workers}"] if workers else [])
         result = compare(
             config,
             Path("runs/experiments") / name,
@@ -91,6 +91,8 @@ def section(name: str) -> str:
         parts += [table(rows), ""]
         if any(row.get("targets") for row in rows):
             parts += [targets_table(rows, len(result["seeds"])), ""]
+        if any(row.get("until_baseline") for row in rows):
+            parts += [traffic_table(rows, len(result["seeds"])), ""]
     seeds, commit = len(result["seeds"]), str(result["environment"].get("commit"))[:9]
     source = f"{seeds} seed{'s' * (seeds > 1)}, commit {commit}, `benchmarks/{name}.toml`"
     return "\n".join([*parts, f"({source}.)\n", f"![{name}](plots/{name}.png)\n"])
@@ -159,6 +161,25 @@ def targets_table(rows: list[Row], seeds: int) -> str:
     return "\n".join(lines)
 
 
+def traffic_table(rows: list[Row], seeds: int) -> str:
+    """Markdown: what split learning sent until it was as good as the first row, and how many times less that is."""
+    headers = ["rounds", "MB up", "MB down", "times less up", "down", "both ways", "everything"]
+    accuracy = rows[0]["until_baseline"]["accuracy"]
+    lines = [f"| until {100 * accuracy:.1f} % | {' | '.join(headers)} |", "|" + " --- |" * (len(headers) + 1)]
+    for row, name in zip(rows, names_of(rows), strict=True):
+        until, less = row["until_baseline"], row["times_less"]
+        told = [f"in {until['reached']} of {seeds} runs", *[""] * (len(headers) - 1)]
+        if until["reached"] == seeds:
+            spent = [spread(until[f"{kind}_bytes"], 1e-6, 1) for kind in ("activation", "gradient")]
+            baseline = rows[0]["until_baseline"]["gradient_bytes"]["mean"]
+            down = baseline / until["gradient_bytes"]["mean"] if baseline else None
+            ratios = [less["activations"], down, less["both"], less["all"]]
+            told = [spread(until["rounds"], 1, 1), *spent]
+            told += ["-" if ratio is None else f"{ratio:.1f}" for ratio in ratios]
+        lines.append(f"| {name} | {' | '.join(told)} |")
+    return "\n".join(lines)
+
+
 def differences(row: Row, leader: Row, metric: str) -> str:
     """By how much a row is behind the leader in each seed."""
     from msfusion.runs.cells import behind
@@ -182,7 +203,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     running = commands.add_parser("run", help="run experiments, or go on with them")
     running.add_argument("names", nargs="+")
-    running.add_argument("--workers", type=int, default=2)
+    running.add_argument("--workers", type=int, help="instead of run.workers in the file")
     documenting = commands.add_parser("document", help="write the tables and plots of docs/experiments.md")
     documenting.add_argument(
         "--check", action="store_true", help="write nothing; exit code 1 if something differs"

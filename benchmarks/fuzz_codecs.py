@@ -160,6 +160,23 @@ def outcome(data: bytes) -> str:
     return "decoded"
 
 
+def derivative(family: list[codecs.Codec], data: bytes, decoded: bool) -> str | None:
+    """What is wrong with the derivative of a message, where this family has one and a codec of it wrote the message."""
+    for codec in family:
+        if not isinstance(codec, codecs.Surviving):
+            continue
+        try:
+            places = codec.survivors(data, max_elements=MAX_ELEMENTS)
+            gradient = torch.ones(codecs.read_header(data)[0].shape)
+            if codec.pull_back(data, gradient).shape != places.shape or not decoded:
+                return "a derivative of what does not decode"
+        except CodecError:
+            continue
+        except Exception as error:  # this is what is searched for
+            return f"{type(error).__name__} in the derivative: {error}"
+    return None
+
+
 def peak_megabytes() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
@@ -176,6 +193,7 @@ def fuzz(family: list[codecs.Codec], payloads: int, seed: int) -> dict[str, Any]
         data = hostile_message(messages, rng)
         started = time.perf_counter()
         result = outcome(data)
+        result = derivative(family, data, result == "decoded") or result
         slowest = max(slowest, time.perf_counter() - started)
         if result in ("decoded", "refused"):
             counts[result] += 1

@@ -28,10 +28,10 @@ def parse_override(override: str) -> tuple[str, Any]:
 
 
 def flattened(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables as one, under dotted keys."""
+    """Nested tables as one, under dotted keys. A codec with its settings is one value."""
     flat: dict[str, Any] = {}
     for key, value in table.items():
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, Mapping) and value and not _is_codec(value):
             flat |= flattened(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value
@@ -56,14 +56,19 @@ def put(table: dict[str, Any], key: str, value: Any) -> None:
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The base with the changes in it: tables key by key, other values as a whole."""
+    """The base with the changes in it: tables key by key; other values, and codecs with theirs, as a whole."""
     result = dict(base)
     for key, value in changes.items():
         below = result.get(key)
-        if isinstance(below, Mapping) and isinstance(value, Mapping):
+        if isinstance(below, Mapping) and isinstance(value, Mapping) and not _is_codec(value):
             value = merged(below, value)
         result[key] = value
     return result
+
+
+def _is_codec(table: Mapping[str, Any]) -> bool:
+    """Whether a table is { codec = 'top_k', ... }: another codec must not inherit these settings."""
+    return "codec" in table
 
 
 def without_none(value: Any) -> Any:

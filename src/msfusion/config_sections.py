@@ -14,6 +14,7 @@ from msfusion.data.spec import DataSpec
 from msfusion.engines.split import Clients, ServerStep, SplitSettings
 from msfusion.errors import ConfigError
 from msfusion.methods.contrastive import WITHOUT, ContrastiveSettings
+from msfusion.methods.split import Derivative
 from msfusion.methods.training import TrainingSettings
 from msfusion.models.spec import ModelSpec
 from msfusion.windows.overlap import OverlapShape
@@ -107,6 +108,11 @@ class MethodSection(Section):
         )
 
 
+def _true_as_text(value: Any) -> Any:
+    """`derivative = true` without quotation marks is what `--set split.derivative=true` says."""
+    return "true" if value is True else value
+
+
 class SplitSection(Section):
     """Where split learning cuts the model, and how what crosses becomes bytes."""
 
@@ -124,12 +130,22 @@ class SplitSection(Section):
         default="averaged",
         description="first layers: averaged after each round, or relayed from hand to hand",
     )
+    derivative: Annotated[Derivative, BeforeValidator(_true_as_text)] = Field(
+        default="identity",
+        description="of the activations' codec: the identity, or the true one, whose gradients are few",
+    )
 
     @property
     def settings(self) -> SplitSettings:
         """What the engine takes. Raises ConfigError on an unknown codec or an impossible setting."""
         codecs = {key: _codec(key, getattr(self, key)) for key in ("activations", "gradients")}
-        return SplitSettings(self.at, **codecs, server_step=self.server_step, clients=self.clients)
+        return SplitSettings(
+            self.at,
+            **codecs,
+            server_step=self.server_step,
+            clients=self.clients,
+            derivative=self.derivative,
+        )
 
 
 def _codec(key: str, given: str | dict[str, Any]) -> Codec:

@@ -18,7 +18,7 @@ from msfusion.engines.calendar import RoundSettings
 from msfusion.engines.split import run_split_rounds
 from msfusion.methods.states import state_of
 from msfusion.runs.compare import compare
-from msfusion.runs.comparison import Comparison
+from msfusion.runs.comparison import Comparison, plan_runs
 from msfusion.runs.directory import RunDirectory
 from msfusion.runs.prepare import prepare
 from msfusion.runs.split import SplitRun
@@ -88,6 +88,33 @@ def test_what_was_planned_crosses(trained: Path) -> None:
 def plan_elements(plan: dict[str, Any]) -> int:
     """The activations of an example, from what crosses without a codec."""
     return int(plan["batch"]["plain_gradients"]) // (4 * int(plan["batch"]["examples"]))
+
+
+def test_few_gradients_are_planned_and_counted(trained: Path) -> None:
+    """By the true derivative: with `paper`, one in a hundred, as many as planned."""
+    changes = ("training.batch_size=8", "training.max_steps=1", "training.local_epochs=1")
+    run = prepare(quick(*changes, "split.derivative=true", "split.gradients=identity"))
+    batch = run.plan()["batch"]
+    survivors = batch["plain_gradients"] // 4 // 100
+    assert batch["gradients"] == 4 * survivors + 14
+    first = next(run.rounds(run.initial_state(), {}, 0, lambda result: None))
+    line = run.observer().figures(first, {})
+    assert line["gradients_bytes"] == 3 * batch["gradients"]
+    assert line["plain_gradients_bytes"] == 3 * batch["plain_gradients"]
+    for row, done in zip(run.plan()["participants"], first.participants, strict=True):
+        assert row["bytes_down"] == done.bytes_down
+
+
+def test_a_variant_may_bring_another_codec(tmp_path: Path) -> None:
+    """Its settings are not mixed with those of the codec that it replaces, nor do they need a table before."""
+    config = quick("split.gradients={codec='top_k', ratio=0.5}")
+    variants = {
+        "quantized": {"split": {"gradients": {"codec": "quantized", "bits": 4}}},
+        "by name": {"split": {"gradients": "small", "activations": {"codec": "top_k", "ratio": 0.9}}},
+    }
+    planned = [run.config.split for run in plan_runs(config, Comparison(["split"], 1, variants=variants))]
+    assert [each.gradients for each in planned if each] == [{"codec": "quantized", "bits": 4}, "small"]
+    assert [each.activations for each in planned if each] == ["paper", {"codec": "top_k", "ratio": 0.9}]
 
 
 def test_a_run_that_was_stopped_ends_with_the_same_numbers(trained: Path, tmp_path: Path) -> None:
@@ -169,9 +196,11 @@ def test_the_commands_tell_both_sides(tmp_path: Path) -> None:
         ("split.activations={codec='top_k', ratio=2.0}", "at least 0 and below 1"),
         ("split.activations={codec='top_k', ration=0.5}", "no setting 'ration'"),
         ("split.server_step=both", "split.server_step"),
+        ("split.derivative=exact", "split.derivative"),
         ("participants.fraction=0.5", "participants.fraction has no meaning for method.name = 'split'"),
         ("run.workers=2", "run.workers has no meaning"),
         ("split.clients=relayed", None),
+        ("split.derivative=true", None),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_sentence(change: str, told: str | None, tmp_path: Path) -> None:
@@ -182,6 +211,12 @@ def test_what_cannot_be_is_refused_in_a_sentence(change: str, told: str | None, 
         return
     refused(result, told)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_derivative_of_no_use_is_refused_in_a_sentence() -> None:
+    changes = ("split.activations=quantized", "split.derivative=true")
+    settings = [part for each in (*QUICK_SETTINGS, *SPLIT, *changes) for part in ("--set", each)]
+    refused(msfusion("plan", *settings), "derivative = 'true' has no meaning with activations by quantized")
 
 
 def test_split_needs_its_table() -> None:

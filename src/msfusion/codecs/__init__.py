@@ -20,11 +20,12 @@ from torch import Tensor
 
 from msfusion.codecs.codec import Codec, decode_payload
 from msfusion.codecs.dead_zone import DeadZone
-from msfusion.codecs.header import MAX_ELEMENTS, Buffer, Header, read_header
+from msfusion.codecs.header import MAX_ELEMENTS, Buffer, Header, read_header, room_for
 from msfusion.codecs.identity import Identity
 from msfusion.codecs.mask_encoded import MaskEncoded
 from msfusion.codecs.quantized import Quantized
 from msfusion.codecs.random_top_k import RandomTopK
+from msfusion.codecs.surviving import Surviving
 from msfusion.codecs.top_k import TopK
 from msfusion.errors import CodecError, ConfigError
 
@@ -40,10 +41,12 @@ __all__ = [
     "MaskEncoded",
     "Quantized",
     "RandomTopK",
+    "Surviving",
     "TopK",
     "by_name",
     "decode",
     "read_header",
+    "room_for",
 ]
 
 CODECS: dict[str, type[Codec]] = {

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -69,6 +70,14 @@ def header_size(shape: tuple[int, ...], settings: int) -> int:
     return _FIXED.size + 4 * len(shape) + settings
 
 
+def room_for(shape: Sequence[int]) -> int:
+    """The least `max_elements` that lets this shape pass: an axis of length 0 must not hide others.
+
+    (Their strides would overflow.)
+    """
+    return math.prod(length for length in shape if length)
+
+
 def check_describable(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     """Raises CodecError for a dtype or shape that messages cannot have."""
     if dtype not in _NUMBER_OF:
@@ -102,8 +111,7 @@ def read_header(data: Buffer, *, max_elements: int = MAX_ELEMENTS) -> tuple[Head
     if len(view) < start + settings:
         raise CodecError(f"a message of {len(view)} bytes is cut off within its header.")
     shape = struct.unpack_from(f"<{axes}I", view, _FIXED.size)
-    # an axis of length 0 must not hide others whose strides would overflow
-    if math.prod(length for length in shape if length) > max_elements:
+    if room_for(shape) > max_elements:
         raise CodecError(
             f"a message declares the shape {shape}, more than the {max_elements} elements allowed."
         )

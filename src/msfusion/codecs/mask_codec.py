@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from msfusion.codecs.codec import Codec, Encoded, in_float32, not_finite
+from msfusion.codecs.codec import Encoded, in_float32, not_finite
 from msfusion.codecs.header import Header
 from msfusion.codecs.kept import Kept, Values, pack_values
 from msfusion.codecs.masks import (
@@ -28,9 +28,10 @@ from msfusion.codecs.masks import (
     mask_payload_size,
 )
 from msfusion.codecs.operations import Largest, Operations
+from msfusion.codecs.surviving import Surviving
 
 
-class MaskCodec(Codec):
+class MaskCodec(Surviving):
     """`ratio` of the elements are not sent as values."""
 
     ratio: float

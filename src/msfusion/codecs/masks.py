@@ -27,6 +27,7 @@ from msfusion.codecs.kept import (
     EXPONENTS,
     NAMES,
     NUMBERS,
+    Kept,
     Stored,
     Values,
     most_significant_together,
@@ -126,6 +127,20 @@ def decode_mask(
     header: Header, payload: memoryview, out: Float32[Tensor, " elements"], operations: Operations
 ) -> None:
     """Fill `out` with a message that `check_mask_message` has let pass. Raises CodecError for one that lies."""
+    kept, mask, signs = mask_planes(header, payload, out.device)
+    bits = MaskSettings.read(header).bits
+    levels = mask_levels(kept.smallest, bits).to(out.device)
+    if not operations.unmask(mask, signs, levels, kept.values, bits, out):
+        raise CodecError(f"a message is damaged: its mask does not mark {len(kept.values)} values.")
+
+
+def mask_planes(
+    header: Header, payload: memoryview, device: torch.device
+) -> tuple[Kept, memoryview, memoryview | None]:
+    """The kept values, packed codes and packed signs of a message that `check_mask_message` has let pass.
+
+    Raises CodecError where they are damaged. Whether the codes mark as many values as there are is not checked.
+    """
     settings = MaskSettings.read(header)
     width = value_bytes(settings.values)
     split = settings.count * width
@@ -135,16 +150,14 @@ def decode_mask(
         )
         payload = memoryview(decompress(payload, size))
     data = values_together(payload[:split], width) if settings.compressed else payload[:split]
-    kept = unpack_values(data, settings.values, settings.exponent, out.device)
+    kept = unpack_values(data, settings.values, settings.exponent, device)
     planes = payload[split:]
     end = packed_size(header.elements, settings.bits)
     mask, signs = planes[:end], planes[end:] if header.signed else None
     check_padding(mask, header.elements, settings.bits)
     if signs is not None:
         check_padding(signs, header.elements, 1)
-    levels = mask_levels(kept.smallest, settings.bits).to(out.device)
-    if not operations.unmask(mask, signs, levels, kept.values, settings.bits, out):
-        raise CodecError(f"a message is damaged: its mask does not mark {settings.count} values.")
+    return kept, mask, signs
 
 
 def mask_payload_size(elements: int, count: int, bits: int, values: Values, signed: bool) -> int:

@@ -20,7 +20,17 @@ from msfusion.engines.messages import payload_bytes
 from msfusion.engines.results import ParticipantResult, RoundResult
 from msfusion.engines.workers import threads_set
 from msfusion.errors import ConfigError, DataError, TrainingError
-from msfusion.methods.split import Message, Participant, Request, Server, Wire, averaged, draw_of
+from msfusion.methods.split import (
+    Derivative,
+    Message,
+    Participant,
+    Request,
+    Server,
+    Wire,
+    averaged,
+    check_derivative,
+    draw_of,
+)
 from msfusion.methods.states import holding, state_of
 from msfusion.methods.training import TrainingSettings, build_optimizer, round_batches
 from msfusion.objectives import evaluate
@@ -38,6 +48,7 @@ class SplitSettings:
     `at` names the module after which the model is cut. `server_step` is "each" (a step for every participant's
     mini-batch, in turn) or "joined" (one step for the mini-batches of all). `clients` are "averaged" after a
     round, weighted by examples (SplitFed), or "relayed": each goes on with the first layers of the one before.
+    `derivative`: gradients pass the activations' codec as if it were the "identity", or by its "true" derivative.
     """
 
     at: str
@@ -45,6 +56,7 @@ class SplitSettings:
     gradients: Codec = PROFILES["accurate"]
     server_step: ServerStep = "each"
     clients: Clients = "averaged"
+    derivative: Derivative = "identity"
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -57,10 +69,11 @@ class SplitSettings:
             raise ConfigError(
                 "participants that relay their layers come one at a time: use server_step = 'each'"
             )
+        check_derivative(self.derivative, self.activations)
 
     def wire(self, parts: Cut) -> Wire:
         """How what crosses between these parts becomes bytes."""
-        return Wire(parts.crossing, self.activations, self.gradients)
+        return Wire(parts.crossing, self.activations, self.gradients, derivative=self.derivative)
 
 
 @dataclass(frozen=True)

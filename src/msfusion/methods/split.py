@@ -6,9 +6,10 @@ A participant runs the first layers on its own data, a server the rest. For each
     server:       z' = decode(...);  loss = cross-entropy(rest(z'), targets);  a step;  send encode(d loss / d z')
     participant:  g = decode(...);  back through the first layers with g in place of d loss / d z;  a step
 
-The gradient goes past the codec as if it were the identity, as in the paper. What crosses besides activations (masks,
-sizes) is sent as it is. Neither side executes what the other sends: messages are tensors, by a codec or as
-safetensors.
+The gradient goes past the codec as if it were the identity, as in the paper; or, with the `derivative` "true",
+the server takes it back through the decoding, and only the gradients of the values that survived the encoding
+travel. What crosses besides activations (masks, sizes) is sent as it is. Neither side executes what the other
+sends: messages are tensors, by a codec or as safetensors.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import safetensors.torch
 import torch
@@ -25,8 +27,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from msfusion.batch import Batch
-from msfusion.codecs import Codec
-from msfusion.errors import CodecError, TrainingError
+from msfusion.codecs import Codec, Identity, Surviving, room_for
+from msfusion.errors import CodecError, ConfigError, TrainingError
 from msfusion.methods.training import seed_of
 from msfusion.objectives import mean_cross_entropy, scores
 from msfusion.width.cut import ClientPart, ServerPart
@@ -35,18 +37,26 @@ from msfusion.width.halves import Crossing
 Message = list[bytes]
 """One piece for each tensor that crosses."""
 
+Derivative = Literal["identity", "true"]
+"""What the codec of the activations counts as when gradients go back."""
+
 
 @dataclass(frozen=True)
 class Wire:
     """How what crosses becomes bytes: a codec for activations, one for gradients; the same on both sides.
 
-    `max_elements` is the most that a tensor of a message may declare.
+    `max_elements` is the most that a tensor of a message may declare. Raises ConfigError where the `derivative`
+    should be the true one and that of the activations' codec is of no use.
     """
 
     crossing: tuple[Crossing, ...]
     activations: Codec
     gradients: Codec
     max_elements: int = 2**28
+    derivative: Derivative = "identity"
+
+    def __post_init__(self) -> None:
+        check_derivative(self.derivative, self.activations)
 
     def up(self, tensors: Sequence[Tensor]) -> Message:
         """What a participant sends for a mini-batch."""
@@ -68,32 +78,57 @@ class Wire:
             for each, piece in zip(self.crossing, message, strict=True)
         ]
 
-    def down(self, received: Sequence[Tensor]) -> Message:
-        """What the server sends back: a gradient for each tensor that has one."""
-        pairs = zip(self.crossing, received, strict=True)
-        live = [tensor for each, tensor in pairs if each.gradient]
+    def down(self, received: Sequence[Tensor], message: Message) -> Message:
+        """What the server sends back: a gradient for each tensor that has one, as `message` brought it."""
+        answer = []
+        for tensor, sent in self._live(received, message):
+            gradient = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
+            if self._surviving is not None:
+                gradient = self._surviving.pull_back(sent, gradient)
+            answer.append(self.gradients.encode(gradient))
+        return answer
+
+    def gradients_for(
+        self, tensors: Sequence[Tensor], message: Message, answer: Message
+    ) -> list[tuple[Tensor, Tensor]]:
+        """What the participant makes of the answer to its `message`: trained tensors, each with its gradient.
+
+        Raises CodecError where a gradient has not as many elements as its tensor, or as survived of it.
+        """
+        live = self._live(tensors, message)
+        self._check_count(answer, len(live))
         return [
-            self.gradients.encode(torch.zeros_like(tensor) if tensor.grad is None else tensor.grad)
-            for tensor in live
+            (tensor, self._gradient(tensor, sent, piece))
+            for (tensor, sent), piece in zip(live, answer, strict=True)
         ]
 
-    def gradients_for(self, tensors: Sequence[Tensor], message: Message) -> list[tuple[Tensor, Tensor]]:
-        """What the participant makes of it: its tensors that are trained, each with its gradient.
+    def _gradient(self, tensor: Tensor, sent: bytes, piece: bytes) -> Tensor:
+        if self._surviving is None:
+            return self._decoded(piece, tuple(tensor.shape), tensor.dtype)
+        places = self._surviving.survivors(sent, max_elements=room_for(tensor.shape)).to(tensor.device)
+        gradient = torch.zeros(tensor.numel(), dtype=tensor.dtype, device=tensor.device)
+        gradient[places] = self._decoded(piece, (len(places),), tensor.dtype).to(tensor.device)
+        return gradient.view(tensor.shape)
 
-        Raises CodecError where a gradient has not its tensor's shape.
-        """
-        live = [tensor for each, tensor in zip(self.crossing, tensors, strict=True) if each.gradient]
-        self._check_count(message, len(live))
-        pairs = []
-        for tensor, piece in zip(live, message, strict=True):
-            gradient = self.gradients.decode(piece, max_elements=max(1, tensor.numel()))
-            if gradient.shape != tensor.shape or gradient.dtype != tensor.dtype:
-                raise CodecError(
-                    f"a gradient of shape {list(gradient.shape)} came back for activations of shape "
-                    f"{list(tensor.shape)}: both sides must have the same model and cut"
-                )
-            pairs.append((tensor, gradient))
-        return pairs
+    def _decoded(self, piece: bytes, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        gradient = self.gradients.decode(piece, max_elements=room_for(shape))
+        if tuple(gradient.shape) != shape or gradient.dtype != dtype:
+            raise CodecError(
+                f"a gradient of {gradient.dtype} and shape {list(gradient.shape)} came back where {dtype} of "
+                f"{list(shape)} was due: both sides must have the same model, cut and derivative"
+            )
+        return gradient
+
+    @property
+    def _surviving(self) -> Surviving | None:
+        """The activations' codec where gradients go back through it and that makes a difference."""
+        true = self.derivative == "true" and isinstance(self.activations, Surviving)
+        return self.activations if true else None  # type: ignore[return-value]  # which was asked a line above
+
+    def _live(self, tensors: Sequence[Tensor], message: Message) -> list[tuple[Tensor, bytes]]:
+        """The tensors that gradients come back for, and how they were sent."""
+        everything = zip(self.crossing, tensors, message, strict=True)
+        return [(tensor, piece) for each, tensor, piece in everything if each.gradient]
 
     def _check_count(self, message: Message, wanted: int) -> None:
         if len(message) != wanted:
@@ -101,6 +136,17 @@ class Wire:
                 f"a message of {len(message)} tensors came where {wanted} cross: "
                 "both sides must have the same model and cut"
             )
+
+
+def check_derivative(derivative: Derivative, activations: Codec) -> None:
+    """Raises ConfigError for an unknown derivative, and for the true one of a codec whose is zero everywhere."""
+    if derivative not in ("identity", "true"):
+        raise ConfigError(f"derivative is {derivative!r}: it must be one of identity, true")
+    if derivative == "true" and not isinstance(activations, Surviving | Identity):
+        raise ConfigError(
+            f"derivative = 'true' has no meaning with activations by {activations.name}, whose derivative is zero "
+            "almost everywhere: use 'identity', or mask_encoded, top_k or random_top_k"
+        )
 
 
 @dataclass(frozen=True)
@@ -132,12 +178,14 @@ class Participant:
     ) -> None:
         self.part, self.optimizer, self.wire, self.clip_norm = part, optimizer, wire, clip_norm
         self._sent: tuple[Tensor, ...] = ()
+        self._message: Message = []
 
     def send(self, batch: Batch, draw: int = 0) -> Message:
         """Run the first layers on a mini-batch."""
         with _drawing(draw, 0):
             self._sent = batch.call(self.part)
-        return self.wire.up(self._sent)
+        self._message = self.wire.up(self._sent)
+        return self._message
 
     @property
     def plain_bytes(self) -> int:
@@ -147,8 +195,8 @@ class Participant:
 
     def receive(self, message: Message) -> None:
         """Finish the step with the gradients that came back. Raises CodecError."""
-        pairs = self.wire.gradients_for(self._sent, message)
-        self._sent = ()
+        pairs = self.wire.gradients_for(self._sent, self._message, message)
+        self._sent, self._message = (), []
         if self.optimizer is None:  # nothing in the first layers trains
             return
         self.optimizer.zero_grad(set_to_none=True)
@@ -186,8 +234,8 @@ class Server:
         _clip(self.part.parameters(), self.clip_norm)
         self.optimizer.step()
         return [
-            (self.wire.down(tensors), float(loss.detach()))
-            for tensors, loss in zip(received, losses, strict=True)
+            (self.wire.down(tensors, request.message), float(loss.detach()))
+            for tensors, request, loss in zip(received, requests, losses, strict=True)
         ]
 
     def _loss(self, tensors: Sequence[Tensor], request: Request) -> Tensor:

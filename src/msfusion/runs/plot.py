@@ -27,7 +27,7 @@ def save_plot(comparison: Mapping[str, Any], path: Path) -> None:
     narrow = [cell for cell in cells if cell["method"] != "fedavg"] or references
     panels_of: dict[str, list[Mapping[str, Any]]] = {}
     for cell in narrow:
-        ratio = f"width ratio {cell['ratio_label']}"
+        ratio = "split learning" if cell["method"] == "split" else f"width ratio {cell['ratio_label']}"
         panels_of.setdefault(f"{cell['variant']}, {ratio}" if by_variant else ratio, []).append(cell)
     figure = Figure(figsize=(6.5 * len(panels_of), 4.2), layout="constrained")
     panels = figure.subplots(1, len(panels_of), sharey=True, squeeze=False)[0]
