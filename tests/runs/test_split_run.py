@@ -184,7 +184,7 @@ def test_the_commands_tell_both_sides(tmp_path: Path) -> None:
     done = msfusion("train", "--out", str(tmp_path / "out"), *settings)
     assert done.exit_code == 0
     assert "each of 3" in done.output
-    refused(msfusion("plan", "--out", str(tmp_path / "a.png"), *settings), "split learning has none")
+    refused(msfusion("plan", "--out", str(tmp_path / "a.png"), *settings), "split has none")
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from msfusion.config import Config
+from msfusion.costs import Costs
 from msfusion.data.federated import FederatedData, example_inputs
 from msfusion.data.load import load_data
 from msfusion.engines.calendar import Calendar, Conditions, RoundSettings
@@ -43,6 +44,7 @@ class GrowRun:
         target = build_model(config.model_spec, self.data)
         self.data = self.data.for_model(target)
         self.method: GrowMethod = self._method(target)
+        self._private_costs: dict[int, tuple[Costs, Costs | None]] = {}
         check_execution(self.method, config.run.workers, config.run.together, config.run.device)
         people = config.participants
         self.round_settings = RoundSettings(
@@ -146,10 +148,11 @@ class GrowRun:
     def _private_flops(self, participant: int) -> int:
         if not self.method.growers:
             return 0
-        data = self.data.participants[participant]
-        small, operator = private_costs(self.method, participant, data)
-        trained = self.method.growers[participant].small.trained
-        seen = 0 if trained else sum(self.settings.pretraining.batch_sizes(len(data)))
+        data, own = self.data.participants[participant], self.method.growers[participant].small
+        if id(own.model) not in self._private_costs:  # participants of one size share a model
+            self._private_costs[id(own.model)] = private_costs(self.method, participant, data)
+        small, operator = self._private_costs[id(own.model)]
+        seen = 0 if own.trained else sum(self.settings.pretraining.batch_sizes(len(data)))
         fitted = self.settings.fit.steps * min(self.settings.fit.batch_size, len(data))
         return seen * small.flops_per_example + (
             0 if operator is None else fitted * operator.flops_per_example
