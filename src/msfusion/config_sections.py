@@ -118,10 +118,10 @@ class SplitSection(Section):
 
     at: str = Field(description="the module after which the model is cut, by its name")
     activations: str | dict[str, Any] = Field(
-        default="paper",
+        default="small",
         description="a codec for what goes up: a profile, or a table { codec = 'top_k', ... } with its settings",
     )
-    gradients: str | dict[str, Any] = Field(default="accurate", description="a codec for what comes down")
+    gradients: str | dict[str, Any] = Field(default="small", description="a codec for what comes down")
     server_step: ServerStep = Field(
         default="each",
         description="a step for each participant's mini-batch, or one for those of all (joined)",

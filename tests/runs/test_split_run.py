@@ -67,7 +67,9 @@ def test_a_run_is_what_the_engine_does(trained: Path) -> None:
 
 def test_what_was_planned_crosses(trained: Path) -> None:
     """The paper's codec has no entropy coder: its bytes are those of the plan, but for smaller last mini-batches."""
-    config = quick("training.batch_size=8", "training.max_steps=1", "training.local_epochs=1")
+    config = quick(
+        "split.activations=paper", "training.batch_size=8", "training.max_steps=1", "training.local_epochs=1"
+    )
     plan = prepare(config).plan()
     run = prepare(config)
     first = next(run.rounds(run.initial_state(), {}, 0, lambda result: None))
@@ -92,7 +94,12 @@ def plan_elements(plan: dict[str, Any]) -> int:
 
 def test_few_gradients_are_planned_and_counted(trained: Path) -> None:
     """By the true derivative: with `paper`, one in a hundred, as many as planned."""
-    changes = ("training.batch_size=8", "training.max_steps=1", "training.local_epochs=1")
+    changes = (
+        "split.activations=paper",
+        "training.batch_size=8",
+        "training.max_steps=1",
+        "training.local_epochs=1",
+    )
     run = prepare(quick(*changes, "split.derivative=true", "split.gradients=identity"))
     batch = run.plan()["batch"]
     survivors = batch["plain_gradients"] // 4 // 100
@@ -114,7 +121,7 @@ def test_a_variant_may_bring_another_codec(tmp_path: Path) -> None:
     }
     planned = [run.config.split for run in plan_runs(config, Comparison(["split"], 1, variants=variants))]
     assert [each.gradients for each in planned if each] == [{"codec": "quantized", "bits": 4}, "small"]
-    assert [each.activations for each in planned if each] == ["paper", {"codec": "top_k", "ratio": 0.9}]
+    assert [each.activations for each in planned if each] == ["small", {"codec": "top_k", "ratio": 0.9}]
 
 
 def test_a_run_that_was_stopped_ends_with_the_same_numbers(trained: Path, tmp_path: Path) -> None:

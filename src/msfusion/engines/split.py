@@ -52,8 +52,8 @@ class SplitSettings:
     """
 
     at: str
-    activations: Codec = PROFILES["paper"]
-    gradients: Codec = PROFILES["accurate"]
+    activations: Codec = PROFILES["small"]
+    gradients: Codec = PROFILES["small"]
     server_step: ServerStep = "each"
     clients: Clients = "averaged"
     derivative: Derivative = "identity"
