@@ -216,3 +216,13 @@ def test_changing_some_keys() -> None:
     assert config.participants.ratios == (1.0,) * 10
     with pytest.raises(ConfigError, match=r"participants.ratio = 2 should be"):
         config.changed({"participants.ratio": 2})
+
+
+def test_another_model_does_not_inherit_options(tmp_path: Path) -> None:
+    (tmp_path / "base.toml").write_text('[model]\nname = "convnet"\noptions = { widths = [8] }\n')
+    (tmp_path / "other.toml").write_text(
+        'extends = "base.toml"\n[model]\nname = "resnet"\noptions = { blocks = 2 }\n'
+    )
+    (tmp_path / "same.toml").write_text('extends = "base.toml"\n[model]\noptions = { norm = "none" }\n')
+    assert load_config(tmp_path / "other.toml").model_spec.options == {"blocks": 2}
+    assert load_config(tmp_path / "same.toml").model_spec.options == {"widths": [8], "norm": "none"}

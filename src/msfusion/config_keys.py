@@ -56,8 +56,12 @@ def put(table: dict[str, Any], key: str, value: Any) -> None:
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The base with the changes in it: tables key by key; other values, and codecs with theirs, as a whole."""
-    result = dict(base)
+    """The base with the changes in it: tables key by key; other values, and codecs with theirs, as a whole.
+
+    A table that names something else (another model) does not inherit the options of what it replaces.
+    """
+    renamed = "name" in changes and "name" in base and changes["name"] != base["name"]
+    result = {key: value for key, value in base.items() if not (renamed and key == "options")}
     for key, value in changes.items():
         below = result.get(key)
         if isinstance(below, Mapping) and isinstance(value, Mapping) and not _is_codec(value):
