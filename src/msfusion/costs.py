@@ -140,14 +140,10 @@ def _run(module: nn.Module, tensors: dict[str, Tensor], batch: Batch) -> object:
 
 
 def _resized(batch: Batch, examples: int) -> Batch:
-    """Inputs of the batch's shapes and types with so many examples (under a FakeTensorMode: fake ones).
-
-    An input that needs a gradient still does: the last layers of a cut model hand one back.
-    """
+    """Inputs of the batch's shapes and types with so many examples (under a FakeTensorMode: fake ones)."""
 
     def fake(tensor: Tensor) -> Tensor:
-        empty = torch.empty(examples, *tensor.shape[1:], dtype=tensor.dtype, device=tensor.device)
-        return empty.requires_grad_(tensor.requires_grad)
+        return torch.empty(examples, *tensor.shape[1:], dtype=tensor.dtype, device=tensor.device)
 
     if isinstance(batch.inputs, dict):
         return Batch({name: fake(tensor) for name, tensor in batch.inputs.items()}, batch.targets)

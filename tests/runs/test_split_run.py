@@ -12,6 +12,7 @@ import torch
 from commands import msfusion, refused
 from quick import QUICK_SETTINGS
 from safetensors.torch import load_file
+from torch.utils.flop_counter import FlopCounterMode
 
 from msfusion.config import Config, load_config
 from msfusion.engines.calendar import RoundSettings
@@ -82,9 +83,17 @@ def test_what_was_planned_crosses(trained: Path) -> None:
         plan["server"]["parameters"] + plan["participants"][0]["parameters"]
         == (plan["full_model"]["parameters"])
     )
-    both = plan["server"]["flops_per_example"] + plan["participants"][0]["flops_per_example"]
-    assert both == plan["full_model"]["flops_per_example"]
     assert plan["batch"]["plain_activations"] == 8 * 4 * plan_elements(plan)
+
+
+def test_the_server_computes_what_is_planned() -> None:
+    run = prepare(quick())
+    assert isinstance(run, SplitRun)
+    batch = run.data.participants[0].take(slice(0, 4))
+    crossing = [tensor.detach().requires_grad_() for tensor in batch.call(run.cut.client)]
+    with FlopCounterMode(display=False) as counter:
+        run.cut.server(*crossing).sum().backward()
+    assert run.figures()["server"]["flops_per_example"] == counter.get_total_flops() / 4
 
 
 def plan_elements(plan: dict[str, Any]) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import torch
 from torch import nn
 
@@ -48,15 +50,11 @@ def one_mini_batch(
 
 
 def side_costs(parts: Cut, whole: nn.Module, data: Batch, training: TrainingSettings) -> dict[str, Costs]:
-    """The costs of the first layers ("client"), the rest ("server") and the "whole" model, trained on the data."""
+    """The costs of the first layers ("client"), the rest ("server") and the "whole" model, trained on the data.
+
+    The server's are what the whole model's exceed the client's by: each is trained with the same mini-batches.
+    """
     batch = data.take(slice(0, training.batch_size))
-    with torch.no_grad():
-        crossing = batch.call(parts.copy_of_client())
-    leaves = tuple(
-        tensor.requires_grad_(each.gradient) for each, tensor in zip(parts.crossing, crossing, strict=True)
-    )
-    return {
-        "client": training_costs(parts.client, batch, training),
-        "server": training_costs(parts.server, Batch(leaves, batch.targets), training),
-        "whole": training_costs(whole, batch, training),
-    }
+    client, all_layers = (training_costs(part, batch, training) for part in (parts.client, whole))
+    rest = {each.name: getattr(all_layers, each.name) - getattr(client, each.name) for each in fields(Costs)}
+    return {"client": client, "server": Costs(**rest), "whole": all_layers}
