@@ -153,7 +153,17 @@ def test_bad_messages_are_refused_and_change_nothing() -> None:
     another_model = PROFILES["paper"].encode(torch.zeros(8, 3, 4, 4))
     another_type = PROFILES["paper"].encode(torch.zeros(8, 16, 4, 4, dtype=torch.float16))
     flat = PROFILES["paper"].encode(torch.zeros(8, 256))
-    for bad in ([], good * 2, [b""], [good[0][:-3]], [other], [huge], [another_model], [another_type], [flat]):
+    for bad in (
+        [],
+        good * 2,
+        [b""],
+        [good[0][:-3]],
+        [other],
+        [huge],
+        [another_model],
+        [another_type],
+        [flat],
+    ):
         with pytest.raises(CodecError):
             server.step([Request(bad, batch.targets)])
     assert all(torch.equal(before[name], tensor) for name, tensor in server.part.state_dict().items())

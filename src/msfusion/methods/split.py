@@ -71,9 +71,7 @@ class Wire:
         Raises CodecError for whatever a participant with the same model, cut and codec would not send.
         """
         self._check_count(message, len(self.crossing))
-        return [
-            self._received(each, piece) for each, piece in zip(self.crossing, message, strict=True)
-        ]
+        return [self._received(each, piece) for each, piece in zip(self.crossing, message, strict=True)]
 
     def _received(self, each: Crossing, piece: bytes) -> Tensor:
         if not each.gradient:
@@ -252,11 +250,14 @@ class Server:
             self._put_back(before)
             raise
 
-    def forward(self, request: Request) -> Forward:
-        """The first half of a step: the loss of a mini-batch. Raises as `step` does, and nothing has changed then."""
+    def forward(self, request: Request, received: Sequence[Tensor] | None = None) -> Forward:
+        """The first half of a step: the loss of a mini-batch, whose message may have been `received` already.
+
+        Raises as `step` does, and nothing has changed then.
+        """
         before = self._buffers()
         try:
-            received = self.wire.received(request.message)
+            received = self.wire.received(request.message) if received is None else received
             with _drawing(request.draw, 1):
                 batch = Batch(tuple(received), request.targets)
                 loss = mean_cross_entropy(*scores(self.part, batch))
@@ -305,7 +306,7 @@ class Forward:
     """A mini-batch that has been through the server part: what came of it, and the buffers before it."""
 
     message: Message
-    received: list[Tensor]
+    received: Sequence[Tensor]
     loss: Tensor
     examples: int
     before: list[Tensor]

@@ -73,7 +73,11 @@ class Cut:
         program = self.client._program
 
         def repeated(value: Any) -> Any:
-            return value[torch.arange(examples) % len(value)] if isinstance(value, Tensor) else value
+            return (
+                value[torch.arange(examples) % len(value)]
+                if isinstance(value, Tensor) and value.dim()
+                else value
+            )
 
         args, kwargs = pytree.tree_map(repeated, (program.args, program.kwargs))
         parts = nn.ModuleList([self.client, self.server])
