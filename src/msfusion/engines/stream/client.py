@@ -12,7 +12,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar, overload
 
 import numpy as np
 
@@ -162,7 +162,13 @@ class Conversation:
         stream = self._channel.stream_stream(METHOD)
         self._answers = stream(iter(self._questions.get, None), metadata=connecting.access.metadata)
 
-    def ask(self, question: Up, *expected: type[D]) -> D:
+    @overload
+    def ask(self, question: Up, expected: type[D], /) -> D: ...
+
+    @overload
+    def ask(self, question: Up, /, *expected: type[Down]) -> Any: ...
+
+    def ask(self, question: Up, /, *expected: Any) -> Any:
         """Say something and wait for the answer. Raises Lost, or StreamError where the server refuses it."""
         import grpc
 

@@ -15,7 +15,7 @@ import math
 import typing
 from dataclasses import dataclass, fields
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from msfusion.errors import StreamError
 
@@ -144,7 +144,15 @@ def pack(frame: Up | Down) -> bytes:
     return packed
 
 
-def unpack(data: bytes, *expected: type[Frame]) -> Frame:
+@overload
+def unpack(data: bytes, expected: type[Frame], /) -> Frame: ...
+
+
+@overload
+def unpack(data: bytes, /, *expected: Any) -> Any: ...
+
+
+def unpack(data: bytes, /, *expected: Any) -> Any:
     """The frame of these bytes, one of the kinds that may come now.
 
     Raises StreamError for everything else; no more is allocated than some times the bytes that came.
@@ -171,8 +179,7 @@ def unpack(data: bytes, *expected: type[Frame]) -> Frame:
             raise StreamError(f"the field '{name}' of a message {kind.__name__} is missing or damaged")
     if len(table) != len(_schema(kind)):
         raise StreamError(f"a message {kind.__name__} has fields that it should not have")
-    frame: Frame = kind(**table)
-    return frame
+    return kind(**table)
 
 
 def _is_table(value: Any) -> bool:
