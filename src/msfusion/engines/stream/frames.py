@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any, TypeVar, overload
@@ -197,7 +198,7 @@ def _is_agreement(value: Any) -> bool:
     )
 
 
-_CHECKS: dict[Any, typing.Callable[[Any], bool]] = {
+_CHECKS: dict[Any, Callable[[Any], bool]] = {
     int: _is_count,
     bool: lambda value: isinstance(value, bool),
     float: lambda value: isinstance(value, float) and math.isfinite(value),
@@ -208,7 +209,7 @@ _CHECKS: dict[Any, typing.Callable[[Any], bool]] = {
 
 
 @cache
-def _schema(kind: type[Any]) -> dict[str, typing.Callable[[Any], bool]]:
+def _schema(kind: type[Any]) -> dict[str, Callable[[Any], bool]]:
     """What each field of a kind must be."""
     types = typing.get_type_hints(kind)
     return {field.name: _CHECKS[types[field.name]] for field in fields(kind)}
