@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import queue
 import threading
 from collections.abc import Iterator
@@ -36,7 +37,7 @@ from msfusion.width.groups import WidthMap
 
 TRAINING = TrainingSettings(optimizer="adamw", learning_rate=0.01, batch_size=8)
 SETTINGS = SplitSettings("layers.3", PROFILES["small"], PROFILES["accurate"])
-NOWHERE = Access()
+NOTHING = Access()
 
 
 def digits(count: int, first: int = 0) -> Batch:
@@ -117,11 +118,11 @@ class Running(threading.Thread):
 
 
 class Served:
-    """A server in a thread. `stop` ends it after the round in progress, or in its middle."""
+    """A server in a thread."""
 
     def __init__(self, job: Job, listening: Listening) -> None:
         self.job, self.rounds, self.events = job, list[SplitRound](), list[str]()
-        self.address, self._up, self._stopped = "", threading.Event(), False
+        self.address, self._up = "", threading.Event()
         self._listening = replace(listening, on_listening=self._listens, on_event=self.events.append)
         self.thread = Running(self._run)
         assert self._up.wait(30)
@@ -148,12 +149,17 @@ class Served:
         finally:
             self._up.set()
 
+    def kill(self) -> None:
+        """End it in the middle of whatever it does, as an interrupt would."""
+        number = ctypes.c_ulong(self.thread.ident or 0)
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(number, ctypes.py_object(KeyboardInterrupt))
+
 
 @contextmanager
-def served(job: Job, access: Access = NOWHERE, **listening: Any) -> Iterator[Served]:
+def served(job: Job, access: Access = NOTHING, **listening: Any) -> Iterator[Served]:
     """A server, at the end of which nothing is left."""
-    settings = {"patience": 20.0, "deadline": 20.0, "farewell": 5.0, **listening}
-    server = Served(job, Listening("127.0.0.1:0", access, **settings))
+    settings = {"address": "127.0.0.1:0", "patience": 20.0, "deadline": 20.0, "farewell": 5.0, **listening}
+    server = Served(job, Listening(access=access, **settings))
     yield server
     server.thread.join(30)
     assert not server.thread.is_alive()
@@ -163,7 +169,7 @@ class Hand:
     """A participant made by hand, that can say anything."""
 
     def __init__(
-        self, server: Served, access: Access = NOWHERE, compression: grpc.Compression | None = None
+        self, server: Served, access: Access = NOTHING, compression: grpc.Compression | None = None
     ) -> None:
         self._said: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._channel = access.channel(server.address, [("grpc.use_local_subchannel_pool", 1)])

@@ -11,6 +11,7 @@ import queue
 import random
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar, overload
 
@@ -186,8 +187,17 @@ class Conversation:
         self.heard = True
         return unpack(answer, *expected)
 
+    def say_goodbye(self) -> None:
+        """Let the server know that its last answer has come."""
+        import grpc
+
+        self._questions.put(None)
+        with suppress(StopIteration, grpc.RpcError):
+            next(self._answers)
+
     def close(self) -> None:
-        """End it."""
+        """End it. Not by saying the last word, which would be a goodbye."""
+        self._answers.cancel()
         self._questions.put(None)
         self._channel.close()
 
@@ -214,6 +224,7 @@ class _Trainee:
             if self._round is None:
                 begun: Layers | Over = conversation.ask(Begin(), Layers, Over)
                 if isinstance(begun, Over):
+                    conversation.say_goodbye()
                     return begun.rounds
                 self._round = self._begin(begun)
             self._round.go_on(conversation)

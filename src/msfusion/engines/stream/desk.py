@@ -50,6 +50,10 @@ class Answers:
         begin, end = self._ends[step], self._ends[step + 1]
         return os.pread(self._file.fileno(), end - begin, begin)
 
+    def close(self) -> None:
+        """Give the space back."""
+        self._file.close()
+
     def clear(self) -> None:
         """Forget them."""
         self._ends = [0]
@@ -68,7 +72,7 @@ class Seat:
     asked: tuple[Asked, Answered] | None = None
     request: Request | None = None
     finished: dict[str, Tensor] | None = None
-    told_over: bool = False
+    knows: bool = False  # that all rounds are done
     evict: Evict | None = None
 
 
@@ -120,10 +124,14 @@ class Desk:
             self._changed.notify_all()
             return bool(self._attempt) and hello.attempt == self._attempt
 
-    def leave(self, participant: int, evict: Evict) -> None:
-        """The stream with this `evict` has ended: its seat is free, unless another stream has it by now."""
+    def leave(self, participant: int, evict: Evict, goodbye: bool) -> None:
+        """The stream with this `evict` has ended: its seat is free, unless another stream has it by now.
+
+        `goodbye`: the participant itself has ended it, having heard the last answer.
+        """
         with self._changed:
             seat = self._seats[participant]
+            seat.knows |= self._over and goodbye
             if seat.evict is evict:
                 seat.session, seat.evict, seat.left = None, None, time.monotonic()
                 seat.asked, seat.request = None, None
@@ -181,7 +189,6 @@ class Desk:
     def _reply(self, seat: Seat, asked: Asked) -> bytes | None:
         if isinstance(asked, Begin):
             if self._over:
-                seat.told_over = True
                 return pack(Over(self.contract.rounds.rounds))
             if seat.layers is None or seat.finished is not None:
                 return None  # its turn has not come, or it waits for the next round
@@ -251,12 +258,15 @@ class Desk:
             self._over = True
             for seat in self._seats:
                 self._settle(seat)
-            self._changed.wait_for(
-                lambda: all(seat.told_over and seat.session is None for seat in self._seats), seconds
-            )
+            self._changed.wait_for(lambda: all(seat.knows for seat in self._seats), seconds)
 
-    def close(self, error: StreamError) -> None:
-        """End everything."""
+    def close(self) -> None:
+        """Give back what the answers took."""
+        for seat in self._seats:
+            seat.answers.close()
+
+    def end(self, error: StreamError) -> None:
+        """Whatever is asked from now on, this is the answer."""
         with self._changed:
             self._closed = error
             for seat in self._seats:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 
 from torch import Tensor, nn
 
@@ -56,9 +57,8 @@ def serve_split_rounds(
     TrainingError for a joined step whose gradients are not finite.
     """
     contract = Contract(parts, settings, training, rounds, participants)
-    desk = Desk(contract, listening.patience, listening.scratch)
     current = dict(state)
-    with serving(listening, desk):
+    with closing(Desk(contract, listening.patience, listening.scratch)) as desk, serving(listening, desk):
         for round_index in range(first_round, rounds.rounds):
             begin = time.perf_counter()
             federation = _Round(parts, current, settings, contract, desk, round_index)

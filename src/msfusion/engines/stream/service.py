@@ -83,7 +83,7 @@ def serving(listening: Listening, desk: Desk) -> Iterator[None]:
         reason = StreamError(f"the server has stopped: {error}", "ABORTED")
         raise
     finally:
-        desk.close(reason)
+        desk.end(reason)
         service.stop()
         thread.join()
 
@@ -169,17 +169,19 @@ class _Service:
 
         resumes = self._desk.sit(hello, evict)
         self._listening.on_event(f"participant {who} has come from {context.peer()}")
+        goodbye = False
         try:
             await self._write(context, pack(Welcome(resumes)))
             while (data := await self._read(context, self._listening.deadline)) is not None:
                 asked: Asked = unpack(data, Begin, Again, Step, Finish)
                 await self._write(context, await asyncio.wrap_future(self._desk.ask(who, asked)))
+            goodbye = True
         except asyncio.CancelledError:
             if evicted:
                 raise evicted[0] from None
             raise
         finally:
-            self._desk.leave(who, evict)
+            self._desk.leave(who, evict, goodbye)
             self._listening.on_event(f"participant {who} has gone")
 
     async def _write(self, context: grpc.aio.ServicerContext[bytes, bytes], answer: bytes) -> None:
