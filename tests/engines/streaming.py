@@ -197,10 +197,19 @@ class Hand:
         self.greet(job, participant)
         return unpack(self.say(pack(Begin())), Layers)
 
+    def ended(self) -> str:
+        """Say nothing until the stream ends; its status."""
+        return self._status(self._answers)[0]
+
     def refused(self, what: bytes) -> tuple[str, str]:
         """The status and the sentence with which the stream ends."""
+        self._said.put(what)
+        return self._status(self._answers)
+
+    @staticmethod
+    def _status(answers: Iterator[bytes]) -> tuple[str, str]:
         try:
-            self.say(what)
+            next(answers)
         except grpc.RpcError as error:
             return error.code().name, error.details()
         raise AssertionError("the server went on")

@@ -23,7 +23,7 @@ from msfusion.codecs import read_header
 from msfusion.engines.calendar import RoundSettings
 from msfusion.engines.messages import payload_bytes
 from msfusion.engines.split import SplitSettings
-from msfusion.engines.stream.frames import FORMAT, OVERHEAD, Agreement, Scalar
+from msfusion.engines.stream.frames import FORMAT, LARGEST_HELLO, OVERHEAD, Agreement, Scalar
 from msfusion.errors import CodecError, StreamError
 from msfusion.methods.split import Message, Wire
 from msfusion.methods.training import TrainingSettings
@@ -100,7 +100,7 @@ class Contract:
             else math.prod(shape) * each.dtype.itemsize + OVERHEAD
             for each, shape in pairs
         )
-        return max(step, self._largest_layers) + 2 * OVERHEAD
+        return max(step, self._largest_layers, LARGEST_HELLO) + 2 * OVERHEAD
 
     @property
     def largest_down(self) -> int:
