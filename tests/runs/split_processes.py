@@ -67,7 +67,7 @@ def main(overrides: list[str]) -> None:
     from msfusion.config import load_config
     from msfusion.runs.prepare import prepare
 
-    prepare(load_config(None, overrides))  # all that takes long is imported now, and gRPC not started
+    prepare(load_config(None, overrides)).plan()  # all that takes long is there now, and gRPC not started
 
     def tell(*what: Any) -> None:
         print(json.dumps(what), flush=True)
