@@ -22,6 +22,7 @@ from msfusion.engines.stream.frames import (
     Answer,
     Begin,
     Finish,
+    Goodbye,
     Hello,
     Layers,
     Over,
@@ -55,8 +56,9 @@ def replay(recording: dict[str, Any], address: str, access: Access, participant:
             ask(Step(begun.round, step, pieces, targets), Answer)
             seconds[-1].append(time.perf_counter() - began)
         ask(Finish(begun.round, begun.layers), Thanks)
-    said.put(None)
+    said.put(pack(Goodbye()))
     next(answers, None)
+    said.put(None)
     channel.close()
     return seconds
 

@@ -76,7 +76,7 @@ def serve(
     from msfusion.config import load_config
     from msfusion.engines.stream.service import Listening
     from msfusion.runs.serve import serve as run
-    from msfusion.runs.split_report import split_closing_table
+    from msfusion.runs.tables import closing_table
     from msfusion.runs.train import Silent
     from msfusion.runs.watch import watcher
 
@@ -94,7 +94,7 @@ def serve(
     with Silent() if quiet else watcher(console) as watching:
         summary = run(settings, out, listening, watching)
     if not quiet:
-        console.print(split_closing_table(summary))
+        console.print(closing_table(summary))
     console.print(f"{out}", highlight=False, soft_wrap=True, markup=False)
 
 

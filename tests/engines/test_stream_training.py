@@ -46,8 +46,9 @@ def join_all(job: Job, server: Served, **connecting: Any) -> list[Running]:
         replace(SETTINGS, server_step="joined"),
         replace(SETTINGS, clients="relayed"),
         SplitSettings("layers.3", Identity(), Identity()),
+        replace(SETTINGS, derivative="true"),
     ],
-    ids=["each", "joined", "relayed", "no codec"],
+    ids=["each", "joined", "relayed", "no codec", "true derivative"],
 )
 def test_the_numbers_are_those_of_one_process(settings: SplitSettings, tmp_path: Path) -> None:
     job = Job(settings=settings)

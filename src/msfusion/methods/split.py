@@ -277,7 +277,9 @@ class Server:
         everyone = sum(each.examples for each in forwards)
         torch.stack([each.loss * (each.examples / everyone) for each in forwards]).sum().backward()  # type: ignore[no-untyped-call]
         try:
-            answers = [(self.wire.down(each.received, each.message), float(each.loss.detach())) for each in forwards]
+            answers = [
+                (self.wire.down(each.received, each.message), float(each.loss.detach())) for each in forwards
+            ]
             self._check_gradients()
         except MsfusionError:
             self._put_back(forwards[0].before)

@@ -29,6 +29,7 @@ from msfusion.engines.stream.frames import (
     Begin,
     Down,
     Finish,
+    Goodbye,
     Hello,
     Layers,
     Over,
@@ -191,12 +192,12 @@ class Conversation:
         """Let the server know that its last answer has come."""
         import grpc
 
-        self._questions.put(None)
+        self._questions.put(pack(Goodbye()))
         with suppress(StopIteration, grpc.RpcError):
             next(self._answers)
 
     def close(self) -> None:
-        """End it. Not by saying the last word, which would be a goodbye."""
+        """End it."""
         self._answers.cancel()
         self._questions.put(None)
         self._channel.close()

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from msfusion.batch import IGNORED
-from msfusion.codecs import read_header
+from msfusion.codecs import read_header, room_for
 from msfusion.engines.calendar import RoundSettings
 from msfusion.engines.messages import payload_bytes
 from msfusion.engines.split import SplitSettings
@@ -123,7 +123,7 @@ class Contract:
                 if len(piece) > elements * each.dtype.itemsize + OVERHEAD:
                     raise CodecError(f"{len(piece)} bytes came for a tensor of {elements} {each.dtype}")
                 continue
-            header, _ = read_header(piece, max_elements=max(1, elements))
+            header, _ = read_header(piece, max_elements=room_for(shape))
             if header.shape != shape or header.dtype != each.dtype:
                 raise CodecError(
                     f"a tensor of {header.dtype} and shape {list(header.shape)} came where "

@@ -124,14 +124,16 @@ class Desk:
             self._changed.notify_all()
             return bool(self._attempt) and hello.attempt == self._attempt
 
-    def leave(self, participant: int, evict: Evict, goodbye: bool) -> None:
-        """The stream with this `evict` has ended: its seat is free, unless another stream has it by now.
+    def goodbye(self, participant: int) -> None:
+        """The participant knows that all rounds are done, if they are."""
+        with self._changed:
+            self._seats[participant].knows = self._over
+            self._changed.notify_all()
 
-        `goodbye`: the participant itself has ended it, having heard the last answer.
-        """
+    def leave(self, participant: int, evict: Evict) -> None:
+        """The stream with this `evict` has ended: its seat is free, unless another stream has it by now."""
         with self._changed:
             seat = self._seats[participant]
-            seat.knows |= self._over and goodbye
             if seat.evict is evict:
                 seat.session, seat.evict, seat.left = None, None, time.monotonic()
                 seat.asked, seat.request = None, None

@@ -1,12 +1,13 @@
 """What is said on a stream: msgpack maps with a fixed schema. Anything else is a StreamError; nothing is executed.
 
-Up, from a participant, each answered by one frame down:
+Up, from a participant, each but the last answered by one frame down:
 
     Hello     who I am and what I count on             Welcome
     Begin     I am ready for a round                   Layers, or Over
     Again     I lost the answer to a step              Answer
     Step      a mini-batch                             Answer
     Finish    the first layers after the round         Thanks
+    Goodbye   I have heard that it is over             (the end of the stream)
 """
 
 from __future__ import annotations
@@ -85,6 +86,11 @@ class Finish:
 
 
 @dataclass(frozen=True)
+class Goodbye:
+    """All rounds are done, and the participant knows it: a stream that just ends may have been cut."""
+
+
+@dataclass(frozen=True)
 class Welcome:
     """Whether the round is still in progress in the middle of which the participant is."""
 
@@ -128,7 +134,7 @@ class Over:
     rounds: int
 
 
-Up = Hello | Begin | Again | Step | Finish
+Up = Hello | Begin | Again | Step | Finish | Goodbye
 Down = Welcome | Layers | Answer | Thanks | Over
 Frame = TypeVar("Frame", bound=Up | Down)
 

@@ -18,6 +18,7 @@ from msfusion.engines.stream.frames import (
     Again,
     Begin,
     Finish,
+    Goodbye,
     Hello,
     Step,
     Welcome,
@@ -169,19 +170,20 @@ class _Service:
 
         resumes = self._desk.sit(hello, evict)
         self._listening.on_event(f"participant {who} has come from {context.peer()}")
-        goodbye = False
         try:
             await self._write(context, pack(Welcome(resumes)))
             while (data := await self._read(context, self._listening.deadline)) is not None:
-                asked: Asked = unpack(data, Begin, Again, Step, Finish)
+                asked: Asked | Goodbye = unpack(data, Begin, Again, Step, Finish, Goodbye)
+                if isinstance(asked, Goodbye):
+                    self._desk.goodbye(who)
+                    return
                 await self._write(context, await asyncio.wrap_future(self._desk.ask(who, asked)))
-            goodbye = True
         except asyncio.CancelledError:
             if evicted:
                 raise evicted[0] from None
             raise
         finally:
-            self._desk.leave(who, evict, goodbye)
+            self._desk.leave(who, evict)
             self._listening.on_event(f"participant {who} has gone")
 
     async def _write(self, context: grpc.aio.ServicerContext[bytes, bytes], answer: bytes) -> None:
