@@ -96,7 +96,7 @@ def test_strangers_are_turned_away() -> None:
             ({"examples": 0}, ("FAILED_PRECONDITION", "a participant needs examples")),
             ({"agreement": {"seed": 7}}, ("FAILED_PRECONDITION", "seed is 7, and the server's 0")),
             ({"agreement": {"format": 2}}, ("FAILED_PRECONDITION", "format is 2, and the server's 1")),
-            ({"agreement": {"more": 1}}, ("FAILED_PRECONDITION", "more is 1, and the server's not set")),
+            ({"agreement": {"more": 1}}, ("FAILED_PRECONDITION", "something that this server does not know")),
             ({"format": -1}, ("INVALID_ARGUMENT", "'format'")),
         ):
             with Hand(server) as hand:
@@ -183,6 +183,7 @@ def test_a_number_is_for_one_participant() -> None:
         with Hand(server) as other:
             assert other.refused(pack(hello(ALONE, session=b"another")))[0] == "ALREADY_EXISTS"
         assert unpack(first.say(pack(Begin())), Layers).round == 0
+        first.say(pack(first_step(ALONE, unpack(first.say(pack(Begin())), Layers))))
         first.__exit__()
         while not any("participant 0 has gone" in event for event in server.events):
             time.sleep(0.005)

@@ -175,8 +175,13 @@ class Contract:
 
     def check_agreement(self, theirs: Mapping[str, Scalar]) -> None:
         """Raises StreamError, naming the first thing in which a participant differs."""
-        for name in [*self.agreement, *theirs]:
-            mine, their = self.agreement.get(name), theirs.get(name)
+        if theirs.keys() - self.agreement.keys():
+            raise StreamError(
+                "the participant counts on something that this server does not know: both need the same msfusion",
+                "FAILED_PRECONDITION",
+            )
+        for name, mine in self.agreement.items():
+            their = theirs.get(name)
             if mine != their:
                 raise StreamError(
                     f"the participant's {name} is {_shown(their)}, and the server's {_shown(mine)}: "
@@ -249,4 +254,4 @@ def _scalar(value: object) -> Scalar:
 
 
 def _shown(value: Scalar) -> str:
-    return "not set" if value is None else repr(value)
+    return "not set" if value is None else repr(value)[:100]

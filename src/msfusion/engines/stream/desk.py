@@ -8,7 +8,6 @@ back finds what it has missed.
 from __future__ import annotations
 
 import os
-import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -18,6 +17,7 @@ from threading import Condition
 
 from torch import Tensor
 
+from msfusion.engines.stream.answers import Answers
 from msfusion.engines.stream.contract import Contract
 from msfusion.engines.stream.frames import Again, Begin, Finish, Hello, Layers, Over, Step, Thanks, pack
 from msfusion.errors import StreamError
@@ -27,37 +27,6 @@ Asked = Begin | Again | Step | Finish
 Answered = Future[bytes]
 Evict = Callable[[StreamError], None]
 """Ends the stream that has a seat; called on the thread of the streams."""
-
-
-class Answers:
-    """The packed answers to a participant's steps in a round, on the disk."""
-
-    def __init__(self, directory: Path | None) -> None:
-        self._file = tempfile.TemporaryFile(dir=directory, buffering=0)  # noqa: SIM115  # lives as long as we do
-        self._ends = [0]
-
-    def __len__(self) -> int:
-        return len(self._ends) - 1
-
-    def append(self, answer: bytes) -> None:
-        """Keep the answer to the next step."""
-        rest = memoryview(answer)
-        while rest:
-            rest = rest[os.pwrite(self._file.fileno(), rest, self._ends[-1] + len(answer) - len(rest)) :]
-        self._ends.append(self._ends[-1] + len(answer))
-
-    def __getitem__(self, step: int) -> bytes:
-        begin, end = self._ends[step], self._ends[step + 1]
-        return os.pread(self._file.fileno(), end - begin, begin)
-
-    def close(self) -> None:
-        """Give the space back."""
-        self._file.close()
-
-    def clear(self) -> None:
-        """Forget them."""
-        self._ends = [0]
-        os.ftruncate(self._file.fileno(), 0)
 
 
 @dataclass
@@ -85,7 +54,7 @@ class Desk:
         self._seats = [Seat(Answers(scratch), left=now) for _ in range(contract.participants)]
         self._changed = Condition()
         self._round, self._attempt = -1, b""
-        self._over = False
+        self._counted = self._over = False
         self._closed: StreamError | None = None
 
     # What streams ask.
@@ -137,6 +106,8 @@ class Desk:
             if seat.evict is evict:
                 seat.session, seat.evict, seat.left = None, None, time.monotonic()
                 seat.asked, seat.request = None, None
+                if not self._counted:  # whoever comes in its place may have other data
+                    seat.examples = None
                 self._changed.notify_all()
 
     def ask(self, participant: int, asked: Asked) -> Answered:
@@ -215,12 +186,14 @@ class Desk:
             self._seats[participant].layers = layers
             self._settle(self._seats[participant])
 
-    def examples(self, participant: int) -> int:
-        """How many examples a participant has; waits for it to come. Raises StreamError as `request` does."""
+    def examples(self) -> list[int]:
+        """How many each has, from now on for good; waits for all. Raises StreamError as `request` does."""
         with self._changed:
-            seat = self._wait(participant, lambda seat: seat.examples is not None)
-            assert seat.examples is not None
-            return seat.examples
+            while not self._counted:
+                for participant in range(len(self._seats)):
+                    self._wait(participant, lambda seat: seat.examples is not None)
+                self._counted = all(seat.examples is not None for seat in self._seats)
+            return [seat.examples for seat in self._seats if seat.examples is not None]
 
     def request(self, participant: int, step: int) -> Request:
         """The mini-batch of a step, once it has come. Raises StreamError where the participant stays away."""

@@ -113,7 +113,7 @@ class _Round:
         self.desk.open_round(self.round_index)
         for participant in everyone[:1] if relayed else everyone:
             self.desk.hand_out(participant, layers_message(self.client_state))
-        self.examples = [self.desk.examples(participant) for participant in everyone]
+        self.examples = self.desk.examples()
         self.ledger = Ledger(self.contract.wire, self.examples, payload_bytes(self.client_state))
         client = self._relayed() if relayed else self._together()
         return {**client, **state_of(self.parts.server)}
