@@ -6,7 +6,8 @@ machines of their own: all are threads of one other process and send mini-batche
 - overhead: one participant alone. A round trip, from sending a mini-batch until its gradients have come, less the
   server's work on that very mini-batch (decode, forward, backward, step, encode), less a round trip of as many bytes
   over a plain socket. The median over all mini-batches, and the 10th percentile: what it is when nobody else wants
-  the processor at that moment.
+  the processor at that moment. And, which a busy machine changes least, the processor time that the stream takes on
+  both sides together: that of both processes in a round, less that of the server's work.
 - throughput: ten participants. Mini-batches a second in a round, over those of a plain loop around the same work;
   rounds and plain loops take turns in the same process. And the share of the round in which the server was at work.
 
@@ -151,7 +152,8 @@ def measure(bench: Bench, participants: int, rounds: int, steps: int, place: Pat
         command = [sys.executable, str(script), str(recording), address, str(keys), str(participants)]
         others.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
 
-    served, alone, work, busy = [], [], [], []
+    served, alone, work, busy, processor = [], [], [], [], []
+    before = time.process_time()
     with timed() as seconds:
         for done in federation.serve_split_rounds(
             bench.parts,
@@ -163,14 +165,20 @@ def measure(bench: Bench, participants: int, rounds: int, steps: int, place: Pat
             participants=participants,
             state=state_of(bench.model),
         ):
-            served.append(participants * steps / done.seconds)
+            count, in_round = participants * steps, time.process_time() - before
+            served.append(count / done.seconds)
             busy.append(sum(seconds) / done.seconds)
             work.append(list(seconds))
-            loop = bench.loop(participants * steps)
-            alone.append(len(loop) / sum(loop))
+            before = time.process_time()
+            loop = bench.loop(count)
+            alone.append(count / sum(loop))
+            processor.append((in_round - (time.process_time() - before)) / count)
             seconds.clear()
-    trips = json.loads(others[0].communicate(timeout=60)[0])
-    found = {"served": served, "alone": alone, "work": work, "busy": busy, "trips": trips}
+            before = time.process_time()
+    theirs = json.loads(others[0].communicate(timeout=60)[0])
+    processor = [ours + each / steps for ours, each in zip(processor, theirs["processor"], strict=True)]
+    found = {"served": served, "alone": alone, "work": work, "busy": busy, "processor": processor}
+    found["trips"] = theirs["trips"]
     return {name: rounds[1:] for name, rounds in found.items()}
 
 
@@ -225,6 +233,7 @@ def compare(name: str, codec: str, rounds: int, steps: int) -> dict[str, Any]:
             "server_work_ms": 1e3 * statistics.median(work),
             "plain_socket_ms": 1e3 * wire,
             "overhead_ms": 1e3 * statistics.median(overheads),
+            "processor_time_ms": 1e3 * statistics.median(one["processor"]),
             "overhead_10th_percentile_ms": 1e3 * statistics.quantiles(overheads, n=10)[0],
         },
         "ten_participants": {
