@@ -5,25 +5,18 @@ Whatever takes long to import is imported by the command that needs it, so that 
 
 from __future__ import annotations
 
-import functools
 import json
-import os
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from msfusion.errors import ConfigError, MsfusionError
+from msfusion.cli_common import Overrides, Quiet, console_of_user, told_in_a_sentence
+from msfusion.cli_split import split
+from msfusion.errors import ConfigError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from msfusion.runs.setup import Setup
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 app = typer.Typer(
     name="msfusion",
@@ -32,41 +25,16 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(split)
 
 ConfigFile = Annotated[
     Path | None,
     typer.Argument(metavar="[CONFIG]", help="TOML file. Default: digits, 10 participants, ratio 1/4."),
 ]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, as in --set training.batch_size=32."),
-]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no table.")]
 Workers = Annotated[
     int | None, typer.Option(min=1, help="Processes; the results are the same for any number.")
 ]
-
-
-def told_in_a_sentence(command: Callable[P, R]) -> Callable[P, R]:
-    """Tell a user's mistake in one sentence on standard error, exit code 2; bugs keep their traceback."""
-
-    @functools.wraps(command)
-    def wrapped(*arguments: P.args, **options: P.kwargs) -> R:
-        try:
-            return command(*arguments, **options)
-        except BrokenPipeError:
-            sys.stderr.close()  # whoever read our output has left
-            raise typer.Exit(1) from None
-        except (MsfusionError, OSError) as error:
-            sentence = " ".join(str(error).split()).rstrip(".")
-            typer.echo(f"msfusion: {sentence}.", err=True)
-            raise typer.Exit(2) from error
-        except KeyboardInterrupt:
-            typer.echo("msfusion: interrupted; the same command with --resume goes on from here.", err=True)
-            raise typer.Exit(130) from None
-
-    return wrapped
 
 
 @app.command()
@@ -96,7 +64,7 @@ def train(
         out = newest_path(name)
     source = out / "config.toml" if resume and config is None and out and _is_run(out) else config
     settings = load_config(source, [*(overrides or ()), *_workers_override(workers)])
-    console = _console()
+    console = console_of_user()
     with reserved_path(out, name) as path, Silent() if quiet else watcher(console) as watching:
         summary = run(settings, path, resume=resume, watcher=watching)
     if not quiet:
@@ -131,7 +99,7 @@ def plan(
         from msfusion.runs.tables import plan_tables
 
         for table in plan_tables(planned):
-            _console().print(table)
+            console_of_user().print(table)
 
 
 def _show_slices(setup: Setup, planned: dict[str, Any], as_json: bool, out: Path | None) -> None:
@@ -147,7 +115,7 @@ def _show_slices(setup: Setup, planned: dict[str, Any], as_json: bool, out: Path
     if as_json:
         _print_json(planned)
         return
-    console = _console()
+    console = console_of_user()
     for table in plan_tables(planned):
         console.print(table)
     if (attendance := attendance_table(planned)) is not None:
@@ -176,7 +144,7 @@ def inspect(
     if as_json:
         _print_json(description)
         return
-    console = _console()
+    console = console_of_user()
     console.print(groups_table(description))
     console.print(
         f"{description['class']}: {count(description['parameters'])} parameters, "
@@ -219,7 +187,7 @@ def compare(
     from msfusion.runs.watch import watcher
 
     settings = load_config(config, [*(overrides or ()), *_workers_override(workers)])
-    console = _console()
+    console = console_of_user()
     result = run(
         settings,
         out,
@@ -242,15 +210,6 @@ def version() -> None:
     from importlib.metadata import version as installed
 
     typer.echo(installed("msfusion"))
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    console = Console()
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = 120  # a file or pipe has no width; tables should not be squeezed into 80 columns
-    return console
 
 
 def _is_run(directory: Path) -> bool:

@@ -46,3 +46,14 @@ class CodecError(MsfusionError):
 
 class CutError(MsfusionError):
     """A model cannot be cut in two at the module that was named."""
+
+
+class StreamError(MsfusionError):
+    """A participant and the server that cannot go on: wrong token, other settings, bad messages, nobody there.
+
+    `status` is the name of the gRPC status with which a stream is ended for it.
+    """
+
+    def __init__(self, message: str, status: str = "INVALID_ARGUMENT") -> None:
+        super().__init__(message)
+        self.status = status

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -17,12 +17,12 @@ from msfusion.batch import Batch
 from msfusion.codecs import PROFILES, Codec
 from msfusion.engines.calendar import Attendance, RoundSettings
 from msfusion.engines.messages import payload_bytes
-from msfusion.engines.results import ParticipantResult, RoundResult
+from msfusion.engines.results import ParticipantResult
+from msfusion.engines.split_results import Ledger, SplitRound, SplitTraffic
 from msfusion.engines.workers import threads_set
 from msfusion.errors import ConfigError, DataError, TrainingError
 from msfusion.methods.split import (
     Derivative,
-    Message,
     Participant,
     Request,
     Server,
@@ -36,6 +36,8 @@ from msfusion.methods.training import TrainingSettings, build_optimizer, round_b
 from msfusion.objectives import evaluate
 from msfusion.width.cut import Cut
 from msfusion.width.groups import State
+
+__all__ = ["SplitRound", "SplitSettings", "SplitTraffic", "run_split_rounds"]
 
 ServerStep = Literal["each", "joined"]
 Clients = Literal["averaged", "relayed"]
@@ -76,33 +78,6 @@ class SplitSettings:
         return Wire(parts.crossing, self.activations, self.gradients, derivative=self.derivative)
 
 
-@dataclass(frozen=True)
-class SplitTraffic:
-    """Bytes of one participant in one round: all that crosses, and its codecs' share of it.
-
-    `activations` up and `gradients` down are what the codecs made of `plain_activations` and `plain_gradients`;
-    `other_up` are the targets, masks and trained first layers, `other_down` the first layers that it received.
-    """
-
-    activations: int = 0
-    gradients: int = 0
-    plain_activations: int = 0
-    plain_gradients: int = 0
-    other_up: int = 0
-    other_down: int = 0
-
-    def plus(self, **more: int) -> SplitTraffic:
-        """With more bytes of some kinds."""
-        return replace(self, **{name: getattr(self, name) + count for name, count in more.items()})
-
-
-@dataclass(frozen=True)
-class SplitRound(RoundResult):
-    """A finished round; `traffic` has each participant's bytes by kind."""
-
-    traffic: tuple[SplitTraffic, ...] = ()
-
-
 def run_split_rounds(
     parts: Cut,
     whole: nn.Module,
@@ -139,7 +114,7 @@ def run_split_rounds(
             if test is not None and (last or (round_index + 1) % rounds.evaluate_every == 0):
                 with holding(whole, current) as joined:
                     evaluation = evaluate(joined, test, language_modelling=language_modelling)
-        results = federation.results()
+        results = federation.ledger.results()
         if on_participant is not None:
             for result in results:
                 on_participant(result)
@@ -150,7 +125,7 @@ def run_split_rounds(
             evaluation=evaluation,
             seconds=time.perf_counter() - begin,
             attendance=Attendance(tuple(range(len(data)))),
-            traffic=tuple(federation.traffic),
+            traffic=tuple(federation.ledger.traffic),
         )
 
 
@@ -175,29 +150,13 @@ class _Round:
         parts.server.train()
         optimizer = build_optimizer(parts.server, training, round_index)
         self.server = Server(parts.server, optimizer, self.wire, training.clip_norm)
-        first_layers = payload_bytes(self.client_state)  # they come at the start of a round and go at its end
-        self.traffic = [SplitTraffic(other_up=first_layers, other_down=first_layers) for _ in data]
-        self._losses, self._seen, self._steps = ([0.0] * len(data), [0] * len(data), [0] * len(data))
-        self._seconds = [0.0] * len(data)
+        self.ledger = Ledger(self.wire, [len(own) for own in data], payload_bytes(self.client_state))
+        self._steps = [0] * len(data)
 
     def run(self) -> dict[str, Tensor]:
         """The state of the whole model after the round."""
         client = self._relayed() if self.settings.clients == "relayed" else self._together()
         return {**client, **state_of(self.parts.server)}
-
-    def results(self) -> tuple[ParticipantResult, ...]:
-        """What each participant did: its loss is the mean over its examples, as the server saw them."""
-        return tuple(
-            ParticipantResult(
-                index,
-                self._losses[index] / self._seen[index],
-                len(own),
-                traffic.gradients + traffic.other_down,
-                traffic.activations + traffic.other_up,
-                self._seconds[index],
-            )
-            for index, (own, traffic) in enumerate(zip(self.data, self.traffic, strict=True))
-        )
 
     def _relayed(self) -> dict[str, Tensor]:
         """One participant after the other; the first layers go from hand to hand."""
@@ -239,21 +198,10 @@ class _Round:
             who = ", ".join(str(index) for index, _, _ in turn)
             raise TrainingError(f"{error} (round {self.round_index}, participant {who})") from error
         for (index, participant, batch), request, (down, loss) in zip(turn, requests, answers, strict=True):
-            self._count(index, participant, request, down)
+            plain = participant.plain_bytes
             participant.receive(down)
-            self._seen[index] += len(batch)
-            self._losses[index] += loss * len(batch)
-            self._seconds[index] += (time.perf_counter() - begin) / len(turn)
-
-    def _count(self, index: int, participant: Participant, request: Request, down: Message) -> None:
-        pieces = list(zip(self.wire.crossing, request.message, strict=True))
-        self.traffic[index] = self.traffic[index].plus(
-            activations=sum(len(piece) for each, piece in pieces if each.gradient),
-            gradients=sum(map(len, down)),
-            plain_activations=participant.plain_bytes,
-            plain_gradients=participant.plain_bytes,
-            other_up=sum(len(piece) for each, piece in pieces if not each.gradient) + request.targets.nbytes,
-        )
+            seconds = (time.perf_counter() - begin) / len(turn)
+            self.ledger.count(index, request, down, plain, loss, len(batch), seconds)
 
     def _participant(self, state: Mapping[str, Tensor]) -> Participant:
         part = self.parts.copy_of_client()

@@ -27,8 +27,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from msfusion.batch import Batch
-from msfusion.codecs import Codec, Identity, Surviving, room_for
-from msfusion.errors import CodecError, ConfigError, TrainingError
+from msfusion.codecs import Codec, Identity, Surviving, read_header, room_for
+from msfusion.errors import CodecError, ConfigError, MsfusionError, TrainingError
 from msfusion.methods.training import seed_of
 from msfusion.objectives import mean_cross_entropy, scores
 from msfusion.width.cut import ClientPart, ServerPart
@@ -68,15 +68,22 @@ class Wire:
     def received(self, message: Message) -> list[Tensor]:
         """What the server makes of it: leaves that gather a gradient where one goes back.
 
-        Raises CodecError for whatever a participant with the same cut and codec would not send.
+        Raises CodecError for whatever a participant with the same model, cut and codec would not send.
         """
         self._check_count(message, len(self.crossing))
-        return [
-            self.activations.decode(piece, max_elements=self.max_elements).requires_grad_()
-            if each.gradient
-            else of_plain(piece, each.dtype, self.max_elements)
-            for each, piece in zip(self.crossing, message, strict=True)
-        ]
+        return [self._received(each, piece) for each, piece in zip(self.crossing, message, strict=True)]
+
+    def _received(self, each: Crossing, piece: bytes) -> Tensor:
+        if not each.gradient:
+            tensor = of_plain(piece, each.dtype, self.max_elements)
+            _check_shape(each, tuple(tensor.shape), tensor.dtype)
+            return tensor
+        header, _ = read_header(piece, max_elements=self.max_elements)
+        _check_shape(each, header.shape, header.dtype)  # before anything is allocated for it
+        tensor = self.activations.decode(piece, max_elements=self.max_elements)
+        if not self.activations.in_float32 and not bool(torch.isfinite(tensor).all()):
+            raise CodecError("activations with NaN or infinities came; find out where they come from")
+        return tensor.requires_grad_()
 
     def down(self, received: Sequence[Tensor], message: Message) -> Message:
         """What the server sends back: a gradient for each tensor that has one, as `message` brought it."""
@@ -146,6 +153,19 @@ def check_derivative(derivative: Derivative, activations: Codec) -> None:
         raise ConfigError(
             f"derivative = 'true' has no meaning with activations by {activations.name}, whose derivative is zero "
             "almost everywhere: use 'identity', or mask_encoded, top_k or random_top_k"
+        )
+
+
+def _check_shape(each: Crossing, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """CodecError where a tensor cannot be the one that crosses here."""
+    fits = len(shape) == len(each.shape) and all(
+        fixed is None or length == fixed for length, fixed in zip(shape, each.shape, strict=True)
+    )
+    if not fits or dtype != each.dtype:
+        wanted = ["any" if length is None else length for length in each.shape]
+        raise CodecError(
+            f"a tensor of {dtype} and shape {list(shape)} came where {each.dtype} of {wanted} crosses: "
+            "both sides must have the same model and cut"
         )
 
 
@@ -221,26 +241,77 @@ class Server:
         """One step on one or several mini-batches: for each what goes back to its participant, and its loss.
 
         Of several, the loss is the mean over all their examples. Raises CodecError for a bad message and
-        TrainingError for a loss that is not finite, before anything has changed.
+        TrainingError for a loss or gradients that are not finite; then nothing has changed.
         """
-        received = [self.wire.received(request.message) for request in requests]
-        losses = [self._loss(tensors, request) for tensors, request in zip(received, requests, strict=True)]
-        if not all(math.isfinite(float(loss.detach())) for loss in losses):
-            raise TrainingError("the loss on the server is not finite: lower the learning rate")
+        before = self._buffers()
+        try:
+            return self.update([self.forward(request) for request in requests])
+        except MsfusionError:
+            self._put_back(before)
+            raise
+
+    def forward(self, request: Request, received: Sequence[Tensor] | None = None) -> Forward:
+        """The first half of a step: the loss of a mini-batch, whose message may have been `received` already.
+
+        Raises as `step` does, and nothing has changed then.
+        """
+        before = self._buffers()
+        try:
+            received = self.wire.received(request.message) if received is None else received
+            with _drawing(request.draw, 1):
+                batch = Batch(tuple(received), request.targets)
+                loss = mean_cross_entropy(*scores(self.part, batch))
+            if not math.isfinite(float(loss.detach())):
+                raise TrainingError("the loss on the server is not finite: lower the learning rate")
+        except BaseException:
+            self._put_back(before)
+            raise
+        return Forward(request.message, received, loss, len(request.targets), before)
+
+    def update(self, forwards: Sequence[Forward]) -> list[tuple[Message, float]]:
+        """The second half: one step of gradient descent on mini-batches that have been through `forward`.
+
+        Raises as `step` does; then nothing has changed since the first of them.
+        """
         self.optimizer.zero_grad(set_to_none=True)
-        everyone = sum(len(request.targets) for request in requests)
-        shares = [len(request.targets) / everyone for request in requests]
-        torch.stack([loss * share for loss, share in zip(losses, shares, strict=True)]).sum().backward()  # type: ignore[no-untyped-call]
+        everyone = sum(each.examples for each in forwards)
+        torch.stack([each.loss * (each.examples / everyone) for each in forwards]).sum().backward()  # type: ignore[no-untyped-call]
+        try:
+            answers = [
+                (self.wire.down(each.received, each.message), float(each.loss.detach())) for each in forwards
+            ]
+            self._check_gradients()
+        except MsfusionError:
+            self._put_back(forwards[0].before)
+            raise
         _clip(self.part.parameters(), self.clip_norm)
         self.optimizer.step()
-        return [
-            (self.wire.down(tensors, request.message), float(loss.detach()))
-            for tensors, request, loss in zip(received, requests, losses, strict=True)
-        ]
+        return answers
 
-    def _loss(self, tensors: Sequence[Tensor], request: Request) -> Tensor:
-        with _drawing(request.draw, 1):
-            return mean_cross_entropy(*scores(self.part, Batch(tuple(tensors), request.targets)))
+    def _check_gradients(self) -> None:
+        gradients = [each.grad for each in self.part.parameters() if each.grad is not None]
+        if gradients and not math.isfinite(float(nn.utils.get_total_norm(gradients))):
+            raise TrainingError("the gradients on the server are not finite: lower the learning rate")
+
+    def _buffers(self) -> list[Tensor]:
+        """Copies of what a forward pass may change: running statistics."""
+        return [buffer.clone() for buffer in self.part.buffers()]
+
+    def _put_back(self, buffers: Sequence[Tensor]) -> None:
+        with torch.no_grad():
+            for buffer, before in zip(self.part.buffers(), buffers, strict=True):
+                buffer.copy_(before)
+
+
+@dataclass(frozen=True)
+class Forward:
+    """A mini-batch that has been through the server part: what came of it, and the buffers before it."""
+
+    message: Message
+    received: Sequence[Tensor]
+    loss: Tensor
+    examples: int
+    before: list[Tensor]
 
 
 @contextmanager

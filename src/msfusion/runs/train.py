@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from types import TracebackType
@@ -66,12 +66,14 @@ def train(
     resume: bool = False,
     watcher: Watcher | None = None,
     parts: Parts | None = None,
+    preparing: Callable[[Config, Parts | None], Prepared] = prepare,
 ) -> dict[str, Any]:
     """Train, leaving everything in the directory `path`, and return the summary.
 
     With `resume`, a run that is there is continued from its last checkpoint; a finished one is left as it
     is, and one that has not begun is begun. The result is the same as if it had never stopped:
-    model.safetensors bit for bit. `parts` are data, model and width map where they are known already.
+    model.safetensors bit for bit. `parts` are data, model and width map where they are known already;
+    `preparing` makes the run of them.
 
     Raises RunDirectoryError where the directory holds something else, or a run of another configuration, or
     cannot be written; and what loading, tracing and training raise. Checkpoints from before an error stay.
@@ -84,7 +86,7 @@ def train(
             return directory.read_summary()
     else:
         RunDirectory.check_free(path)
-    prepared = prepare(config, parts)
+    prepared = preparing(config, parts)
     if not there:
         directory = RunDirectory.create(path, config.to_toml())
     with directory.locked():

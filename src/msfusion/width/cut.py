@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from msfusion.errors import CutError
@@ -67,6 +67,39 @@ class Cut:
     def join(self) -> dict[str, Tensor]:
         """The state dict of the whole model."""
         return {**self.client.state_dict(), **self.server.state_dict()}
+
+    def sample(self, examples: int) -> tuple[tuple[Tensor, ...], Any]:
+        """What crosses for so many examples (those of tracing, repeated), and what the model returns for them."""
+        program = self.client._program
+
+        def repeated(value: Any) -> Any:
+            return (
+                value[torch.arange(examples) % len(value)]
+                if isinstance(value, Tensor) and value.dim()
+                else value
+            )
+
+        args, kwargs = pytree.tree_map(repeated, (program.args, program.kwargs))
+        parts = nn.ModuleList([self.client, self.server])
+        with torch.no_grad(), mode(parts, False):
+            crossing = self.client(*args, **kwargs)
+            return crossing, self.server(*crossing)
+
+    def outline(self) -> str:
+        """What the model computes in training and the tensors that it holds, as text: equal for equal models."""
+        graph = self.client._program.graphs[True].graph
+        operators = [
+            f"{_name_of(node.target)}{fx.map_arg((node.args, node.kwargs), lambda _: '_')}"
+            for node in graph.nodes
+            if node.op == "call_function"
+        ]
+        tensors = [f"{name}: {tensor.dtype}{list(tensor.shape)}" for name, tensor in self.join().items()]
+        return "\n".join([*operators, *sorted(tensors)])
+
+
+def _name_of(operator: Any) -> str:
+    """An operator's name; that of a plain function without its address."""
+    return str(operator) if isinstance(operator, torch._ops.OpOverload) else str(operator.__name__)
 
 
 def cut(model: nn.Module, width_map: WidthMap, at: str) -> Cut:

@@ -16,12 +16,18 @@ from msfusion.width.graph import Graph, Program
 
 @dataclass(frozen=True)
 class Crossing:
-    """A tensor that the client part hands to the server part in every call."""
+    """A tensor that the client part hands to the server part in every call.
+
+    `shape` has the sizes of its axes as traced, None where one varies (the examples, or time). A `size` is a
+    number that was traced rather than a tensor, and crosses as one without axes.
+    """
 
     name: str  # the operation that made it
     module: str
     dtype: torch.dtype
     gradient: bool  # whether a gradient comes back
+    shape: tuple[int | None, ...] = ()
+    size: bool = False
 
 
 class Halves:
@@ -145,8 +151,11 @@ class Halves:
 
     def _described(self, node: fx.Node) -> Crossing:
         value = node.meta.get("val")
-        dtype = value.dtype if isinstance(value, Tensor) else torch.int64
-        return Crossing(node.name, module_of(node), dtype, dtype.is_floating_point and self._trains(node))
+        if not isinstance(value, Tensor):
+            return Crossing(node.name, module_of(node), torch.int64, False, size=True)
+        shape = tuple(length if isinstance(length, int) else None for length in value.shape)
+        gradient = value.dtype.is_floating_point and self._trains(node)
+        return Crossing(node.name, module_of(node), value.dtype, gradient, shape)
 
 
 def _needed(side: set[fx.Node], free: Iterable[fx.Node]) -> set[fx.Node]:

@@ -1,0 +1,89 @@
+"""What a round of split learning reports, wherever its two sides run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from msfusion.engines.results import ParticipantResult, RoundResult
+from msfusion.methods.split import Message, Request, Wire
+
+
+@dataclass(frozen=True)
+class SplitTraffic:
+    """Bytes of one participant in one round: all that crosses, and its codecs' share of it.
+
+    `activations` up and `gradients` down are what the codecs made of `plain_activations` and `plain_gradients`;
+    `other_up` are the targets, masks and trained first layers, `other_down` the first layers that it received.
+    """
+
+    activations: int = 0
+    gradients: int = 0
+    plain_activations: int = 0
+    plain_gradients: int = 0
+    other_up: int = 0
+    other_down: int = 0
+
+    def plus(self, **more: int) -> SplitTraffic:
+        """With more bytes of some kinds."""
+        return replace(self, **{name: getattr(self, name) + count for name, count in more.items()})
+
+
+@dataclass(frozen=True)
+class SplitRound(RoundResult):
+    """A finished round; `traffic` has each participant's bytes by kind."""
+
+    traffic: tuple[SplitTraffic, ...] = ()
+
+
+class Ledger:
+    """Every participant's bytes, losses and seconds in a round, step by step.
+
+    `examples` are how many each has. Its first layers come at the start of a round and go at its end.
+    """
+
+    def __init__(self, wire: Wire, examples: Sequence[int], first_layers: int) -> None:
+        self._wire, self._examples = wire, examples
+        self.traffic = [SplitTraffic(other_up=first_layers, other_down=first_layers) for _ in examples]
+        self._losses, self._seen, self._seconds = (
+            [0.0] * len(examples),
+            [0] * len(examples),
+            [0.0] * len(examples),
+        )
+
+    def count(
+        self,
+        participant: int,
+        request: Request,
+        down: Message,
+        plain: int,
+        loss: float,
+        examples: int,
+        seconds: float,
+    ) -> None:
+        """A mini-batch that went up and came down, with `plain` bytes of activations before any codec."""
+        pieces = list(zip(self._wire.crossing, request.message, strict=True))
+        self.traffic[participant] = self.traffic[participant].plus(
+            activations=sum(len(piece) for each, piece in pieces if each.gradient),
+            gradients=sum(map(len, down)),
+            plain_activations=plain,
+            plain_gradients=plain,
+            other_up=sum(len(piece) for each, piece in pieces if not each.gradient) + request.targets.nbytes,
+        )
+        self._losses[participant] += loss * examples
+        self._seen[participant] += examples
+        self._seconds[participant] += seconds
+
+    def results(self) -> tuple[ParticipantResult, ...]:
+        """What each participant did: its loss is the mean over its examples, as the server saw them."""
+        return tuple(
+            ParticipantResult(
+                index,
+                self._losses[index] / self._seen[index],
+                own,
+                traffic.gradients + traffic.other_down,
+                traffic.activations + traffic.other_up,
+                self._seconds[index],
+            )
+            for index, (own, traffic) in enumerate(zip(self._examples, self.traffic, strict=True))
+        )

@@ -1,0 +1,219 @@
+"""The streams on the server: who may speak, how much, and for how long nothing; what is said goes to the desk."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from msfusion.engines.stream.access import METHOD, Access
+from msfusion.engines.stream.contract import Contract
+from msfusion.engines.stream.desk import Asked, Desk
+from msfusion.engines.stream.frames import (
+    LARGEST_HELLO,
+    Again,
+    Begin,
+    Finish,
+    Goodbye,
+    Hello,
+    Step,
+    Welcome,
+    pack,
+    unpack,
+)
+from msfusion.errors import ConfigError, MsfusionError, StreamError
+
+if TYPE_CHECKING:
+    import grpc
+    import grpc.aio
+
+HELLO_SECONDS = 15.0
+"""How long somebody may be connected without saying who it is."""
+
+KEEPALIVE_SECONDS = 20
+"""After so long without a word, and so long again without an echo, a connection is taken for broken."""
+
+
+@dataclass(frozen=True)
+class Listening:
+    """Where a server is reached and how patient it is. Raises ConfigError for plain text from other machines.
+
+    A participant whose next message takes longer than `deadline` seconds is cut off; one that is away longer
+    than `patience` ends the run. After the last round the server waits at most `farewell` seconds for those that
+    have not heard of it. `scratch` is where the answers of a round are kept (by default where the system keeps
+    temporary files). `on_listening` is told the address, `on_event` what happens to connections.
+    """
+
+    address: str
+    access: Access
+    deadline: float = 120.0
+    patience: float = 600.0
+    farewell: float = 10.0
+    scratch: Path | None = None
+    on_listening: Callable[[str], None] = lambda _: None
+    on_event: Callable[[str], None] = lambda _: None
+
+    def __post_init__(self) -> None:
+        self.access.check_address(self.address)
+        for name in ("deadline", "patience"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}: it must be above 0")
+
+
+@contextmanager
+def serving(listening: Listening, desk: Desk) -> Iterator[None]:
+    """Streams are served, on a thread of their own. Raises StreamError where the address cannot be had."""
+    service = _Service(listening, desk)
+    thread = threading.Thread(target=lambda: asyncio.run(service.run()), name="streams", daemon=True)
+    thread.start()
+    service.settled.wait()
+    if service.failed is not None:
+        thread.join()
+        raise service.failed
+    reason = StreamError("the server has stopped", "UNAVAILABLE")
+    try:
+        yield
+    except StreamError as error:
+        reason = error
+        raise
+    except MsfusionError as error:
+        reason = StreamError(f"the server has stopped: {error}", "ABORTED")
+        raise
+    finally:
+        desk.end(reason)
+        service.stop()
+        thread.join()
+
+
+class _Service:
+    """A gRPC server in an event loop."""
+
+    def __init__(self, listening: Listening, desk: Desk) -> None:
+        self._listening, self._desk = listening, desk
+        self.settled = threading.Event()
+        self.failed: StreamError | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopping: asyncio.Event | None = None
+
+    async def run(self) -> None:
+        """Serve until `stop`."""
+        import grpc.aio
+
+        self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
+        server = grpc.aio.server(
+            options=_options(self._desk.contract),
+            maximum_concurrent_rpcs=2 * self._desk.contract.participants + 8,
+        )
+        try:
+            await self._start(server)
+        except RuntimeError:
+            where = self._listening.address
+            self.failed = StreamError(
+                f"nothing can listen on {where}: is the port taken, and the host this one?"
+            )
+            return
+        finally:
+            self.settled.set()
+        await self._stopping.wait()
+        await server.stop(grace=2.0)
+
+    async def _start(self, server: grpc.aio.Server) -> None:
+        import grpc
+
+        service, method = METHOD.removeprefix("/").split("/")
+        handler = grpc.stream_stream_rpc_method_handler(self._stream)
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {method: handler}),))
+        address, access = self._listening.address, self._listening.access
+        if access.is_plain:
+            port = server.add_insecure_port(address)
+        else:
+            port = server.add_secure_port(address, access.server_credentials())
+        await server.start()
+        self._listening.on_listening(f"{address.rpartition(':')[0]}:{port}")
+
+    def stop(self) -> None:
+        """End `run`; from any thread."""
+        if self._loop is not None and self._stopping is not None:
+            self._loop.call_soon_threadsafe(self._stopping.set)
+
+    async def _stream(self, _: Any, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
+        """One stream, from its first word to its last."""
+        import grpc
+
+        try:
+            if not self._listening.access.admits(context.invocation_metadata()):
+                raise StreamError("the token is missing or wrong", "UNAUTHENTICATED")
+            await self._conversation(context)
+        except MsfusionError as error:
+            status = error.status if isinstance(error, StreamError) else "INVALID_ARGUMENT"
+            self._listening.on_event(f"{context.peer()}: {error} ({status})")
+            await context.abort(grpc.StatusCode[status], str(error)[:1000])
+
+    async def _conversation(self, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
+        """Question and answer, in turns."""
+        data = await self._read(context, HELLO_SECONDS)
+        if data is None:
+            return
+        if len(data) > LARGEST_HELLO:
+            raise StreamError(f"the first message has {len(data)} bytes, more than {LARGEST_HELLO}")
+        hello = unpack(data, Hello)
+        who, task, evicted = hello.participant, asyncio.current_task(), list[StreamError]()
+
+        def evict(error: StreamError) -> None:
+            evicted.append(error)
+            assert task is not None
+            task.cancel()
+
+        resumes = self._desk.sit(hello, evict)
+        self._listening.on_event(f"participant {who} has come from {context.peer()}")
+        try:
+            await self._write(context, pack(Welcome(resumes)))
+            while (data := await self._read(context, self._listening.deadline)) is not None:
+                asked: Asked | Goodbye = unpack(data, Begin, Again, Step, Finish, Goodbye)
+                if isinstance(asked, Goodbye):
+                    self._desk.goodbye(who)
+                    return
+                await self._write(context, await asyncio.wrap_future(self._desk.ask(who, asked)))
+        except asyncio.CancelledError:
+            if evicted:
+                raise evicted[0] from None
+            raise
+        finally:
+            self._desk.leave(who, evict)
+            self._listening.on_event(f"participant {who} has gone")
+
+    async def _write(self, context: grpc.aio.ServicerContext[bytes, bytes], answer: bytes) -> None:
+        await _within(self._listening.deadline, context.write(answer))
+
+    async def _read(self, context: grpc.aio.ServicerContext[bytes, bytes], seconds: float) -> bytes | None:
+        """The next message; None where the participant has said its last."""
+        message = await _within(seconds, context.read())
+        return message if isinstance(message, bytes) else None
+
+
+async def _within(seconds: float, work: Any) -> Any:
+    try:
+        return await asyncio.wait_for(work, seconds)
+    except TimeoutError:
+        raise StreamError(
+            f"nothing was heard for {seconds:g} seconds; connect again to go on", "DEADLINE_EXCEEDED"
+        ) from None
+
+
+def _options(contract: Contract) -> list[tuple[str, int]]:
+    return [
+        ("grpc.so_reuseport", 0),  # two servers on one port would each get half of the participants
+        ("grpc.max_receive_message_length", contract.largest_up),
+        ("grpc.max_send_message_length", contract.largest_down),
+        ("grpc.compression_enabled_algorithms_bitset", 1),  # none: what is sent small must not grow here
+        ("grpc.max_concurrent_streams", contract.participants + 8),
+        ("grpc.server_handshake_timeout_ms", 10_000),
+        ("grpc.keepalive_time_ms", 1000 * KEEPALIVE_SECONDS),
+        ("grpc.keepalive_timeout_ms", 1000 * KEEPALIVE_SECONDS),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", 5_000),  # participants send pings too
+    ]

@@ -1,0 +1,75 @@
+"""The server of a run of split learning whose participants are on machines of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from msfusion.config import Config
+from msfusion.engines.results import ParticipantResult
+from msfusion.engines.split import SplitRound
+from msfusion.engines.stream.federation import serve_split_rounds
+from msfusion.engines.stream.service import Listening
+from msfusion.errors import ConfigError
+from msfusion.methods.memory import Memories
+from msfusion.runs.setup import Parts, prepare_parts
+from msfusion.runs.split import SplitRun
+from msfusion.runs.train import Watcher, train
+from msfusion.width.groups import State
+
+
+class ServedRun(SplitRun):
+    """As `SplitRun`, but its rounds are those of participants that join over a network."""
+
+    def __init__(self, config: Config, parts: Parts, listening: Listening) -> None:
+        super().__init__(config, parts)
+        self._listening = listening
+
+    def rounds(
+        self,
+        state: State,
+        memories: Memories,
+        first_round: int,
+        on_participant: Callable[[ParticipantResult], None],
+    ) -> Generator[SplitRound, None, None]:
+        """The rounds from `first_round` on, as soon as everybody is there."""
+        return serve_split_rounds(
+            self.cut,
+            self.parts.model,
+            self.settings,
+            self.config.training_settings,
+            self.round_settings,
+            self._listening,
+            participants=self.config.participants.count,
+            state=state,
+            first_round=first_round,
+            threads=self.config.run.threads,
+            test=self.data.test,
+            language_modelling=self.data.task == "language_modelling",
+            on_participant=on_participant,
+        )
+
+
+def serve(config: Config, path: Path, listening: Listening, watcher: Watcher | None = None) -> dict[str, Any]:
+    """Serve a whole run, leaving everything in the directory `path` as `train` does, and return the summary.
+
+    A run that is there is continued from its last checkpoint. Raises what `train` and `serve_split_rounds` raise,
+    and ConfigError for another method.
+    """
+    check_split(config)
+    listening = replace(listening, scratch=path)
+    return train(
+        config,
+        path,
+        resume=True,
+        watcher=watcher,
+        preparing=lambda settings, parts: ServedRun(settings, parts or prepare_parts(settings), listening),
+    )
+
+
+def check_split(config: Config) -> None:
+    """Raises ConfigError unless the method is split learning."""
+    if config.method.name != "split":
+        raise ConfigError(f"method.name is '{config.method.name}': over a network it should be 'split'.")
