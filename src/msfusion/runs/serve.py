@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,12 @@ class ServedRun(SplitRun):
     def __init__(self, config: Config, parts: Parts, listening: Listening) -> None:
         super().__init__(config, parts)
         self._listening = listening
+        self._told: list[int] | None = None
+
+    @property
+    def examples(self) -> list[int]:
+        """How many each participant said it has; before any round, how many the server's own data would give it."""
+        return super().examples if self._told is None else self._told
 
     def rounds(
         self,
@@ -35,7 +42,7 @@ class ServedRun(SplitRun):
         on_participant: Callable[[ParticipantResult], None],
     ) -> Generator[SplitRound, None, None]:
         """The rounds from `first_round` on, as soon as everybody is there."""
-        return serve_split_rounds(
+        served = serve_split_rounds(
             self.cut,
             self.parts.model,
             self.settings,
@@ -50,6 +57,10 @@ class ServedRun(SplitRun):
             language_modelling=self.data.task == "language_modelling",
             on_participant=on_participant,
         )
+        with closing(served):
+            for done in served:
+                self._told = [each.examples for each in done.participants]
+                yield done
 
 
 def serve(config: Config, path: Path, listening: Listening, watcher: Watcher | None = None) -> dict[str, Any]:

@@ -45,6 +45,11 @@ class SplitRun:
         return self.parts.data
 
     @property
+    def examples(self) -> list[int]:
+        """How many each participant has."""
+        return [len(own) for own in self.data.participants]
+
+    @property
     def calendar(self) -> Calendar:
         """Everybody takes part in each round."""
         return Calendar(self.round_settings, self.config.participants.count)
@@ -86,11 +91,11 @@ class SplitRun:
         participants = [
             {
                 "participant": index,
-                "examples": len(own),
+                "examples": own,
                 **_side(client, whole),
-                **self._bytes_per_round(len(own)),
+                **self._bytes_per_round(own),
             }
-            for index, own in enumerate(self.data.participants)
+            for index, own in enumerate(self.examples)
         ]
         return {
             "participants": participants,

@@ -151,7 +151,8 @@ class _Service:
         except MsfusionError as error:
             status = error.status if isinstance(error, StreamError) else "INVALID_ARGUMENT"
             self._listening.on_event(f"{context.peer()}: {error} ({status})")
-            await context.abort(grpc.StatusCode[status], str(error)[:1000])
+            context.set_code(grpc.StatusCode[status])  # abort would leave some bytes behind each time
+            context.set_details(str(error)[:1000])
 
     async def _conversation(self, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
         """Question and answer, in turns."""
