@@ -207,9 +207,11 @@ class Desk:
         """What a participant's step came to."""
         with self._changed:
             seat = self._seats[participant]
+            step, seat.request = len(seat.answers), None
+            if seat.asked is not None and isinstance(seat.asked[0], Step) and seat.asked[0].step == step:
+                _settle(seat.asked[1], answer)  # sent while it is being kept
+                seat.asked = None
             seat.answers.append(answer)
-            seat.request = None
-            self._settle(seat)
 
     def refuse(self, participant: int, error: StreamError) -> None:
         """A participant's mini-batch was no good: its stream ends, and the step waits for another."""

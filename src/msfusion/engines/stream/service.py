@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -188,17 +188,21 @@ class _Service:
             self._listening.on_event(f"participant {who} has gone")
 
     async def _write(self, context: grpc.aio.ServicerContext[bytes, bytes], answer: bytes) -> None:
-        await _within(self._listening.deadline, context.write(answer))
+        async with _within(self._listening.deadline):
+            await context.write(answer)
 
     async def _read(self, context: grpc.aio.ServicerContext[bytes, bytes], seconds: float) -> bytes | None:
         """The next message; None where the participant has said its last."""
-        message = await _within(seconds, context.read())
+        async with _within(seconds):
+            message = await context.read()
         return message if isinstance(message, bytes) else None
 
 
-async def _within(seconds: float, work: Any) -> Any:
+@asynccontextmanager
+async def _within(seconds: float) -> AsyncIterator[None]:
     try:
-        return await asyncio.wait_for(work, seconds)
+        async with asyncio.timeout(seconds):
+            yield
     except TimeoutError:
         raise StreamError(
             f"nothing was heard for {seconds:g} seconds; connect again to go on", "DEADLINE_EXCEEDED"
