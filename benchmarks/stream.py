@@ -47,9 +47,10 @@ from msfusion.engines.stream.access import Access
 from msfusion.engines.stream.certificates import make_certificates
 from msfusion.engines.stream.contract import Contract
 from msfusion.engines.stream.service import Listening
-from msfusion.methods.split import Message, Participant, Request, Server
+from msfusion.methods.split import Participant, Request, Server
 from msfusion.methods.states import state_of
 from msfusion.methods.training import TrainingSettings, build_optimizer
+from msfusion.methods.wire import Message
 from msfusion.models.convolutional import ConvNet
 from msfusion.runs.environment import environment
 

@@ -14,8 +14,8 @@ from msfusion.data.spec import DataSpec
 from msfusion.engines.split import Clients, ServerStep, SplitSettings
 from msfusion.errors import ConfigError
 from msfusion.methods.contrastive import WITHOUT, ContrastiveSettings
-from msfusion.methods.split import Derivative
 from msfusion.methods.training import TrainingSettings
+from msfusion.methods.wire import Derivative
 from msfusion.models.spec import ModelSpec
 from msfusion.windows.overlap import OverlapShape
 

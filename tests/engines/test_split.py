@@ -15,9 +15,10 @@ from msfusion.codecs import PROFILES, Identity, by_name
 from msfusion.engines.calendar import RoundSettings
 from msfusion.engines.split import SplitRound, SplitSettings, run_split_rounds
 from msfusion.errors import CodecError, ConfigError, TrainingError
-from msfusion.methods.split import Participant, Request, Server, Wire, averaged
+from msfusion.methods.split import Participant, Request, Server, averaged
 from msfusion.methods.states import state_of
 from msfusion.methods.training import TrainingSettings, local_steps
+from msfusion.methods.wire import Wire
 from msfusion.models.convolutional import ConvNet
 from msfusion.models.transformer import TextClassifier
 from msfusion.objectives import cross_entropy

@@ -10,8 +10,9 @@ import msfusion
 from msfusion.codecs import Codec, CodecError, Identity, MaskEncoded, RandomTopK, Surviving, TopK, by_name
 from msfusion.engines.split import SplitSettings
 from msfusion.errors import ConfigError
-from msfusion.methods.split import Participant, Request, Server, Wire
+from msfusion.methods.split import Participant, Request, Server
 from msfusion.methods.training import TrainingSettings
+from msfusion.methods.wire import Wire
 from msfusion.models.convolutional import ConvNet
 
 HALF = by_name("top_k", ratio=0.0, values="float16")

@@ -20,8 +20,9 @@ from msfusion.engines.split import SplitSettings
 from msfusion.engines.stream.contract import Contract, layers_message
 from msfusion.engines.stream.frames import Answer, Finish, Step, pack
 from msfusion.errors import CodecError, StreamError
-from msfusion.methods.split import Message, Participant, Request, Server
+from msfusion.methods.split import Participant, Request, Server
 from msfusion.methods.training import TrainingSettings
+from msfusion.methods.wire import Message
 from msfusion.models.transformer import TextClassifier
 from msfusion.width.cut import Cut
 

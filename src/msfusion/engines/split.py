@@ -15,25 +15,15 @@ from torch import Tensor, nn
 
 from msfusion.batch import Batch
 from msfusion.codecs import PROFILES, Codec
-from msfusion.engines.calendar import Attendance, RoundSettings
+from msfusion.engines.calendar import RoundSettings
 from msfusion.engines.messages import payload_bytes
 from msfusion.engines.results import ParticipantResult
-from msfusion.engines.split_results import Ledger, SplitRound, SplitTraffic
-from msfusion.engines.workers import threads_set
+from msfusion.engines.split_results import Ledger, SplitRound, SplitTraffic, split_rounds
 from msfusion.errors import ConfigError, DataError, TrainingError
-from msfusion.methods.split import (
-    Derivative,
-    Participant,
-    Request,
-    Server,
-    Wire,
-    averaged,
-    check_derivative,
-    draw_of,
-)
-from msfusion.methods.states import holding, state_of
+from msfusion.methods.split import Participant, Request, Server, averaged, draw_of
+from msfusion.methods.states import state_of
 from msfusion.methods.training import TrainingSettings, build_optimizer, round_batches
-from msfusion.objectives import evaluate
+from msfusion.methods.wire import Derivative, Wire, check_derivative
 from msfusion.width.cut import Cut
 from msfusion.width.groups import State
 
@@ -103,30 +93,23 @@ def run_split_rounds(
     """
     if not data or any(len(own) == 0 for own in data):
         raise DataError("split learning needs participants that all have examples")
-    current = dict(state)
-    for round_index in range(first_round, rounds.rounds):
-        begin = time.perf_counter()
-        federation = _Round(parts, current, data, settings, training, rounds.seed, round_index)
-        with threads_set(threads):
-            current = federation.run()
-            evaluation = None
-            last = round_index == rounds.rounds - 1
-            if test is not None and (last or (round_index + 1) % rounds.evaluate_every == 0):
-                with holding(whole, current) as joined:
-                    evaluation = evaluate(joined, test, language_modelling=language_modelling)
-        results = federation.ledger.results()
-        if on_participant is not None:
-            for result in results:
-                on_participant(result)
-        yield SplitRound(
-            round_index=round_index,
-            state=current,
-            participants=results,
-            evaluation=evaluation,
-            seconds=time.perf_counter() - begin,
-            attendance=Attendance(tuple(range(len(data)))),
-            traffic=tuple(federation.ledger.traffic),
-        )
+
+    def run(before: State, round_index: int) -> tuple[dict[str, Tensor], Ledger]:
+        federation = _Round(parts, before, data, settings, training, rounds.seed, round_index)
+        return federation.run(), federation.ledger
+
+    yield from split_rounds(
+        run,
+        whole,
+        rounds,
+        participants=len(data),
+        state=state,
+        first_round=first_round,
+        threads=threads,
+        test=test,
+        language_modelling=language_modelling,
+        on_participant=on_participant,
+    )
 
 
 class _Round:
@@ -146,10 +129,7 @@ class _Round:
         self.seed, self.round_index = seed, round_index
         self.wire = settings.wire(parts)
         self.client_state = part_of(state, parts.client)
-        parts.server.load_state_dict(part_of(state, parts.server))
-        parts.server.train()
-        optimizer = build_optimizer(parts.server, training, round_index)
-        self.server = Server(parts.server, optimizer, self.wire, training.clip_norm)
+        self.server = server_of(parts, state, self.wire, training, round_index)
         self.ledger = Ledger(self.wire, [len(own) for own in data], payload_bytes(self.client_state))
         self._steps = [0] * len(data)
 
@@ -218,6 +198,14 @@ class _Round:
             round_index=self.round_index,
             participant=participant,
         )
+
+
+def server_of(parts: Cut, state: State, wire: Wire, training: TrainingSettings, round_index: int) -> Server:
+    """The server's side at the beginning of a round, from the whole model's state."""
+    parts.server.load_state_dict(part_of(state, parts.server))
+    parts.server.train()
+    optimizer = build_optimizer(parts.server, training, round_index)
+    return Server(parts.server, optimizer, wire, training.clip_norm)
 
 
 def client_optimizer(

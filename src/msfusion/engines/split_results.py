@@ -1,12 +1,22 @@
-"""What a round of split learning reports, wherever its two sides run."""
+"""The rounds of split learning and what each reports, wherever its two sides run."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 
+from torch import Tensor, nn
+
+from msfusion.batch import Batch
+from msfusion.engines.calendar import Attendance, RoundSettings
 from msfusion.engines.results import ParticipantResult, RoundResult
-from msfusion.methods.split import Message, Request, Wire
+from msfusion.engines.workers import threads_set
+from msfusion.methods.split import Request
+from msfusion.methods.states import holding
+from msfusion.methods.wire import Message, Wire
+from msfusion.objectives import evaluate
+from msfusion.width.groups import State
 
 
 @dataclass(frozen=True)
@@ -86,4 +96,46 @@ class Ledger:
                 self._seconds[index],
             )
             for index, (own, traffic) in enumerate(zip(self._examples, self.traffic, strict=True))
+        )
+
+
+def split_rounds(
+    run: Callable[[State, int], tuple[dict[str, Tensor], Ledger]],
+    whole: nn.Module,
+    rounds: RoundSettings,
+    *,
+    participants: int,
+    state: State,
+    first_round: int,
+    threads: int,
+    test: Batch | None,
+    language_modelling: bool,
+    on_participant: Callable[[ParticipantResult], None] | None,
+) -> Generator[SplitRound, None, None]:
+    """Run the rounds first_round .. rounds.rounds - 1 and hand on each as it ends, evaluated where that is due.
+
+    `run` makes a round's state of the model `whole`, and its ledger, from the state before it and its index.
+    """
+    current = dict(state)
+    for round_index in range(first_round, rounds.rounds):
+        begin = time.perf_counter()
+        with threads_set(threads):
+            current, ledger = run(current, round_index)
+            evaluation = None
+            last = round_index == rounds.rounds - 1
+            if test is not None and (last or (round_index + 1) % rounds.evaluate_every == 0):
+                with holding(whole, current) as joined:
+                    evaluation = evaluate(joined, test, language_modelling=language_modelling)
+        results = ledger.results()
+        if on_participant is not None:
+            for result in results:
+                on_participant(result)
+        yield SplitRound(
+            round_index=round_index,
+            state=current,
+            participants=results,
+            evaluation=evaluation,
+            seconds=time.perf_counter() - begin,
+            attendance=Attendance(tuple(range(participants))),
+            traffic=tuple(ledger.traffic),
         )

@@ -25,8 +25,8 @@ from msfusion.engines.messages import payload_bytes
 from msfusion.engines.split import SplitSettings
 from msfusion.engines.stream.frames import FORMAT, LARGEST_HELLO, OVERHEAD, Agreement, Scalar
 from msfusion.errors import CodecError, StreamError
-from msfusion.methods.split import Message, Wire
 from msfusion.methods.training import TrainingSettings
+from msfusion.methods.wire import Message, Wire
 from msfusion.objectives import logits_of
 from msfusion.width.cut import Cut
 from msfusion.width.groups import State

@@ -13,21 +13,19 @@ from contextlib import closing
 from torch import Tensor, nn
 
 from msfusion.batch import Batch
-from msfusion.engines.calendar import Attendance, RoundSettings
+from msfusion.engines.calendar import RoundSettings
 from msfusion.engines.messages import payload_bytes
 from msfusion.engines.results import ParticipantResult
-from msfusion.engines.split import SplitSettings, part_of
-from msfusion.engines.split_results import Ledger, SplitRound
+from msfusion.engines.split import SplitSettings, part_of, server_of
+from msfusion.engines.split_results import Ledger, SplitRound, split_rounds
 from msfusion.engines.stream.contract import Contract, layers_message
 from msfusion.engines.stream.desk import Desk
 from msfusion.engines.stream.frames import Answer, pack
 from msfusion.engines.stream.service import Listening, serving
-from msfusion.engines.workers import threads_set
 from msfusion.errors import CodecError, MsfusionError, StreamError
-from msfusion.methods.split import Forward, Request, Server, averaged
-from msfusion.methods.states import holding, state_of
-from msfusion.methods.training import TrainingSettings, build_optimizer
-from msfusion.objectives import evaluate
+from msfusion.methods.split import Forward, Request, averaged
+from msfusion.methods.states import state_of
+from msfusion.methods.training import TrainingSettings
 from msfusion.width.cut import Cut
 from msfusion.width.groups import State
 
@@ -57,31 +55,24 @@ def serve_split_rounds(
     TrainingError for a joined step whose gradients are not finite.
     """
     contract = Contract(parts, settings, training, rounds, participants)
-    current = dict(state)
     with closing(Desk(contract, listening.patience, listening.scratch)) as desk, serving(listening, desk):
-        for round_index in range(first_round, rounds.rounds):
-            begin = time.perf_counter()
-            federation = _Round(parts, current, settings, contract, desk, round_index)
-            with threads_set(threads):
-                current = federation.run()
-                evaluation = None
-                last = round_index == rounds.rounds - 1
-                if test is not None and (last or (round_index + 1) % rounds.evaluate_every == 0):
-                    with holding(whole, current) as joined:
-                        evaluation = evaluate(joined, test, language_modelling=language_modelling)
-            results = federation.ledger.results()
-            if on_participant is not None:
-                for result in results:
-                    on_participant(result)
-            yield SplitRound(
-                round_index=round_index,
-                state=current,
-                participants=results,
-                evaluation=evaluation,
-                seconds=time.perf_counter() - begin,
-                attendance=Attendance(tuple(range(participants))),
-                traffic=tuple(federation.ledger.traffic),
-            )
+
+        def run(before: State, round_index: int) -> tuple[dict[str, Tensor], Ledger]:
+            federation = _Round(parts, before, settings, contract, desk, round_index)
+            return federation.run(), federation.ledger
+
+        yield from split_rounds(
+            run,
+            whole,
+            rounds,
+            participants=participants,
+            state=state,
+            first_round=first_round,
+            threads=threads,
+            test=test,
+            language_modelling=language_modelling,
+            on_participant=on_participant,
+        )
         desk.say_over(listening.farewell)
 
 
@@ -100,10 +91,7 @@ class _Round:
         self.parts, self.settings, self.contract, self.desk = parts, settings, contract, desk
         self.round_index = round_index
         self.client_state = part_of(state, parts.client)
-        parts.server.load_state_dict(part_of(state, parts.server))
-        parts.server.train()
-        optimizer = build_optimizer(parts.server, contract.training, round_index)
-        self.server = Server(parts.server, optimizer, contract.wire, contract.training.clip_norm)
+        self.server = server_of(parts, state, contract.wire, contract.training, round_index)
         self.ledger: Ledger
 
     def run(self) -> dict[str, Tensor]:
