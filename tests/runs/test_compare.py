@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import statistics
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from quick import QUICK_SETTINGS
+from watching import silent
 
 from msfusion.config import Config, load_config
 from msfusion.errors import ConfigError, RunDirectoryError
@@ -19,15 +19,10 @@ from msfusion.runs.comparison import Comparison, plan_runs
 from msfusion.runs.directory import RunDirectory
 from msfusion.runs.plot import save_plot
 from msfusion.runs.spreads import curve, spread
-from msfusion.runs.train import Silent, Watcher
 
 
 def quick(*overrides: str) -> Config:
     return load_config(None, [*QUICK_SETTINGS, *overrides])
-
-
-def silent(title: str) -> AbstractContextManager[Watcher]:
-    return Silent()
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 import torch
 from commands import msfusion, refused
 from safetensors.torch import load_file
+from watching import Stopping, silent
 
 from msfusion.config import Config, load_config
 from msfusion.runs.compare import compare
@@ -18,7 +18,7 @@ from msfusion.runs.comparison import Comparison
 from msfusion.runs.directory import RunDirectory
 from msfusion.runs.prepare import prepare
 from msfusion.runs.tables import closing_table, plan_tables
-from msfusion.runs.train import Silent, Watcher, train
+from msfusion.runs.train import train
 
 GROW = (
     "rounds=2",
@@ -44,10 +44,6 @@ SETTINGS = [part for each in GROW for part in ("--set", each)]
 
 def quick(*overrides: str) -> Config:
     return load_config(None, [*GROW, *overrides])
-
-
-def silent(title: str) -> AbstractContextManager[Watcher]:
-    return Silent()
 
 
 @pytest.fixture(scope="module")
@@ -82,15 +78,8 @@ def test_participants_are_told_apart_and_their_work_is_counted(trained: Path) ->
 
 
 def test_a_run_that_was_stopped_ends_with_the_same_numbers(trained: Path, tmp_path: Path) -> None:
-    class Stopped(Exception):
-        pass
-
-    class Stops(Silent):
-        def round(self, line: Any) -> None:
-            raise Stopped
-
-    with pytest.raises(Stopped):
-        train(quick(), tmp_path / "out", watcher=Stops())
+    with pytest.raises(KeyboardInterrupt):
+        train(quick(), tmp_path / "out", watcher=Stopping(1))
     summary = train(quick(), tmp_path / "out", resume=True)
     ours, theirs = (load_file(path / "model.safetensors") for path in (tmp_path / "out", trained))
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from commands import msfusion, refused
 from quick import QUICK_SETTINGS
 from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
+from watching import Stopping, silent
 
 from msfusion.config import Config, load_config
 from msfusion.engines.calendar import RoundSettings
@@ -25,17 +25,13 @@ from msfusion.runs.prepare import prepare
 from msfusion.runs.split import SplitRun
 from msfusion.runs.split_report import traffic_table
 from msfusion.runs.traffic import first_as_good, times_less, until_as_good
-from msfusion.runs.train import Silent, Watcher, train
+from msfusion.runs.train import train
 
 SPLIT = ("method.name=split", "split.at=layers.3")
 
 
 def quick(*overrides: str) -> Config:
     return load_config(None, [*QUICK_SETTINGS, *SPLIT, *overrides])
-
-
-def silent(title: str) -> AbstractContextManager[Watcher]:
-    return Silent()
 
 
 @pytest.fixture(scope="module")
@@ -134,15 +130,8 @@ def test_a_variant_may_bring_another_codec(tmp_path: Path) -> None:
 
 
 def test_a_run_that_was_stopped_ends_with_the_same_numbers(trained: Path, tmp_path: Path) -> None:
-    class Stopped(Exception):
-        pass
-
-    class Stops(Silent):
-        def round(self, line: Any) -> None:
-            raise Stopped
-
-    with pytest.raises(Stopped):
-        train(quick(), tmp_path / "out", watcher=Stops())
+    with pytest.raises(KeyboardInterrupt):
+        train(quick(), tmp_path / "out", watcher=Stopping(1))
     train(quick(), tmp_path / "out", resume=True)
     ours, theirs = (load_file(path / "model.safetensors") for path in (tmp_path / "out", trained))
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())

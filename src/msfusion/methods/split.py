@@ -141,7 +141,7 @@ class Server:
         """
         self.optimizer.zero_grad(set_to_none=True)
         everyone = sum(each.examples for each in forwards)
-        torch.stack([each.loss * (each.examples / everyone) for each in forwards]).sum().backward()  # type: ignore[no-untyped-call]
+        torch.stack([each.loss * (each.examples / everyone) for each in forwards]).sum().backward()  # type: ignore[no-untyped-call]  # torch's own
         try:
             answers = [
                 (self.wire.down(each.received, each.message), float(each.loss.detach())) for each in forwards

@@ -2,91 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from msfusion.config import Config
 from msfusion.costs import Costs
 from msfusion.data.federated import FederatedData, example_inputs
 from msfusion.data.load import load_data
-from msfusion.engines.calendar import Calendar, Conditions, RoundSettings
-from msfusion.engines.local import run_rounds
-from msfusion.engines.results import ParticipantResult, RoundResult
-from msfusion.engines.workers import check_execution
+from msfusion.engines.calendar import Conditions, RoundSettings
+from msfusion.engines.results import RoundResult
 from msfusion.methods.grow import GrowMethod
 from msfusion.methods.grow_build import grow_method
 from msfusion.methods.grow_costs import GrowCosts, grow_costs, private_costs
 from msfusion.methods.grow_private import SmallModel
 from msfusion.methods.grow_settings import GrowSettings
-from msfusion.methods.memory import Memories
 from msfusion.methods.states import state_of
 from msfusion.methods.training import seed_of
 from msfusion.models.build import build_model
 from msfusion.models.spec import ModelSpec
+from msfusion.runs.local import LocalRun
 from msfusion.runs.setup import optimizer_states, settle_process
 from msfusion.width.groups import State
 
 
-class GrowRun:
+class GrowRun(LocalRun):
     """What `Prepared` asks for. Raises MsfusionError for models that do not grow into each other."""
+
+    method: GrowMethod
 
     def __init__(self, config: Config) -> None:
         settle_process()
-        self.config = config
         settings = config.grow_settings
         assert settings is not None  # which the configuration has checked
         self.settings: GrowSettings = settings
-        self.data: FederatedData = load_data(config.data_spec)
-        target = build_model(config.model_spec, self.data)
-        self.data = self.data.for_model(target)
-        self.method: GrowMethod = self._method(target)
+        data = load_data(config.data_spec)
+        target = build_model(config.model_spec, data)
+        data = data.for_model(target)
+        people, absent = config.participants, config.participants.dropout or 0.0
+        super().__init__(
+            config,
+            data,
+            self._made(config, data, target),
+            RoundSettings(
+                config.rounds, people.fraction, evaluate_every=config.evaluation.every, seed=config.seed
+            ),
+            Conditions(dropout=absent if isinstance(absent, tuple) else (absent,) * people.count),
+        )
         self._private_costs: dict[int, tuple[Costs, Costs | None]] = {}
-        check_execution(self.method, config.run.workers, config.run.together, config.run.device)
-        people = config.participants
-        self.round_settings = RoundSettings(
-            config.rounds, people.fraction, evaluate_every=config.evaluation.every, seed=config.seed
-        )
-        absent = people.dropout or 0.0
-        self.conditions = Conditions(
-            dropout=absent if isinstance(absent, tuple) else (absent,) * people.count
-        )
-
-    @property
-    def calendar(self) -> Calendar:
-        """Who takes part in each round."""
-        return Calendar(self.round_settings, self.config.participants.count, self.conditions)
-
-    def initial_state(self) -> dict[str, Tensor]:
-        """What participants have in common before the first round."""
-        return self.method.initial_state()
-
-    def rounds(
-        self,
-        state: State,
-        memories: Memories,
-        first_round: int,
-        on_participant: Callable[[ParticipantResult], None],
-    ) -> Generator[RoundResult, None, None]:
-        """The rounds from `first_round` on."""
-        settings = self.config.run
-        return run_rounds(
-            self.method,
-            self.data.participants,
-            self.round_settings,
-            state=state,
-            memories=memories,
-            first_round=first_round,
-            workers=settings.workers,
-            threads=settings.threads,
-            device=settings.device,
-            test=self.data.test,
-            conditions=self.conditions,
-            on_participant=on_participant,
-        )
 
     def observer(self) -> _Observer:
         """How far the participants' models lie apart, and what they computed."""
@@ -173,45 +139,44 @@ class GrowRun:
             states=optimizer_states(training),
         )
 
-    def _method(self, target: nn.Module) -> GrowMethod:
+    def _made(self, config: Config, data: FederatedData, target: nn.Module) -> GrowMethod:
         """The method, with a model for each participant; equal small models share their working space."""
-        config, section, spec = self.config, self.config.grow, self.config.model_spec
+        section, spec = config.grow, config.model_spec
         assert section is not None
         built: dict[str, nn.Module] = {}
         smalls = []
         for participant in range(0 if section.growth == "scratch" else config.participants.count):
             wanted = section.small_of(participant)
-            own = self._spec(spec, wanted)
+            own = _spec(spec, wanted)
             if repr(own) not in built:
-                built[repr(own)] = build_model(own, self.data)
-            smalls.append(self._small(built[repr(own)], own, participant))
+                built[repr(own)] = build_model(own, data)
+            smalls.append(_small(built[repr(own)], own, data, seed_of(config.seed, participant)))
         intermediate = section.intermediate if section.growth == "ligo" else None
         return grow_method(
             target,
             smalls,
             self.settings,
-            intermediate=None
-            if intermediate is None
-            else build_model(self._spec(spec, intermediate), self.data),
-            example_inputs=example_inputs(self.data),
+            intermediate=None if intermediate is None else build_model(_spec(spec, intermediate), data),
+            example_inputs=example_inputs(data),
             seed=config.seed,
             name=config.method.name,
-            language_modelling=self.data.task == "language_modelling",
+            language_modelling=data.task == "language_modelling",
             evaluation_batch_size=config.evaluation.batch_size,
         )
 
-    def _small(self, model: nn.Module, spec: ModelSpec, participant: int) -> SmallModel:
-        if spec.weights == "pretrained":
-            return SmallModel(model, state_of(model), trained=True)
-        own = replace(spec, seed=seed_of(self.config.seed, participant))  # its weights are its own
-        return SmallModel(model, state_of(build_model(own, self.data)))
 
-    @staticmethod
-    def _spec(target: ModelSpec, wanted: Mapping[str, Any] | str) -> ModelSpec:
-        """The specification of a model that differs from the target's in some options, or stands in a folder."""
-        if isinstance(wanted, str):
-            return replace(target, name=wanted, options={}, weights="pretrained")
-        return replace(target, options={**target.options, **wanted}, weights="random")
+def _small(model: nn.Module, spec: ModelSpec, data: FederatedData, seed: int) -> SmallModel:
+    """A small model of the shape of `model`: that itself if it comes trained, else one with weights of its own."""
+    if spec.weights == "pretrained":
+        return SmallModel(model, state_of(model), trained=True)
+    return SmallModel(model, state_of(build_model(replace(spec, seed=seed), data)))
+
+
+def _spec(target: ModelSpec, wanted: Mapping[str, Any] | str) -> ModelSpec:
+    """The specification of a model that differs from the target's in some options, or stands in a folder."""
+    if isinstance(wanted, str):
+        return replace(target, name=wanted, options={}, weights="pretrained")
+    return replace(target, options={**target.options, **wanted}, weights="random")
 
 
 class _Observer:

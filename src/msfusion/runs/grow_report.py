@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from msfusion.runs.report import Row, count, percent, quality, simple_table, size
+from msfusion.runs.report import Row, count, percent, quality, simple_table, size, span
 
 
 def grow_table(figures: Row, title: str) -> Table:
@@ -18,13 +18,11 @@ def grow_table(figures: Row, title: str) -> Table:
     for row in figures["participants"]:
         kinds.setdefault(row["small_parameters"], []).append(row)
     for small, rows in kinds.items():
-        examples = [row["examples"] for row in rows]
-        fewest, most = min(examples), max(examples)
         before = [row["private_flops"] for row in rows]
         table.add_row(
             ", ".join(str(row["participant"]) for row in rows),
             "-" if small is None else count(rows[0]["small_parameters"]),
-            str(fewest) if fewest == most else f"{fewest}-{most}",
+            span([row["examples"] for row in rows]),
             count(rows[0]["parameters"]),
             percent(rows[0]["share"]),
             count(rows[0]["flops_per_example"]),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from msfusion.config import Config
 from msfusion.engines.stream.client import Connecting, join_split_rounds
@@ -13,6 +12,7 @@ from msfusion.errors import ConfigError
 from msfusion.runs.serve import check_split
 from msfusion.runs.setup import prepare_parts
 from msfusion.runs.split import SplitRun
+from msfusion.runs.watch import progress_over_rounds
 
 
 def join(config: Config, connecting: Connecting, participant: int) -> int:
@@ -46,16 +46,7 @@ class JoinWatcher:
     def __init__(self, console: Console, participant: int, rounds: int, quiet: bool) -> None:
         self._console, self._rounds, self._quiet = console, rounds, quiet
         self._name = f"participant {participant}"
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[shown]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=quiet or not console.is_terminal,
-        )
+        self._progress = progress_over_rounds(console, disable=quiet or not console.is_terminal)
         self._task = self._progress.add_task(self._name, total=rounds, shown="")
 
     def __enter__(self) -> JoinWatcher:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -39,6 +39,12 @@ def duration(seconds: float | None) -> str:
 def percent(share: int | float | None) -> str:
     """A share of one in per cent; a dash where it has no meaning."""
     return "-" if share is None else f"{share:.1%}"
+
+
+def span(values: Sequence[int], told: Callable[[int], str] = str, between: str = "-") -> str:
+    """The least and the largest of some values, or the one that all are."""
+    least, largest = told(min(values)), told(max(values))
+    return least if least == largest else f"{least}{between}{largest}"
 
 
 def quality(metrics: Row) -> str:
@@ -209,11 +215,10 @@ def _ratios(row: Row) -> str:
 def _add_cost_row(
     table: Table, label: str, ratio: str, rows: Sequence[Row], costs: Row, memory: bool
 ) -> None:
-    fewest, most = min(row["examples"] for row in rows), max(row["examples"] for row in rows)
     table.add_row(
         label,
         ratio,
-        str(fewest) if fewest == most else f"{fewest}-{most}",
+        span([row["examples"] for row in rows]),
         count(costs["parameters"]),
         percent(costs["share"]),
         count(costs["flops_per_example"]),

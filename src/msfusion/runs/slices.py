@@ -2,77 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
-
-from msfusion.config import Config
-from msfusion.data.federated import FederatedData
 from msfusion.engines.calendar import Calendar
-from msfusion.engines.local import run_rounds
-from msfusion.engines.results import ParticipantResult, RoundResult
-from msfusion.engines.workers import check_execution
-from msfusion.methods.memory import Memories
+from msfusion.engines.results import RoundResult
 from msfusion.methods.small import SmallMethod
 from msfusion.runs.figures import Reached, run_figures
+from msfusion.runs.local import LocalRun
 from msfusion.runs.plan import plan_run
 from msfusion.runs.setup import Setup
 from msfusion.runs.simulated import arrivals
 from msfusion.width.groups import State
 
 
-class SlicesRun:
+class SlicesRun(LocalRun):
     """What `Prepared` asks for. Raises ConfigError where the method cannot be run as the configuration says."""
 
     def __init__(self, setup: Setup) -> None:
+        super().__init__(setup.config, setup.data, setup.method, setup.rounds, setup.conditions)
         self.setup = setup
-        settings = setup.config.run
-        check_execution(setup.method, settings.workers, settings.together, settings.device)
-
-    @property
-    def config(self) -> Config:
-        """The configuration, budgets turned into ratios."""
-        return self.setup.config
-
-    @property
-    def data(self) -> FederatedData:
-        """Each participant's examples and the test set."""
-        return self.setup.data
 
     @property
     def calendar(self) -> Calendar:
-        """Who takes part in each round."""
+        """Who takes part in each round, on the simulated clock if there is one."""
         return self.setup.calendar
-
-    def initial_state(self) -> dict[str, Tensor]:
-        """The state before the first round."""
-        return self.setup.method.initial_state()
-
-    def rounds(
-        self,
-        state: State,
-        memories: Memories,
-        first_round: int,
-        on_participant: Callable[[ParticipantResult], None],
-    ) -> Generator[RoundResult, None, None]:
-        """The rounds from `first_round` on."""
-        settings = self.config.run
-        return run_rounds(
-            self.setup.method,
-            self.data.participants,
-            self.setup.rounds,
-            state=state,
-            memories=memories,
-            first_round=first_round,
-            workers=settings.workers,
-            threads=settings.threads,
-            together=settings.together,
-            device=settings.device,
-            test=self.data.test,
-            conditions=self.setup.conditions,
-            on_participant=on_participant,
-        )
 
     def observer(self) -> _Observer:
         """Entry coverage and overlap."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from msfusion.runs.report import Row, count, percent, quality, row_name, simple_table, size, spread_text
+from msfusion.runs.report import Row, count, percent, quality, row_name, simple_table, size, span, spread_text
 
 
 def sides_table(figures: Row, title: str) -> Table:
@@ -16,12 +16,8 @@ def sides_table(figures: Row, title: str) -> Table:
     for header in ("down per round", "up per round"):
         table.add_column(header, justify="right")
     people = figures["participants"]
-    fewest, most = min(each["examples"] for each in people), max(each["examples"] for each in people)
-    examples = str(fewest) if fewest == most else f"{fewest}-{most}"
-    moved = []
-    for way in ("bytes_down", "bytes_up"):
-        least, largest = size(min(each[way] for each in people)), size(max(each[way] for each in people))
-        moved.append(least if least == largest else f"{least} - {largest}")
+    examples = span([each["examples"] for each in people])
+    moved = [span([each[way] for each in people], size, " - ") for way in ("bytes_down", "bytes_up")]
     _add_side(table, f"each of {len(people)}", people[0], examples, moved)
     _add_side(table, "server", figures["server"], "", ["", ""])
     table.add_section()

@@ -20,15 +20,7 @@ class Bar:
 
     def __init__(self, console: Console, title: str = "") -> None:
         self._title = title
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[shown]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-        )
+        self._progress = progress_over_rounds(console)
         self._task: TaskID | None = None
         self._rounds = 1
         self._done = 0
@@ -106,6 +98,20 @@ class Lines:
 
     def _say(self, text: str) -> None:
         self._console.print(f"{self._title} {text}".strip(), soft_wrap=True, highlight=False, markup=False)
+
+
+def progress_over_rounds(console: Console, *, disable: bool = False) -> Progress:
+    """A bar that goes away when it is done; its tasks have a field `shown`."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[shown]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=disable,
+    )
 
 
 def watcher(console: Console, title: str = "") -> Bar | Lines:

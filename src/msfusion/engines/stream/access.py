@@ -60,7 +60,7 @@ class Access:
         """Whether what came along has the token; compared in constant time."""
         if not self.token:
             return True
-        given = dict(metadata or ()).get("authorization", "")  # type: ignore[call-overload]
+        given = dict(metadata or ()).get("authorization", "")  # type: ignore[call-overload]  # pairs: gRPC has no type for them
         given = given.encode() if isinstance(given, str) else given
         return hmac.compare_digest(given, (_SCHEME + self.token).encode())
 

@@ -1,0 +1,67 @@
+"""What the runs of all methods have in common whose rounds are run by `engines.local`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+
+from torch import Tensor
+
+from msfusion.config import Config
+from msfusion.data.federated import FederatedData
+from msfusion.engines.calendar import Calendar, Conditions, RoundSettings
+from msfusion.engines.local import run_rounds
+from msfusion.engines.results import ParticipantResult, RoundResult
+from msfusion.engines.workers import check_execution
+from msfusion.methods.base import Method
+from msfusion.methods.memory import Memories
+from msfusion.width.groups import State
+
+
+class LocalRun:
+    """A part of what `Prepared` asks for. Raises ConfigError where the method cannot be run as configured."""
+
+    def __init__(
+        self,
+        config: Config,
+        data: FederatedData,
+        method: Method,
+        round_settings: RoundSettings,
+        conditions: Conditions,
+    ) -> None:
+        self.config, self.data, self.method = config, data, method
+        self.round_settings, self.conditions = round_settings, conditions
+        check_execution(method, config.run.workers, config.run.together, config.run.device)
+
+    @property
+    def calendar(self) -> Calendar:
+        """Who takes part in each round."""
+        return Calendar(self.round_settings, self.config.participants.count, self.conditions)
+
+    def initial_state(self) -> dict[str, Tensor]:
+        """What there is in common before the first round."""
+        return self.method.initial_state()
+
+    def rounds(
+        self,
+        state: State,
+        memories: Memories,
+        first_round: int,
+        on_participant: Callable[[ParticipantResult], None],
+    ) -> Generator[RoundResult, None, None]:
+        """The rounds from `first_round` on."""
+        settings = self.config.run
+        return run_rounds(
+            self.method,
+            self.data.participants,
+            self.round_settings,
+            state=state,
+            memories=memories,
+            first_round=first_round,
+            workers=settings.workers,
+            threads=settings.threads,
+            together=settings.together,
+            device=settings.device,
+            test=self.data.test,
+            conditions=self.conditions,
+            on_participant=on_participant,
+        )
