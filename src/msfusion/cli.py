@@ -205,6 +205,23 @@ def compare(
 
 
 @app.command()
+@told_in_a_sentence
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a finished run.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the model goes: a new folder.")],
+    participant: Annotated[
+        int | None, typer.Option(min=0, help="Whose model, where each has one of its own (fedgrow).")
+    ] = None,
+) -> None:
+    """Write a trained model as a folder that other programs can load: weights, architecture, vocabulary."""
+    from msfusion.runs.export import export as write
+
+    console = console_of_user()
+    for path in write(run, out, participant):
+        console.print(f"{path}", highlight=False, soft_wrap=True, markup=False)
+
+
+@app.command()
 def version() -> None:
     """Print the version."""
     from importlib.metadata import version as installed

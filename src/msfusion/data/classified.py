@@ -56,6 +56,7 @@ def load_classification(
         label_names=names,
         vocabulary_size=encoder.size if encoder else None,
         padding=encoder.padding if encoder else None,
+        tokens=encoder.tokens if encoder else (),
     )
 
 

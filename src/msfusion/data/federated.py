@@ -22,6 +22,7 @@ class FederatedData:
     classes: how many labels, or tokens in the vocabulary: the width of the model's output.
     label_names: for tables and plots; empty where there are none.
     vocabulary_size, padding: for text, how many tokens there are and which of them is padding; else None.
+    tokens: all tokens by their id, where the vocabulary was made of the training texts; else empty.
     masked: language modelling of masked tokens rather than of the next one.
     """
 
@@ -34,6 +35,7 @@ class FederatedData:
     label_names: tuple[str, ...] = ()
     vocabulary_size: int | None = None
     padding: int | None = None
+    tokens: tuple[str, ...] = ()
     masked: bool = False
 
     def label_counts(self) -> Int[Tensor, "participants classes"] | None:

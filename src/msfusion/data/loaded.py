@@ -31,6 +31,7 @@ class Loaded:
     label_names: tuple[str, ...] = ()
     vocabulary_size: int | None = None
     padding: int | None = None
+    tokens: tuple[str, ...] = ()
     masked: bool = False
 
 

@@ -60,6 +60,7 @@ def load_running_text(
         keys=None if block_keys is None else block_keys[: spec.max_train],
         vocabulary_size=encoder.size,
         padding=encoder.padding,
+        tokens=encoder.tokens,
         masked=spec.mask_share > 0,
     )
 

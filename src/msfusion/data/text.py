@@ -73,11 +73,15 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Encoder:
-    """A tokenizer's number of ids, and which of them are padding and mask (None if it has none)."""
+    """A tokenizer's number of ids, and which of them are padding and mask (None if it has none).
+
+    `tokens` are all tokens by their id where the vocabulary was made here; a tokenizer from a folder keeps its own.
+    """
 
     size: int
     padding: int
     mask: int | None
+    tokens: tuple[str, ...] = ()
 
 
 def encode_texts(
@@ -93,7 +97,7 @@ def encode_texts(
     split = SPLITTERS[tokenizer]
     documents = [split(text) for text in train]  # once: this is what takes the time
     vocabulary = Vocabulary.of(documents, size)
-    encoder = Encoder(len(vocabulary.tokens), padding=0, mask=2)
+    encoder = Encoder(len(vocabulary.tokens), padding=0, mask=2, tokens=vocabulary.tokens)
     return vocabulary.encode(documents), vocabulary.encode(map(split, test)), encoder
 
 

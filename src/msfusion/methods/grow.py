@@ -142,9 +142,13 @@ class GrowMethod:
         """What a participant's model is made of, as far as it is common."""
         return self.assign(state, round_index, participant)
 
+    def grown(self, task: Task) -> dict[str, Tensor] | None:
+        """A participant's grown model as a state dict, from an examination and its memory; None if there is none."""
+        return self._grown({**task.memory, **task.tensors}, self.settings.growing(task.round_index))
+
     def report(self, task: Task, data: Batch, test: Batch) -> Update:
         """How good a participant's grown model is."""
-        grown = self._grown({**task.memory, **task.tensors}, self.settings.growing(task.round_index))
+        grown = self.grown(task)
         if grown is None:
             return nothing_to_report(task)
         own = self._evaluate(grown, data) if self.own_scores else None

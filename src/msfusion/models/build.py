@@ -95,6 +95,17 @@ def sizes_of(data: TrainingData | None) -> dict[str, Any]:
     return sizes
 
 
+def full_options(spec: ModelSpec, data: TrainingData) -> dict[str, Any]:
+    """The options with which `build_model` makes a model of ours or a `module:function`'s without knowing the data."""
+    builder = BUILT_IN.get(spec.name) or import_function(spec.name, "model.name")
+    return _arguments(builder, spec, sizes_of(data))
+
+
+def _arguments(builder: Callable[..., Any], spec: ModelSpec, sizes: Mapping[str, Any]) -> dict[str, Any]:
+    taken = inspect.signature(builder).parameters
+    return {name: sizes[name] for name in taken if name in sizes} | dict(spec.options)
+
+
 def _built_in(spec: ModelSpec, sizes: Mapping[str, Any], data: TrainingData | None) -> nn.Module:
     builder = BUILT_IN[spec.name]
     _require_random(spec)
@@ -106,7 +117,7 @@ def _built_in(spec: ModelSpec, sizes: Mapping[str, Any], data: TrainingData | No
         raise ConfigError(
             f"model.options has {', '.join(unknown)}, unknown to {spec.name}; it takes {', '.join(known)}."
         )
-    arguments = {name: sizes[name] for name in known if name in sizes} | dict(spec.options)
+    arguments = _arguments(builder, spec, sizes)
     for name in ("classes", "vocabulary_size"):
         if name in spec.options and name in sizes and spec.options[name] < sizes[name]:
             raise ConfigError(
@@ -170,7 +181,7 @@ def _from_function(spec: ModelSpec, sizes: Mapping[str, Any]) -> nn.Module:
             f"model.options has {', '.join(unknown)}, unknown to {spec.name}; it takes "
             f"{', '.join(taken) or 'nothing'}."
         )
-    arguments = {name: value for name, value in sizes.items() if name in taken} | dict(spec.options)
+    arguments = _arguments(function, spec, sizes)
     try:
         model = function(**arguments)
     except MsfusionError:

@@ -1,0 +1,123 @@
+"""A trained model as a folder that other programs can load.
+
+- of `transformers`: what `save_pretrained` writes, and the tokenizer's files where data.tokenizer is such a folder
+- any other: `model.safetensors`, and in `model.json` the name and options with which `build_model` makes it
+- `vocabulary.json`, a list of all tokens by their id, where the vocabulary was made of the training texts
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from msfusion.config import Config, load_config
+from msfusion.data.federated import FederatedData
+from msfusion.data.load import load_data
+from msfusion.errors import ConfigError, RunDirectoryError
+from msfusion.models.build import build_model, full_options
+from msfusion.runs.directory import RunDirectory
+from msfusion.runs.files import TEMPORARY, read_tensors, refusing_write_errors, write_json, write_tensors
+from msfusion.runs.grow import GrowRun
+
+_FOLDER = "transformers:"
+"""What the name of a tokenizer in a folder starts with."""
+
+
+def export(path: Path, out: Path, participant: int | None = None) -> list[Path]:
+    """Write the model of the finished run in `path` to the folder `out`, whole or not at all, and return its files.
+
+    `participant`: whose model, for Fed-Grow, which gives each its own.
+    Raises RunDirectoryError where the run is not finished or `out` holds files; ConfigError where there is no such
+    model; and what loading the data raises.
+    """
+    directory = RunDirectory.reopen(path)
+    if not directory.finished:
+        raise RunDirectoryError(f"the run in {path} is not finished; go on with it by --resume.")
+    RunDirectory.check_free(out)
+    config = load_config(directory.config)
+    find = _grown if config.method.name == "fedgrow" else _common
+    model, data = find(config, directory, participant)
+    unfinished = out.with_name(f"{TEMPORARY}-{os.getpid()}-{out.name}")
+    with refusing_write_errors(out):
+        unfinished.mkdir(parents=True)
+        try:
+            _write(unfinished, model, config, data)
+            unfinished.replace(out)
+        except BaseException:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
+    return sorted(out.iterdir())
+
+
+def _common(
+    config: Config, directory: RunDirectory, participant: int | None
+) -> tuple[nn.Module, FederatedData]:
+    """The model that all participants trained together."""
+    if participant is not None:
+        raise ConfigError(
+            f"all participants of {config.method.name} share one model: leave --participant out."
+        )
+    if config.method.name == "small":
+        raise ConfigError(
+            f"the model of method 'small' is a narrow copy of {config.model_spec.name} that no options describe; its "
+            f"tensors are in {directory.model}."
+        )
+    data = load_data(config.data_spec)
+    return _with_tensors(build_model(config.model_spec, data), read_tensors(directory.model)[0]), data
+
+
+def _grown(
+    config: Config, directory: RunDirectory, participant: int | None
+) -> tuple[nn.Module, FederatedData]:
+    """A participant's grown model, or the target that they averaged."""
+    run = GrowRun(config)
+    state, _ = read_tensors(directory.model)
+    personal = run.method.personal(state)
+    if personal == (participant is None):
+        raise ConfigError(
+            f"every participant of this run has a model of its own: say whose, by --participant 0 to "
+            f"{config.participants.count - 1}."
+            if personal
+            else "the participants of this run share one model: leave --participant out."
+        )
+    task = run.method.examination(state, config.rounds - 1, participant or 0)
+    if participant is not None:
+        checkpoint = directory.load_checkpoint(config.fingerprint())
+        memories = checkpoint.memories if checkpoint else {}
+        if participant not in memories:
+            raise ConfigError(
+                f"participant {participant} has no model: it must be one of the {config.participants.count}, counted "
+                f"from 0, and have taken part in a round whose checkpoint is still in {directory.path}."
+            )
+        task = replace(task, memory=memories[participant])
+    grown = run.method.grown(task)
+    assert grown is not None  # it has a memory, or there is a common target
+    return _with_tensors(run.method.target, grown), run.data
+
+
+def _with_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
+    model.load_state_dict(dict(tensors))
+    return model.eval()
+
+
+def _write(folder: Path, model: nn.Module, config: Config, data: FederatedData) -> None:
+    save: Any = getattr(model, "save_pretrained", None)
+    tokenizer = config.data_spec.tokenizer or ""
+    if save is not None:
+        save(folder)
+    else:
+        write_tensors(folder / "model.safetensors", model.state_dict(), {"format": 1})
+        spec = config.model_spec
+        write_json(folder / "model.json", {"name": spec.name, "options": full_options(spec, data)})
+    if data.tokens:
+        write_json(folder / "vocabulary.json", list(data.tokens))
+    if save is not None and tokenizer.startswith(_FOLDER):
+        from transformers import AutoTokenizer
+
+        AutoTokenizer.from_pretrained(tokenizer.removeprefix(_FOLDER)).save_pretrained(folder)
