@@ -135,7 +135,9 @@ def table(rows: list[Row]) -> str:
     language = "perplexity" in leader
     metrics = ["perplexity", "accuracy", "loss"] if language else ["accuracy", "loss"]
     shown = [f"{metric}, %" if metric == "accuracy" else metric for metric in metrics]
+    personal = any("accuracy_sd" in row for row in rows)  # everybody has a model of its own
     headers = ["variant" if by_variant else "method", *shown, "behind, seed by seed", "FLOPs an example"]
+    headers += ["between participants, %", "GFLOPs in all", "MB in all"] if personal else []
     lines = [f"| {' | '.join(headers)} |", "|" + " --- |" * len(headers)]
     for row, name in zip(rows, names_of(rows), strict=True):
         over = "" if row["within_budget"] else " (beyond the budget)"
@@ -144,8 +146,15 @@ def table(rows: list[Row]) -> str:
             differences(row, leader, "perplexity" if language else "accuracy") if row is not leader else ""
         )
         flops = f"{row['flops_per_example'] / 1e6:.2f} M"
-        lines.append(f"| {' | '.join([name + over, *values, behind, flops])} |")
+        more = personal_columns(row) if personal else []
+        lines.append(f"| {' | '.join([name + over, *values, behind, flops, *more])} |")
     return "\n".join(lines)
+
+
+def personal_columns(row: Row) -> list[str]:
+    """The spread between participants, and what one of them computed and sent in the whole run."""
+    apart = spread(row["accuracy_sd"], 100, 1) if "accuracy_sd" in row else "-"
+    return [apart, f"{row['total_flops'] / 1e9:.0f}", f"{row['total_bytes'] / 1e6:.2f}"]
 
 
 def targets_table(rows: list[Row], seeds: int) -> str:

@@ -17,6 +17,7 @@ from msfusion.runs.compare import compare
 from msfusion.runs.comparison import Comparison
 from msfusion.runs.directory import RunDirectory
 from msfusion.runs.prepare import prepare
+from msfusion.runs.report import comparison_table
 from msfusion.runs.tables import closing_table, plan_tables
 from msfusion.runs.train import train
 
@@ -94,7 +95,14 @@ def test_rivals_are_variants(tmp_path: Path, figures: dict[str, Any]) -> None:
         "stack": {"grow": {"growth": "stack", "further": "federated"}},
     }
     comparison = Comparison(["fedgrow"], 1, variants=variants)
-    alone, stack = compare(quick("rounds=1"), tmp_path / "out", comparison, watch=silent)["cells"]
+    result = compare(quick("rounds=1"), tmp_path / "out", comparison, watch=silent)
+    alone, stack = result["cells"]
+    (run,) = alone["runs"]
+    apart = RunDirectory(tmp_path / "out" / run["directory"]).read_summary()["accuracy_sd"]
+    assert alone["accuracy_sd"]["values"] == [apart]
+    assert "accuracy_sd" not in stack  # all have the averaged target
+    headers = [column.header for column in comparison_table(result).columns]
+    assert headers.index("between participants") == headers.index("accuracy") + 1
     moved = figures["full_model"]["bytes_up"]  # nothing comes down before the first target has gone up
     assert stack["total_bytes"] == moved
     assert alone["total_bytes"] < 0.01 * moved  # scores alone

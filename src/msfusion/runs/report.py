@@ -142,7 +142,9 @@ def comparison_table(comparison: Row) -> Table:
     variants = any(cell["variant"] for cell in comparison["cells"])
     if variants:
         table.add_column("variant")
-    columns = ["ratio", "rounds", *(["perplexity"] if language else []), "accuracy", "loss", "behind"]
+    personal = any("accuracy_sd" in cell for cell in comparison["cells"])
+    columns = ["ratio", "rounds", *(["perplexity"] if language else []), "accuracy"]
+    columns += [*(["between participants"] if personal else []), "loss", "behind"]
     for header in [*columns, "holds", "FLOPs/example", "FLOPs in all", "bytes in all"]:
         table.add_column(header, justify="right")
     for cell in comparison["cells"]:
@@ -155,6 +157,7 @@ def comparison_table(comparison: Row) -> Table:
             str(cell["rounds"]),
             *quality_cells,
             spread_text(cell["accuracy"], "{:.1%}"),
+            *([spread_text(cell.get("accuracy_sd"), "{:.1%}")] if personal else []),
             spread_text(cell["loss"], "{:.3f}"),
             spread_text(cell["behind"], "{:+.2f}" if language else "{:+.1%}"),
             f"{count(cell['parameters'])} ({percent(cell['share'])})",
