@@ -174,7 +174,7 @@ def traffic_table(rows: list[Row], seeds: int) -> str:
     """Markdown: what split learning sent until it was as good as the first row, and how many times less that is."""
     headers = ["rounds", "MB up", "MB down", "times less up", "down", "both ways", "everything"]
     accuracy = rows[0]["until_baseline"]["accuracy"]
-    lines = [f"| until {100 * accuracy:.1f} % | {' | '.join(headers)} |", "|" + " --- |" * (len(headers) + 1)]
+    lines = [f"| until the baseline less its sd ({100 * accuracy:.1f} % in the mean) | {' | '.join(headers)} |", "|" + " --- |" * (len(headers) + 1)]
     for row, name in zip(rows, names_of(rows), strict=True):
         until, less = row["until_baseline"], row["times_less"]
         told = [f"in {until['reached']} of {seeds} runs", *[""] * (len(headers) - 1)]

@@ -65,7 +65,7 @@ def traffic_table(comparison: Row) -> Table | None:
     if not rows:
         return None
     accuracy, runs = rows[0]["until_baseline"]["accuracy"], len(comparison["seeds"])
-    table = simple_table(f"until the accuracy was first {accuracy:.1%}, the baseline's mean less its sd")
+    table = simple_table(f"until as accurate as the seed's baseline less its sd ({accuracy:.1%} in the mean)")
     table.add_column("row", overflow="fold")
     headers = ("rounds", "activations", "gradients", "times less up", "both ways", "everything")
     for header in headers:

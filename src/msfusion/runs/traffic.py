@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,14 +29,16 @@ def first_as_good(metrics: Metrics, accuracy: float) -> dict[str, Any]:
 
 
 def until_as_good(runs: Sequence[Metrics], baseline: Mapping[str, Any]) -> dict[str, Any]:
-    """`first_as_good` over several runs: how many `reached` the baseline's mean less its standard deviation.
+    """`first_as_good` over several runs: how many `reached` the baseline of their seed less its standard deviation.
 
-    `baseline` is the spread of its final accuracies. Spreads have no mean where a run never got there.
+    `baseline` is the spread of its final accuracies, in the order of the runs: equal seeds have equal data and first
+    weights, so each run is held against its own. Spreads have no mean where a run never got there; `accuracy` is the
+    mean of what was to be reached.
     """
-    accuracy = baseline["mean"] - (baseline["sd"] or 0.0)
-    found = [first_as_good(metrics, accuracy) for metrics in runs]
+    wanted = [accuracy - (baseline["sd"] or 0.0) for accuracy in baseline["values"]]
+    found = [first_as_good(metrics, accuracy) for metrics, accuracy in zip(runs, wanted, strict=True)]
     return {
-        "accuracy": accuracy,
+        "accuracy": statistics.fmean(wanted),
         "reached": sum(each["rounds"] is not None for each in found),
         **{key: spread([each[key] for each in found]) for key in SPENT},
     }
