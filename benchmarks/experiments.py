@@ -173,17 +173,19 @@ def targets_table(rows: list[Row], seeds: int) -> str:
 def traffic_table(rows: list[Row], seeds: int) -> str:
     """Markdown: what split learning sent until it was as good as the first row, and how many times less that is."""
     headers = ["rounds", "MB up", "MB down", "times less up", "down", "both ways", "everything"]
-    accuracy = rows[0]["until_baseline"]["accuracy"]
-    lines = [f"| until the baseline less its sd ({100 * accuracy:.1f} % in the mean) | {' | '.join(headers)} |", "|" + " --- |" * (len(headers) + 1)]
+    until = (
+        f"until the baseline less its sd ({100 * rows[0]['until_baseline']['accuracy']:.1f} % in the mean)"
+    )
+    lines = [f"| {until} | {' | '.join(headers)} |", "|" + " --- |" * (len(headers) + 1)]
     for row, name in zip(rows, names_of(rows), strict=True):
-        until, less = row["until_baseline"], row["times_less"]
-        told = [f"in {until['reached']} of {seeds} runs", *[""] * (len(headers) - 1)]
-        if until["reached"] == seeds:
-            spent = [spread(until[f"{kind}_bytes"], 1e-6, 1) for kind in ("activation", "gradient")]
+        found, less = row["until_baseline"], row["times_less"]
+        told = [f"in {found['reached']} of {seeds} runs", *[""] * (len(headers) - 1)]
+        if found["reached"] == seeds:
+            spent = [spread(found[f"{kind}_bytes"], 1e-6, 1) for kind in ("activation", "gradient")]
             baseline = rows[0]["until_baseline"]["gradient_bytes"]["mean"]
-            down = baseline / until["gradient_bytes"]["mean"] if baseline else None
+            down = baseline / found["gradient_bytes"]["mean"] if baseline else None
             ratios = [less["activations"], down, less["both"], less["all"]]
-            told = [spread(until["rounds"], 1, 1), *spent]
+            told = [spread(found["rounds"], 1, 1), *spent]
             told += ["-" if ratio is None else f"{ratio:.1f}" for ratio in ratios]
         lines.append(f"| {name} | {' | '.join(told)} |")
     return "\n".join(lines)
