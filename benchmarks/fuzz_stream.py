@@ -121,7 +121,7 @@ class Attacker:
         self.message = self.contract.wire.up(crossing)
         self.targets = job.data[number].targets[:BATCH].numpy().tobytes()
         self.hello = Hello(
-            FORMAT, number, bytes([number]), len(job.data[number]), b"", self.contract.agreement
+            FORMAT, number, bytes([number]), len(job.data[number]), b"", self.contract.terms.agreement
         )
 
     def honest(self, steps: int | None = None) -> None:
@@ -233,7 +233,7 @@ class Attacker:
     def garbage(self) -> bytes:
         """Bytes from anywhere, some of them the beginning of something huge."""
         size = self.rng.choice(
-            (0, 1, 10, 1000, 70_000, self.contract.largest_up, self.contract.largest_up + 1)
+            (0, 1, 10, 1000, 70_000, self.contract.terms.largest_up, self.contract.terms.largest_up + 1)
         )
         start = self.rng.choice(
             (b"", b"\xdf\xff\xff\xff\xff", b"\xdd\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff")

@@ -7,7 +7,7 @@ machines of their own: all are threads of one other process and send mini-batche
   server's work on that very mini-batch (decode, forward, backward, step, encode), less a round trip of as many bytes
   over a plain socket. The median over all mini-batches, and the 10th percentile: what it is when nobody else wants
   the processor at that moment. And, which a busy machine changes least, the processor time that the stream takes on
-  both sides together: that of both processes in a round, less that of the server's work.
+  both sides together: that of all three processes in a round, less that of the server's work.
 - throughput: ten participants. Mini-batches a second in a round, over those of a plain loop around the same work;
   rounds and plain loops take turns in the same process. And the share of the round in which the server was at work.
 
@@ -26,7 +26,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -42,7 +42,7 @@ from msfusion.batch import Batch
 from msfusion.codecs import PROFILES
 from msfusion.engines.calendar import RoundSettings
 from msfusion.engines.split import SplitSettings
-from msfusion.engines.stream import federation
+from msfusion.engines.stream import federation, process
 from msfusion.engines.stream.access import Access
 from msfusion.engines.stream.certificates import make_certificates
 from msfusion.engines.stream.contract import Contract
@@ -90,6 +90,24 @@ def timed() -> Iterator[list[float]]:
         federation._Round._forward, Server.update = forward, update  # type: ignore[method-assign]
 
 
+@contextmanager
+def processor_clock() -> Iterator[Callable[[], float]]:
+    """The processor seconds so far of this process and that of the streams, whose clock goes by its number (Linux)."""
+    clocks = [time.CLOCK_PROCESS_CPUTIME_ID]
+    start = process.start
+
+    def noted(connection: socket.socket) -> subprocess.Popen[bytes]:
+        started = start(connection)
+        clocks.append(~started.pid << 3 | 2)
+        return started
+
+    process.start = noted
+    try:
+        yield lambda: sum(map(time.clock_gettime, clocks))
+    finally:
+        process.start = start
+
+
 class Bench:
     """A model, some recorded mini-batches, and a server part in a plain loop."""
 
@@ -131,7 +149,7 @@ class Bench:
     def record(self, path: Path, contract: Contract, steps: int) -> None:
         """What the light participants need."""
         recording = {
-            "agreement": contract.agreement,
+            "agreement": contract.terms.agreement,
             "examples": contract.training.batch_size * steps,
             "count": steps,
             "steps": [(each.message, each.targets.numpy().tobytes()) for each in self.requests],
@@ -154,8 +172,8 @@ def measure(bench: Bench, participants: int, rounds: int, steps: int, place: Pat
         others.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
 
     served, alone, work, busy, processor = [], [], [], [], []
-    before = time.process_time()
-    with timed() as seconds:
+    with timed() as seconds, processor_clock() as processor_seconds:
+        before = processor_seconds()
         for done in federation.serve_split_rounds(
             bench.parts,
             bench.model,
@@ -166,16 +184,16 @@ def measure(bench: Bench, participants: int, rounds: int, steps: int, place: Pat
             participants=participants,
             state=state_of(bench.model),
         ):
-            count, in_round = participants * steps, time.process_time() - before
+            count, in_round = participants * steps, processor_seconds() - before
             served.append(count / done.seconds)
             busy.append(sum(seconds) / done.seconds)
             work.append(list(seconds))
-            before = time.process_time()
+            before = processor_seconds()
             loop = bench.loop(count)
             alone.append(count / sum(loop))
-            processor.append((in_round - (time.process_time() - before)) / count)
+            processor.append((in_round - (processor_seconds() - before)) / count)
             seconds.clear()
-            before = time.process_time()
+            before = processor_seconds()
     theirs = json.loads(others[0].communicate(timeout=60)[0])
     processor = [ours + each / steps for ours, each in zip(processor, theirs["processor"], strict=True)]
     found = {"served": served, "alone": alone, "work": work, "busy": busy, "processor": processor}

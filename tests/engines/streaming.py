@@ -217,7 +217,7 @@ class Hand:
 
 def hello(job: Job, participant: int = 0, **changes: Any) -> Hello:
     known = {"session": b"by hand", "examples": len(job.data[participant]), "attempt": b""}
-    agreement = job.contract().agreement | changes.pop("agreement", {})
+    agreement = job.contract().terms.agreement | changes.pop("agreement", {})
     return Hello(**{"format": FORMAT, "participant": participant, **known, "agreement": agreement, **changes})
 
 

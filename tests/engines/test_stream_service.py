@@ -29,7 +29,6 @@ from msfusion.codecs import Identity
 from msfusion.engines.split import SplitSettings
 from msfusion.engines.stream.access import Access
 from msfusion.engines.stream.client import Connecting
-from msfusion.engines.stream.contract import Contract
 from msfusion.engines.stream.desk import Desk
 from msfusion.engines.stream.frames import LARGEST_HELLO, Again, Begin, Finish, Layers, Step, pack, unpack
 from msfusion.engines.stream.service import Listening
@@ -112,7 +111,7 @@ def test_strangers_are_turned_away() -> None:
                 status, why = hand.refused(garbage)
                 assert (status, expected in why) == ("INVALID_ARGUMENT", True), why
         with Hand(server) as hand:
-            status, why = hand.refused(bytes(job.contract().largest_up + 1))
+            status, why = hand.refused(bytes(job.contract().terms.largest_up + 1))
             assert (status, "larger than max" in why) == ("RESOURCE_EXHAUSTED", True), why
         with Hand(server, compression=grpc.Compression.Gzip) as hand:  # a megabyte may hide in a kilobyte
             assert hand.refused(bytes(10_000))[0] == "UNIMPLEMENTED"
@@ -212,8 +211,7 @@ def test_whoever_stalls_is_cut_off_and_may_come_back() -> None:
 
 
 def test_answers_are_kept_on_the_disk_until_the_round_is_over(tmp_path: Path) -> None:
-    contract = Contract(ALONE.parts(), ALONE.settings, ALONE.training, ALONE.rounds, 1)
-    desk = Desk(contract, patience=1.0, scratch=tmp_path)
+    desk = Desk(ALONE.contract().terms, lambda *_: None, scratch=tmp_path)
     answers = desk._seats[0].answers
     for answer in (b"one", b"", b"three" * 1000):
         answers.append(answer)
