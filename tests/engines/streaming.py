@@ -190,6 +190,11 @@ class Hand:
         self._said.put(what)
         return next(self._answers)  # type: ignore[no-any-return]
 
+    def leave(self, what: bytes) -> None:
+        """Say something and do not wait for the answer."""
+        self._said.put(what)
+        self._said.put(None)
+
     def greet(self, job: Job, participant: int = 0, **changes: Any) -> None:
         unpack(self.say(pack(hello(job, participant, **changes))), Welcome)
 

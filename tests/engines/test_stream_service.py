@@ -29,7 +29,6 @@ from msfusion.codecs import Identity
 from msfusion.engines.split import SplitSettings
 from msfusion.engines.stream.access import Access
 from msfusion.engines.stream.client import Connecting
-from msfusion.engines.stream.desk import Desk
 from msfusion.engines.stream.frames import LARGEST_HELLO, Again, Begin, Finish, Layers, Step, pack, unpack
 from msfusion.engines.stream.service import Listening
 from msfusion.errors import ConfigError, StreamError
@@ -208,17 +207,3 @@ def test_whoever_stalls_is_cut_off_and_may_come_back() -> None:
         assert job.join(0, Connecting(server.address, NOTHING)) == 2
         other.wait()
     same(job.in_process(), server.rounds)
-
-
-def test_answers_are_kept_on_the_disk_until_the_round_is_over(tmp_path: Path) -> None:
-    desk = Desk(ALONE.contract().terms, lambda *_: None, scratch=tmp_path)
-    answers = desk._seats[0].answers
-    for answer in (b"one", b"", b"three" * 1000):
-        answers.append(answer)
-    assert [answers[step] for step in range(len(answers))] == [b"one", b"", b"three" * 1000]
-    answers.clear()
-    assert len(answers) == 0
-    answers.append(b"again")
-    assert answers[0] == b"again"
-    desk.close()
-    assert list(tmp_path.iterdir()) == []

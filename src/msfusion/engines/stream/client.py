@@ -217,7 +217,9 @@ class _Trainee:
     def converse(self, conversation: Conversation) -> int:
         """Go through the rounds until all are done; how many there were. Raises Lost, and can be called again."""
         attempt = b"" if self._round is None else self._round.attempt
-        hello = Hello(FORMAT, self._number, self._session, len(self._data), attempt, self._contract.terms.agreement)
+        hello = Hello(
+            FORMAT, self._number, self._session, len(self._data), attempt, self._contract.terms.agreement
+        )
         if not conversation.ask(hello, Welcome).resumes:
             self._round = None
         self._connecting.on_event("connected")

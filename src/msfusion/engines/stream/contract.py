@@ -144,13 +144,17 @@ class Contract:
         if len(data) != 8 * math.prod(shape):
             raise StreamError(f"{len(data)} bytes of targets came where {8 * math.prod(shape)} should have")
         numbers = np.frombuffer(data, dtype="<i8").astype(np.int64)
+        if numbers.min() < 0 or numbers.max() >= self.classes:
+            self._check_targets(numbers)
+        return torch.from_numpy(numbers).view(shape)
+
+    def _check_targets(self, numbers: np.ndarray) -> None:
         wrong = numbers[(numbers != IGNORED) & ((numbers < 0) | (numbers >= self.classes))]
         if len(wrong):
             raise StreamError(
                 f"the target {wrong[0]} came where there are {self.classes} classes: targets are 0 to "
                 f"{self.classes - 1}, or {IGNORED} for none"
             )
-        return torch.from_numpy(numbers).view(shape)
 
     def layers_of(self, data: bytes) -> dict[str, Tensor]:
         """First layers. Raises StreamError where they are not those of this model, or not finite."""

@@ -219,6 +219,7 @@ class Desk:
         seat.with_round = None
         seat.answers.append(answer)
         self._settle(seat)
+        asyncio.get_running_loop().call_soon(seat.answers.save)  # after it has been sent
 
     def accept(self, participant: int) -> None:
         """A participant's first layers are good: it is done with the round."""
@@ -255,4 +256,3 @@ class Desk:
     def _check_open(self) -> None:
         if self._closed is not None:
             raise self._closed
-

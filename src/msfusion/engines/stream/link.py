@@ -67,23 +67,58 @@ class Link:
 class LoopLink:
     """The end of the process of the streams, in its event loop."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader, self._writer = reader, writer
+    def __init__(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        self._connection, self._loop = connection, asyncio.get_running_loop()
+        self._unsent = bytearray()
 
     @property
     def waiting(self) -> int:
         """The bytes of calls that the other side has not taken yet."""
-        return self._writer.transport.get_write_buffer_size()
+        return len(self._unsent)
 
     def tell(self, name: str, *values: Any) -> None:
         """Never waits; what nobody hears is lost."""
-        self._writer.writelines(_packed(name, values))
+        call = b"".join(_packed(name, values))
+        if self._unsent:
+            self._unsent += call
+            return
+        sent = self._sent(call)
+        if sent < len(call):
+            self._unsent += call[sent:]
+            self._loop.add_writer(self._connection, self._send_rest)
+
+    def _send_rest(self) -> None:
+        del self._unsent[: self._sent(self._unsent)]
+        if not self._unsent:
+            self._loop.remove_writer(self._connection)
+
+    def _sent(self, data: bytes | bytearray) -> int:
+        """How much of it could be sent without waiting."""
+        try:
+            return self._connection.send(data)
+        except BlockingIOError:
+            return 0
+        except OSError:  # nobody is there any more: `heard` tells it
+            return len(data)
 
     async def heard(self) -> Call:
         """The next call. Raises EOFError or OSError where nobody speaks any more."""
-        head, data = _LENGTHS.unpack(await self._reader.readexactly(_LENGTHS.size))
-        start = await self._reader.readexactly(head)
-        return _unpacked(start, None if data == _NONE else await self._reader.readexactly(data))
+        head, data = _LENGTHS.unpack(await self._read(_LENGTHS.size))
+        start = await self._read(head)
+        return _unpacked(start, None if data == _NONE else await self._read(data))
+
+    async def _read(self, size: int) -> bytes:
+        found = await self._loop.sock_recv(self._connection, size)
+        if len(found) == size:
+            return found
+        rest = bytearray(found)
+        while len(rest) < size:
+            found = await self._loop.sock_recv(self._connection, size - len(rest))
+            if not found:
+                raise EOFError
+            rest += found
+        return bytes(rest)
 
 
 def _packed(name: str, values: tuple[Any, ...]) -> tuple[bytes, ...]:

@@ -31,10 +31,16 @@ END_SECONDS = 10.0
 """How long the streams may take to end: they have two seconds to do so by themselves."""
 
 
+ROOM = 2**22
+"""The bytes on the way to the other process for which nobody waits, as far as the system allows."""
+
+
 @contextmanager
 def serving(listening: Listening, contract: Contract) -> Iterator[Office]:
     """Streams are served, in a process of their own. Raises StreamError where the address cannot be had."""
     ours, theirs = socket.socketpair()
+    for end in (ours, theirs):
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, ROOM)
     with theirs:
         streams = process.start(theirs)
     office = Office(contract, listening, Link(ours), streams)
@@ -60,7 +66,7 @@ class Office:
     ) -> None:
         self.contract, self._listening, self._link, self._streams = contract, listening, link, streams
         self._round = -1
-        self._answered = [0] * contract.participants
+        self._answered, self._draws = [0] * contract.participants, [0] * contract.participants
         self._examples: list[int] | None = None
         self._requests: dict[int, Request] = {}
         self._layers: dict[int, dict[str, Tensor]] = {}
@@ -94,8 +100,10 @@ class Office:
 
     def open_round(self, round_index: int) -> None:
         """A round begins. Its participants get the first layers by `hand_out`."""
-        self._round, self._answered = round_index, [0] * self.contract.participants
+        self._round = round_index
         self._tell("open_round", round_index)
+        for participant in range(self.contract.participants):
+            self._await(participant, 0)
 
     def hand_out(self, participant: int, layers: bytes) -> None:
         """The participant begins the round with these first layers."""
@@ -113,8 +121,13 @@ class Office:
     def answer(self, participant: int, down: Message, loss: float) -> None:
         """What a participant's step came to."""
         step = self._answered[participant]
-        self._answered[participant] += 1
         self._tell("answer", participant, pack(Answer(self._round, step, down, loss)))
+        self._await(participant, step + 1)
+
+    def _await(self, participant: int, step: int) -> None:
+        """The next of a participant is this step. What it will need is made now, while nobody waits for it."""
+        self._answered[participant] = step
+        self._draws[participant] = draw_of(self.contract.rounds.seed, self._round, participant, step)
 
     def refuse(self, participant: int, error: MsfusionError) -> None:
         """What a participant sent is no good: its stream ends, and the round waits for another."""
@@ -231,8 +244,8 @@ class Office:
     def _request(self, participant: int, asked: Step) -> Request:
         """A mini-batch that has all the right sizes."""
         assert self._examples is not None
+        assert asked.step == self._answered[participant]
         examples = self.contract.terms.examples_of(self._examples[participant], asked.step)
         self.contract.check_message(asked.pieces, examples)
         targets = self.contract.targets_of(asked.targets, examples)
-        draw = draw_of(self.contract.rounds.seed, self._round, participant, asked.step)
-        return Request(asked.pieces, targets, draw)
+        return Request(asked.pieces, targets, self._draws[participant])

@@ -28,9 +28,7 @@ from msfusion.errors import StreamError
 _MOST_WAITING = 2**20
 """The bytes that may wait for the other process before it is no longer told of connections."""
 
-_COMMAND = (
-    "import sys; sys.path[:] = sys.argv[1:]; from msfusion.engines.stream.process import main; sys.exit(main())"
-)
+_COMMAND = "import sys; sys.path[:] = sys.argv[1:]; from msfusion.engines.stream.process import main; sys.exit(main())"
 
 
 def start(connection: socket.socket) -> subprocess.Popen[bytes]:
@@ -46,7 +44,7 @@ def main() -> None:
 
 
 async def _serve(connection: socket.socket) -> None:
-    link = LoopLink(*await asyncio.open_connection(sock=connection, limit=2**24))
+    link = LoopLink(connection)
     _, (terms, access, address, deadline, scratch) = await link.heard()
 
     def say(text: str) -> None:
