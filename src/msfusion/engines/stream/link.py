@@ -79,13 +79,10 @@ class LoopLink:
 
     def tell(self, name: str, *values: Any) -> None:
         """Never waits; what nobody hears is lost."""
-        call = b"".join(_packed(name, values))
-        if self._unsent:
-            self._unsent += call
-            return
-        sent = self._sent(call)
-        if sent < len(call):
-            self._unsent += call[sent:]
+        parts = _packed(name, values)
+        sent = 0 if self._unsent else self._sent(*parts)
+        if sent < sum(map(len, parts)):
+            self._unsent += b"".join(parts)[sent:]
             self._loop.add_writer(self._connection, self._send_rest)
 
     def _send_rest(self) -> None:
@@ -93,14 +90,14 @@ class LoopLink:
         if not self._unsent:
             self._loop.remove_writer(self._connection)
 
-    def _sent(self, data: bytes | bytearray) -> int:
+    def _sent(self, *parts: bytes | bytearray) -> int:
         """How much of it could be sent without waiting."""
         try:
-            return self._connection.send(data)
+            return self._connection.sendmsg(parts)
         except BlockingIOError:
             return 0
         except OSError:  # nobody is there any more: `heard` tells it
-            return len(data)
+            return sum(map(len, parts))
 
     async def heard(self) -> Call:
         """The next call. Raises EOFError or OSError where nobody speaks any more."""
