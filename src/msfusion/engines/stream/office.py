@@ -71,8 +71,7 @@ class Office:
         self._examples: list[int] | None = None
         self._requests: dict[int, Request] = {}
         self._layers: dict[int, dict[str, Tensor]] = {}
-        now = time.monotonic()
-        self._left: dict[int, float] = dict.fromkeys(range(contract.participants), now)
+        self._left: dict[int, float] = {}
         self._listens = self._all_know = False
         self._calls: dict[str, Callable[..., None]] = {
             "listens": self._hear_address,
@@ -214,6 +213,7 @@ class Office:
 
     def _hear_address(self, address: str) -> None:
         self._listens = True
+        self._left = dict.fromkeys(range(self.contract.participants), time.monotonic())
         self._listening.on_listening(address)
 
     def _fail(self, why: str, status: str) -> None:
