@@ -121,7 +121,7 @@ class Attacker:
         self.message = self.contract.wire.up(crossing)
         self.targets = job.data[number].targets[:BATCH].numpy().tobytes()
         self.hello = Hello(
-            FORMAT, number, bytes([number]), len(job.data[number]), b"", self.contract.agreement
+            FORMAT, number, bytes([number]), len(job.data[number]), b"", self.contract.terms.agreement
         )
 
     def honest(self, steps: int | None = None) -> None:
@@ -233,7 +233,7 @@ class Attacker:
     def garbage(self) -> bytes:
         """Bytes from anywhere, some of them the beginning of something huge."""
         size = self.rng.choice(
-            (0, 1, 10, 1000, 70_000, self.contract.largest_up, self.contract.largest_up + 1)
+            (0, 1, 10, 1000, 70_000, self.contract.terms.largest_up, self.contract.terms.largest_up + 1)
         )
         start = self.rng.choice(
             (b"", b"\xdf\xff\xff\xff\xff", b"\xdd\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff")
@@ -310,10 +310,15 @@ def _is(data: bytes, kind: type[Any]) -> bool:
     return True
 
 
-def memory(process: int) -> dict[str, float]:
-    """Now and at most so far, in MB."""
-    lines = dict(line.split(":", 1) for line in Path(f"/proc/{process}/status").read_text().splitlines())
-    return {"now": int(lines["VmRSS"].split()[0]) / 1024, "peak": int(lines["VmHWM"].split()[0]) / 1024}
+def memory(server: int) -> dict[str, float]:
+    """Of the server's two processes together, now and at most so far, in MB."""
+    children = Path(f"/proc/{server}/task/{server}/children").read_text().split()
+    lines = [
+        dict(line.split(":", 1) for line in Path(f"/proc/{process}/status").read_text().splitlines())
+        for process in (server, *children)
+    ]
+    now, peak = (sum(int(each[name].split()[0]) / 1024 for each in lines) for name in ("VmRSS", "VmHWM"))
+    return {"now": now, "peak": peak}
 
 
 def fuzz(messages: int, seed: int, steps: int, place: Path) -> dict[str, Any]:

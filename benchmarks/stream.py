@@ -6,8 +6,10 @@ machines of their own: all are threads of one other process and send mini-batche
 - overhead: one participant alone. A round trip, from sending a mini-batch until its gradients have come, less the
   server's work on that very mini-batch (decode, forward, backward, step, encode), less a round trip of as many bytes
   over a plain socket. The median over all mini-batches, and the 10th percentile: what it is when nobody else wants
-  the processor at that moment. And, which a busy machine changes least, the processor time that the stream takes on
-  both sides together: that of both processes in a round, less that of the server's work.
+  the processor at that moment. Beside it, what a bare gRPC stream of as many bytes takes, with nothing of ours; and
+  socket and stream with pauses as long as the server works (`references` says why). And, which a busy machine changes
+  least, the processor time that the stream takes on both sides together: that of all three processes in a round, less
+  that of the server's work.
 - throughput: ten participants. Mini-batches a second in a round, over those of a plain loop around the same work;
   rounds and plain loops take turns in the same process. And the share of the round in which the server was at work.
 
@@ -24,9 +26,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -36,13 +37,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import msgpack
 import torch
+from references import bare_stream, plain_socket
 
 import msfusion
 from msfusion.batch import Batch
 from msfusion.codecs import PROFILES
 from msfusion.engines.calendar import RoundSettings
 from msfusion.engines.split import SplitSettings
-from msfusion.engines.stream import federation
+from msfusion.engines.stream import federation, process
 from msfusion.engines.stream.access import Access
 from msfusion.engines.stream.certificates import make_certificates
 from msfusion.engines.stream.contract import Contract
@@ -90,6 +92,24 @@ def timed() -> Iterator[list[float]]:
         federation._Round._forward, Server.update = forward, update  # type: ignore[method-assign]
 
 
+@contextmanager
+def processor_clock() -> Iterator[Callable[[], float]]:
+    """The processor seconds so far of this process and that of the streams, whose clock goes by its number (Linux)."""
+    clocks = [time.CLOCK_PROCESS_CPUTIME_ID]
+    start = process.start
+
+    def noted(connection: socket.socket) -> subprocess.Popen[bytes]:
+        started = start(connection)
+        clocks.append(~started.pid << 3 | 2)
+        return started
+
+    process.start = noted
+    try:
+        yield lambda: sum(map(time.clock_gettime, clocks))
+    finally:
+        process.start = start
+
+
 class Bench:
     """A model, some recorded mini-batches, and a server part in a plain loop."""
 
@@ -131,7 +151,7 @@ class Bench:
     def record(self, path: Path, contract: Contract, steps: int) -> None:
         """What the light participants need."""
         recording = {
-            "agreement": contract.agreement,
+            "agreement": contract.terms.agreement,
             "examples": contract.training.batch_size * steps,
             "count": steps,
             "steps": [(each.message, each.targets.numpy().tobytes()) for each in self.requests],
@@ -154,8 +174,8 @@ def measure(bench: Bench, participants: int, rounds: int, steps: int, place: Pat
         others.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
 
     served, alone, work, busy, processor = [], [], [], [], []
-    before = time.process_time()
-    with timed() as seconds:
+    with timed() as seconds, processor_clock() as processor_seconds:
+        before = processor_seconds()
         for done in federation.serve_split_rounds(
             bench.parts,
             bench.model,
@@ -166,16 +186,16 @@ def measure(bench: Bench, participants: int, rounds: int, steps: int, place: Pat
             participants=participants,
             state=state_of(bench.model),
         ):
-            count, in_round = participants * steps, time.process_time() - before
+            count, in_round = participants * steps, processor_seconds() - before
             served.append(count / done.seconds)
             busy.append(sum(seconds) / done.seconds)
             work.append(list(seconds))
-            before = time.process_time()
+            before = processor_seconds()
             loop = bench.loop(count)
             alone.append(count / sum(loop))
-            processor.append((in_round - (time.process_time() - before)) / count)
+            processor.append((in_round - (processor_seconds() - before)) / count)
             seconds.clear()
-            before = time.process_time()
+            before = processor_seconds()
     theirs = json.loads(others[0].communicate(timeout=60)[0])
     processor = [ours + each / steps for ours, each in zip(processor, theirs["processor"], strict=True)]
     found = {"served": served, "alone": alone, "work": work, "busy": busy, "processor": processor}
@@ -183,44 +203,19 @@ def measure(bench: Bench, participants: int, rounds: int, steps: int, place: Pat
     return {name: rounds[1:] for name, rounds in found.items()}
 
 
-def plain_socket(up: int, down: int, times: int = 300) -> float:
-    """The median seconds of a round trip of so many bytes between two threads over TCP on this machine."""
-    listener = socket.create_server(("127.0.0.1", 0))
-
-    def receive(connection: socket.socket, count: int) -> None:
-        while count:
-            count -= len(connection.recv(min(count, 2**18)))
-
-    def answer() -> None:
-        connection, _ = listener.accept()
-        with connection:
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            for _ in range(times):
-                receive(connection, up)
-                connection.sendall(bytes(down))
-
-    thread = threading.Thread(target=answer)
-    thread.start()
-    seconds = []
-    with socket.create_connection(listener.getsockname()) as connection:
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        message = bytes(up)
-        for _ in range(times):
-            began = time.perf_counter()
-            connection.sendall(message)
-            receive(connection, down)
-            seconds.append(time.perf_counter() - began)
-    thread.join()
-    listener.close()
-    return statistics.median(seconds)
-
-
 def compare(name: str, codec: str, rounds: int, steps: int) -> dict[str, Any]:
     bench = Bench(**MODELS[name], codec=codec)
     with tempfile.TemporaryDirectory() as place:
         one = measure(bench, 1, rounds, steps, Path(place))
         ten = measure(bench, 10, rounds, max(1, steps // 10), Path(place))
-    wire = plain_socket(bench.bytes_up, bench.bytes_down)
+    sizes = bench.bytes_up, bench.bytes_down
+    pause = statistics.median(chain(*one["work"]))
+    wire = plain_socket(*sizes)
+    references = {
+        "plain_socket_after_pauses_ms": 1e3 * plain_socket(*sizes, pause, 100),
+        "bare_stream_ms": 1e3 * bare_stream(*sizes),
+        "bare_stream_after_pauses_ms": 1e3 * bare_stream(*sizes, pause, 100),
+    }
     trips, work = list(chain(*one["trips"])), list(chain(*one["work"]))
     overheads = [trip - own - wire for trip, own in zip(trips, work, strict=True)]
     ratios = [served / alone for served, alone in zip(ten["served"], ten["alone"], strict=True)]
@@ -233,6 +228,7 @@ def compare(name: str, codec: str, rounds: int, steps: int) -> dict[str, Any]:
             "round_trip_ms": 1e3 * statistics.median(trips),
             "server_work_ms": 1e3 * statistics.median(work),
             "plain_socket_ms": 1e3 * wire,
+            **references,
             "overhead_ms": 1e3 * statistics.median(overheads),
             "processor_time_ms": 1e3 * statistics.median(one["processor"]),
             "overhead_10th_percentile_ms": 1e3 * statistics.quantiles(overheads, n=10)[0],

@@ -190,6 +190,11 @@ class Hand:
         self._said.put(what)
         return next(self._answers)  # type: ignore[no-any-return]
 
+    def leave(self, what: bytes) -> None:
+        """Say something and do not wait for the answer."""
+        self._said.put(what)
+        self._said.put(None)
+
     def greet(self, job: Job, participant: int = 0, **changes: Any) -> None:
         unpack(self.say(pack(hello(job, participant, **changes))), Welcome)
 
@@ -217,7 +222,7 @@ class Hand:
 
 def hello(job: Job, participant: int = 0, **changes: Any) -> Hello:
     known = {"session": b"by hand", "examples": len(job.data[participant]), "attempt": b""}
-    agreement = job.contract().agreement | changes.pop("agreement", {})
+    agreement = job.contract().terms.agreement | changes.pop("agreement", {})
     return Hello(**{"format": FORMAT, "participant": participant, **known, "agreement": agreement, **changes})
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from copy import copy
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -66,23 +65,28 @@ def test_real_messages_are_within_the_sizes(made: Any, codec: Any) -> None:
             contract.check_message(message, examples + 1)
         targets = batch.targets.numpy().tobytes()
         ((down, loss),) = server.step([Request(message, batch.targets)])
-        assert len(pack(Step(2**62, 2**62, message, targets))) <= contract.largest_up
-        assert len(pack(Answer(2**62, 2**62, down, loss))) <= contract.largest_down
+        assert len(pack(Step(2**62, 2**62, message, targets))) <= contract.terms.largest_up
+        assert len(pack(Answer(2**62, 2**62, down, loss))) <= contract.terms.largest_down
     layers = pack(Finish(2**62, layers_message(contract.layers)))
-    assert len(layers) <= min(contract.largest_up, contract.largest_down)
+    assert len(layers) <= min(contract.terms.largest_up, contract.terms.largest_down)
 
 
 @pytest.mark.parametrize(
     "more", [{}, {"local_epochs": 3}, {"local_epochs": 3, "max_steps": 4}, {"batch_size": 1}]
 )
 def test_steps_are_those_of_training(more: dict[str, Any]) -> None:
-    contract = copy(common())
-    contract.training = training = TrainingSettings(**{"batch_size": 8, **more})
+    training = TrainingSettings(**{"batch_size": 8, **more})
+    terms = replace(
+        common().terms,
+        batch_size=training.batch_size,
+        local_epochs=training.local_epochs,
+        max_steps=training.max_steps,
+    )
     for examples in (0, 1, 2, 7, 8, 9, 10, 23, 24):
         sizes = training.batch_sizes(examples)
-        assert contract.steps(examples) == len(sizes)
-        assert [contract.batch_size(examples, step) for step in range(len(sizes))] == sizes
-    assert contract.steps(2**62) > 0  # whoever lies about its examples costs nothing
+        assert terms.steps(examples) == len(sizes)
+        assert [terms.examples_of(examples, step) for step in range(len(sizes))] == sizes
+    assert terms.steps(2**62) > 0  # whoever lies about its examples costs nothing
 
 
 def message_of(contract: Contract, **changes: Any) -> Message:
@@ -150,7 +154,7 @@ def test_first_layers_are_those_of_the_model() -> None:
 )
 def test_the_first_difference_is_named(other: dict[str, Any], name: str) -> None:
     with pytest.raises(StreamError, match=name):
-        common().check_agreement(Job(**other).contract().agreement)
+        common().terms.check_agreement(Job(**other).contract().terms.agreement)
 
 
 def test_another_model_is_another_model() -> None:
@@ -158,7 +162,7 @@ def test_another_model_is_another_model() -> None:
         width_map = msfusion.trace(model, (torch.zeros(2, 4),))
         parts = msfusion.cut(model, width_map, "0")
         contract = Contract(parts, SplitSettings("0"), TRAINING, RoundSettings(1), 1)
-        return contract.agreement["model"]
+        return contract.terms.agreement["model"]
 
     def model(between: nn.Module) -> nn.Module:
         return nn.Sequential(nn.Linear(4, 8), between, nn.Linear(8, 3))

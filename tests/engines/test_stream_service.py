@@ -29,8 +29,6 @@ from msfusion.codecs import Identity
 from msfusion.engines.split import SplitSettings
 from msfusion.engines.stream.access import Access
 from msfusion.engines.stream.client import Connecting
-from msfusion.engines.stream.contract import Contract
-from msfusion.engines.stream.desk import Desk
 from msfusion.engines.stream.frames import LARGEST_HELLO, Again, Begin, Finish, Layers, Step, pack, unpack
 from msfusion.engines.stream.service import Listening
 from msfusion.errors import ConfigError, StreamError
@@ -112,7 +110,7 @@ def test_strangers_are_turned_away() -> None:
                 status, why = hand.refused(garbage)
                 assert (status, expected in why) == ("INVALID_ARGUMENT", True), why
         with Hand(server) as hand:
-            status, why = hand.refused(bytes(job.contract().largest_up + 1))
+            status, why = hand.refused(bytes(job.contract().terms.largest_up + 1))
             assert (status, "larger than max" in why) == ("RESOURCE_EXHAUSTED", True), why
         with Hand(server, compression=grpc.Compression.Gzip) as hand:  # a megabyte may hide in a kilobyte
             assert hand.refused(bytes(10_000))[0] == "UNIMPLEMENTED"
@@ -209,18 +207,3 @@ def test_whoever_stalls_is_cut_off_and_may_come_back() -> None:
         assert job.join(0, Connecting(server.address, NOTHING)) == 2
         other.wait()
     same(job.in_process(), server.rounds)
-
-
-def test_answers_are_kept_on_the_disk_until_the_round_is_over(tmp_path: Path) -> None:
-    contract = Contract(ALONE.parts(), ALONE.settings, ALONE.training, ALONE.rounds, 1)
-    desk = Desk(contract, patience=1.0, scratch=tmp_path)
-    answers = desk._seats[0].answers
-    for answer in (b"one", b"", b"three" * 1000):
-        answers.append(answer)
-    assert [answers[step] for step in range(len(answers))] == [b"one", b"", b"three" * 1000]
-    answers.clear()
-    assert len(answers) == 0
-    answers.append(b"again")
-    assert answers[0] == b"again"
-    desk.close()
-    assert list(tmp_path.iterdir()) == []

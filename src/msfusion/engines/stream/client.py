@@ -151,8 +151,8 @@ class Conversation:
 
     def __init__(self, connecting: Connecting, contract: Contract) -> None:
         options = [
-            ("grpc.max_receive_message_length", contract.largest_down),
-            ("grpc.max_send_message_length", contract.largest_up),
+            ("grpc.max_receive_message_length", contract.terms.largest_down),
+            ("grpc.max_send_message_length", contract.terms.largest_up),
             ("grpc.compression_enabled_algorithms_bitset", 1),
             ("grpc.use_local_subchannel_pool", 1),  # a new channel tries at once
             ("grpc.keepalive_time_ms", 1000 * KEEPALIVE_SECONDS),
@@ -217,7 +217,9 @@ class _Trainee:
     def converse(self, conversation: Conversation) -> int:
         """Go through the rounds until all are done; how many there were. Raises Lost, and can be called again."""
         attempt = b"" if self._round is None else self._round.attempt
-        hello = Hello(FORMAT, self._number, self._session, len(self._data), attempt, self._contract.agreement)
+        hello = Hello(
+            FORMAT, self._number, self._session, len(self._data), attempt, self._contract.terms.agreement
+        )
         if not conversation.ask(hello, Welcome).resumes:
             self._round = None
         self._connecting.on_event("connected")
@@ -262,7 +264,7 @@ class _Round:
             round_index=begun.round,
             participant=number,
         )
-        self._steps, self._done = contract.steps(len(data)), 0
+        self._steps, self._done = contract.terms.steps(len(data)), 0
         self._pending: Again | Step | None = None
 
     def go_on(self, conversation: Conversation) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +23,7 @@ from msfusion.engines.calendar import RoundSettings
 from msfusion.engines.messages import payload_bytes
 from msfusion.engines.split import SplitSettings
 from msfusion.engines.stream.frames import FORMAT, LARGEST_HELLO, OVERHEAD, Agreement, Scalar
+from msfusion.engines.stream.terms import Terms
 from msfusion.errors import CodecError, StreamError
 from msfusion.methods.training import TrainingSettings
 from msfusion.methods.wire import Message, Wire
@@ -60,7 +60,16 @@ class Contract:
         self._target_lengths = _growing(two.targets, three.targets)
         self.classes = two.classes
         self.layers: State = {name: tensor.clone() for name, tensor in parts.client.state_dict().items()}
-        self.agreement = self._agreed(parts, settings)
+        self.terms = Terms(
+            participants=participants,
+            rounds=rounds.rounds,
+            batch_size=training.batch_size,
+            local_epochs=training.local_epochs,
+            max_steps=training.max_steps,
+            largest_up=self._largest_up,
+            largest_down=self._largest_down,
+            agreement=self._agreed(parts, settings),
+        )
 
     def shapes(self, examples: int) -> list[Shape]:
         """The shape of each tensor that crosses for a mini-batch."""
@@ -75,22 +84,8 @@ class Contract:
         pairs = zip(self.wire.crossing, self.shapes(examples), strict=True)
         return sum(math.prod(shape) * each.dtype.itemsize for each, shape in pairs if each.gradient)
 
-    def steps(self, examples: int) -> int:
-        """The mini-batches of a round, of a participant with so many examples: as many as `batch_sizes` lists."""
-        steps = self._in_epoch(examples) * self.training.local_epochs
-        return steps if self.training.max_steps is None else min(steps, self.training.max_steps)
-
-    def batch_size(self, examples: int, step: int) -> int:
-        """The examples of one of them."""
-        size = self.training.batch_size
-        return min(size, examples - step % self._in_epoch(examples) * size)
-
-    def _in_epoch(self, examples: int) -> int:
-        full, rest = divmod(examples, self.training.batch_size)
-        return full + (rest > 1 or rest == examples > 0)
-
     @property
-    def largest_up(self) -> int:
+    def _largest_up(self) -> int:
         """The most bytes of a frame from a participant."""
         most = self.training.batch_size
         pairs = list(zip(self.wire.crossing, self.shapes(most), strict=True))
@@ -103,7 +98,7 @@ class Contract:
         return max(step, self._largest_layers, LARGEST_HELLO) + 2 * OVERHEAD
 
     @property
-    def largest_down(self) -> int:
+    def _largest_down(self) -> int:
         """The most bytes of a frame from the server."""
         pairs = list(zip(self.wire.crossing, self.shapes(self.training.batch_size), strict=True))
         answer = sum(
@@ -149,13 +144,17 @@ class Contract:
         if len(data) != 8 * math.prod(shape):
             raise StreamError(f"{len(data)} bytes of targets came where {8 * math.prod(shape)} should have")
         numbers = np.frombuffer(data, dtype="<i8").astype(np.int64)
+        if numbers.min() < 0 or numbers.max() >= self.classes:
+            self._check_targets(numbers)
+        return torch.from_numpy(numbers).view(shape)
+
+    def _check_targets(self, numbers: np.ndarray) -> None:
         wrong = numbers[(numbers != IGNORED) & ((numbers < 0) | (numbers >= self.classes))]
         if len(wrong):
             raise StreamError(
                 f"the target {wrong[0]} came where there are {self.classes} classes: targets are 0 to "
                 f"{self.classes - 1}, or {IGNORED} for none"
             )
-        return torch.from_numpy(numbers).view(shape)
 
     def layers_of(self, data: bytes) -> dict[str, Tensor]:
         """First layers. Raises StreamError where they are not those of this model, or not finite."""
@@ -172,22 +171,6 @@ class Contract:
         if not all(bool(torch.isfinite(tensor).all()) for tensor in loaded.values()):
             raise StreamError("first layers came with NaN or infinities: lower the learning rate")
         return loaded
-
-    def check_agreement(self, theirs: Mapping[str, Scalar]) -> None:
-        """Raises StreamError, naming the first thing in which a participant differs."""
-        if theirs.keys() - self.agreement.keys():
-            raise StreamError(
-                "the participant counts on something that this server does not know: both need the same msfusion",
-                "FAILED_PRECONDITION",
-            )
-        for name, mine in self.agreement.items():
-            their = theirs.get(name)
-            if mine != their:
-                raise StreamError(
-                    f"the participant's {name} is {_shown(their)}, and the server's {_shown(mine)}: "
-                    "both need the same configuration, and data of the same kind",
-                    "FAILED_PRECONDITION",
-                )
 
     @property
     def _largest_layers(self) -> int:
@@ -251,7 +234,3 @@ def _at(lengths: Growing, examples: int) -> Shape:
 
 def _scalar(value: object) -> Scalar:
     return value if value is None or isinstance(value, int | float | str) else repr(value)
-
-
-def _shown(value: Scalar) -> str:
-    return "not set" if value is None else repr(value)[:100]

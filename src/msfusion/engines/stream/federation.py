@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
 
 from torch import Tensor, nn
 
@@ -19,10 +18,9 @@ from msfusion.engines.results import ParticipantResult
 from msfusion.engines.split import SplitSettings, part_of, server_of
 from msfusion.engines.split_results import Ledger, SplitRound, split_rounds
 from msfusion.engines.stream.contract import Contract, layers_message
-from msfusion.engines.stream.desk import Desk
-from msfusion.engines.stream.frames import Answer, pack
-from msfusion.engines.stream.service import Listening, serving
-from msfusion.errors import CodecError, MsfusionError, StreamError
+from msfusion.engines.stream.office import Office, serving
+from msfusion.engines.stream.service import Listening
+from msfusion.errors import CodecError, MsfusionError
 from msfusion.methods.split import Forward, Request, averaged
 from msfusion.methods.states import state_of
 from msfusion.methods.training import TrainingSettings
@@ -55,10 +53,10 @@ def serve_split_rounds(
     TrainingError for a joined step whose gradients are not finite.
     """
     contract = Contract(parts, settings, training, rounds, participants)
-    with closing(Desk(contract, listening.patience, listening.scratch)) as desk, serving(listening, desk):
+    with serving(listening, contract) as office:
 
         def run(before: State, round_index: int) -> tuple[dict[str, Tensor], Ledger]:
-            federation = _Round(parts, before, settings, contract, desk, round_index)
+            federation = _Round(parts, before, settings, contract, office, round_index)
             return federation.run(), federation.ledger
 
         yield from split_rounds(
@@ -73,7 +71,7 @@ def serve_split_rounds(
             language_modelling=language_modelling,
             on_participant=on_participant,
         )
-        desk.say_over(listening.farewell)
+        office.say_over(listening.farewell)
 
 
 class _Round:
@@ -85,10 +83,10 @@ class _Round:
         state: State,
         settings: SplitSettings,
         contract: Contract,
-        desk: Desk,
+        office: Office,
         round_index: int,
     ) -> None:
-        self.parts, self.settings, self.contract, self.desk = parts, settings, contract, desk
+        self.parts, self.settings, self.contract, self.office = parts, settings, contract, office
         self.round_index = round_index
         self.client_state = part_of(state, parts.client)
         self.server = server_of(parts, state, contract.wire, contract.training, round_index)
@@ -98,10 +96,10 @@ class _Round:
         """The state of the whole model after the round."""
         everyone = range(self.contract.participants)
         relayed = self.settings.clients == "relayed"
-        self.desk.open_round(self.round_index)
+        self.office.open_round(self.round_index)
         for participant in everyone[:1] if relayed else everyone:
-            self.desk.hand_out(participant, layers_message(self.client_state))
-        self.examples = self.desk.examples()
+            self.office.hand_out(participant, layers_message(self.client_state))
+        self.examples = self.office.examples()
         self.ledger = Ledger(self.contract.wire, self.examples, payload_bytes(self.client_state))
         client = self._relayed() if relayed else self._together()
         return {**client, **state_of(self.parts.server)}
@@ -111,10 +109,10 @@ class _Round:
         layers: dict[str, Tensor] = {}
         for participant in range(self.contract.participants):
             if participant > 0:
-                self.desk.hand_out(participant, layers_message(layers))
+                self.office.hand_out(participant, layers_message(layers))
             for step in range(self._steps(participant)):
                 self._exchange([participant], step)
-            layers = self.desk.finished(participant)
+            layers = self.office.finished(participant)
         return layers
 
     def _together(self) -> dict[str, Tensor]:
@@ -124,10 +122,10 @@ class _Round:
             turn = [participant for participant in everyone if step < self._steps(participant)]
             for together in [turn] if self.settings.server_step == "joined" else [[each] for each in turn]:
                 self._exchange(together, step)
-        return averaged([(self.desk.finished(each), float(self.examples[each])) for each in everyone])
+        return averaged([(self.office.finished(each), float(self.examples[each])) for each in everyone])
 
     def _steps(self, participant: int) -> int:
-        return self.contract.steps(self.examples[participant])
+        return self.contract.terms.steps(self.examples[participant])
 
     def _exchange(self, turn: Sequence[int], step: int) -> None:
         """Take a mini-batch of each of these participants, make a step of the server, and answer them."""
@@ -140,9 +138,9 @@ class _Round:
             except MsfusionError as error:
                 if len(turn) > 1:
                     raise  # whose fault it was cannot be known
-                self._refuse(turn[0], step, error)
+                self.office.refuse(turn[0], error)
         for participant, (request, forward), (down, loss) in zip(turn, taken, answers, strict=True):
-            self.desk.answer(participant, pack(Answer(self.round_index, step, down, loss)))
+            self.office.answer(participant, down, loss)
             plain = self.contract.plain_bytes(forward.examples)
             seconds = (time.perf_counter() - begin) / len(turn)
             self.ledger.count(participant, request, down, plain, loss, forward.examples, seconds)
@@ -150,11 +148,11 @@ class _Round:
     def _taken(self, participant: int, step: int) -> tuple[Request, Forward]:
         """A mini-batch and what the server part makes of it, however often it takes."""
         while True:
-            request = self.desk.request(participant, step)
+            request = self.office.request(participant, step)
             try:
                 return request, self._forward(request)
             except MsfusionError as error:
-                self._refuse(participant, step, error)
+                self.office.refuse(participant, error)
 
     def _forward(self, request: Request) -> Forward:
         try:
@@ -167,9 +165,3 @@ class _Round:
         ) as error:  # tensors that cross may be indices of the rest of the model
             reason = str(error).strip().partition("\n")[0][:200]
             raise CodecError(f"the rest of the model cannot go on with this mini-batch: {reason}") from error
-
-    def _refuse(self, participant: int, step: int, error: MsfusionError) -> None:
-        self.desk.refuse(
-            participant,
-            StreamError(f"{error} (round {self.round_index}, participant {participant}, step {step})"),
-        )

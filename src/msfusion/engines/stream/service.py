@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msfusion.engines.stream.access import METHOD, Access
-from msfusion.engines.stream.contract import Contract
 from msfusion.engines.stream.desk import Asked, Desk
 from msfusion.engines.stream.frames import (
     LARGEST_HELLO,
@@ -25,6 +24,7 @@ from msfusion.engines.stream.frames import (
     pack,
     unpack,
 )
+from msfusion.engines.stream.terms import Terms
 from msfusion.errors import ConfigError, MsfusionError, StreamError
 
 if TYPE_CHECKING:
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 HELLO_SECONDS = 15.0
 """How long somebody may be connected without saying who it is."""
+
+PORT_SECONDS = 2.0
+"""How long a port may be taken before we give up."""
 
 KEEPALIVE_SECONDS = 20
 """After so long without a word, and so long again without an echo, a connection is taken for broken."""
@@ -64,93 +67,66 @@ class Listening:
                 raise ConfigError(f"{name} is {getattr(self, name)}: it must be above 0")
 
 
-@contextmanager
-def serving(listening: Listening, desk: Desk) -> Iterator[None]:
-    """Streams are served, on a thread of their own. Raises StreamError where the address cannot be had."""
-    service = _Service(listening, desk)
-    thread = threading.Thread(target=lambda: asyncio.run(service.run()), name="streams", daemon=True)
-    thread.start()
-    service.settled.wait()
-    if service.failed is not None:
-        thread.join()
-        raise service.failed
-    reason = StreamError("the server has stopped", "UNAVAILABLE")
-    try:
-        yield
-    except StreamError as error:
-        reason = error
-        raise
-    except MsfusionError as error:
-        reason = StreamError(f"the server has stopped: {error}", "ABORTED")
-        raise
-    finally:
-        desk.end(reason)
-        service.stop()
-        thread.join()
+class Service:
+    """The gRPC server, in the event loop of the process of the streams.
 
+    `say` is told what happens to connections.
+    """
 
-class _Service:
-    """A gRPC server in an event loop."""
-
-    def __init__(self, listening: Listening, desk: Desk) -> None:
-        self._listening, self._desk = listening, desk
-        self.settled = threading.Event()
-        self.failed: StreamError | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._stopping: asyncio.Event | None = None
-
-    async def run(self) -> None:
-        """Serve until `stop`."""
+    def __init__(
+        self, desk: Desk, address: str, access: Access, deadline: float, say: Callable[[str], None]
+    ) -> None:
         import grpc.aio
 
-        self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
-        server = grpc.aio.server(
-            options=_options(self._desk.contract),
-            maximum_concurrent_rpcs=2 * self._desk.contract.participants + 8,
+        self._desk, self._address, self._access = desk, address, access
+        self._deadline, self._say = deadline, say
+        self._server = grpc.aio.server(
+            options=_options(desk.terms),
+            maximum_concurrent_rpcs=2 * desk.terms.participants + 8,
         )
-        try:
-            await self._start(server)
-        except RuntimeError:
-            where = self._listening.address
-            self.failed = StreamError(
-                f"nothing can listen on {where}: is the port taken, and the host this one?"
-            )
-            return
-        finally:
-            self.settled.set()
-        await self._stopping.wait()
-        await server.stop(grace=2.0)
 
-    async def _start(self, server: grpc.aio.Server) -> None:
+    async def start(self) -> str:
+        """Listen; the address, with the port that was found for port 0. Raises StreamError where that is taken."""
         import grpc
 
         service, method = METHOD.removeprefix("/").split("/")
         handler = grpc.stream_stream_rpc_method_handler(self._stream)
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {method: handler}),))
-        address, access = self._listening.address, self._listening.access
-        if access.is_plain:
-            port = server.add_insecure_port(address)
-        else:
-            port = server.add_secure_port(address, access.server_credentials())
-        await server.start()
-        self._listening.on_listening(f"{address.rpartition(':')[0]}:{port}")
+        handlers = grpc.method_handlers_generic_handler(service, {method: handler})
+        self._server.add_generic_rpc_handlers((handlers,))
+        port = await self._port()
+        await self._server.start()
+        return f"{self._address.rpartition(':')[0]}:{port}"
 
-    def stop(self) -> None:
-        """End `run`; from any thread."""
-        if self._loop is not None and self._stopping is not None:
-            self._loop.call_soon_threadsafe(self._stopping.set)
+    async def _port(self) -> int:
+        """The streams of a server that was just killed may need a moment to let go of its port."""
+        end = time.monotonic() + PORT_SECONDS
+        while True:
+            try:
+                if self._access.is_plain:
+                    return int(self._server.add_insecure_port(self._address))
+                return int(self._server.add_secure_port(self._address, self._access.server_credentials()))
+            except RuntimeError:
+                if time.monotonic() > end:
+                    raise StreamError(
+                        f"nothing can listen on {self._address}: is the port taken, and the host this one?"
+                    ) from None
+            await asyncio.sleep(0.1)
+
+    async def stop(self) -> None:
+        """End all streams, after a moment in which they can end by themselves."""
+        await self._server.stop(grace=2.0)
 
     async def _stream(self, _: Any, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
         """One stream, from its first word to its last."""
         import grpc
 
         try:
-            if not self._listening.access.admits(context.invocation_metadata()):
+            if not self._access.admits(context.invocation_metadata()):
                 raise StreamError("the token is missing or wrong", "UNAUTHENTICATED")
             await self._conversation(context)
         except MsfusionError as error:
             status = error.status if isinstance(error, StreamError) else "INVALID_ARGUMENT"
-            self._listening.on_event(f"{context.peer()}: {error} ({status})")
+            self._say(f"{context.peer()}: {error} ({status})")
             context.set_code(grpc.StatusCode[status])  # abort would leave some bytes behind each time
             context.set_details(str(error)[:1000])
 
@@ -170,25 +146,25 @@ class _Service:
             task.cancel()
 
         resumes = self._desk.sit(hello, evict)
-        self._listening.on_event(f"participant {who} has come from {context.peer()}")
+        self._say(f"participant {who} has come from {context.peer()}")
         try:
             await self._write(context, pack(Welcome(resumes)))
-            while (data := await self._read(context, self._listening.deadline)) is not None:
+            while (data := await self._read(context, self._deadline)) is not None:
                 asked: Asked | Goodbye = unpack(data, Begin, Again, Step, Finish, Goodbye)
                 if isinstance(asked, Goodbye):
                     self._desk.goodbye(who)
                     return
-                await self._write(context, await asyncio.wrap_future(self._desk.ask(who, asked)))
+                await self._write(context, await self._desk.ask(who, asked, data))
         except asyncio.CancelledError:
             if evicted:
                 raise evicted[0] from None
             raise
         finally:
             self._desk.leave(who, evict)
-            self._listening.on_event(f"participant {who} has gone")
+            self._say(f"participant {who} has gone")
 
     async def _write(self, context: grpc.aio.ServicerContext[bytes, bytes], answer: bytes) -> None:
-        async with _within(self._listening.deadline):
+        async with _within(self._deadline):
             await context.write(answer)
 
     async def _read(self, context: grpc.aio.ServicerContext[bytes, bytes], seconds: float) -> bytes | None:
@@ -209,13 +185,13 @@ async def _within(seconds: float) -> AsyncIterator[None]:
         ) from None
 
 
-def _options(contract: Contract) -> list[tuple[str, int]]:
+def _options(terms: Terms) -> list[tuple[str, int]]:
     return [
         ("grpc.so_reuseport", 0),  # two servers on one port would each get half of the participants
-        ("grpc.max_receive_message_length", contract.largest_up),
-        ("grpc.max_send_message_length", contract.largest_down),
+        ("grpc.max_receive_message_length", terms.largest_up),
+        ("grpc.max_send_message_length", terms.largest_down),
         ("grpc.compression_enabled_algorithms_bitset", 1),  # none: what is sent small must not grow here
-        ("grpc.max_concurrent_streams", contract.participants + 8),
+        ("grpc.max_concurrent_streams", terms.participants + 8),
         ("grpc.server_handshake_timeout_ms", 10_000),
         ("grpc.keepalive_time_ms", 1000 * KEEPALIVE_SECONDS),
         ("grpc.keepalive_timeout_ms", 1000 * KEEPALIVE_SECONDS),

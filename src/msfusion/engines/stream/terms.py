@@ -1,0 +1,56 @@
+"""What streams must know of a contract. Numbers and words only: the process of the streams needs no PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from msfusion.engines.stream.frames import Agreement, Scalar
+from msfusion.errors import StreamError
+
+
+@dataclass(frozen=True)
+class Terms:
+    """How many come, for how many rounds of how many steps, the largest frames, and what must be agreed on."""
+
+    participants: int
+    rounds: int
+    batch_size: int
+    local_epochs: int
+    max_steps: int | None
+    largest_up: int
+    largest_down: int
+    agreement: Agreement
+
+    def steps(self, examples: int) -> int:
+        """The mini-batches of a round, of a participant with so many examples: as many as `batch_sizes` lists."""
+        steps = self._in_epoch(examples) * self.local_epochs
+        return steps if self.max_steps is None else min(steps, self.max_steps)
+
+    def examples_of(self, examples: int, step: int) -> int:
+        """The examples in one of them."""
+        return min(self.batch_size, examples - step % self._in_epoch(examples) * self.batch_size)
+
+    def _in_epoch(self, examples: int) -> int:
+        full, rest = divmod(examples, self.batch_size)
+        return full + (rest > 1 or rest == examples > 0)
+
+    def check_agreement(self, theirs: Mapping[str, Scalar]) -> None:
+        """Raises StreamError, naming the first thing in which a participant differs."""
+        if theirs.keys() - self.agreement.keys():
+            raise StreamError(
+                "the participant counts on something that this server does not know: both need the same msfusion",
+                "FAILED_PRECONDITION",
+            )
+        for name, mine in self.agreement.items():
+            their = theirs.get(name)
+            if mine != their:
+                raise StreamError(
+                    f"the participant's {name} is {_shown(their)}, and the server's {_shown(mine)}: "
+                    "both need the same configuration, and data of the same kind",
+                    "FAILED_PRECONDITION",
+                )
+
+
+def _shown(value: Scalar) -> str:
+    return "not set" if value is None else repr(value)[:100]
