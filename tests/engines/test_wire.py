@@ -161,7 +161,7 @@ def test_a_method_that_declares_nothing_sends_nothing(workers: int) -> None:
         def outbound(self, kind: Kind, task: Task) -> Outbound:
             return Outbound({})
 
-    first = "4" if workers == 1 else "[0-4]"  # of two processes, either can be the first to fail
+    first = "4" if workers == 1 else "[34]"  # the two that are taken up first: either can fail first
     with pytest.raises(PrivacyError, match=f"participant {first} in round 0 would send the tensor 'weight'"):
         list(run_rounds(Silent(), some_data(), TWICE, workers=workers))
 
