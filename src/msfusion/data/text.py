@@ -20,6 +20,9 @@ from msfusion.imports import in_one_line
 
 PADDING, UNKNOWN, MASK = "<pad>", "<unk>", "<mask>"
 END_OF_LINE = "\n"
+_FOLDER = "transformers:"
+"""What the name of a tokenizer in a folder starts with."""
+
 _WORDS = re.compile(r"\w+|[^\w\s]")
 
 
@@ -92,8 +95,8 @@ def encode_texts(
     Where it has no vocabulary of its own, that of the training texts is made: at most `size` tokens.
     Raises ConfigError when a tokenizer's folder cannot be used.
     """
-    if tokenizer.startswith("transformers:"):
-        return _pretrained(tokenizer.removeprefix("transformers:"), train, test)
+    if is_pretrained(tokenizer):
+        return _pretrained(tokenizer, train, test)
     split = SPLITTERS[tokenizer]
     documents = [split(text) for text in train]  # once: this is what takes the time
     vocabulary = Vocabulary.of(documents, size)
@@ -139,10 +142,14 @@ def masked(batch: Batch, share: float, mask: int, generator: torch.Generator) ->
     return Batch((tokens.masked_fill(chosen, mask),), tokens.masked_fill(~chosen, IGNORED))
 
 
-def _pretrained(
-    folder: str, train: Sequence[str], test: Sequence[str]
-) -> tuple[list[list[int]], list[list[int]], Encoder]:
-    """The same by the tokenizer in a folder, as `save_pretrained` of transformers writes it."""
+def is_pretrained(tokenizer: str) -> bool:
+    """Whether this names a tokenizer in a folder, as `save_pretrained` of transformers writes it."""
+    return tokenizer.startswith(_FOLDER)
+
+
+def pretrained_tokenizer(tokenizer: str) -> Any:
+    """The tokenizer of `transformers:FOLDER`. Raises ConfigError where there is none."""
+    folder = tokenizer.removeprefix(_FOLDER)
     try:
         from transformers import AutoTokenizer
     except ImportError as error:
@@ -150,11 +157,18 @@ def _pretrained(
             "data.tokenizer = 'transformers:...' needs transformers: pip install 'msfusion[transformers]'."
         ) from error
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # transformers raises many kinds, ImportError and OSError among them
         raise ConfigError(
             f"data.tokenizer: {folder} holds no tokenizer that can be loaded ({in_one_line(error)})."
         ) from error
+
+
+def _pretrained(
+    name: str, train: Sequence[str], test: Sequence[str]
+) -> tuple[list[list[int]], list[list[int]], Encoder]:
+    """As `encode_texts`, by the tokenizer in a folder."""
+    tokenizer = pretrained_tokenizer(name)
     candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
     padding = next(token for token in candidates if token is not None)
 

@@ -7,8 +7,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,14 +17,12 @@ from torch import Tensor, nn
 from msfusion.config import Config, load_config
 from msfusion.data.federated import FederatedData
 from msfusion.data.load import load_data
+from msfusion.data.text import is_pretrained, pretrained_tokenizer
 from msfusion.errors import ConfigError, RunDirectoryError
 from msfusion.models.build import build_model, full_options
 from msfusion.runs.directory import RunDirectory
-from msfusion.runs.files import TEMPORARY, read_tensors, refusing_write_errors, write_json, write_tensors
+from msfusion.runs.files import read_tensors, write_folder_with, write_json, write_tensors
 from msfusion.runs.grow import GrowRun
-
-_FOLDER = "transformers:"
-"""What the name of a tokenizer in a folder starts with."""
 
 
 def export(path: Path, out: Path, participant: int | None = None) -> list[Path]:
@@ -43,15 +39,7 @@ def export(path: Path, out: Path, participant: int | None = None) -> list[Path]:
     config = load_config(directory.config)
     find = _grown if config.method.name == "fedgrow" else _common
     model, data = find(config, directory, participant)
-    unfinished = out.with_name(f"{TEMPORARY}-{os.getpid()}-{out.name}")
-    with refusing_write_errors(out):
-        unfinished.mkdir(parents=True)
-        try:
-            _write(unfinished, model, config, data)
-            unfinished.replace(out)
-        except BaseException:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            raise
+    write_folder_with(out, lambda folder: _write(folder, model, config, data))
     return sorted(out.iterdir())
 
 
@@ -117,7 +105,5 @@ def _write(folder: Path, model: nn.Module, config: Config, data: FederatedData) 
         write_json(folder / "model.json", {"name": spec.name, "options": full_options(spec, data)})
     if data.tokens:
         write_json(folder / "vocabulary.json", list(data.tokens))
-    if save is not None and tokenizer.startswith(_FOLDER):
-        from transformers import AutoTokenizer
-
-        AutoTokenizer.from_pretrained(tokenizer.removeprefix(_FOLDER)).save_pretrained(folder)
+    if save is not None and is_pretrained(tokenizer):
+        pretrained_tokenizer(tokenizer).save_pretrained(folder)

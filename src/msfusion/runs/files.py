@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -50,6 +51,22 @@ def write_with(path: Path, write: Callable[[Path], None]) -> None:
                 temporary.unlink(missing_ok=True)
             raise
         _sync_directory(path.parent)
+
+
+def write_folder_with(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a new folder under another name, then put it in the place of `path`, which is free or empty.
+
+    Raises RunDirectoryError where it cannot be written; nothing is left behind then.
+    """
+    temporary = path.with_name(f"{TEMPORARY}-{os.getpid()}-{path.name}")
+    with refusing_write_errors(path):
+        temporary.mkdir(parents=True)
+        try:
+            write(temporary)
+            temporary.replace(path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
 
 
 def write_text(path: Path, text: str) -> None:

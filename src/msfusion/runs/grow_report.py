@@ -26,9 +26,7 @@ def grow_table(figures: Row, title: str) -> Table:
             count(rows[0]["parameters"]),
             percent(rows[0]["share"]),
             count(rows[0]["flops_per_example"]),
-            count(max(before))
-            if min(before) == max(before)
-            else f"{count(min(before))}-{count(max(before))}",
+            span(before, count),
             size(rows[0]["bytes_down"]),
             size(rows[0]["bytes_up"]),
         )
