@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from msfusion.cli_common import Overrides, Quiet, console_of_user, told_in_a_sentence
+from msfusion.cli_common import Overrides, Quiet, console_of_user, print_line, told_in_a_sentence
 from msfusion.cli_split import split
 from msfusion.errors import ConfigError
 
@@ -69,7 +69,7 @@ def train(
         summary = run(settings, path, resume=resume, watcher=watching)
     if not quiet:
         console.print(closing_table(summary))
-    console.print(f"{path}", highlight=False, soft_wrap=True, markup=False)
+    print_line(console, path)
 
 
 @app.command()
@@ -124,7 +124,7 @@ def _show_slices(setup: Setup, planned: dict[str, Any], as_json: bool, out: Path
         console.print(f"Entries held by someone, by round: {coverage_line(planned['entry_coverage'])}\n")
     console.print(terminal_picture(setup, rounds, width=console.width))
     if out is not None:
-        console.print(f"{out}", highlight=False, soft_wrap=True, markup=False)
+        print_line(console, out)
 
 
 @app.command()
@@ -152,7 +152,7 @@ def inspect(
     )
     console.print("Never narrowed:" if description["frozen"] else "Every axis can be narrowed.")
     for line in frozen_lines(description):
-        console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+        print_line(console, f"  {line}")
 
 
 @app.command()
@@ -201,7 +201,7 @@ def compare(
         for table in (targets_table(result), traffic_table(result)):
             if table is not None:
                 console.print(table)
-    console.print(f"{out / 'compare.json'}", highlight=False, soft_wrap=True, markup=False)
+    print_line(console, out / "compare.json")
 
 
 @app.command()
@@ -218,7 +218,7 @@ def export(
 
     console = console_of_user()
     for path in write(run, out, participant):
-        console.print(f"{path}", highlight=False, soft_wrap=True, markup=False)
+        print_line(console, path)
 
 
 @app.command()

@@ -57,3 +57,8 @@ def console_of_user() -> Console:
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = 120  # a file or pipe has no width; tables should not be squeezed into 80 columns
     return console
+
+
+def print_line(console: Console, text: object) -> None:
+    """Print a path or a sentence just as it is: whole, without colours, brackets kept."""
+    console.print(f"{text}", highlight=False, soft_wrap=True, markup=False)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from msfusion.cli_common import Overrides, Quiet, console_of_user, told_in_a_sentence
+from msfusion.cli_common import Overrides, Quiet, console_of_user, print_line, told_in_a_sentence
 from msfusion.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def certificates(
     console = console_of_user()
     for who, names in (("the server", (CERTIFICATE, KEY, TOKEN)), ("each participant", (AUTHORITY, TOKEN))):
         text = f"for {who}: {', '.join(str(out / name) for name in names)}"
-        console.print(text, highlight=False, soft_wrap=True, markup=False)
+        print_line(console, text)
 
 
 @split.command()
@@ -95,7 +95,7 @@ def serve(
         summary = run(settings, out, listening, watching)
     if not quiet:
         console.print(closing_table(summary))
-    console.print(f"{out}", highlight=False, soft_wrap=True, markup=False)
+    print_line(console, out)
 
 
 @split.command()
@@ -153,6 +153,6 @@ def _teller(console: Console, quiet: bool) -> Callable[[str], None]:
 
     def say(text: str) -> None:
         if not quiet:
-            console.print(text, highlight=False, soft_wrap=True, markup=False)
+            print_line(console, text)
 
     return say

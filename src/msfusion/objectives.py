@@ -110,7 +110,7 @@ def gradient_step(
     """One step of gradient descent; the loss before it."""
     optimizer.zero_grad(set_to_none=True)
     loss = objective(model, batch)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()  # type: ignore[no-untyped-call]  # torch's own
     if clip_norm is not None:
         nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
     optimizer.step()

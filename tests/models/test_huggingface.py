@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizer_folder import save_tokenizer
 
 from msfusion.batch import Batch
 from msfusion.data import DataSpec, FederatedData, example_inputs, load_data
@@ -171,15 +172,7 @@ def test_weights_that_are_missing_or_pickled_are_refused(folder: Path) -> None:
 
 
 def test_text_by_a_pretrained_tokenizer(tmp_path: Path) -> None:
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import Whitespace
-
-    words = {"<unk>": 0, "<pad>": 1, "the": 2, "statement": 3}
-    plain = Tokenizer(WordLevel(words, unk_token="<unk>"))
-    plain.pre_tokenizer = Whitespace()
-    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=plain, unk_token="<unk>", pad_token="<pad>")
-    fast.save_pretrained(tmp_path)
+    save_tokenizer(tmp_path)
     data = docs(tokenizer=f"transformers:{tmp_path}")
     assert (data.classes, data.padding) == (4, 1)
     seen = torch.cat([batch.targets.flatten() for batch in data.participants])

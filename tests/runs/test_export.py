@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 from commands import msfusion, refused
-from quick import QUICK_SETTINGS
+from quick import QUICK_GROW, QUICK_SETTINGS, QUICK_TEXT
 from safetensors.torch import load_file
+from tokenizer_folder import save_tokenizer
 from torch import nn
 from watching import Stopping
 
@@ -23,26 +24,6 @@ from msfusion.objectives import evaluate
 from msfusion.runs.directory import RunDirectory
 from msfusion.runs.export import export
 from msfusion.runs.train import train
-
-TEXT = (
-    "rounds=1",
-    "data.source=python-docs",
-    "data.partition=iid",
-    "data.max_train=30",
-    "data.max_test=16",
-    "data.length=12",
-    "participants.count=3",
-    "run.workers=1",
-)
-GROW = (
-    *TEXT,
-    "model.name=decoder_lm",
-    "model.options={features=16, heads=2, layers=2}",
-    "method.name=fedgrow",
-    "grow.small=[{features=8, layers=1}, {features=12, layers=1}]",
-    "grow.intermediate={features=12, layers=2}",
-    "grow.fit={steps=3}",
-)
 
 
 def run(path: Path, *settings: str) -> Config:
@@ -61,7 +42,7 @@ def rebuilt(folder: Path) -> nn.Module:
 @pytest.fixture(scope="module")
 def grown(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("grown") / "run"
-    run(path, *GROW)
+    run(path, *QUICK_GROW)
     return path
 
 
@@ -74,7 +55,7 @@ def test_a_model_for_images_comes_back_from_its_folder_alone(tmp_path: Path) -> 
 
 
 def test_each_participants_grown_model_comes_with_the_vocabulary(grown: Path, tmp_path: Path) -> None:
-    data = load_data(load_config(None, GROW).data_spec)
+    data = load_data(load_config(None, QUICK_GROW).data_spec)
     losses = []
     for participant in range(3):
         export(grown, tmp_path / str(participant), participant)
@@ -93,7 +74,7 @@ def test_each_participants_grown_model_comes_with_the_vocabulary(grown: Path, tm
 def test_a_model_of_transformers_loads_in_transformers(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers", reason="needs transformers")
     options = "model.options={n_embd=16, n_head=2, n_layer=1}"
-    config = run(tmp_path / "run", *TEXT, "model.name=transformers:gpt2", options)
+    config = run(tmp_path / "run", *QUICK_TEXT, "model.name=transformers:gpt2", options)
     export(tmp_path / "run", tmp_path / "out")
     data = load_data(config.data_spec)
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
@@ -101,6 +82,18 @@ def test_a_model_of_transformers_loads_in_transformers(tmp_path: Path) -> None:
     summary = RunDirectory.reopen(tmp_path / "run").read_summary()
     assert found.perplexity == pytest.approx(summary["perplexity"], rel=1e-4)
     assert (tmp_path / "out" / "vocabulary.json").is_file()
+
+
+def test_a_tokenizer_from_a_folder_goes_along(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="needs transformers")
+    save_tokenizer(tmp_path / "tokenizer")
+    options = "model.options={n_embd=16, n_head=2, n_layer=1}"
+    tokenizer = f"data.tokenizer=transformers:{tmp_path / 'tokenizer'}"
+    run(tmp_path / "run", *QUICK_TEXT, "model.name=transformers:gpt2", options, tokenizer)
+    export(tmp_path / "run", tmp_path / "out")
+    loaded = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert loaded("the statement unheard")["input_ids"] == [2, 3, 0]
+    assert not (tmp_path / "out" / "vocabulary.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -121,7 +114,8 @@ def test_a_common_model_is_nobodys_own(tmp_path: Path) -> None:
         export(tmp_path / "small", tmp_path / "out", 0)
     with pytest.raises(ConfigError, match=r"its tensors are in .*model\.safetensors"):
         export(tmp_path / "small", tmp_path / "out")
-    run(tmp_path / "scratch", *GROW[:-3], "grow={growth='scratch', further='federated'}")
+    scratch = [each for each in QUICK_GROW if not each.startswith("grow.")]
+    run(tmp_path / "scratch", *scratch, "grow={growth='scratch', further='federated'}")
     with pytest.raises(ConfigError, match="share one model"):
         export(tmp_path / "scratch", tmp_path / "out", 0)
     assert len(export(tmp_path / "scratch", tmp_path / "out")) == 3

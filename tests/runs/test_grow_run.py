@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from commands import msfusion, refused
+from quick import QUICK_GROW
 from safetensors.torch import load_file
 from watching import Stopping, silent
 
@@ -21,30 +22,11 @@ from msfusion.runs.report import comparison_table
 from msfusion.runs.tables import closing_table, plan_tables
 from msfusion.runs.train import train
 
-GROW = (
-    "rounds=2",
-    "data.source=python-docs",
-    "data.partition=iid",
-    "data.max_train=40",
-    "data.max_test=16",
-    "data.length=12",
-    "participants.count=3",
-    "model.name=decoder_lm",
-    "model.options={features=16, heads=2, layers=2}",
-    "method.name=fedgrow",
-    "grow.small=[{features=8, layers=1}, {features=12, layers=1}]",
-    "grow.intermediate={features=12, layers=2}",
-    "grow.fit={steps=3}",
-    "grow.pretraining={optimizer='adamw', learning_rate=0.01}",
-    "training.batch_size=8",
-    "training.local_epochs=1",
-    "run.workers=1",
-)
-SETTINGS = [part for each in GROW for part in ("--set", each)]
+SETTINGS = [part for each in QUICK_GROW for part in ("--set", each)]
 
 
 def quick(*overrides: str) -> Config:
-    return load_config(None, [*GROW, *overrides])
+    return load_config(None, [*QUICK_GROW, *overrides])
 
 
 @pytest.fixture(scope="module")

@@ -67,7 +67,7 @@ def _known(batches: Sequence[Batch]) -> dict[str, Any]:
     tokens = []
     for batch in batches:
         named = batch.inputs if isinstance(batch.inputs, dict) else dict(enumerate(batch.inputs))
-        ids = named.get("input_ids", named.get(0))  # type: ignore[call-overload]
+        ids = named.get("input_ids", named.get(0))  # type: ignore[call-overload]  # keys of either kind
         if ids is not None and ids.numel() and not ids.is_floating_point():
             tokens.append(int(ids.max()))
     classes = max([largest, *tokens]) + 1 if language else largest + 1

@@ -93,7 +93,7 @@ def fast_contrastive_loss(
     Over a vocabulary, autograd through cosines takes longer than all the rest of a training step, most of it
     for memory. This computes value and gradient together in one tensor.
     """
-    loss: Tensor = _Fast.apply(logits, received, previous, temperature)  # type: ignore[no-untyped-call]
+    loss: Tensor = _Fast.apply(logits, received, previous, temperature)  # type: ignore[no-untyped-call]  # torch's own
     return loss
 
 
