@@ -62,6 +62,12 @@ FAMILIES: dict[str, list[codecs.Codec]] = {
     "quantized": [codecs.Quantized(bits=bits) for bits in (1, 2, 3, 8)],
     "dead_zone": [codecs.DeadZone(), codecs.DeadZone(step=2.0, dead_zone=1.0)],
     "identity": [codecs.Identity()],
+    "scaled": [
+        codecs.Scaled(),
+        codecs.Scaled(codecs.DeadZone()),
+        codecs.Scaled(codecs.Quantized(bits=3)),
+        codecs.Scaled(codecs.TopK(ratio=0.5)),
+    ],
 }
 
 

@@ -25,6 +25,11 @@ EVERY_CODEC: list[Codec] = [
     codecs.DeadZone(),
     codecs.DeadZone(step=3.0, dead_zone=1.0),
     codecs.Identity(),
+    codecs.Scaled(),
+    codecs.Scaled(codecs.by_name("paper")),
+    codecs.Scaled(codecs.DeadZone(step=1.0)),
+    codecs.Scaled(codecs.Quantized(bits=2)),
+    codecs.Scaled(codecs.RandomTopK(ratio=0.5)),
 ]
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
-from msfusion.codecs import Codec, by_name
+from msfusion.codecs import Codec, by_table
 from msfusion.data.spec import DataSpec
 from msfusion.engines.split import Clients, ServerStep, SplitSettings
 from msfusion.errors import ConfigError
@@ -149,12 +149,8 @@ class SplitSection(Section):
 
 
 def _codec(key: str, given: str | dict[str, Any]) -> Codec:
-    table = {"codec": given} if isinstance(given, str) else dict(given)
-    name = table.pop("codec", None)
-    if not isinstance(name, str):
-        raise ConfigError(f"{key} should name a codec, as in {{ codec = 'top_k', ratio = 0.99 }}")
     try:
-        return by_name(name, **table)
+        return by_table(given)
     except (ConfigError, TypeError) as error:
         raise ConfigError(f"{key}: {error}") from error
 

@@ -15,7 +15,7 @@ def test_hostile_messages_are_decoded_or_refused() -> None:
     finished = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     found = json.loads(finished.stdout)["codecs"]
-    assert len(found) == 6
+    assert len(found) == 7
     for counts in found.values():
         assert counts["refused"] + counts["decoded"] == counts["payloads"] == 1500
         assert counts["refused"] > 500

@@ -11,6 +11,7 @@ before anything is allocated for what they declare.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -25,6 +26,7 @@ from msfusion.codecs.identity import Identity
 from msfusion.codecs.mask_encoded import MaskEncoded
 from msfusion.codecs.quantized import Quantized
 from msfusion.codecs.random_top_k import RandomTopK
+from msfusion.codecs.scaled import Scaled
 from msfusion.codecs.surviving import Surviving
 from msfusion.codecs.top_k import TopK
 from msfusion.errors import CodecError, ConfigError
@@ -41,16 +43,18 @@ __all__ = [
     "MaskEncoded",
     "Quantized",
     "RandomTopK",
+    "Scaled",
     "Surviving",
     "TopK",
     "by_name",
+    "by_table",
     "decode",
     "read_header",
     "room_for",
 ]
 
 CODECS: dict[str, type[Codec]] = {
-    codec.name: codec for codec in (MaskEncoded, TopK, RandomTopK, Quantized, DeadZone, Identity)
+    codec.name: codec for codec in (MaskEncoded, TopK, RandomTopK, Quantized, DeadZone, Identity, Scaled)
 }
 """Every codec by its name."""
 
@@ -81,7 +85,21 @@ def by_name(name: str, **settings: Any) -> Codec:
             raise ConfigError(
                 f"codec '{name}' has no setting '{setting}'; it has {', '.join(known) or 'none'}."
             )
+    if isinstance(settings.get("inner"), str | Mapping):
+        settings["inner"] = by_table(settings["inner"])
     return CODECS[name](**settings)
+
+
+def by_table(given: str | Mapping[str, Any]) -> Codec:
+    """The codec of a name, or of a table as in a config: { codec = "top_k", ratio = 0.99 }.
+
+    Raises ConfigError as `by_name` does, and for a table without a name.
+    """
+    table = {"codec": given} if isinstance(given, str) else dict(given)
+    name = table.pop("codec", None)
+    if not isinstance(name, str):
+        raise ConfigError("a table should name its codec, as in { codec = 'top_k', ratio = 0.99 }.")
+    return by_name(name, **table)
 
 
 def decode(

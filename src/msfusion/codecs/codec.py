@@ -69,17 +69,20 @@ class Codec(ABC):
         `signed`: count a sign plane, which is sent only where negative values need one.
         """
         check_describable(tuple(shape), dtype)
-        return header_size(tuple(shape), self.settings_size) + self._payload_size(
-            torch.Size(shape).numel(), dtype, signed
-        )
+        header = header_size(tuple(shape), self._settings_size())
+        return header + self._payload_size(shape, dtype, signed)
+
+    def _settings_size(self) -> int:
+        """Bytes of the settings in a header."""
+        return self.settings_size
 
     @abstractmethod
     def _encode(self, tensor: Float[Tensor, "..."], operations: Operations) -> Encoded:
         """Sign flag, settings and payload of a detached tensor of any layout."""
 
     @abstractmethod
-    def _payload_size(self, elements: int, dtype: torch.dtype, signed: bool) -> int:
-        """Bytes of the payload, at most."""
+    def _payload_size(self, shape: Sequence[int], dtype: torch.dtype, signed: bool) -> int:
+        """Bytes of the payload of a tensor of this shape, at most."""
 
     @abstractmethod
     def _check_settings(self, header: Header) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -72,8 +73,8 @@ class DeadZone(Codec):
         step = max(self.step * math.sqrt(mean_square), float(values.abs().max()) / (LARGEST_CODE - 1))
         return min(step, torch.finfo(torch.float32).max)
 
-    def _payload_size(self, elements: int, dtype: torch.dtype, signed: bool) -> int:
-        return elements
+    def _payload_size(self, shape: Sequence[int], dtype: torch.dtype, signed: bool) -> int:
+        return math.prod(shape)
 
     def _check_settings(self, header: Header) -> None:
         if _read(header)[2] != float(np.float32(self.dead_zone)):

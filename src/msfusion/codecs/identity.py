@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -28,8 +30,8 @@ class Identity(Codec):
     def _encode(self, tensor: Float[Tensor, "..."], operations: Operations) -> Encoded:
         return False, b"", [_octets(tensor.cpu().contiguous().view(-1))]
 
-    def _payload_size(self, elements: int, dtype: torch.dtype, signed: bool) -> int:
-        return elements * dtype.itemsize
+    def _payload_size(self, shape: Sequence[int], dtype: torch.dtype, signed: bool) -> int:
+        return math.prod(shape) * dtype.itemsize
 
     def _check_settings(self, header: Header) -> None:
         """There are none."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar, get_args
 
 import torch
@@ -73,10 +75,10 @@ class MaskCodec(Surviving):
         planes = operations.mask(values, boundaries, self.bits, largest)
         return mask_message(stored, *planes, bits=self.bits, kept_as=self.values, entropy=self.entropy)
 
-    def _payload_size(self, elements: int, dtype: torch.dtype, signed: bool) -> int:
-        signed = (
-            signed and self.bits > 1
-        )  # kept values carry their own signs, and others have none of one bit
+    def _payload_size(self, shape: Sequence[int], dtype: torch.dtype, signed: bool) -> int:
+        # kept values carry their own signs, and others have none of one bit
+        signed = signed and self.bits > 1
+        elements = math.prod(shape)
         return mask_payload_size(elements, kept_count(self.ratio, elements), self.bits, self.values, signed)
 
     def _check_settings(self, header: Header) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -49,8 +50,8 @@ class Quantized(Codec):
             [operations.quantise(values, boundaries, self.bits)],
         )
 
-    def _payload_size(self, elements: int, dtype: torch.dtype, signed: bool) -> int:
-        return packed_size(elements, self.bits)
+    def _payload_size(self, shape: Sequence[int], dtype: torch.dtype, signed: bool) -> int:
+        return packed_size(math.prod(shape), self.bits)
 
     def _check_settings(self, header: Header) -> None:
         if _read(header)[0] != self.bits:
