@@ -21,7 +21,7 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 from msfusion.codecs.codec import Codec, Encoded, in_float32, not_finite
-from msfusion.codecs.entropy import compress, decompress
+from msfusion.codecs.entropy import deflate, inflate
 from msfusion.codecs.header import Header
 from msfusion.codecs.operations import Operations
 from msfusion.errors import CodecError, ConfigError
@@ -61,8 +61,12 @@ class DeadZone(Codec):
         starts = starts.to(torch.float32).clamp(min=2.0**-149)  # zero stays zero
         boundaries = torch.cat([-starts.flip(0), starts]).to(values.device)
         codes = operations.quantise(values, boundaries, 8)
-        frame = compress(codes)
-        return False, _SETTINGS.pack(frame is not None, step, dead_zone), [codes if frame is None else frame]
+        stream = deflate(codes)
+        return (
+            False,
+            _SETTINGS.pack(stream is not None, step, dead_zone),
+            [codes if stream is None else stream],
+        )
 
     def _absolute_step(self, values: Float32[Tensor, " elements"]) -> float:
         if len(values) == 0:
@@ -91,7 +95,7 @@ class DeadZone(Codec):
         cls, header: Header, payload: memoryview, out: Float32[Tensor, " elements"], operations: Operations
     ) -> None:
         compressed, step, dead_zone = _read(header)
-        codes = decompress(payload, header.elements) if compressed else payload
+        codes = inflate(payload, header.elements) if compressed else payload
         if np.frombuffer(codes, np.uint8).max() > 2 * LARGEST_CODE:
             raise CodecError("a message is damaged: it holds a code that no encoder writes.")
         steps = torch.arange(-LARGEST_CODE, LARGEST_CODE + 2, dtype=torch.float64)

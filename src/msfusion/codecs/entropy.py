@@ -1,17 +1,20 @@
-"""The last step of some codecs: a general-purpose compressor over the packed codes.
+"""The last step of some codecs: a general-purpose compressor over their codes.
 
-Level 1 of Zstandard is enough: nearly all of the gain is in its Huffman coder, because neighbouring codes have
-little in common but how frequent they are.
+Neighbouring codes have little in common but how frequent they are, so nearly all of the gain is in the Huffman coder.
+For codes packed into bytes level 1 of Zstandard is enough. Codes of a byte each gain 4 to 21 % by DEFLATE that does not
+look for repetitions, or for runs alone: those that Zstandard finds cost more than they save.
 """
 
 from __future__ import annotations
 
+import zlib
 from typing import Any
 
 from msfusion.codecs.header import Buffer
 from msfusion.errors import CodecError, ConfigError
 
 LEVEL = 1
+MOST_MEMORY = 9
 
 
 def compress(data: Any) -> bytes | None:
@@ -35,6 +38,35 @@ def decompress(frame: Buffer, size: int) -> bytes:
         return bytes(zstandard.ZstdDecompressor().decompress(frame, allow_extra_data=False))
     except zstandard.ZstdError as error:
         raise CodecError(f"a compressed payload is damaged: {error}.") from error
+
+
+def deflate(codes: Any) -> bytes | None:
+    """A raw DEFLATE stream of codes of a byte each, smaller than they are, or None where there is none.
+
+    Runs pay where most codes are the same; the shorter of both ways is taken.
+    """
+    stream = min((_deflated(codes, strategy) for strategy in (zlib.Z_RLE, zlib.Z_HUFFMAN_ONLY)), key=len)
+    return stream if len(stream) < memoryview(codes).nbytes else None
+
+
+def inflate(stream: Buffer, size: int) -> bytes:
+    """The `size` bytes of a raw DEFLATE stream; no more than one beyond them is ever made.
+
+    Raises CodecError for anything that is not one whole stream of that size.
+    """
+    reader = zlib.decompressobj(wbits=-zlib.MAX_WBITS)
+    try:
+        data = reader.decompress(stream, size + 1)
+    except zlib.error as error:
+        raise CodecError(f"a compressed payload is damaged: {error}.") from error
+    if len(data) != size or not reader.eof or reader.unused_data:
+        raise CodecError("a compressed payload is damaged: it holds another size than its header.")
+    return data
+
+
+def _deflated(codes: Any, strategy: int) -> bytes:
+    writer = zlib.compressobj(1, zlib.DEFLATED, -zlib.MAX_WBITS, MOST_MEMORY, strategy)
+    return writer.compress(codes) + writer.flush()
 
 
 def _zstandard() -> Any:
