@@ -22,7 +22,7 @@ EVERY_CODEC: list[Codec] = [
     codecs.Quantized(bits=1),
     codecs.Quantized(bits=3),
     codecs.Quantized(bits=8),
-    codecs.DeadZone(),
+    codecs.DeadZone(step=0.4, dead_zone=0.7),
     codecs.DeadZone(step=3.0, dead_zone=1.0),
     codecs.Identity(),
     codecs.Scaled(),

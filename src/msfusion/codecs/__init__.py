@@ -62,14 +62,19 @@ PROFILES: dict[str, Codec] = {
     "paper": MaskEncoded(ratio=0.99, bits=2, rounding="nearest"),
     "small": MaskEncoded(ratio=0.99, bits=2, rounding="nearest", entropy="zstd"),
     "accurate": MaskEncoded(ratio=0.995, bits=3, values="float16", entropy="zstd"),
+    "dense": DeadZone(step=0.85, dead_zone=0.6),
 }
-"""Codecs with settings worth a name: the paper's; the same at half the bytes; half the error for few more."""
+"""Codecs with settings worth a name.
+
+The paper's; the same at half the bytes; half the error for few more; and where no ReLU has made it sparse and positive,
+as in a transformer, the error of the paper's at a fifth fewer bytes than `small`.
+"""
 
 _BY_NUMBER = {codec.number: codec for codec in CODECS.values()}
 
 
 def by_name(name: str, **settings: Any) -> Codec:
-    """The codec of a profile ("paper", "small", "accurate"), or one of `CODECS` with settings of its own.
+    """The codec of a profile ("paper", "small", "accurate", "dense"), or one of `CODECS` with settings of its own.
 
     Raises ConfigError for an unknown name, and for settings that the codec does not have or that are out of range.
     """
