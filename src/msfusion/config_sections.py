@@ -121,7 +121,9 @@ class SplitSection(Section):
         default="small",
         description="a codec for what goes up: a profile, or a table { codec = 'top_k', ... } with its settings",
     )
-    gradients: str | dict[str, Any] = Field(default="small", description="a codec for what comes down")
+    gradients: str | dict[str, Any] = Field(
+        default="scaled", description="a codec for what comes down: blocks of it differ much in size"
+    )
     server_step: ServerStep = Field(
         default="each",
         description="a step for each participant's mini-batch, or one for those of all (joined)",

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from msfusion.batch import Batch
-from msfusion.codecs import PROFILES, Codec
+from msfusion.codecs import PROFILES, Codec, Scaled
 from msfusion.engines.calendar import RoundSettings
 from msfusion.engines.messages import payload_bytes
 from msfusion.engines.results import ParticipantResult
@@ -45,7 +45,7 @@ class SplitSettings:
 
     at: str
     activations: Codec = PROFILES["small"]
-    gradients: Codec = PROFILES["small"]
+    gradients: Codec = field(default_factory=Scaled)
     server_step: ServerStep = "each"
     clients: Clients = "averaged"
     derivative: Derivative = "identity"
