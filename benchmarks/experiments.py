@@ -28,6 +28,8 @@ PLACE = re.compile(r"(<!-- results: ([a-z0-9_]+) -->\n).*?(<!-- end -->)", re.DO
 """Where a table goes in the page: everything between the two marks is written by this program."""
 
 Row = Mapping[str, Any]
+DIGITS = {"accuracy": (100, 1), "perplexity": (1, 1), "loss": (1, 3)}
+"""How a metric is told: times what, and with how many decimals."""
 
 
 def run(names: list[str], workers: int | None) -> None:
@@ -141,7 +143,7 @@ def table(rows: list[Row]) -> str:
     lines = [f"| {' | '.join(headers)} |", "|" + " --- |" * len(headers)]
     for row, name in zip(rows, names_of(rows), strict=True):
         over = "" if row["within_budget"] else " (beyond the budget)"
-        values = [spread(row[metric], *((100, 1) if metric == "accuracy" else ())) for metric in metrics]
+        values = [spread(row[metric], *DIGITS[metric]) for metric in metrics]
         behind = (
             differences(row, leader, "perplexity" if language else "accuracy") if row is not leader else ""
         )
@@ -195,11 +197,10 @@ def differences(row: Row, leader: Row, metric: str) -> str:
     """By how much a row is behind the leader in each seed."""
     from msfusion.runs.cells import behind
 
-    scale, digits = (100, 1) if metric == "accuracy" else (1, 2)
-    return spread(behind(row, leader), scale, digits, "+")
+    return spread(behind(row, leader), *DIGITS[metric], sign="+")
 
 
-def spread(value: Row, scale: float = 1.0, digits: int = 3, sign: str = "") -> str:
+def spread(value: Row, scale: float, digits: int, sign: str = "") -> str:
     """Mean ± standard deviation."""
     if value["mean"] is None:
         return "-"
