@@ -15,6 +15,8 @@ from msfusion.errors import CodecError, ConfigError
 
 LEVEL = 1
 MOST_MEMORY = 9
+TRIED = 2**16
+"""How many codes show which way of coding is the shorter."""
 
 
 def compress(data: Any) -> bytes | None:
@@ -43,10 +45,13 @@ def decompress(frame: Buffer, size: int) -> bytes:
 def deflate(codes: Any) -> bytes | None:
     """A raw DEFLATE stream of codes of a byte each, smaller than they are, or None where there is none.
 
-    Runs pay where most codes are the same; the shorter of both ways is taken.
+    Runs pay where most codes are the same: what is shorter for the first codes is done with all.
     """
-    stream = min((_deflated(codes, strategy) for strategy in (zlib.Z_RLE, zlib.Z_HUFFMAN_ONLY)), key=len)
-    return stream if len(stream) < memoryview(codes).nbytes else None
+    view = memoryview(codes).cast("B")
+    strategies = (zlib.Z_RLE, zlib.Z_HUFFMAN_ONLY)
+    strategy = min(strategies, key=lambda each: len(_deflated(view[:TRIED], each)))
+    stream = _deflated(view, strategy)
+    return stream if len(stream) < len(view) else None
 
 
 def inflate(stream: Buffer, size: int) -> bytes:
@@ -64,7 +69,7 @@ def inflate(stream: Buffer, size: int) -> bytes:
     return data
 
 
-def _deflated(codes: Any, strategy: int) -> bytes:
+def _deflated(codes: memoryview, strategy: int) -> bytes:
     writer = zlib.compressobj(1, zlib.DEFLATED, -zlib.MAX_WBITS, MOST_MEMORY, strategy)
     return writer.compress(codes) + writer.flush()
 
