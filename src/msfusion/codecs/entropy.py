@@ -15,7 +15,7 @@ from msfusion.errors import CodecError, ConfigError
 
 LEVEL = 1
 MOST_MEMORY = 9
-TRIED = 2**16
+TRIED = 2**18
 """How many codes show which way of coding is the shorter."""
 
 
