@@ -198,7 +198,7 @@ def test_the_commands_tell_both_sides(tmp_path: Path) -> None:
     [
         ("split.at=nowhere", "no module 'nowhere'"),
         ("split.activations=best", "split.activations: there is no codec 'best'"),
-        ("split.gradients={ratio=0.9}", "split.gradients: a table should name its codec"),
+        ("split.gradients={ratio=0.9}", "split.gradients: it should be a name, or a table that has one"),
         ("split.activations={codec='top_k', ratio=2.0}", "at least 0 and below 1"),
         ("split.activations={codec='top_k', ration=0.5}", "no setting 'ration'"),
         ("split.server_step=both", "split.server_step"),

@@ -81,7 +81,8 @@ def by_name(name: str, **settings: Any) -> Codec:
     if name in PROFILES and not settings:
         return PROFILES[name]
     if name in PROFILES:
-        raise ConfigError(f"codec '{name}' is a profile and takes no settings; set those of 'mask_encoded'.")
+        behind = PROFILES[name].name
+        raise ConfigError(f"codec '{name}' is a profile and takes no settings; set those of '{behind}'.")
     if name not in CODECS:
         raise ConfigError(f"there is no codec '{name}'; there are {', '.join([*PROFILES, *CODECS])}.")
     known = [field.name for field in fields(CODECS[name])]  # type: ignore[arg-type]  # each is a dataclass
@@ -90,20 +91,22 @@ def by_name(name: str, **settings: Any) -> Codec:
             raise ConfigError(
                 f"codec '{name}' has no setting '{setting}'; it has {', '.join(known) or 'none'}."
             )
-    if isinstance(settings.get("inner"), str | Mapping):
+    if "inner" in settings and not isinstance(settings["inner"], Codec):
         settings["inner"] = by_table(settings["inner"])
     return CODECS[name](**settings)
 
 
-def by_table(given: str | Mapping[str, Any]) -> Codec:
+def by_table(given: Any) -> Codec:
     """The codec of a name, or of a table as in a config: { codec = "top_k", ratio = 0.99 }.
 
-    Raises ConfigError as `by_name` does, and for a table without a name.
+    Raises ConfigError as `by_name` does, and for anything else.
     """
-    table = {"codec": given} if isinstance(given, str) else dict(given)
+    table = dict(given) if isinstance(given, Mapping) else {"codec": given}
     name = table.pop("codec", None)
     if not isinstance(name, str):
-        raise ConfigError("a table should name its codec, as in { codec = 'top_k', ratio = 0.99 }.")
+        raise ConfigError(
+            "it should be a name, or a table that has one, as in { codec = 'top_k', ratio = 0.99 }."
+        )
     return by_name(name, **table)
 
 
