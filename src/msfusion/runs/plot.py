@@ -9,6 +9,9 @@ from typing import Any
 from msfusion.errors import ConfigError
 from msfusion.runs.files import write_with
 
+WHOLE_MODELS = {"split": "split learning", "fedgrow": "Fed-Grow"}
+"""What stands above the panel of methods in which nobody has a slice."""
+
 
 def save_plot(comparison: Mapping[str, Any], path: Path) -> None:
     """Write the curves of `compare` as a PNG: a panel for each width ratio (and variant, of several methods).
@@ -17,6 +20,7 @@ def save_plot(comparison: Mapping[str, Any], path: Path) -> None:
     """
     try:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator, ScalarFormatter
     except ImportError as error:
         raise ConfigError("A plot needs matplotlib: pip install 'msfusion[plot]'.") from error
     cells = comparison["cells"]
@@ -27,7 +31,7 @@ def save_plot(comparison: Mapping[str, Any], path: Path) -> None:
     narrow = [cell for cell in cells if cell["method"] != "fedavg"] or references
     panels_of: dict[str, list[Mapping[str, Any]]] = {}
     for cell in narrow:
-        ratio = "split learning" if cell["method"] == "split" else f"width ratio {cell['ratio_label']}"
+        ratio = WHOLE_MODELS.get(cell["method"], f"width ratio {cell['ratio_label']}")
         panels_of.setdefault(f"{cell['variant']}, {ratio}" if by_variant else ratio, []).append(cell)
     figure = Figure(figsize=(6.5 * len(panels_of), 4.2), layout="constrained")
     panels = figure.subplots(1, len(panels_of), sharey=True, squeeze=False)[0]
@@ -41,12 +45,15 @@ def save_plot(comparison: Mapping[str, Any], path: Path) -> None:
             _draw(panel, cell, colour, _label(cell, by_variant))
         panel.set_title(title, fontsize=10)
         panel.set_xlabel("round")
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.grid(alpha=0.3)
         panel.legend(fontsize=8)
     metric = cells[0]["curve"]["metric"]
     panels[0].set_ylabel(f"test {metric} (mean ± sd, {len(comparison['seeds'])} seeds)")
     if metric == "perplexity":
         panels[0].set_yscale("log")
+        for axis in (panels[0].yaxis.set_major_formatter, panels[0].yaxis.set_minor_formatter):
+            axis(ScalarFormatter())
     write_with(path, lambda temporary: figure.savefig(temporary, format="png", dpi=150))
 
 
@@ -54,6 +61,7 @@ def _draw(panel: Any, cell: Mapping[str, Any], colour: int, label: str) -> None:
     curve = cell["curve"]
     beyond = "" if cell["within_budget"] else " (exceeds the budget)"
     style = "-" if cell["within_budget"] else "--"
+    style += "o" if len(curve["rounds"]) == 1 else ""  # a line of one point is none
     panel.plot(curve["rounds"], curve["mean"], style, color=f"C{colour}", label=label + beyond)
     if None not in curve["sd"]:
         low = [mean - sd for mean, sd in zip(curve["mean"], curve["sd"], strict=True)]
