@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import tracemalloc
 import zlib
 
@@ -63,7 +62,7 @@ def test_damage_is_refused(unpack: object) -> None:
 def test_a_stream_cannot_grow_without_bound() -> None:
     writer = zlib.compressobj(9, zlib.DEFLATED, -15)
     bomb = writer.compress(bytes(2**28)) + writer.flush()
-    assert len(bomb) < 2**28 / 1000 * math.e
+    assert len(bomb) < 2**28 / 1000
     tracemalloc.start()
     with pytest.raises(CodecError):
         inflate(bomb, 1000)

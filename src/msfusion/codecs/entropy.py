@@ -48,9 +48,10 @@ def deflate(codes: Any) -> bytes | None:
     Runs pay where most codes are the same: what is shorter for the first codes is done with all.
     """
     view = memoryview(codes).cast("B")
-    strategies = (zlib.Z_RLE, zlib.Z_HUFFMAN_ONLY)
-    strategy = min(strategies, key=lambda each: len(_deflated(view[:TRIED], each)))
-    stream = _deflated(view, strategy)
+    tried = {each: _deflated(view[:TRIED], each) for each in (zlib.Z_RLE, zlib.Z_HUFFMAN_ONLY)}
+    strategy, stream = min(tried.items(), key=lambda each: len(each[1]))
+    if len(view) > TRIED:
+        stream = _deflated(view, strategy)
     return stream if len(stream) < len(view) else None
 
 

@@ -10,6 +10,8 @@ from msfusion.errors import ConfigError
 
 TASKS = ("classification", "language_modelling")
 TOKENIZERS = ("words", "spaces", "characters")
+FOLDER = "transformers:"
+"""What the name of a tokenizer in a folder starts with."""
 
 
 @dataclass(frozen=True)
@@ -93,9 +95,14 @@ class DataSpec:
         self._require(0 <= self.mask_share < 1, "mask_share", "must be at least 0 and below 1")
         self._require(self.channels in (None, 1, 3), "channels", "must be 1 (grey) or 3 (RGB)")
         self._require(self.task is None or self.task in TASKS, "task", f"must be one of {', '.join(TASKS)}")
-        known = self.tokenizer in (None, *TOKENIZERS) or str(self.tokenizer).startswith("transformers:")
-        self._require(known, "tokenizer", f"must be one of {', '.join(TOKENIZERS)} or transformers:FOLDER")
+        known = self.tokenizer in (None, *TOKENIZERS) or is_pretrained(str(self.tokenizer))
+        self._require(known, "tokenizer", f"must be one of {', '.join(TOKENIZERS)} or {FOLDER}FOLDER")
 
     def _require(self, fine: bool, name: str, demand: str) -> None:
         if not fine:
             raise ConfigError(f"data.{name} = {getattr(self, name)!r} {demand}.")
+
+
+def is_pretrained(tokenizer: str) -> bool:
+    """Whether this names a tokenizer in a folder, as `save_pretrained` of transformers writes it."""
+    return tokenizer.startswith(FOLDER)

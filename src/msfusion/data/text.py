@@ -15,14 +15,12 @@ from jaxtyping import Int
 from torch import Tensor
 
 from msfusion.batch import IGNORED, Batch
+from msfusion.data.spec import FOLDER, is_pretrained
 from msfusion.errors import ConfigError, DataError
 from msfusion.imports import in_one_line
 
 PADDING, UNKNOWN, MASK = "<pad>", "<unk>", "<mask>"
 END_OF_LINE = "\n"
-_FOLDER = "transformers:"
-"""What the name of a tokenizer in a folder starts with."""
-
 _WORDS = re.compile(r"\w+|[^\w\s]")
 
 
@@ -142,14 +140,9 @@ def masked(batch: Batch, share: float, mask: int, generator: torch.Generator) ->
     return Batch((tokens.masked_fill(chosen, mask),), tokens.masked_fill(~chosen, IGNORED))
 
 
-def is_pretrained(tokenizer: str) -> bool:
-    """Whether this names a tokenizer in a folder, as `save_pretrained` of transformers writes it."""
-    return tokenizer.startswith(_FOLDER)
-
-
 def pretrained_tokenizer(tokenizer: str) -> Any:
     """The tokenizer of `transformers:FOLDER`. Raises ConfigError where there is none."""
-    folder = tokenizer.removeprefix(_FOLDER)
+    folder = tokenizer.removeprefix(FOLDER)
     try:
         from transformers import AutoTokenizer
     except ImportError as error:

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from msfusion.config import Config, load_config
 from msfusion.data.federated import FederatedData
 from msfusion.data.load import load_data
-from msfusion.data.text import is_pretrained, pretrained_tokenizer
+from msfusion.data.spec import is_pretrained
+from msfusion.data.text import pretrained_tokenizer
 from msfusion.errors import ConfigError, RunDirectoryError
 from msfusion.models.build import build_model, full_options
 from msfusion.runs.directory import RunDirectory

@@ -52,8 +52,8 @@ def save_plot(comparison: Mapping[str, Any], path: Path) -> None:
     panels[0].set_ylabel(f"test {metric} (mean ± sd, {len(comparison['seeds'])} seeds)")
     if metric == "perplexity":
         panels[0].set_yscale("log")
-        for axis in (panels[0].yaxis.set_major_formatter, panels[0].yaxis.set_minor_formatter):
-            axis(ScalarFormatter())
+        panels[0].yaxis.set_major_formatter(ScalarFormatter())
+        panels[0].yaxis.set_minor_formatter(ScalarFormatter())
     write_with(path, lambda temporary: figure.savefig(temporary, format="png", dpi=150))
 
 
