@@ -138,8 +138,10 @@ def table(rows: list[Row]) -> str:
     metrics = ["perplexity", "accuracy", "loss"] if language else ["accuracy", "loss"]
     shown = [f"{metric}, %" if metric == "accuracy" else metric for metric in metrics]
     personal = any("accuracy_sd" in row for row in rows)  # everybody has a model of its own
+    own = any("own_accuracy" in row for row in rows)  # and was asked what it is worth to itself
     headers = ["variant" if by_variant else "method", *shown, "behind, seed by seed", "FLOPs an example"]
     headers += ["between participants, %", "GFLOPs in all", "MB in all"] if personal else []
+    headers += ["own labels, %", "between participants, %"] if own else []
     lines = [f"| {' | '.join(headers)} |", "|" + " --- |" * len(headers)]
     for row, name in zip(rows, names_of(rows), strict=True):
         over = "" if row["within_budget"] else " (beyond the budget)"
@@ -149,6 +151,7 @@ def table(rows: list[Row]) -> str:
         )
         flops = f"{row['flops_per_example'] / 1e6:.2f} M"
         more = personal_columns(row) if personal else []
+        more += [spread(row[f"own_accuracy{of}"], 100, 1) for of in ("", "_sd")] if own else []
         lines.append(f"| {' | '.join([name + over, *values, behind, flops, *more])} |")
     return "\n".join(lines)
 

@@ -44,6 +44,7 @@ MISTAKES = [
     ("seed=-1", "seed = -1 should be greater than or equal to 0"),
     ("data=3", "data = 3 should be a table (a [data] section)"),
     ("data.source.name=x", '--set data.source.name: data.source is "digits", not a table'),
+    ("evaluation.own_labels=true", "evaluation.own_labels is for method.name = 'fedgrow', not 'msfusion'"),
     ("data.alpha=inf", "data.alpha = Infinity should be a finite number"),
     ("data.length=0", "--set: data.length = 0 must be at least 1"),
     ("model.options=3", "model.options = 3 should be a table"),

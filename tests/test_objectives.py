@@ -8,11 +8,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from msfusion.batch import IGNORED, Batch
 from msfusion.errors import DataError, MsfusionError, TrainingError
-from msfusion.objectives import cross_entropy, evaluate, logits_of
+from msfusion.objectives import cross_entropy, evaluate, evaluate_for, logits_of
 
 SCORES = torch.arange(12.0).reshape(4, 3)
 
@@ -150,3 +152,36 @@ def test_nothing_to_evaluate_on_is_an_error() -> None:
 def test_a_diverged_model_has_infinite_perplexity() -> None:
     logits = torch.tensor([[0.0, 1e4]])
     assert evaluate(Returns(logits), labels(0), language_modelling=True).perplexity == math.inf
+
+
+def test_what_a_classifier_is_worth_to_someone_by_hand() -> None:
+    """Label 0 is right in one of two, label 1 always; the participant has three of label 1 and one of 0."""
+    logits = torch.tensor([[4.0, 0.0, 0.0], [0.0, 4.0, 0.0], [0.0, 4.0, 0.0], [0.0, 0.0, 4.0]])
+    model, data = Returns(logits), labels(0, 0, 1, 1)
+    found = evaluate_for(
+        model, data, torch.tensor([1, 1, 0, 1, 2, IGNORED]), batch_size=4
+    )  # nobody tests label 2
+    right, wrong = (float(F.cross_entropy(logits[row : row + 1], torch.tensor([0]))) for row in (0, 1))
+    assert found.accuracy == pytest.approx((1 * 0.5 + 3 * 0.5) / 4)
+    assert found.loss == pytest.approx((1 * (right + wrong) / 2 + 3 * (right + wrong) / 2) / 4)
+    only = evaluate_for(model, data, torch.tensor([0]), batch_size=4)
+    assert (only.accuracy, only.examples) == (0.5, 4)
+    with pytest.raises(DataError, match="no test example has a label that the participant has"):
+        evaluate_for(model, data, torch.tensor([2, 2]))
+
+
+@given(
+    st.lists(st.integers(0, 4), min_size=1, max_size=30), st.lists(st.integers(1, 3), min_size=5, max_size=5)
+)
+def test_weighing_labels_is_repeating_their_examples(values: list[int], times: list[int]) -> None:
+    targets = torch.tensor([*values, IGNORED])
+    data = Batch((torch.randn(len(targets), 6, generator=torch.Generator().manual_seed(1)),), targets)
+    torch.manual_seed(0)
+    model = nn.Linear(6, 5)
+    repeated = data.take(torch.tensor([at for at, label in enumerate(values) for _ in range(times[label])]))
+    plain = evaluate(model, repeated)
+    found = evaluate_for(model, data, repeated.targets, batch_size=7)
+    assert (found.loss, found.accuracy) == (
+        pytest.approx(plain.loss, rel=1e-5),
+        pytest.approx(plain.accuracy),
+    )

@@ -120,6 +120,14 @@ class Config(Section):
                 raise ValueError(f"{key} has no meaning for method.name = '{self.method.name}'; leave it out")
         return self
 
+    @model_validator(mode="after")
+    def _own_labels_are_asked_for_where_participants_answer(self) -> Config:
+        if self.evaluation.own_labels and self.method.name != "fedgrow":
+            raise ValueError(
+                f"evaluation.own_labels is for method.name = 'fedgrow', not '{self.method.name}'; leave it out"
+            )
+        return self
+
     @property
     def split_settings(self) -> SplitSettings | None:
         """How the model is cut; None without a [split] table. Raises ConfigError on an impossible value."""

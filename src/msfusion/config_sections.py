@@ -176,6 +176,11 @@ class EvaluationSection(Section):
         default=1, ge=1, description="rounds between evaluations; the last round always has one"
     )
     batch_size: int = Field(default=256, ge=1)
+    own_labels: bool = Field(
+        default=False,
+        description="for method.name = 'fedgrow': also what models are worth to participants, in their own proportions "
+        "of labels",
+    )
     target_accuracy: Annotated[float | tuple[float, ...] | None, BeforeValidator(_checked_target)] = Field(
         default=None, description="one or several; what it took to reach them is reported"
     )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,18 +127,12 @@ def evaluate(
     Raises as `cross_entropy` does, and DataError where there is nothing to evaluate on.
     """
     loss, correct, counted = 0.0, 0, 0
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():  # not inference mode: a model may keep a mask or table that it then trains with
-            for batch in data.split(batch_size):
-                logits, targets = scores(model, batch)
-                loss += float(F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum"))
-                correct += int((logits.argmax(-1) == targets).sum())
-                counted += int((targets != IGNORED).sum())
-    finally:
-        for module, mode in training.items():
-            module.training = mode
+    with _evaluating(model):
+        for batch in data.split(batch_size):
+            logits, targets = scores(model, batch)
+            loss += float(F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum"))
+            correct += int((logits.argmax(-1) == targets).sum())
+            counted += int((targets != IGNORED).sum())
     if counted == 0:
         raise DataError(
             "there is nothing to evaluate on: no example has a target; give a test set with targets"
@@ -145,6 +140,49 @@ def evaluate(
     mean = loss / counted
     perplexity = _exp(mean) if language_modelling else None
     return Evaluation(loss=mean, accuracy=correct / counted, examples=len(data), perplexity=perplexity)
+
+
+def evaluate_for(
+    model: nn.Module, data: Batch, own: Int[Tensor, " own_examples"], batch_size: int = 256
+) -> Evaluation:
+    """What a classifier is worth to someone whose labels are `own`: each label counts as often as it stands there.
+
+    Mean loss and accuracy over the examples of `data`, of which one with label c weighs own's share of c over data's
+    share of c. A label that `data` lacks cannot count.
+    Raises as `evaluate` does; DataError also where `data` has none of the labels.
+    """
+    present = data.targets[data.targets != IGNORED]
+    classes = int(torch.cat([present, own]).max()) + 1 if present.numel() and own.numel() else 0
+    there, wanted = (torch.bincount(labels, minlength=classes) for labels in (present, own[own != IGNORED]))
+    weight_of = torch.where(there > 0, wanted / there.clamp(min=1), 0.0).double()
+    loss, correct, weight = 0.0, 0.0, 0.0
+    with _evaluating(model):
+        for batch in data.split(batch_size):
+            logits, targets = scores(model, batch)
+            counted = targets != IGNORED
+            weights = weight_of[targets[counted]]
+            losses = F.cross_entropy(logits[counted], targets[counted], reduction="none")
+            loss += float(weights @ losses.double())
+            correct += float(weights @ (logits.argmax(-1) == targets)[counted].double())
+            weight += float(weights.sum())
+    if weight == 0:
+        raise DataError(
+            "there is nothing to evaluate on: no test example has a label that the participant has"
+        )
+    return Evaluation(loss / weight, correct / weight, len(data))
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """In eval mode and without gradients; afterwards the model is in the mode in which it was."""
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():  # not inference mode: a model may keep a mask or table that it then trains with
+            yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode
 
 
 def check_labels(targets: Int[Tensor, "..."], classes: int) -> None:

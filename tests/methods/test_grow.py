@@ -41,7 +41,7 @@ from msfusion.methods.states import labelled, part, state_of
 from msfusion.methods.table import build_method
 from msfusion.methods.training import local_steps
 from msfusion.models.transformer import DecoderLM
-from msfusion.objectives import evaluate
+from msfusion.objectives import evaluate, evaluate_for
 
 VARIANTS: dict[str, GrowSettings] = {
     "dual-ligo": LIGO,
@@ -117,7 +117,7 @@ def test_the_private_stages_come_once_whenever_a_participant_appears() -> None:
 
 
 def test_participants_differ_and_say_how_good_their_models_are() -> None:
-    method = replace(method_of(), own_scores=True)
+    method = replace(method_of(), own_labels=True)
     results = rounds(method, 3, conditions=Conditions(dropout=(0.0, 0.0, 0.9)))
     last = results[-1]
     assert last.evaluation is not None
@@ -137,7 +137,30 @@ def test_participants_differ_and_say_how_good_their_models_are() -> None:
                 operator.materialise(part(last.memories[report.participant], "intermediate"))
             )
         assert report.test == evaluate(model, texts(30, 9))
-        assert report.own == evaluate(model, data()[report.participant])
+        assert report.own == evaluate_for(model, texts(30, 9), data()[report.participant].targets)
+    assert last.own_evaluation is not None
+    assert last.own_spread is not None
+    own = [report.own.accuracy for report in last.reports if report.own is not None]
+    assert (last.own_evaluation.accuracy, last.own_spread.accuracy) == (
+        statistics.fmean(own),
+        statistics.stdev(own),
+    )
+
+
+def test_who_shares_a_target_can_say_what_it_is_worth_as_well() -> None:
+    federated = replace(LIGO, growth="scratch", further="federated")
+    plain, asked = (rounds(replace(method_of(federated), own_labels=ask), 1)[0] for ask in (False, True))
+    assert plain.reports == ()
+    assert same(plain.state, asked.state)
+    assert plain.evaluation is not None
+    assert asked.evaluation is not None
+    assert asked.evaluation.accuracy == pytest.approx(plain.evaluation.accuracy)
+    assert asked.spread is not None
+    assert asked.spread.accuracy == 0
+    model = classifier(TARGET)
+    model.load_state_dict(part(asked.state, "target"))
+    for report in asked.reports:
+        assert report.own == evaluate_for(model, texts(30, 9), data()[report.participant].targets)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

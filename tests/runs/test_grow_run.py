@@ -91,6 +91,39 @@ def test_rivals_are_variants(tmp_path: Path, figures: dict[str, Any]) -> None:
     assert alone["ratio_label"] == "-"
 
 
+def test_what_a_model_is_worth_to_its_owner_stands_beside_what_it_is_worth_in_general(tmp_path: Path) -> None:
+    """Small ViTs on digits, each participant with few of the ten labels."""
+    vit = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    changes = {
+        "data": {
+            "source": "digits",
+            "max_train": 120,
+            "max_test": 60,
+            "partition": "dirichlet",
+            "alpha": 0.1,
+        },
+        "model": {"name": "transformers:vit", "options": {**vit, "patch_size": 4}},
+        "grow.small": [{"hidden_size": 8, "num_hidden_layers": 1}],
+        "grow.intermediate": {"hidden_size": 12},
+        "evaluation.own_labels": True,
+    }
+    variants: dict[str, dict[str, Any]] = {
+        "operator": {},
+        "target": {"grow": {"growth": "scratch", "further": "federated"}},
+    }
+    comparison = Comparison(["fedgrow"], 2, variants=variants)
+    result = compare(quick().changed(changes), tmp_path / "out", comparison, watch=silent)
+    operator, target = result["cells"]
+    assert operator["own_accuracy"]["mean"] > operator["accuracy"]["mean"]
+    assert operator["own_accuracy_sd"]["mean"] > 0
+    assert target["accuracy_sd"]["mean"] == 0  # of one model
+    assert target["own_accuracy_sd"]["mean"] > 0  # which is worth more to some than to others
+    headers = [column.header for column in comparison_table(result).columns]
+    assert headers[headers.index("own labels") + 1] == "between participants"
+    summary = RunDirectory(tmp_path / "out" / operator["runs"][0]["directory"]).read_summary()
+    assert "in participants' own proportions of labels" in str(closing_table(summary).title)
+
+
 def test_the_tables_say_what_leaves(trained: Path) -> None:
     planned = msfusion("plan", "--json", *SETTINGS)
     assert planned.exit_code == 0
@@ -115,6 +148,7 @@ def test_the_tables_say_what_leaves(trained: Path) -> None:
         ("grow.further=alone", "set growth_rounds"),
         ("grow.growth_rounds=2", "leaves nothing of the 2 rounds"),
         ("grow.small=[{feature=8}]", "unknown to decoder_lm"),
+        ("evaluation.own_labels=true", "running text has none"),
         ("method.contrastive_weight=1.0", "has no meaning for method.name = 'fedgrow'"),
     ],
 )

@@ -242,7 +242,7 @@ class _Federation:
         method, test = self.method, self.test
         if test is None:
             return None, (), 0
-        if not isinstance(method, Reporting) or not method.personal(state):
+        if not isinstance(method, Reporting) or not method.asks(state):
             return method.evaluate(state, test), (), 0
         jobs = [partial(self._examination, state, round_index, each) for each in range(len(self.data))]
         finished = list(workers.run("report", jobs))

@@ -9,7 +9,7 @@ from torch import Tensor
 from msfusion.engines.calendar import Attendance
 from msfusion.methods.base import Evaluation
 from msfusion.methods.memory import Memories
-from msfusion.methods.reporting import Report, Spread, spread_of
+from msfusion.methods.reporting import Report, Spread, own_mean_of, own_spread_of, spread_of
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,8 @@ class RoundResult:
     up) between the server and those that were late. `measuring_bytes` counts what measuring the running
     statistics of BatchNorm, and asking participants how good their models are, moved besides training, down and
     up. `memories` is what each participant keeps for itself; a run that goes on from here needs it. `reports` are
-    there where participants' models differ: `evaluation` is then their mean.
+    there where participants were asked, as their models differ or their own labels count: `evaluation` is then
+    their mean.
     """
 
     round_index: int
@@ -50,3 +51,13 @@ class RoundResult:
     def spread(self) -> Spread | None:
         """How far the participants' models lie apart in the test data's scores, where they differ."""
         return spread_of(self.reports)
+
+    @property
+    def own_evaluation(self) -> Evaluation | None:
+        """What the models are worth to the participants themselves, in the mean, where they were asked."""
+        return own_mean_of(self.reports)
+
+    @property
+    def own_spread(self) -> Spread | None:
+        """How far the participants lie apart in that."""
+        return own_spread_of(self.reports)

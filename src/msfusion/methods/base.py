@@ -122,14 +122,14 @@ class Reporting(Protocol):
     An engine then asks everybody for a report wherever it evaluates: what travels up is scores.
     """
 
-    def personal(self, state: State) -> bool:
-        """Whether, with this global state, participants have models that differ."""
+    def asks(self, state: State) -> bool:
+        """Whether, with this global state, it is the participants who say how good the model is, or theirs are."""
 
     def examination(self, state: State, round_index: int, participant: int) -> Task:
         """What the participant receives in order to evaluate its model (in the server)."""
 
     def report(self, task: Task, data: Batch, test: Batch) -> Update:
-        """How good its model is on the common test data, and perhaps on its own (in the participant's process).
+        """How good its model is on the common test data, and perhaps in its own proportions of labels (in its process).
 
         Made with `reporting.report_of`; without metadata if it has no model yet.
         """

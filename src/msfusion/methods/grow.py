@@ -52,7 +52,7 @@ from msfusion.methods.states import (
     without_aliases,
 )
 from msfusion.methods.training import Trained, local_steps
-from msfusion.objectives import Evaluation, evaluate
+from msfusion.objectives import Evaluation, evaluate, evaluate_for
 from msfusion.width.groups import State, WidthMap
 
 
@@ -61,7 +61,8 @@ class GrowMethod:
     """Dual-LiGO, or one of its rivals; made with `grow_method`. Models are templates and working space.
 
     `plan` is how the intermediate grows into the target; without an operator both are None. `fresh` are the target's
-    own weights, for training from scratch. With `own_scores`, reports tell of the participants' own examples as well.
+    own weights, for training from scratch. With `own_labels`, everybody also says what the model is worth to it:
+    in its own proportions of labels.
     """
 
     name: str
@@ -74,7 +75,7 @@ class GrowMethod:
     seed: int = 0
     language_modelling: bool = False
     evaluation_batch_size: int = 256
-    own_scores: bool = False
+    own_labels: bool = False
 
     def initial_state(self) -> dict[str, Tensor]:
         """Global-LiGO where it starts; of a federated target from scratch its fresh weights; else nothing."""
@@ -129,6 +130,10 @@ class GrowMethod:
         """Whether participants' models differ: they do unless intermediate or target is common."""
         return not part(state, "intermediate") and not part(state, "target")
 
+    def asks(self, state: State) -> bool:
+        """Whether participants must say how good the model is: theirs differ, or their labels count."""
+        return self.own_labels or self.personal(state)
+
     def evaluate(self, state: State, data: Batch) -> Evaluation:
         """How good the model is that all have in common. Raises ConfigError where there is none."""
         grown = self._grown(state, growing=True)
@@ -151,7 +156,7 @@ class GrowMethod:
         grown = self.grown(task)
         if grown is None:
             return nothing_to_report(task)
-        own = self._evaluate(grown, data) if self.own_scores else None
+        own = self._evaluate(grown, test, data.targets) if self.own_labels else None
         return report_of(task, self._evaluate(grown, test), own)
 
     def _begin(self, participant: int, data: Batch) -> dict[str, Tensor]:
@@ -201,8 +206,10 @@ class GrowMethod:
                 return self._operator(known).materialise(self._whole("intermediate", known))
         return self._whole("target", known) if has_target else None
 
-    def _evaluate(self, grown: State, data: Batch) -> Evaluation:
+    def _evaluate(self, grown: State, data: Batch, own: Tensor | None = None) -> Evaluation:
         with holding(placed(self.target, grown), grown) as model:
+            if own is not None:
+                return evaluate_for(model, data, own, self.evaluation_batch_size)
             return evaluate(model, data, self.evaluation_batch_size, self.language_modelling)
 
     def _operator(self, known: State) -> LiGO:

@@ -36,7 +36,7 @@ def grow_method(
     name: str = "grow",
     language_modelling: bool = False,
     evaluation_batch_size: int = 256,
-    own_scores: bool = False,
+    own_labels: bool = False,
 ) -> GrowMethod:
     """A method by which participants grow `target` together, each from its small model (`smalls`, in their order).
 
@@ -69,7 +69,7 @@ def grow_method(
         seed,
         language_modelling,
         evaluation_batch_size,
-        own_scores,
+        own_labels,
     )
     if plan is not None:
         method.new_operator()  # a form and a start that do not go together are refused here

@@ -20,7 +20,7 @@ REPORTED = Outbound({}, frozenset([*_SCORES, *(_OWN + name for name in _SCORES)]
 
 @dataclass(frozen=True)
 class Report:
-    """How good a participant's model is on the common test data, and (if it was asked) on its own examples."""
+    """How good a participant's model is on the common test data, and (if asked) in its own proportions of labels."""
 
     participant: int
     test: Evaluation
@@ -29,7 +29,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Spread:
-    """How far participants lie apart: sample standard deviations of their test accuracy and test loss."""
+    """How far participants lie apart: sample standard deviations of their accuracy and loss."""
 
     accuracy: float
     loss: float
@@ -62,27 +62,44 @@ def reports_of(updates: Sequence[Update]) -> tuple[Report, ...]:
 
 def mean_of(reports: Sequence[Report]) -> Evaluation | None:
     """The mean loss and accuracy of the participants' models on the test data; None without reports."""
-    if not reports:
+    return _mean([report.test for report in reports])
+
+
+def own_mean_of(reports: Sequence[Report]) -> Evaluation | None:
+    """The mean of what the models are worth to the participants themselves; None where they were not asked."""
+    return _mean([report.own for report in reports if report.own is not None])
+
+
+def spread_of(reports: Sequence[Report]) -> Spread | None:
+    """How far the participants lie apart on the test data; None where there are not two."""
+    return _spread([report.test for report in reports])
+
+
+def own_spread_of(reports: Sequence[Report]) -> Spread | None:
+    """How far they lie apart in what the models are worth to themselves; None where not two were asked."""
+    return _spread([report.own for report in reports if report.own is not None])
+
+
+def _mean(evaluations: Sequence[Evaluation]) -> Evaluation | None:
+    if not evaluations:
         return None
-    loss = statistics.fmean(report.test.loss for report in reports)
-    first = reports[0].test
+    loss = statistics.fmean(each.loss for each in evaluations)
+    first = evaluations[0]
     return Evaluation(
         loss,
-        statistics.fmean(report.test.accuracy for report in reports),
+        statistics.fmean(each.accuracy for each in evaluations),
         first.examples,
         None if first.perplexity is None else _exp(loss),
     )
 
 
-def spread_of(reports: Sequence[Report]) -> Spread | None:
-    """How far the participants lie apart; None where there are not two."""
-    if len(reports) < 2:
+def _spread(evaluations: Sequence[Evaluation]) -> Spread | None:
+    if len(evaluations) < 2:
         return None
-    losses, accuracies = ([getattr(each.test, name) for each in reports] for name in ("loss", "accuracy"))
-    finite = all(map(math.isfinite, losses))
-    return Spread(
-        statistics.stdev(accuracies), statistics.stdev(losses) if finite else math.nan, len(reports)
-    )
+    losses = [each.loss for each in evaluations]
+    accuracy = statistics.stdev(each.accuracy for each in evaluations)
+    loss = statistics.stdev(losses) if all(map(math.isfinite, losses)) else math.nan
+    return Spread(accuracy, loss, len(evaluations))
 
 
 def _figures(evaluation: Evaluation, prefix: str) -> dict[str, Scalar]:

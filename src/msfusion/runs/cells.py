@@ -91,7 +91,7 @@ def _cell(path: Path, runs: Sequence[Planned]) -> dict[str, Any]:
             for run, (summary, _) in zip(runs, results, strict=True)
         ],
     }
-    for key in ("accuracy", "loss", "perplexity", "accuracy_sd"):
+    for key in ("accuracy", "loss", "perplexity", "accuracy_sd", "own_accuracy", "own_accuracy_sd"):
         if key in summary:
             cell[key] = spread([summary[key] for summary, _ in results])
     if "simulated_seconds" in summary:

@@ -15,6 +15,7 @@ from msfusion.data.federated import FederatedData, example_inputs
 from msfusion.data.load import load_data
 from msfusion.engines.calendar import Conditions, RoundSettings
 from msfusion.engines.results import RoundResult
+from msfusion.errors import ConfigError
 from msfusion.methods.grow import GrowMethod
 from msfusion.methods.grow_build import grow_method
 from msfusion.methods.grow_costs import GrowCosts, grow_costs, private_costs
@@ -42,6 +43,8 @@ class GrowRun(LocalRun):
         data = load_data(config.data_spec)
         target = build_model(config.model_spec, data)
         data = data.for_model(target)
+        if config.evaluation.own_labels and data.task == "language_modelling":
+            raise ConfigError("evaluation.own_labels needs labels, and running text has none: leave it out")
         people, absent = config.participants, config.participants.dropout or 0.0
         super().__init__(
             config,
@@ -162,6 +165,7 @@ class GrowRun(LocalRun):
             name=config.method.name,
             language_modelling=data.task == "language_modelling",
             evaluation_batch_size=config.evaluation.batch_size,
+            own_labels=config.evaluation.own_labels,
         )
 
 
@@ -197,6 +201,11 @@ class _Observer:
         spent += sum(self._run.private_flops[each] for each in present if each not in self._begun)
         self._begun.update(present)
         figures: dict[str, Any] = {"training_flops": spent}
-        if result.spread is not None:
-            figures |= {"accuracy_sd": result.spread.accuracy, "loss_sd": result.spread.loss}
+        apart, own, own_apart = result.spread, result.own_evaluation, result.own_spread
+        if apart is not None:
+            figures |= {"accuracy_sd": apart.accuracy, "loss_sd": apart.loss}
+        if own is not None:
+            figures |= {"own_accuracy": own.accuracy, "own_loss": own.loss}
+        if own_apart is not None:
+            figures |= {"own_accuracy_sd": own_apart.accuracy, "own_loss_sd": own_apart.loss}
         return figures

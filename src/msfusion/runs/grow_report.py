@@ -50,8 +50,12 @@ def grow_closing_table(summary: Row) -> Table:
     """The end of a run; the quality is the mean over the participants' models."""
     lies = summary.get("accuracy_sd")
     apart = "" if lies is None else f" (± {lies:.1%} between participants)"
+    own = ""
+    if "own_accuracy" in summary:
+        own = f"; in participants' own proportions of labels {summary['own_accuracy']:.1%}"
+        own += f" (± {summary['own_accuracy_sd']:.1%})" if "own_accuracy_sd" in summary else ""
     return grow_table(
-        summary, f"{summary['method']} after {summary['rounds']} rounds: {quality(summary)}{apart}"
+        summary, f"{summary['method']} after {summary['rounds']} rounds: {quality(summary)}{apart}{own}"
     )
 
 

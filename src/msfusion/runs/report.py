@@ -143,8 +143,10 @@ def comparison_table(comparison: Row) -> Table:
     if variants:
         table.add_column("variant")
     personal = any("accuracy_sd" in cell for cell in comparison["cells"])
+    own = any("own_accuracy" in cell for cell in comparison["cells"])
     columns = ["ratio", "rounds", *(["perplexity"] if language else []), "accuracy"]
-    columns += [*(["between participants"] if personal else []), "loss", "behind"]
+    columns += ["between participants"] * personal + ["own labels", "between participants"] * own
+    columns += ["loss", "behind"]
     for header in [*columns, "holds", "FLOPs/example", "FLOPs in all", "bytes in all"]:
         table.add_column(header, justify="right")
     for cell in comparison["cells"]:
@@ -158,6 +160,7 @@ def comparison_table(comparison: Row) -> Table:
             *quality_cells,
             spread_text(cell["accuracy"], "{:.1%}"),
             *([spread_text(cell.get("accuracy_sd"), "{:.1%}")] if personal else []),
+            *([spread_text(cell.get(f"own_accuracy{of}"), "{:.1%}") for of in ("", "_sd")] if own else []),
             spread_text(cell["loss"], "{:.3f}"),
             spread_text(cell["behind"], "{:+.2f}" if language else "{:+.1%}"),
             f"{count(cell['parameters'])} ({percent(cell['share'])})",

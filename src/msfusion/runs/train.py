@@ -131,6 +131,11 @@ def _run(prepared: Prepared, directory: RunDirectory, watcher: Watcher) -> dict[
     return summary
 
 
+_SCORES = ("accuracy", "loss", "accuracy_sd", "loss_sd")
+_QUALITY = (*_SCORES, "perplexity", *(f"own_{key}" for key in _SCORES))
+"""How good models are, and how far participants lie apart: on the test data; in their own proportions of labels."""
+
+
 def metrics_line(result: RoundResult, own: Mapping[str, Any]) -> dict[str, Any]:
     """One round in figures, `own` those of the method. `round` counts from 1, so it says how many are done."""
     examples = sum(each.examples for each in result.participants)
@@ -164,11 +169,7 @@ def summarise(prepared: Prepared, metrics: Sequence[Mapping[str, Any]]) -> dict[
         "seed": prepared.config.seed,
         "rounds": len(metrics),
         "data": prepared.data.description,
-        **{
-            key: last[key]
-            for key in ("accuracy", "loss", "perplexity", "accuracy_sd", "loss_sd")
-            if key in last
-        },
+        **{key: last[key] for key in _QUALITY if key in last},
         "training_loss": last["training_loss"],
         "entry_coverage": last.get("entry_coverage"),
         "seconds": round(sum(line["seconds"] for line in metrics), 3),
