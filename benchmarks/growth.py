@@ -1,9 +1,11 @@
 """What growing saves: training FLOPs until a grown model is as good as the same model trained from scratch.
 
 For each seed a small model is trained; then the large one, from scratch for `--steps` steps, and grown by each rule and
-trained with the same settings until its test loss is the one that scratch ended with. All of a method's stages are
+trained with the same settings until its test loss is the lowest that scratch had. All of a method's stages are
 counted (LiGO's operator steps too); the small model's own training is not, as in the paper, but is given beside it.
-Test losses are taken every `--every` steps and are not counted for anyone.
+Test losses are taken every `--every` steps and are not counted for anyone. They are those of the running average of the
+weights, which is also what the small model is: a schedule that could have ended there, so that nobody gains by having
+its learning rate lowered.
 
 Finished parts are kept in `--out`, so an interrupted run goes on where it was: the small model and each method.
 
@@ -14,6 +16,7 @@ Finished parts are kept in `--out`, so an interrupted run goes on where it was: 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import statistics
@@ -78,7 +81,7 @@ def job(args: argparse.Namespace) -> Job:
             vocabulary_size=4096,
             length=length,
             max_train=args.examples,
-            max_test=500,
+            max_test=args.tests,
             participants=1,
             partition="contiguous" if text else "iid",
         )
@@ -99,13 +102,15 @@ def trained(
 ) -> list[dict[str, float]]:
     """Train a model in place; its test loss after every so many steps, with the FLOPs until then.
 
-    AdamW; the learning rate rises over 5 % of the steps and stays: a curve that is not annealed can be left anywhere.
+    AdamW; the learning rate rises over 5 % of the steps and stays: such a curve can be left anywhere. The losses are
+    those of the running average of the weights, and the model ends with it.
     """
     settings = job.settings
     per_step = step_flops(model, job)
     optimizer = torch.optim.AdamW(model.parameters(), settings.learning_rate, weight_decay=0.01)
     generator = torch.Generator().manual_seed(seed)
-    curve = [{"step": 0, "flops": 0.0, "loss": evaluate(model, job.test).loss}]
+    average = RunningAverage(model)
+    curve = [{"step": 0, "flops": 0.0, "loss": evaluate(average.model, job.test).loss}]
     step = 0
     while step < steps and not (until is not None and curve[-1]["loss"] <= until):
         for batch in job.train.shuffled(settings.batch_size, generator):
@@ -118,14 +123,30 @@ def trained(
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             step += 1
+            average.update(model, step)
             if step % settings.every == 0 or step == steps:
-                loss = evaluate(model, job.test).loss
+                loss = evaluate(average.model, job.test).loss
                 curve.append({"step": step, "flops": float(step * per_step), "loss": loss})
                 if until is not None and loss <= until:
                     break
             if step == steps:
                 break
+    model.load_state_dict(average.model.state_dict())
     return curve
+
+
+class RunningAverage:
+    """A model whose weights are an average over the last hundred steps or so of another's."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = copy.deepcopy(model)
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        """Take in the model as it is after so many steps; the first ones are not averaged over a hundred."""
+        share = max(0.01, 9 / (9 + step))
+        for average, weight in zip(self.model.parameters(), model.parameters(), strict=True):
+            average.lerp_(weight, share)
 
 
 def step_flops(model: nn.Module, job: Job) -> int:
@@ -183,20 +204,27 @@ def measured(job: Job, seed: int, folder: Path) -> dict[str, dict[str, Any]]:
         if not record.exists():
             print(f"seed {seed}: {method}", flush=True)
             model, before = start(method, job, seed, small)
-            until = None if method == "scratch" else results["scratch"]["curve"][-1]["loss"]
+            until = None if method == "scratch" else best(results["scratch"]["curve"])["loss"]
             curve = trained(model, job, seed, job.settings.steps, until)
             record.write_text(json.dumps({"start_flops": before, "curve": curve, "small_flops": small_flops}))
         results[method] = json.loads(record.read_text())
     return results
 
 
+def best(curve: list[dict[str, float]]) -> dict[str, float]:
+    """The point of a curve at which the loss is lowest."""
+    return min(curve, key=lambda point: point["loss"])
+
+
 def saved(results: dict[str, dict[str, Any]], method: str, with_small: bool = False) -> float | None:
     """The share of scratch's FLOPs that a method did not need (below 0: it needed more); None if it never got there."""
-    scratch = results["scratch"]["curve"][-1]
-    ours = results[method]
-    if ours["curve"][-1]["loss"] > scratch["loss"]:
+    scratch, ours = best(results["scratch"]["curve"]), results[method]
+    there = next((point for point in ours["curve"] if point["loss"] <= scratch["loss"]), None)
+    if there is None:
         return None
-    needed = ours["start_flops"] + ours["curve"][-1]["flops"] + (ours["small_flops"] if with_small else 0.0)
+    needed = ours["start_flops"] + there["flops"]
+    if with_small and method != "scratch":
+        needed += ours["small_flops"]
     return 1.0 - needed / scratch["flops"]
 
 
@@ -234,13 +262,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--data", default=str(DATA))
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--small", type=size, default=Size(128, 2, 4))
-    parser.add_argument("--large", type=size, default=Size(256, 4, 8))
-    parser.add_argument("--examples", type=int, default=16000)
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--small-steps", type=int, default=1000)
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--small", type=size, default=Size(64, 2, 4))
+    parser.add_argument("--large", type=size, default=Size(128, 4, 8))
+    parser.add_argument("--examples", type=int, default=32000)
+    parser.add_argument("--tests", type=int, default=500)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--small-steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--every", type=int, default=50)
     parser.add_argument("--operator-steps", type=int, default=100)
     parser.add_argument("--operator-rate", type=float, default=1e-3)
