@@ -1,7 +1,7 @@
 """Run the experiments of this folder, and write their tables and plots into docs/experiments.md.
 
 An experiment is one file here, NAME.toml, with a [comparison]. Its runs are kept and resumed under
-runs/experiments/NAME; what came of them goes to benchmarks/results/NAME.json.
+runs/experiments/NAME; what came of them goes to benchmarks/results/NAME.json. What growth.py wrote can stand there too.
 
     python benchmarks/experiments.py run fashion_mnist ablations
     python benchmarks/experiments.py document              # all of benchmarks/results; --check only compares
@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import growth_report
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
@@ -67,7 +69,11 @@ def document(check: bool) -> bool:
         PAGE.write_text(written)
         PLOTS.mkdir(exist_ok=True)
         for place in filter(lambda place: has_results(place[2]), PLACE.finditer(written)):
-            save_plot(results(place[2]), PLOTS / f"{place[2]}.png")
+            result, path = results(place[2]), PLOTS / f"{place[2]}.png"
+            if "cells" in result:
+                save_plot(result, path)
+            else:
+                growth_report.save_plot(result["runs"], path)
     return written == text
 
 
@@ -87,6 +93,10 @@ def section(name: str) -> str:
     if not has_results(name):
         return f"(Not run yet: `python benchmarks/experiments.py run {name}`.)\n"
     result = results(name)
+    if "cells" not in result:
+        task, commit = result["settings"]["task"], str(result["environment"].get("commit"))[:9]
+        source = f"{len(result['runs'])} seeds, commit {commit}, `benchmarks/growth.py --task {task}`"
+        return f"{growth_report.markdown(result['runs'])}\n\n({source}.)\n\n![{name}](plots/{name}.png)\n"
     parts = []
     for title, rows in tables(result).items():
         parts += [f"{title}:\n"] if title else []

@@ -19,7 +19,6 @@ import argparse
 import copy
 import json
 import os
-import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,9 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import growth_report
 import torch
+from growth_report import best
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -211,44 +212,6 @@ def measured(job: Job, seed: int, folder: Path) -> dict[str, dict[str, Any]]:
     return results
 
 
-def best(curve: list[dict[str, float]]) -> dict[str, float]:
-    """The point of a curve at which the loss is lowest."""
-    return min(curve, key=lambda point: point["loss"])
-
-
-def saved(results: dict[str, dict[str, Any]], method: str, with_small: bool = False) -> float | None:
-    """The share of scratch's FLOPs that a method did not need (below 0: it needed more); None if it never got there."""
-    scratch, ours = best(results["scratch"]["curve"]), results[method]
-    there = next((point for point in ours["curve"] if point["loss"] <= scratch["loss"]), None)
-    if there is None:
-        return None
-    needed = ours["start_flops"] + there["flops"]
-    if with_small and method != "scratch":
-        needed += ours["small_flops"]
-    return 1.0 - needed / scratch["flops"]
-
-
-def table(runs: list[dict[str, dict[str, Any]]], methods: list[str]) -> list[dict[str, Any]]:
-    rows = []
-    for method in methods:
-        shares = [saved(run, method) for run in runs]
-        with_small = [saved(run, method, True) for run in runs]
-        rows.append(
-            {
-                "method": method,
-                "loss_at_start": statistics.mean(run[method]["curve"][0]["loss"] for run in runs),
-                "loss_at_end": statistics.mean(run[method]["curve"][-1]["loss"] for run in runs),
-                "saved": shares,
-                "saved_with_small_model": with_small,
-            }
-        )
-        got = [share for share in shares if share is not None]
-        mean = f"{statistics.mean(got):6.1%}" if got else "   -  "
-        print(f"{method:10s} saved {mean} ({len(got)} of {len(shares)} got there), loss {rows[-1]['loss_at_start']:.3f}"
-              f" -> {rows[-1]['loss_at_end']:.3f}")  # fmt: skip
-    return rows
-
-
 def size(text: str) -> Size:
     return Size(*map(int, text.split("x")))
 
@@ -291,9 +254,10 @@ def main() -> None:
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     work = job(args)
     runs = [measured(work, seed, args.out / f"seed-{seed}") for seed in range(args.seeds)]
-    rows = table(runs, args.methods)
-    described = {name: str(value) for name, value in vars(args).items()}
-    report = {"settings": described, "table": rows, "runs": runs, "environment": environment()}
+    print(growth_report.markdown(runs))
+    described = {name: str(value) for name, value in vars(args).items() if name not in ("out", "data")}
+    table = growth_report.rows(runs)
+    report = {"settings": described, "table": table, "runs": runs, "environment": environment()}
     (args.out / "growth.json").write_text(json.dumps(report, indent=1))
 
 
