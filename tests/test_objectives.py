@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -156,15 +157,15 @@ def test_a_diverged_model_has_infinite_perplexity() -> None:
 
 def test_what_a_classifier_is_worth_to_someone_by_hand() -> None:
     """Label 0 is right in one of two, label 1 always; the participant has three of label 1 and one of 0."""
-    logits = torch.tensor([[4.0, 0.0, 0.0], [0.0, 4.0, 0.0], [0.0, 4.0, 0.0], [0.0, 0.0, 4.0]])
+    logits = torch.tensor([[4.0, 0.0, 0.0], [0.0, 4.0, 0.0], [0.0, 4.0, 0.0], [0.0, 4.0, 0.0]])
     model, data = Returns(logits), labels(0, 0, 1, 1)
-    found = evaluate_for(
-        model, data, torch.tensor([1, 1, 0, 1, 2, IGNORED]), batch_size=4
-    )  # nobody tests label 2
+    own = torch.tensor([1, 1, 0, 1, 2, IGNORED])  # nobody tests label 2
+    plain, found = evaluate_for(model, data, own)
+    assert (plain.accuracy, plain.loss) == (0.75, pytest.approx(evaluate(model, data).loss))
     right, wrong = (float(F.cross_entropy(logits[row : row + 1], torch.tensor([0]))) for row in (0, 1))
-    assert found.accuracy == pytest.approx((1 * 0.5 + 3 * 0.5) / 4)
-    assert found.loss == pytest.approx((1 * (right + wrong) / 2 + 3 * (right + wrong) / 2) / 4)
-    only = evaluate_for(model, data, torch.tensor([0]), batch_size=4)
+    assert found.accuracy == pytest.approx((1 * 0.5 + 3 * 1.0) / 4)
+    assert found.loss == pytest.approx((1 * (right + wrong) / 2 + 3 * right) / 4)
+    _, only = evaluate_for(model, data, torch.tensor([0]))
     assert (only.accuracy, only.examples) == (0.5, 4)
     with pytest.raises(DataError, match="no test example has a label that the participant has"):
         evaluate_for(model, data, torch.tensor([2, 2]))
@@ -179,9 +180,11 @@ def test_weighing_labels_is_repeating_their_examples(values: list[int], times: l
     torch.manual_seed(0)
     model = nn.Linear(6, 5)
     repeated = data.take(torch.tensor([at for at, label in enumerate(values) for _ in range(times[label])]))
-    plain = evaluate(model, repeated)
-    found = evaluate_for(model, data, repeated.targets, batch_size=7)
-    assert (found.loss, found.accuracy) == (
-        pytest.approx(plain.loss, rel=1e-5),
-        pytest.approx(plain.accuracy),
-    )
+    for found, expected in zip(
+        evaluate_for(model, data, repeated.targets, batch_size=7),
+        map(partial(evaluate, model), (data, repeated)),
+        strict=True,
+    ):
+        assert found.loss == pytest.approx(expected.loss, rel=1e-5)
+        assert found.accuracy == pytest.approx(expected.accuracy)
+        assert found.examples == len(data)

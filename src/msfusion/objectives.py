@@ -144,32 +144,40 @@ def evaluate(
 
 def evaluate_for(
     model: nn.Module, data: Batch, own: Int[Tensor, " own_examples"], batch_size: int = 256
-) -> Evaluation:
-    """What a classifier is worth to someone whose labels are `own`: each label counts as often as it stands there.
+) -> tuple[Evaluation, Evaluation]:
+    """How good a classifier is, as `evaluate` says it, and what it is worth to someone whose labels are `own`.
 
-    Mean loss and accuracy over the examples of `data`, of which one with label c weighs own's share of c over data's
-    share of c. A label that `data` lacks cannot count.
+    There each label counts as often as it stands in `own`: an example of `data` with label c weighs own's share of c
+    over data's share of c. A label that `data` lacks cannot count.
     Raises as `evaluate` does; DataError also where `data` has none of the labels.
     """
-    present = data.targets[data.targets != IGNORED]
-    classes = int(torch.cat([present, own]).max()) + 1 if present.numel() and own.numel() else 0
-    there, wanted = (torch.bincount(labels, minlength=classes) for labels in (present, own[own != IGNORED]))
-    weight_of = torch.where(there > 0, wanted / there.clamp(min=1), 0.0).double()
-    loss, correct, weight = 0.0, 0.0, 0.0
+    parts = []
     with _evaluating(model):
         for batch in data.split(batch_size):
             logits, targets = scores(model, batch)
-            counted = targets != IGNORED
-            weights = weight_of[targets[counted]]
-            losses = F.cross_entropy(logits[counted], targets[counted], reduction="none")
-            loss += float(weights @ losses.double())
-            correct += float(weights @ (logits.argmax(-1) == targets)[counted].double())
-            weight += float(weights.sum())
-    if weight == 0:
+            logits, targets = logits[targets != IGNORED], targets[targets != IGNORED]
+            losses = F.cross_entropy(logits, targets, reduction="none")
+            parts.append(
+                torch.stack([losses.double(), (logits.argmax(-1) == targets).double(), targets.double()])
+            )
+    losses, correct, told = torch.cat(parts, 1) if parts else torch.empty(3, 0)
+    weights = _weights_like(told.long(), own[own != IGNORED])
+    if weights.sum() == 0:
         raise DataError(
             "there is nothing to evaluate on: no test example has a label that the participant has"
         )
-    return Evaluation(loss / weight, correct / weight, len(data))
+    plain = Evaluation(float(losses.mean()), float(correct.mean()), len(data))
+    return plain, Evaluation(float(weights @ losses), float(weights @ correct), len(data))
+
+
+def _weights_like(
+    labels: Int[Tensor, " examples"], own: Int[Tensor, " own_examples"]
+) -> Float[Tensor, " examples"]:
+    """Weights of examples, of sum 1 (or 0), with which labels come in the proportions that they have in `own`."""
+    classes = int(torch.cat([labels, own]).max()) + 1 if labels.numel() and own.numel() else 0
+    there, wanted = (torch.bincount(each, minlength=classes) for each in (labels, own))
+    weights = torch.where(there > 0, wanted / there.clamp(min=1), 0.0).double()[labels]
+    return weights / weights.sum().clamp(min=torch.finfo(torch.float64).tiny)
 
 
 @contextmanager

@@ -136,8 +136,10 @@ def test_participants_differ_and_say_how_good_their_models_are() -> None:
             model.load_state_dict(
                 operator.materialise(part(last.memories[report.participant], "intermediate"))
             )
-        assert report.test == evaluate(model, texts(30, 9))
-        assert report.own == evaluate_for(model, texts(30, 9), data()[report.participant].targets)
+        assert (report.test, report.own) == evaluate_for(
+            model, texts(30, 9), data()[report.participant].targets
+        )
+        assert report.test.accuracy == evaluate(model, texts(30, 9)).accuracy
     assert last.own_evaluation is not None
     assert last.own_spread is not None
     own = [report.own.accuracy for report in last.reports if report.own is not None]
@@ -160,7 +162,9 @@ def test_who_shares_a_target_can_say_what_it_is_worth_as_well() -> None:
     model = classifier(TARGET)
     model.load_state_dict(part(asked.state, "target"))
     for report in asked.reports:
-        assert report.own == evaluate_for(model, texts(30, 9), data()[report.participant].targets)
+        assert (report.test, report.own) == evaluate_for(
+            model, texts(30, 9), data()[report.participant].targets
+        )
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

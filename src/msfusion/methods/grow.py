@@ -156,8 +156,10 @@ class GrowMethod:
         grown = self.grown(task)
         if grown is None:
             return nothing_to_report(task)
-        own = self._evaluate(grown, test, data.targets) if self.own_labels else None
-        return report_of(task, self._evaluate(grown, test), own)
+        if not self.own_labels:
+            return report_of(task, self._evaluate(grown, test))
+        with holding(placed(self.target, grown), grown) as model:
+            return report_of(task, *evaluate_for(model, test, data.targets, self.evaluation_batch_size))
 
     def _begin(self, participant: int, data: Batch) -> dict[str, Tensor]:
         """What a participant grows from: its intermediate model, or a target by copies or from scratch."""
@@ -206,10 +208,8 @@ class GrowMethod:
                 return self._operator(known).materialise(self._whole("intermediate", known))
         return self._whole("target", known) if has_target else None
 
-    def _evaluate(self, grown: State, data: Batch, own: Tensor | None = None) -> Evaluation:
+    def _evaluate(self, grown: State, data: Batch) -> Evaluation:
         with holding(placed(self.target, grown), grown) as model:
-            if own is not None:
-                return evaluate_for(model, data, own, self.evaluation_batch_size)
             return evaluate(model, data, self.evaluation_batch_size, self.language_modelling)
 
     def _operator(self, known: State) -> LiGO:
