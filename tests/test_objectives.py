@@ -148,6 +148,8 @@ def test_evaluation_is_the_same_for_any_batch_size_and_restores_each_mode() -> N
 def test_nothing_to_evaluate_on_is_an_error() -> None:
     with pytest.raises(DataError, match="nothing to evaluate on"):
         evaluate(Returns(SCORES), labels(IGNORED, IGNORED, IGNORED, IGNORED))
+    with pytest.raises(DataError, match="nothing to evaluate on"):
+        evaluate_for(Returns(SCORES), labels(IGNORED, IGNORED, IGNORED, IGNORED), torch.tensor([1]))
 
 
 def test_a_diverged_model_has_infinite_perplexity() -> None:
@@ -162,13 +164,15 @@ def test_what_a_classifier_is_worth_to_someone_by_hand() -> None:
     own = torch.tensor([1, 1, 0, 1, 2, IGNORED])  # nobody tests label 2
     plain, found = evaluate_for(model, data, own)
     assert (plain.accuracy, plain.loss) == (0.75, pytest.approx(evaluate(model, data).loss))
+    assert found is not None
     right, wrong = (float(F.cross_entropy(logits[row : row + 1], torch.tensor([0]))) for row in (0, 1))
     assert found.accuracy == pytest.approx((1 * 0.5 + 3 * 1.0) / 4)
     assert found.loss == pytest.approx((1 * (right + wrong) / 2 + 3 * right) / 4)
     _, only = evaluate_for(model, data, torch.tensor([0]))
+    assert only is not None
     assert (only.accuracy, only.examples) == (0.5, 4)
-    with pytest.raises(DataError, match="no test example has a label that the participant has"):
-        evaluate_for(model, data, torch.tensor([2, 2]))
+    for nobody_tests in ([2, 2], [IGNORED], []):
+        assert evaluate_for(model, data, torch.tensor(nobody_tests, dtype=torch.long)) == (plain, None)
 
 
 @given(
@@ -185,6 +189,7 @@ def test_weighing_labels_is_repeating_their_examples(values: list[int], times: l
         map(partial(evaluate, model), (data, repeated)),
         strict=True,
     ):
+        assert found is not None
         assert found.loss == pytest.approx(expected.loss, rel=1e-5)
         assert found.accuracy == pytest.approx(expected.accuracy)
         assert found.examples == len(data)

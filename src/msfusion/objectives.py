@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from msfusion.batch import IGNORED, Batch
 from msfusion.errors import DataError, TrainingError
 
+_NOTHING = "there is nothing to evaluate on: no example has a target; give a test set with targets"
+
 Objective = Callable[[nn.Module, Batch], Tensor]
 """What training minimises: a scalar, from the model in training and a mini-batch."""
 
@@ -134,9 +136,7 @@ def evaluate(
             correct += int((logits.argmax(-1) == targets).sum())
             counted += int((targets != IGNORED).sum())
     if counted == 0:
-        raise DataError(
-            "there is nothing to evaluate on: no example has a target; give a test set with targets"
-        )
+        raise DataError(_NOTHING)
     mean = loss / counted
     perplexity = _exp(mean) if language_modelling else None
     return Evaluation(loss=mean, accuracy=correct / counted, examples=len(data), perplexity=perplexity)
@@ -144,12 +144,12 @@ def evaluate(
 
 def evaluate_for(
     model: nn.Module, data: Batch, own: Int[Tensor, " own_examples"], batch_size: int = 256
-) -> tuple[Evaluation, Evaluation]:
+) -> tuple[Evaluation, Evaluation | None]:
     """How good a classifier is, as `evaluate` says it, and what it is worth to someone whose labels are `own`.
 
     There each label counts as often as it stands in `own`: an example of `data` with label c weighs own's share of c
-    over data's share of c. A label that `data` lacks cannot count.
-    Raises as `evaluate` does; DataError also where `data` has none of the labels.
+    over data's share of c. A label that `data` lacks cannot count; None where it has none of them.
+    Raises as `evaluate` does.
     """
     parts = []
     with _evaluating(model):
@@ -161,12 +161,12 @@ def evaluate_for(
                 torch.stack([losses.double(), (logits.argmax(-1) == targets).double(), targets.double()])
             )
     losses, correct, told = torch.cat(parts, 1) if parts else torch.empty(3, 0)
-    weights = _weights_like(told.long(), own[own != IGNORED])
-    if weights.sum() == 0:
-        raise DataError(
-            "there is nothing to evaluate on: no test example has a label that the participant has"
-        )
+    if not told.numel():
+        raise DataError(_NOTHING)
     plain = Evaluation(float(losses.mean()), float(correct.mean()), len(data))
+    weights = _weights_like(told.long(), own[own != IGNORED])
+    if not weights.any():
+        return plain, None
     return plain, Evaluation(float(weights @ losses), float(weights @ correct), len(data))
 
 
@@ -174,9 +174,9 @@ def _weights_like(
     labels: Int[Tensor, " examples"], own: Int[Tensor, " own_examples"]
 ) -> Float[Tensor, " examples"]:
     """Weights of examples, of sum 1 (or 0), with which labels come in the proportions that they have in `own`."""
-    classes = int(torch.cat([labels, own]).max()) + 1 if labels.numel() and own.numel() else 0
-    there, wanted = (torch.bincount(each, minlength=classes) for each in (labels, own))
-    weights = torch.where(there > 0, wanted / there.clamp(min=1), 0.0).double()[labels]
+    classes = int(torch.cat([labels, own]).max()) + 1
+    there, wanted = (torch.bincount(each, minlength=classes).double() for each in (labels, own))
+    weights = (wanted / there)[labels]
     return weights / weights.sum().clamp(min=torch.finfo(torch.float64).tiny)
 
 
