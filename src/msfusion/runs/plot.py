@@ -33,7 +33,8 @@ def save_plot(comparison: Mapping[str, Any], path: Path) -> None:
     for cell in narrow:
         ratio = WHOLE_MODELS.get(cell["method"], f"width ratio {cell['ratio_label']}")
         panels_of.setdefault(f"{cell['variant']}, {ratio}" if by_variant else ratio, []).append(cell)
-    figure = Figure(figsize=(6.5 * len(panels_of), 4.2), layout="constrained")
+    crowded = len(panels_of) == 1 and len(cells) > 8  # the names would cover the curves
+    figure = Figure(figsize=(6.5 * len(panels_of) + 2.5 * crowded, 4.2), layout="constrained")
     panels = figure.subplots(1, len(panels_of), sharey=True, squeeze=False)[0]
     for (title, here), panel in zip(panels_of.items(), panels, strict=True):
         beside = [
@@ -47,7 +48,10 @@ def save_plot(comparison: Mapping[str, Any], path: Path) -> None:
         panel.set_xlabel("round")
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.grid(alpha=0.3)
-        panel.legend(fontsize=8)
+        if crowded:
+            figure.legend(fontsize=8, loc="outside right center")
+        else:
+            panel.legend(fontsize=8)
     metric = cells[0]["curve"]["metric"]
     panels[0].set_ylabel(f"test {metric} (mean ± sd, {len(comparison['seeds'])} seeds)")
     if metric == "perplexity":
