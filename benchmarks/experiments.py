@@ -91,7 +91,10 @@ def results(name: str) -> dict[str, Any]:
 def section(name: str) -> str:
     """An experiment's tables, with where they come from and their picture."""
     if not has_results(name):
-        return f"(Not run yet: `python benchmarks/experiments.py run {name}`.)\n"
+        command = f"experiments.py run {name}"
+        if name.startswith("growth_"):
+            command = f"growth.py --seeds 3 --task {name.removeprefix('growth_')}"
+        return f"(Not run yet: `python benchmarks/{command}`.)\n"
     result = results(name)
     if "cells" not in result:
         task, commit = result["settings"]["task"], str(result["environment"].get("commit"))[:9]
