@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from msfusion.runs.report import spread_text
+from msfusion.runs.spreads import spread
 
 Point = Mapping[str, float]
 """step, flops (until then), loss."""
@@ -72,7 +74,7 @@ def save_plot(runs: Runs, path: Path) -> None:
                 flops, losses, color=f"C{colour}", alpha=0.8, linewidth=1, label="" if seed else method
             )
     lowest = min(best(run["scratch"]["curve"])["loss"] for run in runs)
-    start = max(run[method]["curve"][0]["loss"] for run in runs for method in run if method == "net2net")
+    start = max(min(each["curve"][0]["loss"] for each in run.values()) for run in runs)
     panel.set_ylim(lowest - 0.2 * (start - lowest), start + 0.6 * (start - lowest))
     panel.set_xlabel("training TFLOPs, the operator's included")
     panel.set_ylabel(f"test loss ({len(runs)} seeds)")
@@ -85,5 +87,4 @@ def _spread(values: Sequence[float | None], scale: float, digits: int) -> str:
     got = [scale * value for value in values if value is not None]
     if len(got) < len(values):
         return f"got there in {len(got)} of {len(values)} runs"
-    apart = f" ± {statistics.stdev(got):.{digits}f}" if len(got) > 1 else ""
-    return f"{statistics.mean(got):.{digits}f}{apart}"
+    return spread_text(spread(got), f"{{:.{digits}f}}")

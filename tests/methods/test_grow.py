@@ -13,7 +13,6 @@ from grow_cases import (
     EXAMPLE,
     INTERMEDIATE,
     LIGO,
-    NARROW,
     ROUND,
     TARGET,
     WIDE,
@@ -31,7 +30,7 @@ from grow_cases import (
 
 from msfusion.engines.calendar import Conditions
 from msfusion.engines.local import RoundResult, RoundSettings, run_rounds
-from msfusion.errors import ConfigError, GrowthError, UpdateError
+from msfusion.errors import UpdateError
 from msfusion.growth import GrownModel, LiGO, Start
 from msfusion.methods.grow import GrowMethod
 from msfusion.methods.grow_costs import grow_costs, private_costs
@@ -40,7 +39,6 @@ from msfusion.methods.grow_settings import GrowSettings
 from msfusion.methods.states import labelled, part, state_of
 from msfusion.methods.table import build_method
 from msfusion.methods.training import local_steps
-from msfusion.models.transformer import DecoderLM
 from msfusion.objectives import evaluate, evaluate_for
 
 VARIANTS: dict[str, GrowSettings] = {
@@ -245,54 +243,6 @@ def test_late_updates_are_merged_and_an_operator_is_let_go_where_targets_are_ave
     half = method.aggregate(state, [replace(late, share=0.5)])
     for name, tensor in half.items():
         assert torch.allclose(tensor, (state[name] + late.tensors[name]) / 2, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [
-        (
-            {"intermediate": (20, 4, 2, 20)},
-            "^the intermediate model does not grow into the target: the target is smaller than the source: axis",
-        ),
-        (
-            {"own": smalls((NARROW, (8, 2, 2, 12)))},
-            "^participant 1's small model does not grow into the intermediate model: the target is smaller than the "
-            "source: it has 1 layers",
-        ),
-        (
-            {"own": [*smalls(), SmallModel(DecoderLM(20, features=8, heads=2, layers=1), {})]},
-            "^participant 3's small model does not grow into the intermediate model: it is a DecoderLM and that a "
-            "TextClassifier, and these are not of one family$",
-        ),
-        ({"own": []}, "give one for each participant"),
-        (
-            {"settings": GrowSettings(form="padded", start=Start(width="random"))},
-            r"\[I; C\] keeps the old units",
-        ),
-    ],
-)
-def test_models_that_do_not_grow_are_refused_before_anything_trains(
-    options: dict[str, Any], sentence: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("msfusion.methods.grow_private.local_steps", None)
-    with pytest.raises((GrowthError, ConfigError), match=sentence):
-        method_of(**options)
-
-
-@pytest.mark.parametrize(
-    ("settings", "sentence"),
-    [
-        ({"further": "alone"}, "set growth_rounds, at least 1"),
-        ({"further": "federated", "growth_rounds": 0}, "set growth_rounds, at least 1"),
-        ({"growth_rounds": 3}, "nothing comes after them"),
-        ({"growth": "stack"}, "has no operator to learn: set further"),
-        ({"growth": "stack", "further": "alone", "growth_rounds": 2}, "has no rounds of growth"),
-        ({"share": "everything", "growth_rounds": 2, "further": "alone"}, "shares the target already"),
-    ],
-)
-def test_settings_that_do_not_go_together(settings: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(ConfigError, match=sentence):
-        replace(LIGO, **settings)
 
 
 def test_the_costs_are_those_of_the_wire() -> None:

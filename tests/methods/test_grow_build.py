@@ -1,0 +1,63 @@
+"""What cannot grow together is told in one sentence before anything trains: models, and settings."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from grow_cases import LIGO, NARROW, method_of, smalls
+
+from msfusion.errors import ConfigError, GrowthError
+from msfusion.growth import Start
+from msfusion.methods.grow_private import SmallModel
+from msfusion.methods.grow_settings import GrowSettings
+from msfusion.models.transformer import DecoderLM
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (
+            {"intermediate": (20, 4, 2, 20)},
+            "^the intermediate model does not grow into the target: the target is smaller than the source: axis",
+        ),
+        (
+            {"own": smalls((NARROW, (8, 2, 2, 12)))},
+            "^participant 1's small model does not grow into the intermediate model: the target is smaller than the "
+            "source: it has 1 layers",
+        ),
+        (
+            {"own": [*smalls(), SmallModel(DecoderLM(20, features=8, heads=2, layers=1), {})]},
+            "^participant 3's small model does not grow into the intermediate model: it is a DecoderLM and that a "
+            "TextClassifier, and these are not of one family$",
+        ),
+        ({"own": []}, "give one for each participant"),
+        (
+            {"settings": GrowSettings(form="padded", start=Start(width="random"))},
+            r"\[I; C\] keeps the old units",
+        ),
+    ],
+)
+def test_models_that_do_not_grow_are_refused_before_anything_trains(
+    options: dict[str, Any], sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("msfusion.methods.grow_private.local_steps", None)
+    with pytest.raises((GrowthError, ConfigError), match=sentence):
+        method_of(**options)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"further": "alone"}, "set growth_rounds, at least 1"),
+        ({"further": "federated", "growth_rounds": 0}, "set growth_rounds, at least 1"),
+        ({"growth_rounds": 3}, "nothing comes after them"),
+        ({"growth": "stack"}, "has no operator to learn: set further"),
+        ({"growth": "stack", "further": "alone", "growth_rounds": 2}, "has no rounds of growth"),
+        ({"share": "everything", "growth_rounds": 2, "further": "alone"}, "shares the target already"),
+    ],
+)
+def test_settings_that_do_not_go_together(settings: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        replace(LIGO, **settings)
