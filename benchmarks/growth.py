@@ -46,6 +46,7 @@ from msfusion.growth import (
 )
 from msfusion.objectives import cross_entropy, evaluate
 from msfusion.runs.environment import environment
+from msfusion.runs.files import write_json
 
 METHODS = ("scratch", "ligo", "ligo-from-copies", "net2net", "stack", "interlace")
 """Rules of growth. No layer can be added to BERT without changing what it computes, as a LayerNorm of a LayerNorm is
@@ -122,7 +123,7 @@ def small_model(job: Job, seed: int, folder: Path) -> tuple[nn.Module, float]:
     if not record.exists():
         curve = trained(model, job, seed, job.settings.small_steps)
         save_file({name: tensor.clone() for name, tensor in model.state_dict().items()}, weights)
-        record.write_text(json.dumps(curve))
+        write_json(record, curve)
     model.load_state_dict(load_file(weights))
     return model, json.loads(record.read_text())[-1]["flops"]
 
@@ -165,9 +166,22 @@ def measured(job: Job, seed: int, folder: Path) -> dict[str, dict[str, Any]]:
             model, before = start(method, job, seed, small)
             until = None if method == "scratch" else best(results["scratch"]["curve"])["loss"]
             curve = trained(model, job, seed, job.settings.steps, until)
-            record.write_text(json.dumps({"start_flops": before, "curve": curve, "small_flops": small_flops}))
+            write_json(record, {"start_flops": before, "curve": curve, "small_flops": small_flops})
         results[method] = json.loads(record.read_text())
     return results
+
+
+def keep_to(described: dict[str, str], path: Path) -> None:
+    """Go on in a folder with the settings it was begun with alone: its finished parts are taken as they are."""
+    deciding = {name: value for name, value in described.items() if name not in ("seeds", "methods")}
+    begun = json.loads(path.read_text()) if path.exists() else deciding
+    for name, value in deciding.items():
+        if begun.get(name) != value:
+            raise SystemExit(
+                f"{path.parent} was begun with {name} {begun.get(name)}, not {value}: choose another --out"
+            )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, deciding)
 
 
 def size(text: str) -> Size:
@@ -213,13 +227,14 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     args = arguments()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    described = {name: str(value) for name, value in vars(args).items() if name not in ("out", "data")}
+    keep_to(described, args.out / "settings.json")
     work = job(args)
     runs = [measured(work, seed, args.out / f"seed-{seed}") for seed in range(args.seeds)]
     print(growth_report.markdown(runs))
-    described = {name: str(value) for name, value in vars(args).items() if name not in ("out", "data")}
     table = growth_report.rows(runs)
     report = {"settings": described, "table": table, "runs": runs, "environment": environment()}
-    (args.out / "growth.json").write_text(json.dumps(report, indent=1))
+    write_json(args.out / "growth.json", report)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
-"""Kill a run with SIGKILL at random moments, resume it, and compare its weights with an undisturbed run's.
+"""Kill a run with SIGKILL at random moments, resume it, and compare what it leaves with an undisturbed run's: the
+model, and what participants keep for themselves.
 
 python benchmarks/kill_resume.py --kills 20 --json
+python benchmarks/kill_resume.py --config examples/fedgrow.toml --set rounds=4 --set data.max_train=300 --json
 """
 
 from __future__ import annotations
@@ -29,15 +31,14 @@ QUICK = (
 )
 
 
-def command(directory: Path, overrides: list[str]) -> list[str]:
-    settings = [part for override in overrides for part in ("--set", override)]
-    return [sys.executable, "-m", "msfusion.cli", "train", "--resume", "--out", str(directory), *settings]
+def command(directory: Path, arguments: list[str]) -> list[str]:
+    return [sys.executable, "-m", "msfusion.cli", "train", "--resume", "--out", str(directory), *arguments]
 
 
-def kill(directory: Path, overrides: list[str], round_: int, delay: float) -> bool:
+def kill(directory: Path, arguments: list[str], round_: int, delay: float) -> bool:
     """Start (or continue) a run and kill it some seconds after a round; whether it was still running then."""
     process = subprocess.Popen(
-        command(directory, overrides),
+        command(directory, arguments),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -54,11 +55,11 @@ def kill(directory: Path, overrides: list[str], round_: int, delay: float) -> bo
     return False
 
 
-def finish(directory: Path, overrides: list[str]) -> float:
+def finish(directory: Path, arguments: list[str]) -> float:
     """Run to the end; the seconds it took. Raises RuntimeError where it fails."""
     begin = time.perf_counter()
     finished = subprocess.run(
-        command(directory, overrides),
+        command(directory, arguments),
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -69,7 +70,9 @@ def finish(directory: Path, overrides: list[str]) -> float:
 
 
 def digest(directory: Path) -> str:
-    return hashlib.sha256((directory / "model.safetensors").read_bytes()).hexdigest()
+    """Of the model and of the last checkpoint, which has the participants' memories."""
+    last = max((directory / "checkpoints").iterdir())
+    return hashlib.sha256((directory / "model.safetensors").read_bytes() + last.read_bytes()).hexdigest()
 
 
 def rounds_done(directory: Path) -> int:
@@ -77,10 +80,10 @@ def rounds_done(directory: Path) -> int:
     return metrics.read_text().count("\n") if metrics.exists() else 0
 
 
-def measure(kills: int, overrides: list[str], seed: int, place: Path) -> dict[str, Any]:
+def measure(kills: int, arguments: list[str], seed: int, place: Path) -> dict[str, Any]:
     """As many kills as asked for, over as many runs as that takes; every run is finished and compared."""
     draw = random.Random(seed)
-    seconds = finish(place / "undisturbed", overrides)
+    seconds = finish(place / "undisturbed", arguments)
     expected = digest(place / "undisturbed")
     total = rounds_done(place / "undisturbed")
     runs, identical = 0, 0
@@ -93,9 +96,9 @@ def measure(kills: int, overrides: list[str], seed: int, place: Path) -> dict[st
             starting = draw.random() < 0.2
             strike = 0 if starting else draw.randint(first, total)
             delay = draw.uniform(0.0, seconds / 2 if starting else 0.2 * seconds / total)
-            if len(rounds) < kills and kill(directory, overrides, strike, delay):
+            if len(rounds) < kills and kill(directory, arguments, strike, delay):
                 rounds.append(rounds_done(directory))
-        finish(directory, overrides)
+        finish(directory, arguments)
         runs += 1
         identical += digest(directory) == expected
     return {
@@ -105,7 +108,7 @@ def measure(kills: int, overrides: list[str], seed: int, place: Path) -> dict[st
         "rounds": total,
         "rounds_done_when_killed": rounds,
         "undisturbed_seconds": round(seconds, 2),
-        "model_sha256": expected,
+        "sha256": expected,
     }
 
 
@@ -116,11 +119,14 @@ def main() -> None:
     parser.add_argument(
         "--set", action="append", default=[], help="settings of the run, as of `msfusion train`"
     )
+    parser.add_argument("--config", help="by default the built-in one, made small")
     parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
+    given = parser.parse_args()
+    overrides = [*(QUICK if given.config is None else ()), *given.set]
+    run = [given.config] * (given.config is not None) + [p for each in overrides for p in ("--set", each)]
     with tempfile.TemporaryDirectory() as place:
-        result = measure(arguments.kills, [*QUICK, *arguments.set], arguments.seed, Path(place))
-    if arguments.json:
+        result = measure(given.kills, run, given.seed, Path(place))
+    if given.json:
         print(json.dumps(result, indent=2))
     else:
         print(f"{result['kills']} kills in {result['runs']} runs, of which {result['identical']} ended alike")

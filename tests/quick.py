@@ -25,7 +25,7 @@ QUICK_GROW = (
     "model.name=decoder_lm",
     "model.options={features=16, heads=2, layers=2}",
     "method.name=fedgrow",
-    "grow.small=[{features=8, layers=1}, {features=12, layers=1}]",
+    "grow.small=[{features=8, layers=1}, {features=12, layers=2}]",
     "grow.intermediate={features=12, layers=2}",
     "grow.fit={steps=3}",
     "grow.pretraining={optimizer='adamw', learning_rate=0.01}",

@@ -56,6 +56,7 @@ _SLICES_ONLY: Mapping[str, Any] = {
     "participants.budget": None,
     "participants.minimum_ratio": None,
     "method.overlap": None,
+    "method.between_rounds": True,
     "method.contrastive_weight": 0.0,
     "run.together": 1,
     "network": None,
@@ -66,6 +67,7 @@ _OWN_TABLES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
         "split",
         {
             **_SLICES_ONLY,
+            "method.weighting": "examples",
             "participants.fraction": 1.0,
             "participants.dropout": None,
             "run.workers": 1,

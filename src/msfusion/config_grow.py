@@ -69,17 +69,17 @@ class GrowSection(Section):
                 f"growth_rounds is {self.growth_rounds}, which leaves nothing of the {training.rounds} rounds "
                 "for what comes further"
             )
-        own = self.pretraining
+        own, after = self.pretraining, self.further_training
         try:
             return GrowSettings(
                 self.growth,
                 self.share if learns else "operator",
                 self.further,
                 self.growth_rounds if learns else None,
-                **({} if own is None else {"pretraining": _training(own)}),
+                **({} if own is None else {"pretraining": _training(own, rounds=1)}),
                 fit=FitSettings(**dict(self.fit)),
                 training=training,
-                further_training=None if self.further_training is None else _training(self.further_training),
+                further_training=None if after is None else _training(after, training.rounds),
                 start=Start(**dict(self.start)),
                 form=self.form,
                 tied=self.tied,
@@ -92,5 +92,5 @@ class GrowSection(Section):
         return self.small[participant % len(self.small)]
 
 
-def _training(section: TrainingSection) -> TrainingSettings:
-    return TrainingSettings(**dict(section))
+def _training(section: TrainingSection, rounds: int | None) -> TrainingSettings:
+    return TrainingSettings(**dict(section), rounds=rounds)

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from msfusion.config import load_config
+from msfusion.runs.train import train
+
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
@@ -14,6 +17,16 @@ def test_the_loop_by_hand_learns(capsys: pytest.CaptureFixture[str]) -> None:
     accuracy = runpy.run_path(str(EXAMPLES / "own_loop.py"))["main"](rounds=6)
     assert capsys.readouterr().out.count("round ") == 6
     assert accuracy > 0.6  # chance is 0.1
+
+
+def test_growing_together_is_planned_and_trained(tmp_path: Path) -> None:
+    """examples/fedgrow.toml, with less data and one round."""
+    small = ("rounds=1", "data.max_train=60", "data.max_test=20", "grow.fit.steps=2")
+    config = load_config(EXAMPLES / "fedgrow.toml", [*small, "grow.pretraining.local_epochs=1"])
+    summary = train(config, tmp_path / "out")
+    assert len(summary["participants"]) == 6
+    assert config.comparison is not None
+    assert set(config.comparison.variants) == {"Fed-Grow", "each alone"}
 
 
 def test_the_width_map_page_is_true() -> None:

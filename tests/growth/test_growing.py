@@ -90,6 +90,8 @@ def test_an_own_model_with_an_own_operator() -> None:
     assert grown is target
     expected = operator.materialise(source.state_dict())
     assert all(torch.equal(tensor, expected[name]) for name, tensor in grown.state_dict().items())
+    with pytest.raises(GrowthError, match="made before grows as it is: leave out data and fit"):
+        msfusion.grow(source, target, operator, fit=FitSettings(steps=2))
     with pytest.raises(GrowthError, match="does not make this target"):
         msfusion.grow(source, decoder(Size(48, 6, 3, 90)), operator)
 
@@ -122,8 +124,9 @@ def test_operators_that_do_not_exist_or_lack_data() -> None:
     source, target = gpt2(SHALLOW), gpt2(SHALLOW)
     with pytest.raises(GrowthError, match="choose one of preserve, stack, interlace, ligo"):
         msfusion.grow(source, target, "net2net")
-    with pytest.raises(GrowthError, match="on data: give it some"):
-        msfusion.grow(source, target, "ligo")
+    for name, options in (("ligo", {}), ("stack", {"fit": FitSettings()})):
+        with pytest.raises(GrowthError, match="on data: give it some"):
+            msfusion.grow(source, target, name, **options)  # type: ignore[arg-type]
 
 
 def test_folders_that_hold_no_model(tmp_path: Path) -> None:

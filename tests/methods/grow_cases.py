@@ -1,4 +1,4 @@
-"""Participants with tiny text classifiers of two sizes, an intermediate and a target: traced once for all tests."""
+"""Participants with tiny text classifiers of two widths and depths, an intermediate and a target; traced once."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ Size = tuple[int, int, int, int]
 """Width, heads, layers, hidden features."""
 
 NARROW: Size = (8, 2, 1, 12)
-WIDE: Size = (12, 3, 1, 12)
-INTERMEDIATE: Size = (12, 3, 1, 16)
-TARGET: Size = (16, 4, 2, 20)
+WIDE: Size = (12, 3, 2, 12)
+INTERMEDIATE: Size = (12, 3, 2, 16)
+TARGET: Size = (16, 4, 3, 20)
 EXAMPLE = (torch.randint(1, 20, (2, 6), generator=torch.Generator().manual_seed(0)),)
 
 ROUND = TrainingSettings("adamw", 5e-3, batch_size=16)

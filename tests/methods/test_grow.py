@@ -77,6 +77,11 @@ def test_a_round_is_the_average_of_what_participants_make_of_the_operator() -> N
     assert same(fused, method.aggregate(state, updates[::-1]))
     (result,) = rounds(method, 1)
     assert same(result.state, fused)
+    uniform = replace(method, weighting="uniform").aggregate(state, updates)
+    assert all(
+        torch.equal(uniform[name], (sum(u.tensors[name].double() for u in updates) / 3).float())  # type: ignore[union-attr]
+        for name in state
+    )
     short = replace(updates[0], tensors=dict(list(updates[0].tensors.items())[1:]))
     with pytest.raises(UpdateError, match="participant 0 in round 0: the update lacks 1 tensors"):
         method.aggregate(state, [short])

@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from grow_cases import LIGO, NARROW, method_of, smalls
+from grow_cases import LIGO, NARROW, ROUND, data, method_of, smalls
 
-from msfusion.errors import ConfigError, GrowthError
+from msfusion.errors import ConfigError, GrowthError, TrainingError
 from msfusion.growth import Start
 from msfusion.methods.grow_private import SmallModel
 from msfusion.methods.grow_settings import GrowSettings
@@ -23,9 +23,9 @@ from msfusion.models.transformer import DecoderLM
             "^the intermediate model does not grow into the target: the target is smaller than the source: axis",
         ),
         (
-            {"own": smalls((NARROW, (8, 2, 2, 12)))},
+            {"own": smalls((NARROW, (8, 2, 3, 12)))},
             "^participant 1's small model does not grow into the intermediate model: the target is smaller than the "
-            "source: it has 1 layers",
+            "source: it has 2 layers",
         ),
         (
             {"own": [*smalls(), SmallModel(DecoderLM(20, features=8, heads=2, layers=1), {})]},
@@ -56,8 +56,37 @@ def test_models_that_do_not_grow_are_refused_before_anything_trains(
         ({"growth": "stack"}, "has no operator to learn: set further"),
         ({"growth": "stack", "further": "alone", "growth_rounds": 2}, "has no rounds of growth"),
         ({"share": "everything", "growth_rounds": 2, "further": "alone"}, "shares the target already"),
+        (
+            {"pretraining": replace(ROUND, learning_rate_schedule="cosine", rounds=1)},
+            "^pretraining has no rounds over which its learning rate could fall",
+        ),
     ],
 )
 def test_settings_that_do_not_go_together(settings: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         replace(LIGO, **settings)
+
+
+def test_the_learning_rate_falls_over_all_rounds_whatever_is_trained_in_them() -> None:
+    falling = replace(ROUND, learning_rate_schedule="cosine", rounds=4)
+    settings = replace(LIGO, growth_rounds=2, further="alone", training=falling)
+    rates = [settings.training_in(index).learning_rate_in(index) for index in range(4)]
+    assert rates == [falling.learning_rate_in(index) for index in range(4)]
+    assert rates == sorted(set(rates), reverse=True)
+
+
+def test_who_has_no_small_model_is_told_so() -> None:
+    method = method_of(own=smalls((NARROW,)))
+    with pytest.raises(
+        ConfigError, match=r"^participant 1 has no small model: give one for each participant, not 1$"
+    ):
+        method.train(method.assign(method.initial_state(), 0, 1), data()[1])
+
+
+def test_a_private_stage_that_diverges_names_its_participant() -> None:
+    settings = replace(LIGO, fit=replace(LIGO.fit, learning_rate=1e30, steps=9, clip_norm=None))
+    method = method_of(settings)
+    with pytest.raises(
+        TrainingError, match=r"^participant 2, its private growth: the operator's loss became"
+    ):
+        method.train(method.assign(method.initial_state(), 0, 2), data()[2])

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from commands import msfusion, refused
+from commands import environment, msfusion, refused
 from quick import QUICK_GROW
 from safetensors.torch import load_file
 from watching import Stopping, silent
@@ -69,6 +72,33 @@ def test_a_run_that_was_stopped_ends_with_the_same_numbers(trained: Path, tmp_pa
     assert summary["accuracy"] == RunDirectory(trained).read_summary()["accuracy"]
     lines = [RunDirectory(path).read_metrics()[-1]["training_flops"] for path in (tmp_path / "out", trained)]
     assert lines[0] == lines[1]
+
+
+@pytest.mark.parametrize("stage", ["grow_private.fit_operator", "grow.local_steps"])
+def test_killed_in_a_stage_it_ends_with_the_same_bits(stage: str, trained: Path, tmp_path: Path) -> None:
+    """SIGKILL while the second participant fits its private operator; and in the second round of the shared one."""
+    script = f"""
+import os, signal
+from pathlib import Path
+import msfusion.methods.grow, msfusion.methods.grow_private
+from msfusion.config import load_config
+from msfusion.runs.train import train
+module, calls = msfusion.methods.{stage.partition(".")[0]}, []
+real = module.{stage.partition(".")[2]}
+def killing(*given, **more):
+    calls.append(1)
+    return real(*given, **more) if len(calls) < {2 if "fit" in stage else 5} else os.kill(os.getpid(), signal.SIGKILL)
+module.{stage.partition(".")[2]} = killing
+train(load_config(None, {[*QUICK_GROW]}), Path("out"))
+"""
+    killed = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment(), capture_output=True
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert len(RunDirectory(tmp_path / "out").read_metrics()) == (0 if "fit" in stage else 1)
+    train(quick(), tmp_path / "out", resume=True)
+    for name in ("model.safetensors", "checkpoints/round-000002.safetensors"):  # the latter with the memories
+        assert (tmp_path / "out" / name).read_bytes() == (trained / name).read_bytes()
 
 
 def test_rivals_are_variants(tmp_path: Path, figures: dict[str, Any]) -> None:
@@ -150,6 +180,8 @@ def test_the_tables_say_what_leaves(trained: Path) -> None:
         ("grow.small=[{feature=8}]", "unknown to decoder_lm"),
         ("evaluation.own_labels=true", "running text has none"),
         ("method.contrastive_weight=1.0", "has no meaning for method.name = 'fedgrow'"),
+        ("method.between_rounds=false", "has no meaning for method.name = 'fedgrow'"),
+        ("grow.pretraining={learning_rate_schedule='cosine'}", "pretraining has no rounds over which"),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_sentence(change: str, told: str, tmp_path: Path) -> None:

@@ -53,6 +53,10 @@ def grow(
     grown = build_target(model, target)
     if not isinstance(operator, LiGO | Copy):
         operator = _made(operator, model, grown, example_inputs, data, fit)
+    elif data is not None or fit is not None:
+        raise GrowthError(
+            "an operator that was made before grows as it is: leave out data and fit, or see fit_operator"
+        )
     with torch.no_grad():
         return fill(grown, operator.materialise(model.state_dict()))
 
@@ -94,7 +98,7 @@ def _made(
 ) -> LiGO | Copy:
     if name not in OPERATORS:
         raise GrowthError(f"there is no operator {name!r}: choose one of {', '.join(OPERATORS)}")
-    if (name == "ligo") != (data is not None):
+    if (name == "ligo") != (data is not None) or (data is None and fit is not None):
         raise GrowthError("operator 'ligo' learns how to grow, on data: give it some, and the others none")
     plan, small, large = plan_growth(source, target, inputs)
     state = source.state_dict()

@@ -37,7 +37,7 @@ from msfusion.growth.plan import GrowthPlan
 from msfusion.methods.base import Kind, Task, Update
 from msfusion.methods.grow_private import Grower, private_stages, trained_small
 from msfusion.methods.grow_settings import GrowSettings
-from msfusion.methods.narrow import TRAINED, add_update
+from msfusion.methods.narrow import TRAINED, Weighting, add_update
 from msfusion.methods.outbound import Form, Outbound, forms_of
 from msfusion.methods.reporting import REPORTED, nothing_to_report, report_of
 from msfusion.methods.states import (
@@ -61,8 +61,8 @@ class GrowMethod:
     """Dual-LiGO, or one of its rivals; made with `grow_method`. Models are templates and working space.
 
     `plan` is how the intermediate grows into the target; without an operator both are None. `fresh` are the target's
-    own weights, for training from scratch. With `own_labels`, everybody also says what the model is worth to it:
-    in its own proportions of labels.
+    own weights, for training from scratch; `weighting` says what a participant weighs in the average. With
+    `own_labels`, everybody also says what the model is worth to it: in its own proportions of labels.
     """
 
     name: str
@@ -76,6 +76,7 @@ class GrowMethod:
     language_modelling: bool = False
     evaluation_batch_size: int = 256
     own_labels: bool = False
+    weighting: Weighting = "examples"
 
     def initial_state(self) -> dict[str, Tensor]:
         """Global-LiGO where it starts; of a federated target from scratch its fresh weights; else nothing."""
@@ -108,7 +109,7 @@ class GrowMethod:
         return REPORTED if kind == "report" else Outbound(self.leaving(task.round_index), TRAINED)
 
     def aggregate(self, state: State, updates: Iterable[Update]) -> dict[str, Tensor]:
-        """The average, weighted by examples. An operator that comes late, when targets are averaged, is let go."""
+        """The weighted average. An operator that comes late, when targets are averaged, is let go."""
         averages: dict[bool, tuple[Accumulator, WidthMap]] = {}
         for update in updates:
             forms, growing = self.leaving(update.round_index), self.settings.growing(update.round_index)
@@ -120,7 +121,7 @@ class GrowMethod:
             if len(before) < len(forms):  # there is nothing yet that could stand in for a late update's rest
                 update = replace(update, share=1.0)
             accumulator, shapes = averages[growing]
-            add_update(accumulator, before, {}, update, "examples", shapes)
+            add_update(accumulator, before, {}, update, self.weighting, shapes)
         if False in averages:
             return averages[False][0].result()
         targets_met = bool(part(state, "target")) and self.settings.share != "everything"
@@ -166,6 +167,10 @@ class GrowMethod:
         device = data.targets.device
         if self.settings.growth == "scratch":
             return _on(device, self._fresh_target())
+        if participant >= len(self.growers):
+            raise ConfigError(
+                f"participant {participant} has no small model: give one for each participant, not {len(self.growers)}"
+            )
         grower = self.growers[participant]
         if grower.copy is not None:
             small = trained_small(grower.small, participant, data, self.settings.pretraining, self.seed)
@@ -195,10 +200,9 @@ class GrowMethod:
         return self._steps(model, task, data), self._named("target", state_of(model))
 
     def _steps(self, model: nn.Module, task: Task, data: Batch) -> Trained:
-        settings, round_index = self.settings.training_in(task.round_index)
-        return local_steps(
-            model, data, settings, seed=self.seed, round_index=round_index, participant=task.participant
-        )
+        now, who = task.round_index, task.participant
+        settings = self.settings.training_in(now)
+        return local_steps(model, data, settings, seed=self.seed, round_index=now, participant=who)
 
     def _grown(self, known: State, growing: bool) -> dict[str, Tensor] | None:
         """The target's whole state: while operators train, what they make of the intermediate; None without any."""

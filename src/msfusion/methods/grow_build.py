@@ -17,6 +17,7 @@ from msfusion.growth.pretrained import example_inputs_for, without_cache
 from msfusion.methods.grow import GrowMethod
 from msfusion.methods.grow_private import Grower, SmallModel
 from msfusion.methods.grow_settings import GrowSettings
+from msfusion.methods.narrow import Weighting
 from msfusion.methods.states import state_of
 from msfusion.methods.training import seed_of
 from msfusion.width.groups import WidthMap
@@ -37,6 +38,7 @@ def grow_method(
     language_modelling: bool = False,
     evaluation_batch_size: int = 256,
     own_labels: bool = False,
+    weighting: Weighting = "examples",
 ) -> GrowMethod:
     """A method by which participants grow `target` together, each from its small model (`smalls`, in their order).
 
@@ -70,6 +72,7 @@ def grow_method(
         language_modelling,
         evaluation_batch_size,
         own_labels,
+        weighting,
     )
     if plan is not None:
         method.new_operator()  # a form and a start that do not go together are refused here

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from msfusion.batch import Batch
+from msfusion.errors import TrainingError
 from msfusion.growth.copying import Copy
 from msfusion.growth.fit import fit_operator
 from msfusion.growth.ligo import LiGO
@@ -64,7 +65,10 @@ def private_stages(
     local.to(data.targets.device)
     intermediate.to(data.targets.device)
     fit = replace(settings.fit, seed=seed_of(seed, participant, _FITTING, settings.fit.seed))
-    fit_operator(local, small, intermediate, data, fit)
+    try:
+        fit_operator(local, small, intermediate, data, fit)
+    except TrainingError as error:
+        raise TrainingError(f"participant {participant}, its private growth: {error}") from error
     with torch.no_grad():
         return PrivateStages(small, local.tensors(), local.materialise(small))
 

@@ -34,8 +34,9 @@ class GrowSettings:
     it, or "federated", where the target itself is averaged.
 
     `pretraining` is a participant's own stage for its small model, `fit` that for its private operator; `training`
-    is a round of the shared operator, `further_training` one of the target (None: as `training`). `start`, `form` and
-    `tied` are those of both operators (`LiGO`).
+    is a round of the shared operator, `further_training` one of the target (None: as `training`); a learning rate that
+    falls from round to round does so over all rounds, whatever is trained in them. `start`, `form` and `tied` are
+    those of both operators (`LiGO`).
     """
 
     growth: Growth = "ligo"
@@ -56,6 +57,11 @@ class GrowSettings:
                 raise ConfigError(
                     f"{name} is {getattr(self, name)!r}: it must be one of {', '.join(get_args(known))}"
                 )
+        if self.pretraining.learning_rate_schedule != "constant":
+            raise ConfigError(
+                "pretraining has no rounds over which its learning rate could fall: leave out its "
+                "learning_rate_schedule"
+            )
         if self.growth != "ligo":
             self._check_without_operator()
         elif self.further == "none" and self.growth_rounds is not None:
@@ -100,8 +106,6 @@ class GrowSettings:
             self.share
         ]
 
-    def training_in(self, round_index: int) -> tuple[TrainingSettings, int]:
-        """How a round trains, and which round of its stage it is."""
-        if self.growing(round_index):
-            return self.training, round_index
-        return self.further_training or self.training, round_index - (self.growth_rounds or 0)
+    def training_in(self, round_index: int) -> TrainingSettings:
+        """How a round trains."""
+        return self.training if self.growing(round_index) else self.further_training or self.training

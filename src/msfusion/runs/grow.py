@@ -104,7 +104,7 @@ class GrowRun(LocalRun):
 
     def flops_in(self, round_index: int, participant: int) -> int:
         """Training FLOPs of a participant's round, private stages aside."""
-        settings, _ = self.settings.training_in(round_index)
+        settings = self.settings.training_in(round_index)
         growing = self.settings.growing(round_index)
         costs = self._costs.flops_per_example if growing else self._costs.target.flops_per_example
         return sum(settings.batch_sizes(len(self.data.participants[participant]))) * costs
@@ -166,6 +166,7 @@ class GrowRun(LocalRun):
             language_modelling=data.task == "language_modelling",
             evaluation_batch_size=config.evaluation.batch_size,
             own_labels=config.evaluation.own_labels,
+            weighting=config.method.weighting,
         )
 
 
