@@ -194,12 +194,15 @@ class Config(Section):
                 return f"{key} is {shown(ours.get(key))}, not {shown(theirs.get(key))}"
         return None
 
-    def changed(self, changes: Mapping[str, Any]) -> Config:
-        """The same configuration with other values for some dotted keys. Raises ConfigError."""
+    def changed(self, changes: Mapping[str, Any], origin: str = "the configuration") -> Config:
+        """The same configuration with other values for some dotted keys; `origin` is who wants them.
+
+        Raises ConfigError.
+        """
         table = self.to_table()
         for key, value in changes.items():
             put(table, key, value)
-        return _checked(table, "the configuration", changes)
+        return _checked(table, origin, {})
 
     def _deciding(self) -> dict[str, Any]:
         """Everything but what cannot change the results."""

@@ -11,6 +11,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from msfusion.config_keys import flattened
+
 
 def first_mistake(
     error: ValidationError,
@@ -49,9 +51,19 @@ def about_section(
     """The sentence about a value that the section's own dataclass refused, naming file and section."""
     message = str(error).rstrip(".")
     named = [key for key in type(values).model_fields if re.search(rf"\b{key}\b", message)]
-    if any(message.startswith(key) for key in named):
+    refused = [  # where a table within the section has the value that the message begins with
+        key
+        for key, value in flattened({section: values.model_dump()}).items()
+        if message.startswith(
+            (f"{key.rpartition('.')[2]} is {value}:", f"{key.rpartition('.')[2]} is {value!r}:")
+        )
+    ]
+    if len(refused) == 1:
+        message = f"{refused[0].rpartition('.')[0]}.{message}"
+    elif any(message.startswith(key) for key in named):
         message = f"{section}.{message}"
-    where = "--set" if any(f"{section}.{key}" in overrides for key in named) else origin
+    keys = refused or [f"{section}.{key}" for key in named]
+    where = "--set" if any(key in flattened(overrides) for key in keys) else origin
     return f"{where}: {message}."
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from msfusion.config_sections import Section, TrainingSection, section_of
 from msfusion.errors import ConfigError, GrowthError
@@ -27,6 +27,16 @@ else:
     StartSection = section_of(Start)
 
 
+def _checked_small(value: Any) -> Any:
+    """A list of tables and texts. Raises ValueError, which pydantic makes the user's sentence of."""
+    if isinstance(value, list) and all(isinstance(each, dict | str) for each in value):
+        return value
+    raise ValueError(
+        "should be a list of the options in which small models differ from the target, as in "
+        "[{ features = 64, layers = 2 }], or of folders that save_pretrained wrote"
+    )
+
+
 class GrowSection(Section):
     """For method.name = 'fedgrow': [model] is the target, and here is what it grows from.
 
@@ -36,7 +46,7 @@ class GrowSection(Section):
     small) may stand there all the same, so that rivals differ in one key.
     """
 
-    small: list[dict[str, Any] | str] = Field(
+    small: Annotated[list[dict[str, Any] | str], BeforeValidator(_checked_small)] = Field(
         default=[], description="participants' models: options that differ from the target's, or a folder"
     )
     intermediate: dict[str, Any] | None = Field(

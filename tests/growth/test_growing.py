@@ -45,6 +45,7 @@ def test_from_a_folder_and_back(tmp_path: Path) -> None:
 
     source = saved(tmp_path / "small")
     grown = msfusion.grow(tmp_path / "small", CHANGES)
+    assert not grown.training
     grown.save_pretrained(tmp_path / "large")
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "large")
     assert loaded.config.model_type == source.config.model_type == "gpt2"

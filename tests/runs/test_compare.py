@@ -183,6 +183,10 @@ def test_a_comparison_stands_in_the_configuration(tmp_path: Path) -> None:
     assert config.fingerprint() == load_config(base, ["participants.ratio=0.5"]).fingerprint()
     with pytest.raises(ConfigError, match="give --methods"):
         Comparison.of(load_config(base))
+    misspelt = Comparison(["small"], 1, variants={"b": {"training": {"batchsize": 3}}})
+    told = r"^the variant 'b' of \[comparison\]: there is no key 'training.batchsize' \(did you mean"
+    with pytest.raises(ConfigError, match=told):
+        plan_runs(config, misspelt)
     base.write_text('extends = "ablation.toml"\n')
     with pytest.raises(ConfigError, match=r"extends = .* not this one again"):
         load_config(file)

@@ -98,7 +98,7 @@ def test_a_tokenizer_from_a_folder_goes_along(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("participant", "said"),
-    [(None, "by --participant 0 to 2"), (3, "participant 3 has no model: it must be one of the 3")],
+    [(None, "by --participant 0 to 2"), (3, "there is no participant 3: give --participant 0 to 2")],
 )
 def test_which_participants_model_must_be_said(
     grown: Path, tmp_path: Path, participant: int | None, said: str

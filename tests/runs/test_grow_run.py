@@ -173,6 +173,13 @@ def test_the_tables_say_what_leaves(trained: Path) -> None:
         ("grow.small=[{features=32}]", "participant 0's small model does not grow into"),
         ("grow.small=[]", "grow.small should list the participants' models"),
         ("grow.small=['nowhere']", "nowhere"),
+        ("grow.small=[5]", "grow.small = [5] should be a list of the options in which small models differ"),
+        ("grow.small={features=8}", "or of folders that save_pretrained wrote"),
+        ("grow.start.noise=-1", "--set: grow.start.noise is -1.0: it must be at least 0"),
+        (
+            "grow.further_training={learning_rate=-3}",
+            "--set: grow.further_training.learning_rate is -3.0: it must",
+        ),
         ("grow.growth=stack", "set further to 'alone' or 'federated'"),
         ("grow.fit={steps=0}", "steps is 0: it must be at least 1"),
         ("grow.further=alone", "set growth_rounds"),

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -193,11 +194,23 @@ def test_an_existing_run_is_refused_without_resume(undisturbed: Path) -> None:
         train(quick(), undisturbed)
 
 
-def test_a_diverging_run_keeps_its_checkpoints(parts: Parts, tmp_path: Path) -> None:
+def test_a_run_that_diverges_at_once_leaves_nothing_and_later_its_checkpoints(
+    parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(TrainingError, match="loss became"):
-        train(quick("training.learning_rate=1e30"), tmp_path, parts=parts)
-    assert (tmp_path / "config.toml").exists()
-    assert not (tmp_path / "summary.json").exists()
+        train(quick("training.learning_rate=1e30"), tmp_path / "out", parts=parts)
+    assert not (tmp_path / "out").exists()
+
+    def diverging(self: Stopping, line: Mapping[str, Any]) -> None:
+        raise TrainingError("participant 0's loss became nan")
+
+    monkeypatch.setattr(Stopping, "round", diverging)
+    with pytest.raises(TrainingError):
+        train(quick(), tmp_path / "out", parts=parts, watcher=Stopping(1))
+    assert [path.name for path in (tmp_path / "out" / "checkpoints").iterdir()] == [
+        "round-000001.safetensors"
+    ]
+    assert not (tmp_path / "out" / "summary.json").exists()
 
 
 def test_a_disk_that_fills_up_keeps_the_last_checkpoint(

@@ -40,7 +40,8 @@ def grow(
 
     `source`: a module, or a folder that `save_pretrained` wrote. `target`: a module (its weights are replaced), or for
     models of `transformers` a configuration or a dict of what changes in the source's ({"hidden_size": 512}); such a
-    result has the source's `model_type` and can be saved with `save_pretrained`.
+    result has the source's `model_type` and can be saved with `save_pretrained`. It trains or evaluates as the source
+    does (one from a folder: evaluates).
 
     `operator`: "preserve" computes what the source computes, proved in float64; "stack" and "interlace" copy layers as
     well; "ligo" learns how to grow on `data`, with the settings `fit`; or one that was made (and trained) before.
@@ -58,7 +59,7 @@ def grow(
             "an operator that was made before grows as it is: leave out data and fit, or see fit_operator"
         )
     with torch.no_grad():
-        return fill(grown, operator.materialise(model.state_dict()))
+        return fill(grown, operator.materialise(model.state_dict())).train(model.training)
 
 
 def plan_growth(

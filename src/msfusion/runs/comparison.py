@@ -113,7 +113,8 @@ def plan_runs(config: Config, comparison: Comparison) -> list[Planned]:
     for variant, changes in variants or [(None, {})]:
         for ratio in comparison.ratios or (None,):
             at_ratio = {} if ratio is None else {"participants.ratio": ratio}
-            changed = plain.changed({**flattened(changes), **at_ratio})
+            origin = "the comparison" if variant is None else f"the variant {variant!r} of [comparison]"
+            changed = plain.changed({**flattened(changes), **at_ratio}, origin)
             methods = [changed.method.name] if "method.name" in flattened(changes) else comparison.methods
             rows += [_row(method, variant, ratio, changed, comparison.equal) for method in methods]
     runs: dict[str, Planned] = {}

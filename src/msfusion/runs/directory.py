@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -86,7 +87,7 @@ class RunDirectory:
         """Open the directory of a run that was started before. Raises RunDirectoryError where it is none."""
         directory = cls(path)
         if not directory.config.is_file():
-            raise RunDirectoryError(f"{path} has no config.toml, so there is no run in it to resume.")
+            raise RunDirectoryError(f"{path} has no config.toml, so there is no run in it.")
         return directory
 
     @property
@@ -189,6 +190,11 @@ class RunDirectory:
     def _checkpoints(self) -> list[Path]:
         """The files of all checkpoints, newest first."""
         return sorted((self.path / "checkpoints").glob("round-*.safetensors"), reverse=True)
+
+    def remove(self) -> None:
+        """Delete the run with all that is in its directory."""
+        with refusing_write_errors(self.path):
+            shutil.rmtree(self.path)
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -65,24 +65,26 @@ def _grown(
     config: Config, directory: RunDirectory, participant: int | None
 ) -> tuple[nn.Module, FederatedData]:
     """A participant's grown model, or the target that they averaged."""
-    run = GrowRun(config)
+    run, count = GrowRun(config), config.participants.count
     state, _ = read_tensors(directory.model)
     personal = run.method.personal(state)
     if personal == (participant is None):
         raise ConfigError(
             f"every participant of this run has a model of its own: say whose, by --participant 0 to "
-            f"{config.participants.count - 1}."
+            f"{count - 1}."
             if personal
             else "the participants of this run share one model: leave --participant out."
         )
     task = run.method.examination(state, config.rounds - 1, participant or 0)
     if participant is not None:
+        if not 0 <= participant < count:
+            raise ConfigError(f"there is no participant {participant}: give --participant 0 to {count - 1}.")
         checkpoint = directory.load_checkpoint(config.fingerprint())
         memories = checkpoint.memories if checkpoint else {}
         if participant not in memories:
             raise ConfigError(
-                f"participant {participant} has no model: it must be one of the {config.participants.count}, counted "
-                f"from 0, and have taken part in a round whose checkpoint is still in {directory.path}."
+                f"participant {participant} has no model: it took part in no round whose checkpoint is in "
+                f"{directory.path}."
             )
         task = replace(task, memory=memories[participant])
     grown = run.method.grown(task)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from msfusion.config import Config, load_config
 from msfusion.engines.results import ParticipantResult, RoundResult
-from msfusion.errors import RunDirectoryError
+from msfusion.errors import MsfusionError, RunDirectoryError
 from msfusion.methods.adaptive import model_state
 from msfusion.runs.directory import RunDirectory
 from msfusion.runs.events import Events
@@ -76,7 +76,8 @@ def train(
     `preparing` makes the run of them.
 
     Raises RunDirectoryError where the directory holds something else, or a run of another configuration, or
-    cannot be written; and what loading, tracing and training raise. Checkpoints from before an error stay.
+    cannot be written; and what loading, tracing and training raise. Checkpoints from before an error stay; where a new
+    run fails before the end of its first round, nothing does.
     """
     there = resume and (path / "config.toml").is_file()
     if there:
@@ -90,7 +91,12 @@ def train(
     if not there:
         directory = RunDirectory.create(path, config.to_toml())
     with directory.locked():
-        return _run(prepared, directory, watcher or Silent())
+        try:
+            return _run(prepared, directory, watcher or Silent())
+        except MsfusionError:
+            if not there and not directory.read_metrics():
+                directory.remove()
+            raise
 
 
 def refuse_change(directory: RunDirectory, config: Config) -> None:

@@ -1,0 +1,5 @@
+"""`python -m msfusion` is the console script."""
+
+from msfusion.cli import main
+
+main()
