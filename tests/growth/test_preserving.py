@@ -123,6 +123,20 @@ def test_what_cannot_be_exact_is_refused() -> None:
     assert "BertForSequenceClassification" in str(error.value)
 
 
+def test_what_holds_for_fresh_weights_alone_is_no_proof() -> None:
+    """A fresh norm has weights 1 and biases 0, and LayerNorm of what it gives changes nothing: until it has trained."""
+    fresh = bert_classifier(SHALLOW).state_dict()
+    source = traced(bert_classifier, SHALLOW)[1]
+    deep, wide = traced(bert_classifier, SMALL)[1], traced(bert_classifier, ODD)[1]
+    operator = Copy(planned(bert_classifier, SHALLOW, SMALL))
+    assert function_difference(operator, source, deep, fresh) < 1e-9
+    with pytest.raises(GrowthError, match="post-norm"):
+        preserving(operator.plan, source, deep, fresh)
+    mean = Copy(planned(bert_classifier, SHALLOW, ODD), "mean")
+    assert function_difference(mean, source, wide, fresh) < 1e-9
+    assert copying(mean.plan, source, wide, fresh, "stack").stream == "tile"
+
+
 def test_copies_do_not_stay_copies() -> None:
     """Units that are read alike would get the same gradients; the uneven split makes them differ, under Adam too."""
     source, source_map = traced(decoder, SMALL)
