@@ -60,7 +60,9 @@ def test_growth_that_preserves_the_function_of_untrained_models_alone() -> None:
 
     small = small_model(bert(1), lambda: bert(1), 0, 0)
     settings = GrowSettings(growth="preserve", further="federated")
-    sentence = "^participant 0's small model does not grow into the target: Bert.* cannot be grown .*post-norm"
+    sentence = (
+        "^participant 0's small model does not grow into the target: Bert.* cannot be grown .*post-norm"
+    )
     with pytest.raises(GrowthError, match=sentence):
         grow_method(bert(2), [small], settings)
 

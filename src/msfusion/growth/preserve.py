@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from msfusion.errors import GrowthError
@@ -90,6 +91,13 @@ def _refusal(plan: GrowthPlan, source: WidthMap, errors: dict[str, float]) -> Gr
     inside = [s for s in plan.spaces.values() if s.multiplied and s.source_sizes[-1] != s.target_sizes[-1]]
     deeper = any(new > old for old, new in plan.layers.values())
     ways = []
+    fewer = [s for s in plan.spaces.values() if s.split == 1 and s.source_sizes[1:-1] > s.target_sizes[1:-1]]
+    if fewer:  # queries for each key-value head, and too few key-value heads to spread them over
+        (heads, queries, _), (_, new, _) = fewer[0].source_sizes, fewer[0].target_sizes
+        ways.append(
+            f"give the target {queries} query heads for each key-value head, or {new} and at least "
+            f"{heads * math.ceil(queries / new)} key-value heads"
+        )
     if inside:
         ways.append(f"keep the head dimension at {inside[0].source_sizes[-1]}")
     if deeper:
