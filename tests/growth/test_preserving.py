@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -29,6 +31,7 @@ from msfusion.errors import GrowthError
 from msfusion.growth import Copy, copying, fill, function_difference, preserving
 
 Family = Callable[[Size], nn.Module]
+THICK = Size(36, 3, 1, 40)  # the same heads, of 12 features instead of 8
 
 EXACT = [
     (bert_masked_lm, SHALLOW, Size(48, 6, 1, 90), "tile"),  # post-norm and tied
@@ -37,6 +40,7 @@ EXACT = [
     (decoder, SMALL, LARGE, "tile"),
     (decoder, SHALLOW, ODD, "mean"),
     (decoder, SMALL, Size(30, 3, 3, 41), "mean"),  # a larger head dimension
+    (decoder, SHALLOW, Size(48, 3, 1, 40), "tile"),  # and every feature twice
     (decoder, Size(heads=1), Size(48, 2, 2, 40), "tile"),  # one head, which is no width group
 ]
 
@@ -118,6 +122,19 @@ def test_what_holds_for_fresh_weights_alone_is_no_proof() -> None:
     assert copying(mean.plan, source, wide, fresh, "stack").stream == "tile"
 
 
+def trained(model: Any, family: Family, rate: float) -> Any:
+    """A model after a few steps."""
+    optimizer = torch.optim.SGD(model.train().parameters(), rate)
+    inputs = inputs_of(family)
+    for _ in range(5):
+        optimizer.zero_grad()
+        output = model(**inputs) if isinstance(inputs, dict) else model(*inputs)
+        logits = output if isinstance(output, torch.Tensor) else output.logits
+        (logits**2).mean().backward()
+        optimizer.step()
+    return model
+
+
 def test_copies_do_not_stay_copies() -> None:
     """Units that are read alike would get the same gradients; the uneven split makes them differ, under Adam too."""
     source, source_map = traced(decoder, SMALL)
@@ -127,17 +144,32 @@ def test_copies_do_not_stay_copies() -> None:
     uneven = preserving(plan, source_map, target_map, source.state_dict())
     differ = []
     for operator in (even, uneven):
-        grown = fill(copy.deepcopy(target), operator.materialise(source.state_dict())).train()
-        optimizer = torch.optim.SGD(grown.parameters(), 0.01)
-        for _ in range(5):
-            optimizer.zero_grad()
-            (grown(*inputs_of(decoder)) ** 2).mean().backward()
-            optimizer.step()
+        grown = trained(fill(copy.deepcopy(target), operator.materialise(source.state_dict())), decoder, 0.01)
         block = grown.decoder.blocks[0]
         values, hidden = block.attention.value.weight, block.expand.weight
         stream = grown.decoder.positions.weight[:5].T
         halves = [(x[: len(x) // 2], x[len(x) // 2 :]) for x in (values, hidden[:80], stream)]
         differ.append([float((first - second).detach().abs().median()) for first, second in halves])
+    assert max(differ[0]) < 0.01 * min(differ[1])
+
+
+@pytest.mark.parametrize("family", [vit, gpt2])
+def test_copies_within_a_head_do_not_stay_copies(family: Family) -> None:
+    """Nothing but keys reads queries: split alike, both would stay copies where the stream is not tiled."""
+    (source, source_map), (target, target_map) = traced(family, SHALLOW), traced(family, THICK)
+    plan = planned(family, SHALLOW, THICK)
+    uneven = preserving(plan, source_map, target_map, source.state_dict())
+    assert uneven.stream == "mean"
+    differ = []
+    for operator in (replace(uneven, unevenness=0.0), uneven):
+        grown = trained(fill(copy.deepcopy(target), operator.materialise(source.state_dict())), family, 0.1)
+        if family is vit:
+            attention = grown.vit.layers[0].attention
+            rows = [attention.q_proj.weight, attention.k_proj.weight]
+        else:  # queries, keys and values are one tensor
+            rows = grown.transformer.h[0].attn.c_attn.weight.T.split(36)[:2]
+        heads = [each.detach().unflatten(0, (3, 12)) for each in rows]  # of 8 features before
+        differ.append([float((head[:, 8:] - head[:, :4]).abs().median()) for head in heads])
     assert max(differ[0]) < 0.01 * min(differ[1])
 
 
