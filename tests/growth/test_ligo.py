@@ -12,6 +12,7 @@ from growth_families import (
     ODD,
     SHALLOW,
     SMALL,
+    WIDE,
     Size,
     bert_classifier,
     decoder,
@@ -55,6 +56,22 @@ def test_one_hot_depth_is_stacking_or_interlacing_exactly(depth: str, layers: li
             number, _, rest = name.removeprefix("decoder.blocks.").partition(".")
             name = f"decoder.blocks.{layers[int(number)]}.{rest}"
         assert torch.equal(tensor, state[name])
+
+
+@pytest.mark.parametrize(("depth", "layers"), [("stack", [0, 1, 0, 1]), ("interlace", [0, 0, 1, 1])])
+def test_one_hot_depth_copies_the_layers_that_were_widened(depth: str, layers: list[int]) -> None:
+    """Also where the width grows, and for BERT: width first, then whole layers, all of one layer's tensors together."""
+    state = traced(bert_classifier, SMALL)[0].state_dict()
+    operator = LiGO(planned(bert_classifier, SMALL, LARGE), Start(depth=depth))
+    widths = {name: tensor for name, tensor in operator.tensors().items() if name.startswith("width.")}
+    wide = LiGO(planned(bert_classifier, SMALL, WIDE))
+    wide.load_tensors(wide.tensors() | widths)
+    expected = wide.materialise(state)
+    for name, tensor in operator.materialise(state).items():
+        if name.startswith("bert.encoder.layer."):
+            number, _, rest = name.removeprefix("bert.encoder.layer.").partition(".")
+            name = f"bert.encoder.layer.{layers[int(number)]}.{rest}"
+        assert torch.equal(tensor, expected[name])
 
 
 def test_a_bert_layer_as_the_paper_writes_it() -> None:

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 from grow_cases import LIGO, NARROW, ROUND, data, method_of, smalls
+from torch import nn
 
 from msfusion.errors import ConfigError, GrowthError, TrainingError
 from msfusion.growth import Start
+from msfusion.methods.grow_build import grow_method, small_model
 from msfusion.methods.grow_private import SmallModel
 from msfusion.methods.grow_settings import GrowSettings
 from msfusion.models.transformer import DecoderLM
@@ -45,6 +47,24 @@ def test_models_that_do_not_grow_are_refused_before_anything_trains(
     monkeypatch.setattr("msfusion.methods.grow_private.local_steps", None)
     with pytest.raises((GrowthError, ConfigError), match=sentence):
         method_of(**options)
+
+
+def test_growth_that_preserves_the_function_of_untrained_models_alone() -> None:
+    """Small models are trained before they grow: what holds for their first weights must hold for the last."""
+    import transformers
+
+    def bert(layers: int) -> nn.Module:
+        sizes = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2, "vocab_size": 20}
+        config = transformers.BertConfig(num_hidden_layers=layers, max_position_embeddings=8, **sizes)
+        return transformers.BertForSequenceClassification(config)
+
+    small = small_model(bert(1), lambda: bert(1), 0, 0)
+    settings = GrowSettings(growth="preserve", further="federated")
+    sentence = (
+        "^participant 0's small model does not grow into the target: Bert.* cannot be grown .*post-norm"
+    )
+    with pytest.raises(GrowthError, match=sentence):
+        grow_method(bert(2), [small], settings)
 
 
 @pytest.mark.parametrize(

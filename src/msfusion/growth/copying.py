@@ -10,7 +10,8 @@ them are divided by the number of copies. *The residual stream* runs through nor
   which is ours, makes it exact for any epsilon).
 
 Copies that are read alike would get the same gradients and stay copies for good. So the weights that read them are
-split unevenly, every entry at random: only the sum over the copies counts, and the function is still the same.
+split unevenly, every entry at random: only the sum over the copies counts, and the function is still the same. Within
+a head, no weights but the keys read what the queries write: the copies of a key's feature are split so.
 
 *New layers* are identities: what they add to the stream is zero. That needs pre-norm: LayerNorm of what LayerNorm gave
 is something else. A *tied embedding* is written with one matrix but read with another; the norm before the output layer
@@ -27,7 +28,7 @@ from itertools import cycle
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, fx
 
 from msfusion.growth.axes import Role, analysis_of
@@ -67,41 +68,48 @@ class Copy:
         finished = dict(grown)
         for match in self.plan.matches:
             for source, name in zip(cycle(match.sources), match.targets, strict=False):
-                for axis, start, space in self._copied(source):
-                    finished[name] = self._uneven(finished[name], name, axis, start, space)
+                for axis, start, origin in self._split(source):
+                    finished[name] = self._uneven(finished[name], name, axis, start, origin)
         for name in self.before_output:
             finished[name] = finished[name] * self._tied_factor(name)
         return finished | {name: finished[first] for name, first in self.plan.aliases.items()}
 
-    def _copied(self, source: str) -> Iterator[tuple[int, int, Space]]:
-        """The stretches of a grown tensor along which it reads copies: axis, start, index space."""
+    def _split(self, source: str) -> Iterator[tuple[int, int, Int[Tensor, " target"]]]:
+        """The stretches of a grown tensor that read copies: axis, start, which of their indices only a sum notices."""
         for axis, parts in enumerate(self.plan.parts[source]):
             start = 0
             for part in parts:
                 space = self.plan.spaces[part.space] if part.space else None
-                if space and part.role == "contract" and part.repeat == 1 and self._is_copied(space):
-                    yield axis, start, space
+                if space and part.repeat == 1:
+                    if part.role == "contract" and self._is_copied(space):
+                        yield axis, start, copied_from(space)
+                    elif space.score == "second" and space.target_sizes[-1] > space.source_sizes[-1]:
+                        head = torch.arange(space.target) // space.target_sizes[-1]
+                        alike = head * space.source + copied_from(space)
+                        yield axis, start, torch.unique(alike, return_inverse=True)[1]
                 start += space.target * part.repeat if space else part.length
 
     def _is_copied(self, space: Space) -> bool:
         """Whether the new units of an index space are copies: of all but a stream that is padded."""
         return space.target > space.source and (self.stream == "tile" or not space.normalised)
 
-    def _uneven(self, tensor: Tensor, name: str, axis: int, start: int, space: Space) -> Tensor:
+    def _uneven(
+        self, tensor: Tensor, name: str, axis: int, start: int, origin: Int[Tensor, " target"]
+    ) -> Tensor:
         """Noise along the copies of each unit that sums to zero over them."""
-        read = tensor.narrow(axis, start, space.target)
+        length = len(origin)
+        read = tensor.narrow(axis, start, length)
         seed = int.from_bytes(
             hashlib.sha256(f"{self.seed} {name} {axis} {start}".encode()).digest()[:7], "big"
         )
         generator = torch.Generator().manual_seed(seed)
         noise = torch.randn(read.shape, generator=generator).to(read).movedim(axis, 0)
-        origin = copied_from(space).to(read.device)
-        zeros = torch.zeros_like(noise[: space.source])
+        origin = origin.to(read.device)
+        zeros = torch.zeros_like(noise[: int(origin.max()) + 1])
         means = zeros.index_add(0, origin, noise) / zeros.index_add(0, origin, torch.ones_like(noise))
         noise = noise - means[origin]
         noise = noise.movedim(0, axis) * (self.unevenness * read.detach().std())
-        before, after = start, tensor.shape[axis] - start - space.target
-        pieces = torch.split(tensor, [before, space.target, after], axis)
+        pieces = torch.split(tensor, [start, length, tensor.shape[axis] - start - length], axis)
         return torch.cat([pieces[0], pieces[1] + noise, pieces[2]], axis)
 
     def matrix(self, name: str, role: Role) -> Float[Tensor, "target source"]:

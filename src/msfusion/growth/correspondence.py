@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -40,9 +41,12 @@ def correspond(source: WidthMap, target: WidthMap) -> GrowthPlan:
     _check_ties(source, target, matches)
     pairs = list(_pairs(source, target, matches))
     names = _names(pairs)
-    scores = _scores(pairs)
+    scores, splits = _scores(pairs), _splits(pairs)
     spaces = {
-        name: replace(_space(name, [p for p in pairs if p.key == key]), score=scores.get(key))
+        name: replace(
+            _space(name, [p for p in pairs if p.key == key], splits.get(_outermost(key), 1)),
+            score=scores.get(key),
+        )
         for key, name in names.items()
     }
     return GrowthPlan(
@@ -158,7 +162,7 @@ def _names(pairs: list[_Pair]) -> dict[Key, str]:
     return names
 
 
-def _space(name: str, pairs: list[_Pair]) -> Space:
+def _space(name: str, pairs: list[_Pair], split: int) -> Space:
     """The index space in which all these stretches lie."""
     source, target = _aligned(pairs[0].source.sizes, pairs[0].target.sizes)
     return Space(
@@ -168,7 +172,26 @@ def _space(name: str, pairs: list[_Pair]) -> Space:
         multiplied=pairs[0].source.multiplied,
         normalised=any(pair.role in ("scale", "shift") for pair in pairs),
         shared=len({pair.block for pair in pairs}) > 1,
+        split=split if source[0] * split <= target[0] else 1,  # else the target has too few
     )
+
+
+def _splits(pairs: list[_Pair]) -> dict[tuple[int, int], int]:
+    """Over how many key-value heads the queries of each must be spread, where a target's head serves fewer queries.
+
+    Queries, keys, values and the output projection share the outermost atom, by which it is told.
+    """
+    splits: dict[tuple[int, int], int] = {}
+    for pair in pairs:
+        if pair.key and pair.source.multiplied:
+            source, target = _aligned(pair.source.sizes, pair.target.sizes)
+            if len(source) == 3:
+                splits[_outermost(pair.key)] = math.ceil(source[1] / target[1])
+    return splits
+
+
+def _outermost(key: Key) -> tuple[int, int]:
+    return key[0][0], key[1][0]
 
 
 def _scores(pairs: list[_Pair]) -> dict[Key, Literal["first", "second"]]:
@@ -190,15 +213,17 @@ def _scores(pairs: list[_Pair]) -> dict[Key, Literal["first", "second"]]:
 def _aligned(source: tuple[int, ...], target: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Factors side by side: where one model has fewer (a factor of size 1 vanishes), ones are filled in.
 
-    The innermost is the head dimension in both; a single key-value head is outermost.
+    The innermost is the head dimension in both. Heads of which the target has fewer than the source are no key-value
+    heads: they are the queries of a single one, which is outermost.
     """
     longest = max(len(source), len(target))
 
-    def filled(sizes: tuple[int, ...]) -> tuple[int, ...]:
+    def filled(sizes: tuple[int, ...], outside: bool) -> tuple[int, ...]:
         ones = (1,) * (longest - len(sizes))
-        return (*sizes[:-1], *ones, sizes[-1]) if len(sizes) > 1 else (*ones, *sizes)
+        return (*ones, *sizes) if outside else (*sizes[:-1], *ones, sizes[-1])
 
-    return filled(source), filled(target)
+    single = len(source) == 1 or source[0] > target[0]
+    return filled(source, single), filled(target, len(target) == 1)
 
 
 def _parts(

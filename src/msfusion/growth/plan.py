@@ -29,7 +29,8 @@ class Space:
 
     `multiplied`: its innermost factor is within an attention head. `normalised`: a norm's weight or bias stands along
     it (a residual stream). `shared`: it stands in more than one block of a stack, or outside. `score`: the first or the
-    second of two that are multiplied with each other along their innermost factor (queries and keys).
+    second of two that are multiplied with each other along their innermost factor (queries and keys). `split`: over how
+    many units of its outermost factor each of the source's is spread (key-value heads that then serve fewer queries).
     """
 
     name: str
@@ -39,6 +40,7 @@ class Space:
     normalised: bool = False
     shared: bool = False
     score: Literal["first", "second"] | None = None
+    split: int = 1
 
     @property
     def source(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from msfusion.errors import GrowthError
@@ -9,7 +10,7 @@ from msfusion.growth.axes import analysis_of
 from msfusion.growth.copying import Copy, Order, StreamRule, norms_before_output
 from msfusion.growth.plan import GrowthPlan
 from msfusion.width.groups import State, WidthMap
-from msfusion.width.proof import difference, in_double, run_in_double
+from msfusion.width.proof import difference, in_double, perturbed, run_in_double
 
 TOLERANCE = 1e-9
 """How far outputs may lie apart in float64, relative to their spread."""
@@ -18,12 +19,14 @@ TOLERANCE = 1e-9
 def preserving(
     plan: GrowthPlan, source: WidthMap, target: WidthMap, state: State, depth: Order = "interlace"
 ) -> Copy:
-    """The growth by copies after which the target computes what the source computes with `state`.
+    """The growth by copies after which the target computes what the source computes, whatever its weights.
 
     Every rule for the residual stream that could be exact is tried and proved: both models run in float64 on the
-    traced example. Raises GrowthError, naming what stands in the way, where none is exact.
+    traced example, with the weights of `state` perturbed, so that what holds for these holds after any training too.
+    Raises GrowthError, naming what stands in the way, where none is exact.
     """
     errors: dict[str, float] = {}
+    state = _any_weights(source, state)
     for rule in _rules(plan):
         operator = Copy(plan, rule, depth, True, norms_before_output(plan, source))
         errors[rule] = function_difference(operator, source, target, state)
@@ -37,6 +40,7 @@ def copying(plan: GrowthPlan, source: WidthMap, target: WidthMap, state: State, 
     before = norms_before_output(plan, source)
     rule: StreamRule = "tile"
     if _rules(plan)[0] != "tile":  # unequal copies are the last resort
+        state = _any_weights(source, state)
         for candidate in _rules(plan):
             operator = Copy(plan, candidate, depth, True, before)
             if function_difference(operator, source, target, state) < TOLERANCE:
@@ -50,6 +54,19 @@ def _rules(plan: GrowthPlan) -> list[StreamRule]:
     streams = [space for space in plan.spaces.values() if space.normalised]
     tiled: list[StreamRule] = ["tile"] if all(s.target % s.source == 0 for s in streams) else []
     return tiled if all(s.target == s.source for s in streams) else [*tiled, "zero", "mean"]
+
+
+def _any_weights(source: WidthMap, state: State) -> State:
+    """The state with noise in all that trains: a fresh norm (ones and zeros) must not make a rule look exact.
+
+    No rule depends on the values of weights, so one that is exact for these is exact for all.
+    """
+    return {
+        name: perturbed(tensor.detach(), source.aliases.get(name, name))
+        if name in source.parameters
+        else tensor
+        for name, tensor in state.items()
+    }
 
 
 def function_difference(operator: Copy, source: WidthMap, target: WidthMap, state: State) -> float:
@@ -74,6 +91,13 @@ def _refusal(plan: GrowthPlan, source: WidthMap, errors: dict[str, float]) -> Gr
     inside = [s for s in plan.spaces.values() if s.multiplied and s.source_sizes[-1] != s.target_sizes[-1]]
     deeper = any(new > old for old, new in plan.layers.values())
     ways = []
+    fewer = [s for s in plan.spaces.values() if s.split == 1 and s.source_sizes[1:-1] > s.target_sizes[1:-1]]
+    if fewer:  # queries for each key-value head, and too few key-value heads to spread them over
+        (heads, queries, _), (_, new, _) = fewer[0].source_sizes, fewer[0].target_sizes
+        ways.append(
+            f"give the target {queries} query heads for each key-value head, or {new} and at least "
+            f"{heads * math.ceil(queries / new)} key-value heads"
+        )
     if inside:
         ways.append(f"keep the head dimension at {inside[0].source_sizes[-1]}")
     if deeper:

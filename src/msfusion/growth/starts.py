@@ -48,13 +48,19 @@ class Start:
 def copied_from(space: Space) -> Int[Tensor, " target"]:
     """For each target index of a space the source index of which it is a copy: factor by factor, in turn.
 
+    Where a key-value head's queries are spread over several, these are copies of it and take its queries in order.
     Where a factor shrinks although the whole grows (more heads of fewer features), all indices in turn.
     """
-    if any(new < old for old, new in zip(space.source_sizes, space.target_sizes, strict=True)):
+    shrinks = [new < old for old, new in zip(space.source_sizes, space.target_sizes, strict=True)]
+    if shrinks[-1] or (space.split == 1 and any(shrinks)):
         return torch.arange(space.target) % space.source
-    origin = torch.zeros(1, dtype=torch.long)
-    for old, new in zip(space.source_sizes, space.target_sizes, strict=True):
-        origin = (origin[:, None] * old + torch.arange(new) % old).flatten()
+    (outermost, *inner), (grown, *wide) = space.source_sizes, space.target_sizes
+    head = torch.arange(grown) % (outermost * space.split)
+    origin = head // space.split
+    first = head % space.split * wide[0] if len(wide) == 2 else torch.zeros_like(origin)
+    for old, new in zip(inner, wide, strict=True):
+        origin = (origin[:, None] * old + (first[:, None] + torch.arange(new)) % old).flatten()
+        first = torch.zeros_like(origin)
     return origin
 
 

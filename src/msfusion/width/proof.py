@@ -210,7 +210,9 @@ class _Reader:
         entries = self.places.get(name, ())
         if not entries:
             return in_double(tensor).clone()
-        value = _perturbed(tensor, name, id(self.tensors[name]) in self.parameters)
+        spared = tensor.numel() > _LARGE and float(tensor.std()) > 0  # noise is for values that are all alike
+        is_parameter = id(self.tensors[name]) in self.parameters
+        value = tensor if spared else perturbed(tensor, name, is_parameter)
         for axis in {place.axis for _, place in entries}:
             index = torch.arange(value.shape[axis])
             for group, place in entries:
@@ -225,14 +227,9 @@ class _Reader:
         index[identity] = place.positions(self.permutations[group.name])
 
 
-def _perturbed(tensor: Tensor, name: str, is_parameter: bool) -> Tensor:
-    """The tensor with noise that depends on its name alone; what may be a variance stays positive.
-
-    Noise is for initial values that are all alike. A large tensor that varies has none, and is not copied.
-    """
+def perturbed(tensor: Tensor, name: str, is_parameter: bool = True) -> Tensor:
+    """The tensor in float64, with noise that depends on its name alone; what may be a variance stays positive."""
     spread = float(tensor.std()) if tensor.numel() > 1 else 0.0
-    if tensor.numel() > _LARGE and spread > 0:
-        return tensor
     generator = torch.Generator().manual_seed(int(hashlib.sha256(name.encode()).hexdigest()[:8], 16))
     value = tensor.to(torch.float64)
     if not is_parameter and value.min() >= 0 and value.max() > 0:  # all zeros is a mean, not a variance
