@@ -78,6 +78,7 @@ def train(
     Raises RunDirectoryError where the directory holds something else, or a run of another configuration, or
     cannot be written; and what loading, tracing and training raise. Checkpoints from before an error stay.
     """
+    config = config.pinned()
     there = resume and (path / "config.toml").is_file()
     if there:
         directory = RunDirectory.reopen(path)
