@@ -194,6 +194,11 @@ class Config(Section):
                 return f"{key} is {shown(ours.get(key))}, not {shown(theirs.get(key))}"
         return None
 
+    def pinned(self) -> Config:
+        """The same configuration with a digest of each folder that small models come from."""
+        digests = {} if self.grow is None else self.grow.digests_now()
+        return self.changed({"grow.digests": digests}) if digests else self
+
     def changed(self, changes: Mapping[str, Any], origin: str = "the configuration") -> Config:
         """The same configuration with other values for some dotted keys; `origin` is who wants them.
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
 from msfusion.config_sections import Section, TrainingSection, section_of
 from msfusion.errors import ConfigError, GrowthError
+from msfusion.folders import digest_of
 from msfusion.growth.fit import FitSettings
 from msfusion.growth.ligo import Form
 from msfusion.growth.starts import Start
@@ -64,6 +66,10 @@ class GrowSection(Section):
     start: StartSection = Field(default_factory=StartSection, description="of both operators")
     form: Form = "full"
     tied: bool = True
+    digests: dict[str, str] = Field(
+        default={},
+        description="of the folders in small; filled in when a run begins, to notice other weights",
+    )
 
     def settings(self, training: TrainingSettings) -> GrowSettings:
         """What the method takes; `training` is that of a round. Raises ConfigError for stages that do not fit."""
@@ -96,6 +102,12 @@ class GrowSection(Section):
             )
         except GrowthError as error:
             raise ConfigError(str(error)) from error
+
+    def digests_now(self) -> dict[str, str]:
+        """A digest of what is in each folder of `small`; folders that are missing are left out."""
+        names = [name for name in self.small if isinstance(name, str)]
+        folders = {name: Path(name.removeprefix("transformers:")).expanduser() for name in names}
+        return {name: digest_of(path) for name, path in folders.items() if (path / "config.json").is_file()}
 
     def small_of(self, participant: int) -> Mapping[str, Any] | str:
         """The small model of a participant."""

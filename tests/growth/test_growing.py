@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,22 @@ from growth_families import (
     SMALL,
     WIDE,
     Size,
+    bert_masked_lm,
     call,
     decoder,
     gpt2,
     inputs_of,
     perturbed,
     planned,
+    tied_llama,
     traced,
+    vit,
 )
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 import msfusion
-from msfusion.errors import GrowthError
+from msfusion.errors import GrowthError, UntraceableModelError
 from msfusion.growth import FitSettings, LiGO, fit_operator, plan_growth
 from msfusion.growth.pretrained import build_target
 
@@ -54,6 +58,44 @@ def test_from_a_folder_and_back(tmp_path: Path) -> None:
     torch.testing.assert_close(
         call(loaded.eval(), inputs_of(gpt2)), call(source, inputs_of(gpt2)), rtol=1e-4, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("family", [bert_masked_lm, vit, tied_llama])
+def test_what_has_grown_is_saved_and_loaded(family: Callable[[Size], nn.Module], tmp_path: Path) -> None:
+    grown = msfusion.grow(perturbed(family(SHALLOW)), {"hidden_size": 48, "num_attention_heads": 6}).eval()
+    grown.save_pretrained(tmp_path / "large")
+    loaded = type(grown).from_pretrained(tmp_path / "large").eval()
+    assert torch.equal(call(loaded, inputs_of(family)), call(grown, inputs_of(family)))
+
+
+def test_heads_of_other_tasks_and_poolers_may_lie_in_a_folder(tmp_path: Path) -> None:
+    """As in the published BERT: a masked language model whose file holds the pooler and a second head too."""
+    model = perturbed(bert_masked_lm(SHALLOW))
+    model.save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    unused = {name: torch.ones(2) for name in ("bert.pooler.dense.bias", "cls.seq_relationship.bias")}
+    save_file(load_file(weights) | unused, weights, {"format": "pt"})
+    assert msfusion.grow(tmp_path, {"intermediate_size": 80}).config.intermediate_size == 80
+
+
+def test_models_without_a_head_grow_inside_alone() -> None:
+    import transformers
+
+    config = bert_masked_lm(SHALLOW).config
+    source = transformers.BertModel(config, add_pooling_layer=False)
+    assert msfusion.grow(source, {"intermediate_size": 80}).pooler is None
+    with pytest.raises(GrowthError, match="give the target 24, or grow a model with a head"):
+        msfusion.grow(source, {"hidden_size": 48, "num_attention_heads": 6})
+
+
+def test_a_classifier_that_needs_padding() -> None:
+    import transformers
+
+    config = transformers.GPT2Config(**gpt2(SHALLOW).config.to_dict())
+    with pytest.raises(UntraceableModelError, match="set pad_token_id there"):
+        msfusion.grow(transformers.GPT2ForSequenceClassification(config), CHANGES)
+    config.pad_token_id = 0
+    assert msfusion.grow(transformers.GPT2ForSequenceClassification(config), CHANGES).config.n_embd == 48
 
 
 def test_a_configuration_as_target() -> None:
@@ -113,6 +155,8 @@ def test_a_target_of_another_family_or_unknown_settings() -> None:
         msfusion.grow(source, transformers.BertConfig())
     with pytest.raises(GrowthError, match="gpt2 has no setting 'widht'"):
         msfusion.grow(source, {"widht": 48})
+    with pytest.raises(GrowthError, match="setting 'n_layer' of a gpt2 cannot be 'x'"):
+        msfusion.grow(source, {"n_layer": "x"})
     with pytest.raises(GrowthError, match="cannot be built"):
         msfusion.grow(source, {"n_embd": 50})  # three heads
     with pytest.raises(GrowthError, match="give the target as a model"):
@@ -138,12 +182,18 @@ def test_folders_that_hold_no_model(tmp_path: Path) -> None:
     tensors = load_file(weights)
     lying = tensors | {"transformer.h.0.mlp.c_fc.bias": torch.zeros(41)}
     save_file(lying, weights, {"format": "pt"})
-    with pytest.raises(GrowthError, match="cannot be loaded") as error:
+    with pytest.raises(
+        GrowthError, match=r"1 tensor is of another shape: '.*c_fc.bias' \(\(41,\) there"
+    ) as error:
         msfusion.grow(tmp_path / "small", CHANGES)
     assert "\n" not in str(error.value)
     shallow = {name: tensor for name, tensor in tensors.items() if ".h.0." not in name}
     save_file(shallow, weights, {"format": "pt"})
-    with pytest.raises(GrowthError, match=r"lack 12 tensors .*'transformer.h.0.*layers are missing"):
+    with pytest.raises(GrowthError, match=r"12 tensors are missing, such as 'transformer.h.0"):
+        msfusion.grow(tmp_path / "small", CHANGES)
+    deeper = tensors | {name.replace(".h.0.", ".h.1."): tensor.clone() for name, tensor in tensors.items()}
+    save_file(deeper, weights, {"format": "pt"})
+    with pytest.raises(GrowthError, match=r"without a place in the model, such as 'transformer.h.1"):
         msfusion.grow(tmp_path / "small", CHANGES)
     weights.write_bytes(b"no tensors at all")
     with pytest.raises(GrowthError, match="cannot be loaded"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from msfusion.errors import GrowthError
 from msfusion.growth.axes import Role, Stretch, role, stretches
@@ -129,7 +129,7 @@ def _side_by_side(
             )
             raise GrowthError(
                 f"{where} is {before} long in the source and {after} in the target, and such an axis does not grow "
-                f"({reason}): give the target {before}"
+                f"({reason}): give the target {before}{_or_a_head(source)}"
             )
         if s.length > t.length or s.repeat != t.repeat:
             raise GrowthError(
@@ -137,6 +137,13 @@ def _side_by_side(
                 "no part of it may shrink"
             )
     return list(zip(theirs, ours, strict=True))
+
+
+def _or_a_head(source: WidthMap) -> str:
+    """What else to do about an output as wide as the model: a model of transformers without a head has one."""
+    model: Any = None if source.program is None else source.program.model
+    bare = getattr(model, "base_model", None) is model and type(model).__name__.endswith("Model")
+    return ", or grow a model with a head, such as a ...ForCausalLM" if model is not None and bare else ""
 
 
 def _lengths(found: list[Stretch]) -> str:

@@ -17,14 +17,11 @@ from msfusion.growth.fit import FitSettings, fit_operator
 from msfusion.growth.ligo import LiGO
 from msfusion.growth.plan import GrowthPlan
 from msfusion.growth.preserve import copying, preserving
-from msfusion.growth.pretrained import build_target, example_inputs_for, load_folder, without_cache
+from msfusion.growth.pretrained import Inputs, build_target, example_inputs_for, load_folder, traced
 from msfusion.width.groups import WidthMap
-from msfusion.width.trace import trace
 
 OPERATORS = ("preserve", "stack", "interlace", "ligo")
 """Operators that `grow` makes itself."""
-
-Inputs = tuple[Any, ...] | dict[str, Any]
 
 
 def grow(
@@ -70,10 +67,7 @@ def plan_growth(
     Raises as `grow` does.
     """
     inputs = example_inputs_for(source) if example_inputs is None else example_inputs
-    with without_cache(source):
-        small = trace(source, inputs)
-    with without_cache(target):
-        large = trace(target, inputs)
+    small, large = traced(source, inputs), traced(target, inputs)
     return correspond(small, large), small, large
 
 

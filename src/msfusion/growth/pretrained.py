@@ -11,8 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from msfusion.errors import GrowthError
+from msfusion.errors import GrowthError, UntraceableModelError
+from msfusion.folders import load_whole
 from msfusion.imports import in_one_line
+from msfusion.width.groups import WidthMap
+from msfusion.width.trace import trace
+
+Inputs = tuple[Any, ...] | dict[str, Any]
 
 
 def load_folder(folder: str | Path) -> nn.Module:
@@ -39,20 +44,11 @@ def load_folder(folder: str | Path) -> nn.Module:
             raise GrowthError(
                 f"transformers has no architecture {names[0]!r}, which {path}/config.json names"
             )
-        model, report = architecture.from_pretrained(
-            str(path), config=config, use_safetensors=True, output_loading_info=True
-        )
+        return load_whole(architecture, path, config)
     except GrowthError:
         raise
     except Exception as error:  # transformers raises many kinds
         raise GrowthError(f"the model in {path} cannot be loaded: {in_one_line(error)}") from error
-    if missing := sorted(report["missing_keys"]):
-        raise GrowthError(
-            f"the weights in {path} lack {len(missing)} tensors of its configuration, {missing[0]!r} for one: layers "
-            "are missing"
-        )
-    loaded: nn.Module = model
-    return loaded
 
 
 def build_target(source: nn.Module, target: Any) -> nn.Module:
@@ -78,6 +74,9 @@ def build_target(source: nn.Module, target: Any) -> nn.Module:
         model: nn.Module = type(source)(copy.deepcopy(target))
     except Exception as error:  # transformers raises many kinds
         raise GrowthError(f"the target's configuration cannot be built: {in_one_line(error)}") from error
+    for name, _ in [*model.named_children()]:
+        if getattr(source, name, model) is None:  # as add_pooling_layer=False, which no configuration knows
+            setattr(model, name, None)
     return model.to(next(source.parameters()).dtype)
 
 
@@ -87,7 +86,12 @@ def _changed(config: Any, changes: Mapping[str, Any]) -> Any:
     for name, value in changes.items():
         if not hasattr(changed, name):
             raise GrowthError(f"the configuration of a {config.model_type} has no setting {name!r}")
-        setattr(changed, name, value)
+        try:
+            setattr(changed, name, value)
+        except Exception as error:  # transformers raises many kinds
+            raise GrowthError(
+                f"the setting {name!r} of a {config.model_type} cannot be {value!r}: {in_one_line(error)}"
+            ) from error
     return changed
 
 
@@ -109,8 +113,25 @@ def example_inputs_for(model: nn.Module) -> dict[str, Tensor]:
     raise GrowthError(f"it is not known how to call a {type(model).__name__}: give grow its example_inputs")
 
 
+def traced(model: nn.Module, inputs: Inputs | None) -> WidthMap:
+    """The width map of a model; for one of `transformers`, inputs are made where there are none.
+
+    Raises as `trace` and `example_inputs_for` do.
+    """
+    try:
+        with _without_cache(model):
+            return trace(model, example_inputs_for(model) if inputs is None else inputs)
+    except UntraceableModelError as error:
+        if "no padding token" not in str(error):
+            raise
+        raise UntraceableModelError(
+            f"{type(model).__name__} finds the end of a text by its padding, and its configuration says none: set "
+            "pad_token_id there"
+        ) from error
+
+
 @contextmanager
-def without_cache(model: nn.Module) -> Iterator[None]:
+def _without_cache(model: nn.Module) -> Iterator[None]:
     """A model of `transformers` without its cache of keys and values, which tracing cannot follow."""
     config: Any = getattr(model, "config", None)
     before = getattr(config, "use_cache", None)

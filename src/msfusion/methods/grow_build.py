@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import nn
@@ -13,7 +12,7 @@ from msfusion.growth.copying import Copy
 from msfusion.growth.correspondence import correspond
 from msfusion.growth.plan import GrowthPlan
 from msfusion.growth.preserve import copying, preserving
-from msfusion.growth.pretrained import example_inputs_for, without_cache
+from msfusion.growth.pretrained import Inputs, traced
 from msfusion.methods.grow import GrowMethod
 from msfusion.methods.grow_private import Grower, SmallModel
 from msfusion.methods.grow_settings import GrowSettings
@@ -21,9 +20,6 @@ from msfusion.methods.narrow import Weighting
 from msfusion.methods.states import state_of
 from msfusion.methods.training import seed_of
 from msfusion.width.groups import WidthMap
-from msfusion.width.trace import trace
-
-Inputs = tuple[Any, ...] | dict[str, Any]
 
 
 def grow_method(
@@ -118,9 +114,7 @@ class _Maps:
 
     def map(self, model: nn.Module) -> WidthMap:
         if id(model) not in self.maps:
-            inputs = self.example_inputs
-            with without_cache(model):
-                self.maps[id(model)] = trace(model, example_inputs_for(model) if inputs is None else inputs)
+            self.maps[id(model)] = traced(model, self.example_inputs)
         return self.maps[id(model)]
 
     def plan(self, source: nn.Module, target: nn.Module, blame: str) -> GrowthPlan:

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from msfusion.errors import ConfigError
+from msfusion.errors import ConfigError, MsfusionError
+from msfusion.folders import load_whole
 from msfusion.imports import in_one_line
 from msfusion.models.spec import ModelSpec
 
@@ -33,7 +34,7 @@ def build_transformers(spec: ModelSpec, sizes: Mapping[str, Any]) -> nn.Module:
     Sizes of the data (vocabulary, classes, channels, pixels, positions) are set where the configuration has
     them and the options do not; a folder's own vocabulary and positions are kept where they are large enough.
     Raises ConfigError without transformers; for an unknown type, folder, option or task; for weights that are
-    missing; for a model too small for the data.
+    missing; for a model too small for the data. Raises GrowthError for weights = "whole" that are not.
     """
     try:
         import transformers
@@ -51,10 +52,10 @@ def build_transformers(spec: ModelSpec, sizes: Mapping[str, Any]) -> nn.Module:
         )  # fmt: skip
         _require_room(config, sizes)
         head = getattr(transformers, HEADS[task])
-        if spec.weights == "pretrained":
-            return _pretrained(head, folder, config, target)
+        if spec.weights != "random":
+            return _pretrained(head, folder, config, spec)
         model: nn.Module = head.from_config(config, dtype=torch.float32)
-    except ConfigError:
+    except MsfusionError:
         raise
     except Exception as error:  # transformers raises many kinds
         raise ConfigError(
@@ -88,8 +89,10 @@ def _require_fit(task: str, sizes: Mapping[str, Any]) -> None:
 
 def _new_config(transformers: Any, target: str, spec: ModelSpec, sizes: Mapping[str, Any]) -> Any:
     """A configuration by type (`bert`) or class (`BertConfig`), with the data's sizes and the options."""
-    if spec.weights == "pretrained":
-        raise ConfigError(f"model.weights = 'pretrained' needs a folder, and '{target}' is a type of model.")
+    if spec.weights != "random":
+        raise ConfigError(
+            f"model.weights = '{spec.weights}' needs a folder, and '{target}' is a type of model."
+        )
     config_class = getattr(transformers, target, None) if target.endswith("Config") else None
     model_type = getattr(config_class, "model_type", None) or target
     if model_type not in transformers.CONFIG_MAPPING:
@@ -191,10 +194,12 @@ def _require_room(config: Any, sizes: Mapping[str, Any]) -> None:
         )
 
 
-def _pretrained(head: Any, folder: Path, config: Any, target: str) -> nn.Module:
+def _pretrained(head: Any, folder: Path, config: Any, spec: ModelSpec) -> nn.Module:
     """The folder's weights, from safetensors only: a pickle could run anything."""
     if not any(folder.glob("*.safetensors")):
-        raise ConfigError(f"model.weights = 'pretrained': there are no .safetensors weights in {target}.")
+        raise ConfigError(f"model.weights = '{spec.weights}': there are no .safetensors weights in {folder}.")
+    if spec.weights == "whole":
+        return load_whole(head, folder, config, dtype=torch.float32)
     model: nn.Module = head.from_pretrained(
         str(folder), config=config, use_safetensors=True, dtype=torch.float32, ignore_mismatched_sizes=True
     )

@@ -9,7 +9,7 @@ from typing import Any
 from msfusion.errors import ConfigError
 
 TRANSFORMERS_TASKS = ("sequence_classification", "causal_lm", "masked_lm", "image_classification")
-WEIGHTS = ("random", "pretrained")
+WEIGHTS = ("random", "pretrained", "whole")
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,8 @@ class ModelSpec:
     options: what the model's builder takes (widths, layers, ...); for transformers, fields of its
     configuration.
     task: for transformers, which head; by default as the data asks.
-    weights: `random`, or `pretrained` for a folder that holds weights.
+    weights: `random`; for a folder that holds weights `pretrained`, where a head for other classes begins at
+    random, or `whole`, where nothing may.
     seed: of the random weights.
     """
 

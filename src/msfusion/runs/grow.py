@@ -15,7 +15,7 @@ from msfusion.data.federated import FederatedData, example_inputs
 from msfusion.data.load import load_data
 from msfusion.engines.calendar import Conditions, RoundSettings
 from msfusion.engines.results import RoundResult
-from msfusion.errors import ConfigError
+from msfusion.errors import ConfigError, GrowthError
 from msfusion.methods.grow import GrowMethod
 from msfusion.methods.grow_build import grow_method
 from msfusion.methods.grow_costs import GrowCosts, grow_costs, private_costs
@@ -152,7 +152,7 @@ class GrowRun(LocalRun):
             wanted = section.small_of(participant)
             own = _spec(spec, wanted)
             if repr(own) not in built:
-                built[repr(own)] = build_model(own, data)
+                built[repr(own)] = _first_of(own, data)
             smalls.append(_small(built[repr(own)], own, data, seed_of(config.seed, participant)))
         intermediate = section.intermediate if section.growth == "ligo" else None
         return grow_method(
@@ -170,9 +170,20 @@ class GrowRun(LocalRun):
         )
 
 
+def _first_of(spec: ModelSpec, data: FederatedData) -> nn.Module:
+    """A small model, from a folder only if it is whole: no participant trains that one first."""
+    try:
+        return build_model(spec, data)
+    except GrowthError as error:
+        raise GrowthError(
+            f"grow.small: {error}; a small model from a folder is not trained here, so it has to be whole and fit "
+            "the data"
+        ) from error
+
+
 def _small(model: nn.Module, spec: ModelSpec, data: FederatedData, seed: int) -> SmallModel:
     """A small model of the shape of `model`: that itself if it comes trained, else one with weights of its own."""
-    if spec.weights == "pretrained":
+    if spec.weights == "whole":
         return SmallModel(model, state_of(model), trained=True)
     return SmallModel(model, state_of(build_model(replace(spec, seed=seed), data)))
 
@@ -180,7 +191,7 @@ def _small(model: nn.Module, spec: ModelSpec, data: FederatedData, seed: int) ->
 def _spec(target: ModelSpec, wanted: Mapping[str, Any] | str) -> ModelSpec:
     """The specification of a model that differs from the target's in some options, or stands in a folder."""
     if isinstance(wanted, str):
-        return replace(target, name=wanted, options={}, weights="pretrained")
+        return replace(target, name=wanted, options={}, weights="whole")
     return replace(target, options={**target.options, **wanted}, weights="random")
 
 

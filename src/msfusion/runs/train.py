@@ -79,6 +79,7 @@ def train(
     cannot be written; and what loading, tracing and training raise. Checkpoints from before an error stay; where a new
     run fails before the end of its first round, nothing does.
     """
+    config = config.pinned()
     there = resume and (path / "config.toml").is_file()
     if there:
         directory = RunDirectory.reopen(path)
