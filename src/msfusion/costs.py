@@ -21,9 +21,10 @@ saved tensors, the allocator's rounding, and PyTorch itself (some 200 MB).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +40,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from msfusion.batch import Batch
 from msfusion.errors import MsfusionError
 
+Measured = TypeVar("Measured")
+
 
 @dataclass(frozen=True)
 class Costs:
@@ -53,6 +56,18 @@ class Costs:
     bytes_up: int
     flops_per_example: int
     peak_memory: int
+
+
+@dataclass(frozen=True)
+class StepFlops:
+    """FLOPs of a training step: `fixed` are those of a step of any size, such as the making of weights."""
+
+    fixed: int
+    per_example: int
+
+    def of(self, batch_sizes: Sequence[int]) -> int:
+        """Of steps of such sizes."""
+        return len(batch_sizes) * self.fixed + sum(batch_sizes) * self.per_example
 
 
 def costs_of(
@@ -85,16 +100,31 @@ def costs_of(
     )
 
 
+def step_flops(module: nn.Module, batch: Batch) -> StepFlops:
+    """What a step of any size takes, found from two: each example takes the same. Raises as `costs_of` does."""
+    two, three = (_on_fakes(module, batch, examples, _count_flops) for examples in (2, 3))
+    return StepFlops(fixed=3 * two - 2 * three, per_example=three - two)
+
+
 def _training_step(module: nn.Module, batch: Batch, examples: int) -> tuple[int, int]:
     """FLOPs of one forward and backward pass over so many examples, and the bytes saved between the two."""
+    return _on_fakes(module, batch, examples, lambda *fakes: (_count_flops(*fakes), _saved_bytes(*fakes)))
+
+
+def _on_fakes(
+    module: nn.Module,
+    batch: Batch,
+    examples: int,
+    measure: Callable[[nn.Module, dict[str, Tensor], Batch], Measured],
+) -> Measured:
+    """What is measured with tensors without data, over so many examples."""
     try:
         with _in_training_mode(module), FakeTensorMode(allow_non_fake_inputs=True) as mode:
             tensors = {
                 name: mode.from_tensor(tensor.detach()).requires_grad_(tensor.requires_grad)
                 for name, tensor in [*module.named_parameters(), *module.named_buffers()]
             }
-            fake = _resized(batch, examples)
-            return _count_flops(module, tensors, fake), _saved_bytes(module, tensors, fake)
+            return measure(module, tensors, _resized(batch, examples))
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
         raise MsfusionError(
             f"the costs of {type(module).__name__} cannot be predicted, because the operation {error.func} "

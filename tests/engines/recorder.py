@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch import Tensor
 
 from msfusion.engines import local
 from msfusion.engines.pool import Pool
 
 WINDOW = 16
-"""How many neighbouring bytes of a private tensor are looked for: four numbers of 32 bits, two of 64."""
+"""How many neighbouring bytes of a private tensor are looked for: eight numbers of 16 bits, four of 32, two of 64."""
 
 
 class Recording(Connection):
@@ -55,18 +56,34 @@ class Recorded:
         monkeypatch.setattr(local, "Pool", RecordingPool)
 
 
+DISGUISES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+"""The types in which a private tensor is looked for, beside its own."""
+
+
 def found(messages: Iterable[bytes], tensors: Sequence[Tensor]) -> list[int]:
-    """Which of the tensors stand in the messages, whole or in part: by any telling window of neighbouring numbers."""
+    """Which of the tensors stand in the messages, whole or in part: by any telling window of neighbouring numbers,
+    also of the transposed tensor and of other types.
+    """
     windows: dict[bytes, int] = {}
     for index, tensor in enumerate(tensors):
-        windows |= dict.fromkeys(telling(tensor), index)
+        for disguise in disguises(tensor):
+            windows |= dict.fromkeys(telling(disguise), index)
     assert windows
     return sorted({windows[piece] for message in messages for piece in _pieces(message) if piece in windows})
 
 
+def disguises(tensor: Tensor) -> list[Tensor]:
+    """The tensor and what it could be sent as instead: with its first two axes exchanged, in other types."""
+    layouts = [tensor, tensor.transpose(0, 1)] if tensor.ndim > 1 else [tensor]
+    return [layout.to(dtype) for layout in layouts for dtype in {tensor.dtype, *DISGUISES}]
+
+
 def telling(tensor: Tensor) -> set[bytes]:
     """The windows of a tensor in which no two numbers are equal: zeros, ones and paddings are nobody's secret."""
-    numbers = tensor.detach().contiguous().numpy().reshape(-1)
+    values = tensor.detach().contiguous()
+    if values.dtype == torch.bfloat16:  # which NumPy does not know
+        values = values.view(torch.int16)
+    numbers = values.numpy().reshape(-1)
     size = numbers.itemsize
     count = WINDOW // size
     if len(numbers) < count:
@@ -77,5 +94,5 @@ def telling(tensor: Tensor) -> set[bytes]:
 
 
 def _pieces(message: bytes) -> Iterable[bytes]:
-    """All windows of a message; in a safetensors file numbers begin at multiples of four bytes."""
-    return (message[start : start + WINDOW] for start in range(0, len(message) - WINDOW + 1, 4))
+    """All windows of a message; in a safetensors file numbers begin at multiples of their size, at least two bytes."""
+    return (message[start : start + WINDOW] for start in range(0, len(message) - WINDOW + 1, 2))

@@ -8,16 +8,19 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from averaging import Averaging, Counting, some_data
-from grow_cases import INTERMEDIATE, data, fresh, method_of, texts
+from grow_cases import INTERMEDIATE, LIGO, data, fresh, method_of, texts
 from recorder import Recorded, found, telling
 from torch import Tensor
 
 from msfusion.batch import Batch
 from msfusion.engines.local import RoundSettings, run_rounds
+from msfusion.engines.messages import encode
+from msfusion.engines.pool import WorkerError
 from msfusion.errors import PrivacyError
 from msfusion.methods.base import Kind, Task, Update
 from msfusion.methods.grow import GrowMethod
 from msfusion.methods.grow_private import private_stages
+from msfusion.methods.grow_settings import GrowSettings
 from msfusion.methods.outbound import Outbound
 
 TWICE = RoundSettings(rounds=2)
@@ -43,20 +46,42 @@ def private(method: GrowMethod) -> dict[str, list[Tensor]]:
     return kinds
 
 
-def run(method: GrowMethod) -> None:
-    list(run_rounds(method, data(), TWICE, workers=2, test=texts(20, 9)))
+def sent(recorded: Recorded, secrets: dict[str, list[Tensor]]) -> set[str]:
+    """Which kinds of secrets stand on the wire."""
+    labelled = [(kind, tensor) for kind, tensors in secrets.items() for tensor in tensors]
+    return {labelled[index][0] for index in found(recorded.wire, [tensor for _, tensor in labelled])}
 
 
-def test_dual_ligo_sends_the_shared_operator_and_no_number_of_anything_private(recorded: Recorded) -> None:
-    method = method_of()
-    run(method)
+def run(method: GrowMethod) -> list[Tensor]:
+    """What the participants kept for themselves, at any time."""
+    results = run_rounds(method, data(), TWICE, workers=2, test=texts(20, 9))
+    return [
+        tensor
+        for result in results
+        for memory in result.memories.values()
+        for tensor in memory.values()
+        if telling(tensor)
+    ]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [LIGO, replace(LIGO, further="alone", growth_rounds=1), replace(LIGO, share="nothing")],
+    ids=["the method", "then alone", "nothing shared"],
+)
+def test_dual_ligo_sends_the_shared_operator_and_no_number_of_anything_private(
+    settings: GrowSettings, recorded: Recorded
+) -> None:
+    method = method_of(settings)
+    kept = run(method)
     assert (
         len(recorded.wire) == 2 * (3 + 3) * 2
     )  # two rounds of three tasks and updates, and of as many reports
-    for kind, tensors in private(method).items():
-        assert found(recorded.wire, tensors) == [], kind
-    shared = [tensor for tensor in method.initial_state().values() if telling(tensor)]
-    assert found(recorded.wire, shared) == list(range(len(shared)))  # the search finds what is there
+    assert sent(recorded, {**private(method), "kept": kept}) == set()
+    if settings.share == "operator":
+        shared = [tensor for tensor in method.initial_state().values() if telling(tensor)]
+        assert found(recorded.wire, shared) == list(range(len(shared)))  # the search finds what is there
+    assert found(recorded.shelves, kept)
     intermediates = private(method)["intermediate"]
     assert found(recorded.shelves, intermediates) == [i for i, t in enumerate(intermediates) if telling(t)]
 
@@ -77,6 +102,14 @@ class Leaking(GrowMethod):
             return replace(update, metadata={**update.metadata, "note": str(data.inputs)})
         if self.leak == "number":
             return replace(update, metadata={"steps": int.from_bytes(data.targets.numpy().tobytes(), "big")})
+        if self.leak == "loss":
+            object.__setattr__(update, "loss", data.targets.tolist())  # past the types that tests check
+            return update
+        if self.leak == "examples":
+            return replace(update, examples=int.from_bytes(data.targets.numpy().tobytes(), "big"))
+        if self.leak == "disguised":
+            hidden = {name: t.T.bfloat16() for name, t in update.memory.items() if t.ndim == 2}
+            return replace(update, tensors={**update.tensors, **hidden})
         if self.leak == "row":  # four numbers of one private row, in a tensor that is declared
             name = max(update.tensors, key=lambda each: update.tensors[each].numel())
             hidden = update.tensors[name].clone()
@@ -106,6 +139,8 @@ def leaking(leak: str) -> Leaking:
         ),
         ("metadata", "would send 'note' in its metadata, which its method does not declare"),
         ("number", "would send 'steps' in its metadata"),
+        ("loss", "would send a list as its loss: send its mean loss, one float"),
+        ("examples", "would send, as its number of examples, what is no int from 0 to"),
         ("data", "would send the tensor 'operator.extra'"),
     ],
 )
@@ -116,12 +151,12 @@ def test_a_leak_is_refused_before_a_byte_of_it_leaves(
     with pytest.raises(PrivacyError, match=rf"^participant \d in round 0 {sentence}"):
         list(run_rounds(method, data(), TWICE, workers=workers))
     assert multiprocessing.active_children() == []
-    for kind, tensors in private(method).items():
-        assert found(recorded.wire, tensors) == [], kind
+    assert sent(recorded, private(method)) == set()
 
 
 @pytest.mark.parametrize(
-    ("leak", "kind"), [("intermediate", "intermediate"), ("data", "data"), ("row", "intermediate")]
+    ("leak", "kind"),
+    [("intermediate",) * 2, ("disguised", "intermediate"), ("data", "data"), ("row", "intermediate")],
 )
 def test_without_the_engine_s_check_the_search_finds_the_leak(
     leak: str, kind: str, recorded: Recorded, monkeypatch: pytest.MonkeyPatch
@@ -139,6 +174,32 @@ def test_without_the_engine_s_check_the_search_finds_the_leak(
         monkeypatch.setattr(Leaking, "aggregate", lambda self, state, updates: (list(updates), state)[1])
     list(run_rounds(method, data(), RoundSettings(rounds=1), workers=2))
     assert found(recorded.wire, private(method)[kind])
+
+
+def test_what_went_wrong_with_a_participant_is_told_to_the_user_and_not_to_the_server(
+    recorded: Recorded,
+) -> None:
+    @dataclass(frozen=True)
+    class Failing(Counting):
+        def train(self, task: Task, data: Batch) -> Update:
+            raise ValueError(f"cannot train on a secret of {len(data)} examples")
+
+    with pytest.raises(WorkerError, match=r"(?s)Traceback.*ValueError: cannot train on a secret"):
+        list(run_rounds(Failing(), some_data(), TWICE, workers=2))
+    assert any(b"a secret" in message for message in recorded.shelves)
+    assert not any(b"secret" in message or b"ValueError" in message for message in recorded.wire)
+
+
+def test_an_engine_says_itself_whose_update_it_is(recorded: Recorded) -> None:
+    @dataclass(frozen=True)
+    class Lying(Averaging):
+        def train(self, task: Task, data: Batch) -> Update:
+            return replace(super().train(task, data), participant=10**30, round_index=7, share=0.5)
+
+    for workers in (1, 2):
+        (result,) = run_rounds(Lying(), some_data(), RoundSettings(rounds=1), workers=workers)
+        assert [each.participant for each in result.participants] == [0, 1, 2, 3, 4]
+    assert not any(b"1" + b"0" * 30 in message for message in recorded.wire)
 
 
 def test_memories_of_any_method_stay_off_the_wire(recorded: Recorded) -> None:
@@ -171,3 +232,10 @@ def test_telling_windows_are_those_without_repetition() -> None:
     assert telling(torch.tensor([1.0, 2.0, 3.0])) == set()
     assert len(telling(torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]))) == 3
     assert len(telling(torch.tensor([1, 2, 2, 3]))) == 2
+
+
+def test_private_tensors_are_looked_for_transposed_and_in_other_types() -> None:
+    secret = torch.randn(8, 9, generator=torch.Generator().manual_seed(0))
+    for sent in (secret.T, secret.double(), secret.bfloat16(), secret.T.half(), secret[2:5]):
+        assert found([encode({}, {"other": torch.ones(3), "hidden": sent})], [secret]) == [0]
+    assert found([encode({}, {"other": 1 + secret})], [secret]) == []

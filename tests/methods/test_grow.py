@@ -31,9 +31,9 @@ from grow_cases import (
 from msfusion.engines.calendar import Conditions
 from msfusion.engines.local import RoundResult, RoundSettings, run_rounds
 from msfusion.errors import UpdateError
-from msfusion.growth import GrownModel, LiGO, Start
+from msfusion.growth import GrownModel, Start
 from msfusion.methods.grow import GrowMethod
-from msfusion.methods.grow_costs import grow_costs, private_costs
+from msfusion.methods.grow_costs import grow_costs
 from msfusion.methods.grow_private import SmallModel, private_stages
 from msfusion.methods.grow_settings import GrowSettings
 from msfusion.methods.states import labelled, part, state_of
@@ -265,13 +265,6 @@ def test_the_costs_are_those_of_the_wire() -> None:
         else:
             assert costs.trainable == sum(p.numel() for p in method.new_operator().parameters())
             assert costs.flops_per_example > costs.target.flops_per_example
-
-
-def test_the_costs_of_the_private_stages() -> None:
-    small, local = private_costs(method_of(), 1, texts(8, 0))
-    assert local is not None
-    assert small.parameters == sum(p.numel() for p in classifier(WIDE).parameters())
-    assert local.parameters == sum(p.numel() for p in LiGO(method_of().growers[1].plan).parameters())
 
 
 def test_the_operator_learns() -> None:

@@ -11,7 +11,7 @@ from torch import nn
 import msfusion
 from msfusion.batch import Batch
 from msfusion.errors import PrivacyError, UpdateError
-from msfusion.methods.outbound import Outbound, Shared, forms_of
+from msfusion.methods.outbound import Outbound, Shared, check_figures, forms_of
 from msfusion.methods.table import METHODS, build_method
 from msfusion.methods.training import TrainingSettings
 
@@ -52,6 +52,22 @@ def test_nothing_else_does(tensors: dict, metadata: dict, sentence: str) -> None
 def test_numbers_of_any_value_may_leave() -> None:
     for value in (math.inf, math.nan, -(2**63), 2**63 - 1, True):
         DECLARED.select({}, {"steps": value}, "")
+
+
+@pytest.mark.parametrize("examples", [-1, 2**63, True, 3.0, "3", [3]])
+def test_a_count_of_examples_is_one_number(examples: object) -> None:
+    check_figures(0, math.nan, "")
+    check_figures(2**63 - 1, -math.inf, "")
+    with pytest.raises(
+        PrivacyError, match=r"^participant 1 would send, as its number of examples, what is no int"
+    ):
+        check_figures(examples, 0.5, "participant 1")
+
+
+@pytest.mark.parametrize("loss", [[0.5], "0.5", 10**400, None, torch.tensor(0.5)])
+def test_a_loss_is_one_number(loss: object) -> None:
+    with pytest.raises(PrivacyError, match=r"^participant 1 would send an? \w+ as its loss"):
+        check_figures(3, loss, "participant 1")
 
 
 def test_nobody_else_makes_shared_tensors() -> None:

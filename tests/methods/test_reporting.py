@@ -6,7 +6,8 @@ import math
 
 import pytest
 
-from msfusion.methods.base import Task
+from msfusion.errors import UpdateError
+from msfusion.methods.base import Task, Update
 from msfusion.methods.reporting import (
     REPORTED,
     mean_of,
@@ -48,3 +49,10 @@ def test_their_mean_and_how_far_they_lie_apart() -> None:
     assert (mean_of(()), spread_of(reports[:1])) == (None, None)
     diverged = reports_of([report_of(Task(each, 0, {}), Evaluation(math.inf, 0.1, 1)) for each in range(2)])
     assert math.isnan(spread_of(diverged).loss)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("figures", [{"examples": math.inf}, {"accuracy": 2.0}, {"accuracy": math.nan}])
+def test_scores_that_no_model_has_are_refused_in_a_sentence(figures: dict[str, float]) -> None:
+    metadata = {"loss": 0.5, "accuracy": 0.5, "examples": 3, **figures}
+    with pytest.raises(UpdateError, match=r"^participant 2 in round 5 reports an accuracy of"):
+        reports_of([Update(2, 5, {}, 3, 0.5, metadata)])

@@ -3,9 +3,10 @@
 A worker is forked, so it has the method and everybody's data without a copy, and keeps its sub-models from
 round to round. Tasks and updates travel over a pipe, the *wire*: all that would cross between the server's
 machine and a participant's. What a participant keeps for itself stands on its *shelf*, a pipe of its own, because
-its memory outlives the worker that it happens to use. A worker reads its next task while it works on one, so that
-it never waits for the server, which fuses meanwhile. What a worker computes depends on the task alone, never on
-which worker it is.
+its memory outlives the worker that it happens to use. So does what went wrong with it: an error's text may quote
+its data and is for the user of its machine, which here is this one; over the wire goes only that it failed. A worker
+reads its next task while it works on one, so that it never waits for the server, which fuses meanwhile. What a worker
+computes depends on the task alone, never on which worker it is.
 
 Threads. Every worker runs PyTorch with the number of threads that it is told, one by default: two workers of
 two threads on two cores are many times slower than two of one. A forked process cannot use several OpenMP
@@ -178,9 +179,10 @@ def _take(worker: _Worker) -> list[Done]:
     for task in worker.jobs[0]:
         try:
             header, tensors = receive(worker.connection)
-            if "error" in header:
+            if "failed" in header:
+                error, _ = receive(worker.shelf)
                 worker.jobs.popleft()
-                raise _raised(header["error"], header["text"])
+                raise _raised(error["error"], error["text"])
             update, seconds, remembers = update_of(header, tensors)
             if remembers:
                 update = replace(update, memory=receive(worker.shelf)[1])
@@ -265,7 +267,8 @@ def _work(
                 ]
             except Exception as error:
                 text = str(error) if isinstance(error, MsfusionError) else traceback.format_exc()
-                answers = [(encode({"error": type(error).__name__, "text": text}, {}), None)]
+                told = encode({"error": type(error).__name__, "text": text}, {})
+                answers = [(encode({"failed": True}, {}), told)]
             for message, kept in answers:
                 send(connection, message)
                 if kept is not None:

@@ -24,6 +24,7 @@ from msfusion.methods.base import (
     TrainsTogether,
     Update,
 )
+from msfusion.methods.outbound import check_figures
 from msfusion.width.groups import State
 
 Job = Callable[[], Sequence[Task]]
@@ -88,7 +89,7 @@ def perform(
     """The work of the participants of one job, and the seconds that it took for each.
 
     They train on the device; what arrives and what is returned is on the CPU. `test` is the common test data.
-    Raises PrivacyError where an update holds what the method does not declare: nothing of the job is sent then.
+    Raises PrivacyError where an update holds what may not leave: nothing of the job is sent then.
     """
     begin = time.perf_counter()
     own = [data[task.participant] for task in tasks]
@@ -99,16 +100,22 @@ def perform(
         there = [_task_on(device, task) for task in tasks]
         own = [each.to(device) for each in own]
         updates = _train(method, there, own) if kind == "train" else _report(method, there, own, test)
-        updates = [_update_on(CPU, update) for update in updates]
     released = [_released(method, kind, task, update) for task, update in zip(tasks, updates, strict=True)]
     return released, (time.perf_counter() - begin) / len(tasks)
 
 
 def _released(method: Method, kind: Kind, task: Task, update: Update) -> Released:
-    """The update as what may leave the participant. Raises PrivacyError."""
+    """The update as what may leave the participant, on the CPU. Raises PrivacyError."""
     source = f"participant {task.participant} in round {task.round_index}"
-    shared = method.outbound(kind, task).select(update.tensors, update.metadata, source)
-    return Released(replace(update, tensors=shared))
+    check_figures(update.examples, update.loss, source)
+    shared = method.outbound(kind, task).select(_on(CPU, update.tensors), update.metadata, source)
+    memory = _on(CPU, update.memory)
+    # whose update it is, of which round, and how much it counts are the engine's to say
+    return Released(
+        Update(
+            task.participant, task.round_index, shared, update.examples, update.loss, update.metadata, memory
+        )
+    )
 
 
 def _train(method: Method, tasks: Sequence[Task], data: Sequence[Batch]) -> list[Update]:
@@ -128,10 +135,6 @@ def _report(method: Method, tasks: Sequence[Task], data: Sequence[Batch], test: 
 
 def _task_on(device: torch.device, task: Task) -> Task:
     return replace(task, tensors=_on(device, task.tensors), memory=_on(device, task.memory))
-
-
-def _update_on(device: torch.device, update: Update) -> Update:
-    return replace(update, tensors=_on(device, update.tensors), memory=_on(device, update.memory))
 
 
 def _on(device: torch.device, tensors: State) -> dict[str, Tensor]:

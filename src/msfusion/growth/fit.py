@@ -47,6 +47,12 @@ class FitSettings:
             if not fits:
                 raise GrowthError(f"{name} is {getattr(self, name)}: it must be {wanted}")
 
+    def batch_sizes(self, examples: int) -> list[int]:
+        """The sizes of all mini-batches, where there are so many examples."""
+        full, rest = divmod(examples, self.batch_size)
+        epoch = [self.batch_size] * full + [rest] * (rest > 0)
+        return (epoch * self.steps)[: self.steps]
+
     def rate_at(self, step: int) -> float:
         """The learning rate of a step, counted from 0; never zero, so that every step trains."""
         rising = max(1, round(self.warmup * self.steps))

@@ -8,7 +8,7 @@ from math import prod
 from torch import nn
 
 from msfusion.batch import Batch
-from msfusion.costs import Costs, costs_of
+from msfusion.costs import Costs, StepFlops, costs_of, step_flops
 from msfusion.growth.fit import GrownModel
 from msfusion.growth.ligo import LiGO
 from msfusion.methods.grow import GrowMethod
@@ -20,7 +20,8 @@ class GrowCosts:
     """What a participant's round costs, and what its round of FedAvg of the target would (`target`).
 
     `trainable` parameters of what trains in a round of growth; bytes of tensors per round, down and up, counted as on
-    the wire; `flops_per_example` of a training step, with the making of the target's weights in it.
+    the wire; `flops_per_example` of a step with a full batch, with the making of the target's weights in it. `steps`
+    and `target_steps` are the FLOPs of steps of any size: every one makes the weights anew.
     """
 
     trainable: int
@@ -29,6 +30,8 @@ class GrowCosts:
     flops_per_example: int
     peak_memory: int
     target: Costs
+    steps: StepFlops
+    target_steps: StepFlops
 
     @property
     def fewer_parameters(self) -> float:
@@ -50,31 +53,30 @@ def grow_costs(
     parameter (2: Adam's). Raises MsfusionError where they cannot be predicted.
     """
     trained = target = _costs(method.target, batch, batch_size, states)
+    steps = target_steps = StepFlops(0, target.flops_per_example)
     held = 0
     if method.intermediate is not None:
         source = method.intermediate.state_dict()
-        trained = _costs(GrownModel(method.new_operator(), source, method.target), batch, batch_size, states)
+        grown = GrownModel(method.new_operator(), source, method.target)
+        trained, steps = _costs(grown, batch, batch_size, states), step_flops(grown, batch)
         held = sum(tensor.nbytes for tensor in source.values())
-    moved = bytes_of(method.leaving(0))
+    moved, memory = bytes_of(method.leaving(0)), trained.peak_memory + held
     return GrowCosts(
-        trained.parameters, moved, moved, trained.flops_per_example, trained.peak_memory + held, target
+        trained.parameters, moved, moved, trained.flops_per_example, memory, target, steps, target_steps
     )
 
 
-def private_costs(
-    method: GrowMethod, participant: int, batch: Batch, *, batch_size: int | None = None, states: int = 2
-) -> tuple[Costs, Costs | None]:
-    """The costs of training a participant's small model, and of fitting its Local-LiGO (None without one).
+def private_steps(method: GrowMethod, participant: int, batch: Batch) -> tuple[StepFlops, StepFlops | None]:
+    """The FLOPs of a step of a participant's small model, and of one of its Local-LiGO (None without one).
 
-    Nothing of this travels: their bytes count for nothing. Raises as `grow_costs` does.
+    Raises as `grow_costs` does.
     """
     grower, settings = method.growers[participant], method.settings
-    small = _costs(grower.small.model, batch, batch_size, states)
+    small = StepFlops(0, costs_of(grower.small.model, batch).flops_per_example)
     if method.intermediate is None:
         return small, None
     local = LiGO(grower.plan, settings.start, form=settings.form, tied=settings.tied)
-    model = GrownModel(local, grower.small.state, method.intermediate)
-    return small, _costs(model, batch, settings.fit.batch_size if batch_size is None else batch_size, states)
+    return small, step_flops(GrownModel(local, grower.small.state, method.intermediate), batch)
 
 
 def bytes_of(forms: dict[str, Form]) -> int:

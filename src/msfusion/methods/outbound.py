@@ -95,6 +95,21 @@ class Outbound:
         return isinstance(value, float) or (isinstance(value, str) and value in self.words)
 
 
+def check_figures(examples: object, loss: object, source: str) -> None:
+    """What every update holds besides what is declared: how many examples a participant has, and its mean loss.
+
+    Raises PrivacyError where one of them is more than a number of eight bytes.
+    """
+    if not isinstance(examples, int) or isinstance(examples, bool) or not 0 <= examples < 2**63:
+        raise PrivacyError(
+            f"{source} would send, as its number of examples, what is no int from 0 to 2**63 - 1: send their count"
+        )
+    if not isinstance(loss, float):
+        raise PrivacyError(
+            f"{source} would send a {type(loss).__name__} as its loss: send its mean loss, one float"
+        )
+
+
 def forms_of(tensors: State) -> dict[str, Form]:
     """The types and shapes of some tensors."""
     return {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from msfusion.errors import UpdateError
 from msfusion.methods.base import Scalar, Task, Update
 from msfusion.methods.outbound import Outbound
 from msfusion.objectives import Evaluation
@@ -108,11 +109,17 @@ def _figures(evaluation: Evaluation, prefix: str) -> dict[str, Scalar]:
 
 
 def _evaluation(update: Update, prefix: str) -> Evaluation:
+    """The scores in a report. Raises UpdateError where they cannot be those of any model."""
     loss, accuracy, examples, perplexity = (update.metadata.get(prefix + name) for name in _SCORES)
+    if not isinstance(examples, int) or not isinstance(accuracy, float) or not 0 <= accuracy < 1.001:
+        raise UpdateError(
+            f"participant {update.participant} in round {update.round_index} reports an accuracy of {accuracy} on "
+            f"{examples} examples: it must be from 0 to 1, on a whole number of them"
+        )
     return Evaluation(
         float(loss or 0.0),
-        float(accuracy or 0.0),
-        int(examples or 0),
+        accuracy,
+        examples,
         None if perplexity is None else float(perplexity),
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from msfusion.config import Config
-from msfusion.costs import Costs
+from msfusion.costs import StepFlops
 from msfusion.data.federated import FederatedData, example_inputs
 from msfusion.data.load import load_data
 from msfusion.engines.calendar import Conditions, RoundSettings
@@ -18,7 +18,7 @@ from msfusion.engines.results import RoundResult
 from msfusion.errors import ConfigError, GrowthError
 from msfusion.methods.grow import GrowMethod
 from msfusion.methods.grow_build import grow_method
-from msfusion.methods.grow_costs import GrowCosts, grow_costs, private_costs
+from msfusion.methods.grow_costs import GrowCosts, grow_costs, private_steps
 from msfusion.methods.grow_private import SmallModel
 from msfusion.methods.grow_settings import GrowSettings
 from msfusion.methods.states import state_of
@@ -55,7 +55,7 @@ class GrowRun(LocalRun):
             ),
             Conditions(dropout=absent if isinstance(absent, tuple) else (absent,) * people.count),
         )
-        self._private_costs: dict[int, tuple[Costs, Costs | None]] = {}
+        self._private_steps: dict[int, tuple[StepFlops, StepFlops | None]] = {}
 
     def observer(self) -> _Observer:
         """How far the participants' models lie apart, and what they computed."""
@@ -103,11 +103,13 @@ class GrowRun(LocalRun):
         }
 
     def flops_in(self, round_index: int, participant: int) -> int:
-        """Training FLOPs of a participant's round, private stages aside."""
+        """Training FLOPs of a participant's round, private stages aside.
+
+        Counted is what trains: a model that is made once, without a gradient, is left out, as evaluations are.
+        """
         settings = self.settings.training_in(round_index)
-        growing = self.settings.growing(round_index)
-        costs = self._costs.flops_per_example if growing else self._costs.target.flops_per_example
-        return sum(settings.batch_sizes(len(self.data.participants[participant]))) * costs
+        steps = self._costs.steps if self.settings.growing(round_index) else self._costs.target_steps
+        return steps.of(settings.batch_sizes(len(self.data.participants[participant])))
 
     @cached_property
     def private_flops(self) -> tuple[int, ...]:
@@ -118,13 +120,12 @@ class GrowRun(LocalRun):
         if not self.method.growers:
             return 0
         data, own = self.data.participants[participant], self.method.growers[participant].small
-        if id(own.model) not in self._private_costs:  # participants of one size share a model
-            self._private_costs[id(own.model)] = private_costs(self.method, participant, data)
-        small, operator = self._private_costs[id(own.model)]
-        seen = 0 if own.trained else sum(self.settings.pretraining.batch_sizes(len(data)))
-        fitted = self.settings.fit.steps * min(self.settings.fit.batch_size, len(data))
-        return seen * small.flops_per_example + (
-            0 if operator is None else fitted * operator.flops_per_example
+        if id(own.model) not in self._private_steps:  # participants of one size share a model
+            self._private_steps[id(own.model)] = private_steps(self.method, participant, data)
+        small, operator = self._private_steps[id(own.model)]
+        pretraining = 0 if own.trained else small.of(self.settings.pretraining.batch_sizes(len(data)))
+        return pretraining + (
+            0 if operator is None else operator.of(self.settings.fit.batch_sizes(len(data)))
         )
 
     def _small_parameters(self, participant: int) -> int | None:
@@ -200,18 +201,19 @@ class _Observer:
 
     def __init__(self, run: GrowRun) -> None:
         self._run = run
-        self._begun: set[int] = set()
+        self._remembering: set[int] = set()
 
     def again(self, line: Mapping[str, Any]) -> None:
         """A round that was run before."""
-        self._begun.update(line["participants"])
+        self._note(line["round"] - 1, line["participants"])
 
     def figures(self, result: RoundResult, before: State) -> dict[str, Any]:
         """Of a round that has ended."""
         present = [each.participant for each in result.participants]
         spent = sum(self._run.flops_in(result.round_index, each) for each in present)
-        spent += sum(self._run.private_flops[each] for each in present if each not in self._begun)
-        self._begun.update(present)
+        if self._run.method.personal(before):  # nothing common to grow from: it is remembered, or made now
+            spent += sum(self._run.private_flops[each] for each in present if each not in self._remembering)
+        self._note(result.round_index, present)
         figures: dict[str, Any] = {"training_flops": spent}
         apart, own, own_apart = result.spread, result.own_evaluation, result.own_spread
         if apart is not None:
@@ -221,3 +223,8 @@ class _Observer:
         if own_apart is not None:
             figures |= {"own_accuracy_sd": own_apart.accuracy, "own_loss_sd": own_apart.loss}
         return figures
+
+    def _note(self, round_index: int, participants: Sequence[int]) -> None:
+        """Who has kept what its private stages made: then they do not run again."""
+        if self._run.settings.kept(round_index):
+            self._remembering.update(participants)
