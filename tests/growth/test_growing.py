@@ -112,6 +112,21 @@ def test_a_configuration_as_target() -> None:
     assert source.config.n_embd == 24
 
 
+def test_a_setting_with_an_entry_for_each_layer_grows_with_them() -> None:
+    """Qwen's layer_types, which its configuration derives. The caller's random numbers stay where they are."""
+    import transformers
+
+    sizes = {"vocab_size": 50, "max_position_embeddings": 32, "intermediate_size": 40, "num_hidden_layers": 1}
+    config = transformers.Qwen2Config(hidden_size=24, num_attention_heads=3, num_key_value_heads=3, **sizes)
+    source = transformers.Qwen2ForCausalLM(config).eval()
+    state = torch.get_rng_state()
+    grown = msfusion.grow(source, {"num_hidden_layers": 3})
+    assert torch.equal(torch.get_rng_state(), state)
+    assert len(grown.config.layer_types) == 3
+    ids = torch.randint(0, 50, (2, 8))
+    torch.testing.assert_close(grown(ids).logits, source(ids).logits, rtol=1e-4, atol=1e-5)
+
+
 def test_a_learned_operator() -> None:
     source, target = traced(decoder, SMALL)[0], decoder(SMALL)
     ids = torch.randint(0, 50, (8, 9))

@@ -48,7 +48,10 @@ def grow(
     where a model cannot be traced.
     """
     model = source if isinstance(source, nn.Module) else load_folder(source)
-    grown = build_target(model, target)
+    with torch.random.fork_rng(
+        devices=[]
+    ):  # its first weights are replaced: nobody's random numbers need to move
+        grown = build_target(model, target)
     if not isinstance(operator, LiGO | Copy):
         operator = _made(operator, model, grown, example_inputs, data, fit)
     elif data is not None or fit is not None:

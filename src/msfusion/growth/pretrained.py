@@ -92,6 +92,11 @@ def _changed(config: Any, changes: Mapping[str, Any]) -> Any:
             raise GrowthError(
                 f"the setting {name!r} of a {config.model_type} cannot be {value!r}: {in_one_line(error)}"
             ) from error
+    kinds = getattr(changed, "layer_types", None)
+    if kinds and "layer_types" not in changes and len(kinds) != changed.num_hidden_layers:
+        # it was derived from the number of layers, which is another now
+        settings = {name: value for name, value in changed.to_dict().items() if name != "layer_types"}
+        changed = type(config).from_dict(settings)
     return changed
 
 
