@@ -155,8 +155,19 @@ def test_the_tables_say_what_leaves(trained: Path) -> None:
     assert planned.exit_code == 0
     plan = json.loads(planned.output)
     assert plan["leaves_participants"] == ["operator"]
+    later = prepare(quick("grow.further=federated", "grow.growth_rounds=1")).plan()
+    assert later["leaves_participants"] == ["operator", "target"]
+    line = RunDirectory(trained).read_metrics()[0]
+    training, everything = (
+        3 * 2 * plan["full_model"]["bytes_up"] * (1 - plan[key])
+        for key in ("fewer_bytes", "fewer_bytes_evaluated")
+    )
+    assert training == pytest.approx(line["bytes_down"] + line["bytes_up"])
+    assert everything == pytest.approx(line["bytes_down"] + line["bytes_up"] + line["measuring_bytes"])
+    assert line["measuring_bytes"] > 0
     (table,) = plan_tables(plan)
     assert table.title == "fedgrow, 2 rounds; what leaves a participant: operator"
+    assert "in the messages of training (" in str(table.caption)
     assert table.row_count == 3  # two sizes of small models, and the target
     done = closing_table(RunDirectory(trained).read_summary())
     assert "between participants" in str(done.title)

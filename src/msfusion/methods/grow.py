@@ -246,6 +246,13 @@ class GrowMethod:
         leaving = self.settings.leaving(round_index)
         return {name: form for name, form in self._forms.items() if _label(name) in leaving}
 
+    def after(self, round_index: int) -> dict[str, Tensor]:
+        """A global state as it is after a round, without values."""
+        forms = self.leaving(round_index)
+        return {
+            name: torch.empty(shape, dtype=dtype, device="meta") for name, (dtype, shape) in forms.items()
+        }
+
     @cached_property
     def _forms(self) -> dict[str, Form]:
         """Names, types and shapes of all that could travel."""

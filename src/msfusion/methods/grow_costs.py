@@ -40,7 +40,7 @@ class GrowCosts:
 
     @property
     def fewer_bytes(self) -> float:
-        """The share of FedAvg's bytes that need not travel; negative where more does."""
+        """The share of FedAvg's bytes that need not travel in order to train; negative where more does."""
         return 1 - (self.bytes_down + self.bytes_up) / (self.target.bytes_down + self.target.bytes_up)
 
 

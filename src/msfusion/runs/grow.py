@@ -89,18 +89,34 @@ class GrowRun(LocalRun):
         return {"participants": rows, "full_model": {**whole, "share": 1.0}}
 
     def plan(self) -> dict[str, Any]:
-        """`figures`, and how much less that is than FedAvg of the target."""
-        costs = self._costs
+        """`figures`, and how much less that is than FedAvg of the target.
+
+        `fewer_bytes` is of the messages of training alone, `fewer_bytes_evaluated` of all that the metrics count: who
+        has a model of its own is sent the operator once more in order to evaluate it.
+        """
+        costs, leaving = self._costs, self.settings.leaving
         return {
             "method": self.config.method.name,
             "rounds": self.config.rounds,
             "growth_rounds": self.settings.growth_rounds or self.config.rounds,
             "data": self.data.description,
-            "leaves_participants": [*self.settings.leaving(0)],
+            "leaves_participants": [*dict.fromkeys([*leaving(0), *leaving(self.config.rounds - 1)])],
             "fewer_parameters": costs.fewer_parameters,
             "fewer_bytes": costs.fewer_bytes,
+            "fewer_bytes_evaluated": self._fewer_bytes_evaluated(),
             **self.figures(),
         }
+
+    def _fewer_bytes_evaluated(self) -> float:
+        """The share of FedAvg's bytes that need not travel in rounds of growth, evaluations included."""
+        costs, every = self._costs, self.config.evaluation.every
+        trained = len(self.round_settings.participants_in(0, self.config.participants.count))
+        asked = self.config.participants.count / every
+        examined = asked if self.method.asks(self.method.after(0)) else 0.0
+        others = asked if self.config.evaluation.own_labels else 0.0  # only then must FedAvg ask anybody
+        grown = trained * (costs.bytes_down + costs.bytes_up) + examined * costs.bytes_down
+        whole = trained * (costs.target.bytes_down + costs.target.bytes_up) + others * costs.target.bytes_down
+        return 1 - grown / whole
 
     def flops_in(self, round_index: int, participant: int) -> int:
         """Training FLOPs of a participant's round, private stages aside.

@@ -67,6 +67,7 @@ def grow_plan_table(plan: Row) -> Table:
     )
     table.caption = (
         f"against FedAvg of the target: {plan['fewer_parameters']:.1%} fewer trained parameters, "
-        f"{plan['fewer_bytes']:.1%} fewer bytes a round"
+        f"{plan['fewer_bytes']:.1%} fewer bytes a round in the messages of training "
+        f"({plan['fewer_bytes_evaluated']:.1%} with those of evaluation)"
     )
     return table
