@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 import msfusion
 from msfusion.batch import Batch
-from msfusion.growth import FitSettings
-from msfusion.methods import grow_build
+from msfusion.growth import FitSettings, pretrained
 from msfusion.methods.grow import GrowMethod
 from msfusion.methods.grow_build import grow_method, small_model
 from msfusion.methods.grow_private import SmallModel
@@ -78,7 +77,7 @@ def method_of(settings: GrowSettings = LIGO, **options: Any) -> GrowMethod:
     own = [] if settings.growth == "scratch" else options.pop("own", smalls())
     intermediate = options.pop("intermediate", INTERMEDIATE)
     target = fresh(options.pop("target", TARGET))
-    grow_build.trace, before = trace_once, grow_build.trace  # type: ignore[assignment]
+    pretrained.trace, before = trace_once, pretrained.trace  # type: ignore[assignment]
     try:
         return grow_method(
             target,
@@ -89,7 +88,7 @@ def method_of(settings: GrowSettings = LIGO, **options: Any) -> GrowMethod:
             **options,
         )
     finally:
-        grow_build.trace = before  # type: ignore[assignment]
+        pretrained.trace = before  # type: ignore[assignment]
 
 
 def texts(count: int, seed: int) -> Batch:
