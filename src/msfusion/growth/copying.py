@@ -68,25 +68,25 @@ class Copy:
         finished = dict(grown)
         for match in self.plan.matches:
             for source, name in zip(cycle(match.sources), match.targets, strict=False):
-                for axis, start, origin in self._split(source):
-                    finished[name] = self._uneven(finished[name], name, axis, start, origin)
+                for axis, start, origin, units in self._split(source):
+                    finished[name] = self._uneven(finished[name], name, axis, start, origin, units)
         for name in self.before_output:
             finished[name] = finished[name] * self._tied_factor(name)
         return finished | {name: finished[first] for name, first in self.plan.aliases.items()}
 
-    def _split(self, source: str) -> Iterator[tuple[int, int, Int[Tensor, " target"]]]:
-        """The stretches of a grown tensor that read copies: axis, start, which of their indices only a sum notices."""
+    def _split(self, source: str) -> Iterator[tuple[int, int, Int[Tensor, " target"], int]]:
+        """The stretches of a grown tensor that read copies: axis, start, of which unit each is a copy, units."""
         for axis, parts in enumerate(self.plan.parts[source]):
             start = 0
             for part in parts:
                 space = self.plan.spaces[part.space] if part.space else None
                 if space and part.repeat == 1:
                     if part.role == "contract" and self._is_copied(space):
-                        yield axis, start, copied_from(space)
+                        yield axis, start, copied_from(space), space.source
                     elif space.score == "second" and space.target_sizes[-1] > space.source_sizes[-1]:
-                        head = torch.arange(space.target) // space.target_sizes[-1]
-                        alike = head * space.source + copied_from(space)
-                        yield axis, start, torch.unique(alike, return_inverse=True)[1]
+                        old, new = space.source_sizes[-1], space.target_sizes[-1]
+                        within = torch.arange(space.target) // new * old + copied_from(space) % old
+                        yield axis, start, within, space.target // new * old
                 start += space.target * part.repeat if space else part.length
 
     def _is_copied(self, space: Space) -> bool:
@@ -94,7 +94,7 @@ class Copy:
         return space.target > space.source and (self.stream == "tile" or not space.normalised)
 
     def _uneven(
-        self, tensor: Tensor, name: str, axis: int, start: int, origin: Int[Tensor, " target"]
+        self, tensor: Tensor, name: str, axis: int, start: int, origin: Int[Tensor, " target"], units: int
     ) -> Tensor:
         """Noise along the copies of each unit that sums to zero over them."""
         length = len(origin)
@@ -105,7 +105,7 @@ class Copy:
         generator = torch.Generator().manual_seed(seed)
         noise = torch.randn(read.shape, generator=generator).to(read).movedim(axis, 0)
         origin = origin.to(read.device)
-        zeros = torch.zeros_like(noise[: int(origin.max()) + 1])
+        zeros = torch.zeros_like(noise[:units])
         means = zeros.index_add(0, origin, noise) / zeros.index_add(0, origin, torch.ones_like(noise))
         noise = noise - means[origin]
         noise = noise.movedim(0, axis) * (self.unevenness * read.detach().std())
