@@ -169,14 +169,16 @@ class GrowRun(LocalRun):
             wanted = section.small_of(participant)
             own = _spec(spec, wanted)
             if repr(own) not in built:
-                built[repr(own)] = _first_of(own, data)
+                built[repr(own)] = _built("grow.small", own, data)
             smalls.append(_small(built[repr(own)], own, data, seed_of(config.seed, participant)))
-        intermediate = section.intermediate if section.growth == "ligo" else None
+        middle = None
+        if section.growth == "ligo" and section.intermediate is not None:
+            middle = _built("grow.intermediate", _spec(spec, section.intermediate), data)
         return grow_method(
             target,
             smalls,
             self.settings,
-            intermediate=None if intermediate is None else build_model(_spec(spec, intermediate), data),
+            intermediate=middle,
             example_inputs=example_inputs(data),
             seed=config.seed,
             name=config.method.name,
@@ -187,15 +189,16 @@ class GrowRun(LocalRun):
         )
 
 
-def _first_of(spec: ModelSpec, data: FederatedData) -> nn.Module:
-    """A small model, from a folder only if it is whole: no participant trains that one first."""
+def _built(key: str, spec: ModelSpec, data: FederatedData) -> nn.Module:
+    """The model that stands under a key, from a folder only if it is whole: no participant trains that one first."""
     try:
         return build_model(spec, data)
     except GrowthError as error:
         raise GrowthError(
-            f"grow.small: {error}; a small model from a folder is not trained here, so it has to be whole and fit "
-            "the data"
+            f"{key}: {error}; a small model from a folder is not trained here, so it has to be whole and fit the data"
         ) from error
+    except ConfigError as error:
+        raise ConfigError(f"{key}, a model of its own: {error}") from error
 
 
 def _small(model: nn.Module, spec: ModelSpec, data: FederatedData, seed: int) -> SmallModel:
