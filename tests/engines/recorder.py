@@ -64,12 +64,15 @@ def found(messages: Iterable[bytes], tensors: Sequence[Tensor]) -> list[int]:
     """Which of the tensors stand in the messages, whole or in part: by any telling window of neighbouring numbers,
     also of the transposed tensor and of other types.
     """
-    windows: dict[bytes, int] = {}
+    windows: dict[bytes, set[int]] = {}  # equal layers have the same
     for index, tensor in enumerate(tensors):
         for disguise in disguises(tensor):
-            windows |= dict.fromkeys(telling(disguise), index)
+            for window in telling(disguise):
+                windows.setdefault(window, set()).add(index)
     assert windows
-    return sorted({windows[piece] for message in messages for piece in _pieces(message) if piece in windows})
+    return sorted(
+        set().union(*(windows.get(piece, ()) for message in messages for piece in _pieces(message)))
+    )
 
 
 def disguises(tensor: Tensor) -> list[Tensor]:
