@@ -23,7 +23,8 @@ from msfusion.engines.stream.service import Listening
 from msfusion.errors import StreamError
 
 SERVER = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are started deaf to it
 sys.path.insert(0, {tests!r})
 from streaming import Job, Served, NOTHING
 from msfusion.engines.stream import process
