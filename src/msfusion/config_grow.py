@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
 from msfusion.config_sections import Section, TrainingSection, section_of
 from msfusion.errors import ConfigError, GrowthError
-from msfusion.folders import digest_of
+from msfusion.folders import digest_of, folder_of
 from msfusion.growth.fit import FitSettings
 from msfusion.growth.ligo import Form
 from msfusion.growth.starts import Start
@@ -106,7 +105,7 @@ class GrowSection(Section):
     def digests_now(self) -> dict[str, str]:
         """A digest of what is in each folder of `small`; folders that are missing are left out."""
         names = [name for name in self.small if isinstance(name, str)]
-        folders = {name: Path(name.removeprefix("transformers:")).expanduser() for name in names}
+        folders = {name: folder_of(name) for name in names}
         return {name: digest_of(path) for name, path in folders.items() if (path / "config.json").is_file()}
 
     def small_of(self, participant: int) -> Mapping[str, Any] | str:

@@ -12,6 +12,14 @@ from torch import nn
 
 from msfusion.errors import GrowthError
 
+PREFIX = "transformers:"
+"""What the name of a model of transformers may start with, to tell it from others."""
+
+
+def folder_of(name: str) -> Path:
+    """The folder that a model's name in a configuration may stand for."""
+    return Path(name.removeprefix(PREFIX)).expanduser()
+
 
 def load_whole(architecture: Any, folder: Path, config: Any, **settings: Any) -> nn.Module:
     """The model of an architecture of transformers, all of it from the weights in a folder; safetensors only.

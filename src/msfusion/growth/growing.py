@@ -48,9 +48,7 @@ def grow(
     where a model cannot be traced.
     """
     model = source if isinstance(source, nn.Module) else load_folder(source)
-    with torch.random.fork_rng(
-        devices=[]
-    ):  # its first weights are replaced: nobody's random numbers need to move
+    with torch.random.fork_rng(devices=[]):  # first weights are replaced: no random numbers need to move
         grown = build_target(model, target)
     if not isinstance(operator, LiGO | Copy):
         operator = _made(operator, model, grown, example_inputs, data, fit)

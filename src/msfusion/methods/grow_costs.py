@@ -20,8 +20,8 @@ class GrowCosts:
     """What a participant's round costs, and what its round of FedAvg of the target would (`target`).
 
     `trainable` parameters of what trains in a round of growth; bytes of tensors per round, down and up, counted as on
-    the wire; `flops_per_example` of a step with a full batch, with the making of the target's weights in it. `steps`
-    and `target_steps` are the FLOPs of steps of any size: every one makes the weights anew.
+    the wire; `flops_per_example` of a step with a full batch, with the making of the target's weights in it; `steps`
+    has the FLOPs of a step of any size: every one makes the weights anew.
     """
 
     trainable: int
@@ -31,7 +31,11 @@ class GrowCosts:
     peak_memory: int
     target: Costs
     steps: StepFlops
-    target_steps: StepFlops
+
+    @property
+    def target_steps(self) -> StepFlops:
+        """The FLOPs of a step of the target itself."""
+        return StepFlops(0, self.target.flops_per_example)
 
     @property
     def fewer_parameters(self) -> float:
@@ -53,7 +57,7 @@ def grow_costs(
     parameter (2: Adam's). Raises MsfusionError where they cannot be predicted.
     """
     trained = target = _costs(method.target, batch, batch_size, states)
-    steps = target_steps = StepFlops(0, target.flops_per_example)
+    steps = StepFlops(0, target.flops_per_example)
     held = 0
     if method.intermediate is not None:
         source = method.intermediate.state_dict()
@@ -61,9 +65,7 @@ def grow_costs(
         trained, steps = _costs(grown, batch, batch_size, states), step_flops(grown, batch)
         held = sum(tensor.nbytes for tensor in source.values())
     moved, memory = bytes_of(method.leaving(0)), trained.peak_memory + held
-    return GrowCosts(
-        trained.parameters, moved, moved, trained.flops_per_example, memory, target, steps, target_steps
-    )
+    return GrowCosts(trained.parameters, moved, moved, trained.flops_per_example, memory, target, steps)
 
 
 def private_steps(method: GrowMethod, participant: int, batch: Batch) -> tuple[StepFlops, StepFlops | None]:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from msfusion.errors import ConfigError, MsfusionError
-from msfusion.folders import load_whole
+from msfusion.folders import PREFIX, folder_of, load_whole
 from msfusion.imports import in_one_line
 from msfusion.models.spec import ModelSpec
 
@@ -20,12 +20,11 @@ HEADS = {
     "masked_lm": "AutoModelForMaskedLM",
     "image_classification": "AutoModelForImageClassification",
 }
-PREFIX = "transformers:"
 
 
 def is_transformers(name: str) -> bool:
     """Whether a model's name asks for `transformers`: by prefix, or as a folder with a config.json."""
-    return name.startswith(PREFIX) or (Path(name).expanduser() / "config.json").is_file()
+    return name.startswith(PREFIX) or (folder_of(name) / "config.json").is_file()
 
 
 def build_transformers(spec: ModelSpec, sizes: Mapping[str, Any]) -> nn.Module:
@@ -43,7 +42,7 @@ def build_transformers(spec: ModelSpec, sizes: Mapping[str, Any]) -> nn.Module:
             f"model.name = '{spec.name}' needs transformers: pip install 'msfusion[transformers]'."
         ) from error
     target = spec.name.removeprefix(PREFIX)
-    folder = Path(target).expanduser()
+    folder = folder_of(spec.name)
     task = spec.task or _guess_task(sizes)
     _require_fit(task, sizes)
     try:
@@ -65,7 +64,7 @@ def build_transformers(spec: ModelSpec, sizes: Mapping[str, Any]) -> nn.Module:
 
 
 def _is_folder(target: str) -> bool:
-    return "/" in target or (Path(target).expanduser() / "config.json").is_file()
+    return "/" in target or (folder_of(target) / "config.json").is_file()
 
 
 def _guess_task(sizes: Mapping[str, Any]) -> str:
