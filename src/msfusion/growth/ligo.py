@@ -25,7 +25,7 @@ from msfusion.growth.copying import Copy
 from msfusion.growth.plan import GrowthPlan, Space
 from msfusion.growth.starts import Start, copied_from, depth_start, kept_rows, width_start
 from msfusion.width.groups import State
-from msfusion.width.submodel import place_tensor
+from msfusion.width.tensors import place_tensor
 
 Form = Literal["full", "padded"]
 

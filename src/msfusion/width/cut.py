@@ -17,11 +17,13 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from msfusion.errors import CutError
-from msfusion.width.graph import Forward, Graph, Program
+from msfusion.width.generate import Forward, compile_graph
+from msfusion.width.graph import Graph, Program
 from msfusion.width.groups import WidthMap
 from msfusion.width.halves import Crossing, Halves
 from msfusion.width.mode import mode
-from msfusion.width.submodel import compile_graph, copy_tensors, place_tensor, resized, traced_from
+from msfusion.width.submodel import copy_tensors, resized, traced_from
+from msfusion.width.tensors import place_tensor, state_tensors
 
 
 class ClientPart(nn.Module):
@@ -33,7 +35,7 @@ class ClientPart(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
         """What crosses to the server part. TypeError where the call does not fit the traced one."""
-        return tuple(self._forwards[self.training](self, *self._program.call.flatten(args, kwargs)))
+        return tuple(self._forwards[self.training](self, *self._program.inputs(self, args, kwargs)))
 
 
 class ServerPart(nn.Module):
@@ -129,7 +131,7 @@ def _plain(program: Program, training: bool) -> Graph:
     """The graph of a mode at full width, good for any number of examples."""
     traced = program.graphs[training]
     graph, copies = resized(program, training)
-    return Graph(graph, [copies[node] for node in traced.inputs], traced.out_spec)
+    return Graph(graph, [copies[node] for node in traced.inputs], traced.out_spec, traced.sizes)
 
 
 def _share_out(
@@ -146,7 +148,7 @@ def _share_out(
     for half in halves:
         read["client"].update(str(n.target) for n in half.client.nodes if n.op == "get_attr")
         read["server"].update(str(n.target) for n in half.server.nodes if n.op == "get_attr")
-    states = model.state_dict(keep_vars=True)
+    states = state_tensors(model)
     made: dict[str, nn.Parameter] = {}
     for name, tensor in states.items():
         first = width_map.aliases.get(name, name)

@@ -5,10 +5,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import io
+import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,32 +20,43 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from msfusion.errors import UntraceableModelError
-from msfusion.width.graph import Program, Signature, named_arguments
+from msfusion.width.call import signature_of
+from msfusion.width.graph import Graph, Program
 from msfusion.width.mode import mode
 from msfusion.width.regions import clean
+from msfusion.width.tensors import left_as_it_was
 from msfusion.width.twin import evaluation_twin
 
 
-def export_program(model: nn.Module, example_inputs: tuple[Any, ...] | dict[str, Any]) -> Program:
+def export_program(model: nn.Module, example_inputs: tuple[Any, ...] | Mapping[str, Any]) -> Program:
     """Export the model in training and evaluation mode. Raises UntraceableModelError naming module and operation."""
-    args, kwargs = ((), example_inputs) if isinstance(example_inputs, dict) else (tuple(example_inputs), {})
-    args, kwargs = _at_least_two_examples(args, kwargs)
-    signature = inspect.signature(model.forward)
-    try:
-        named = named_arguments(signature, signature.bind(*args, **kwargs).arguments)
-    except TypeError as error:
-        raise UntraceableModelError(
-            f"{type(model).__name__} cannot be called with the example inputs: {error}"
-        ) from None
-    named = {name: value for name, value in named.items() if value is not None}
-    flat, spec = pytree.tree_flatten(tuple(named.values()))
-    call = Signature(signature, tuple(named), spec, tuple(flat))
-    program = Program({}, model, {}, call, args, kwargs)
-    program.graphs[True] = clean(program, _export(model, args, kwargs, True))
-    program.graphs[False] = evaluation_twin(program, program.graphs[True]) or clean(
-        program, _export(model, args, kwargs, False)
+    _check_model(model)
+    args, kwargs = (
+        ((), example_inputs) if isinstance(example_inputs, Mapping) else (tuple(example_inputs), {})
     )
+    args, kwargs = _at_least_two_examples(args, dict(kwargs))
+    call = signature_of(model, args, kwargs)
+    program = Program({}, model, {}, call, args, dict(kwargs))
+    program.graphs[True] = _export(program, True)
+    program.graphs[False] = evaluation_twin(program, program.graphs[True]) or _export(program, False)
     return program
+
+
+def _check_model(model: nn.Module) -> None:
+    """Refuse what tracing would lose without a word."""
+    kind = type(model).__name__
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise UntraceableModelError(
+                f"{kind} cannot be traced: module {name or 'the model itself'!r} is compiled by TorchScript; "
+                "give the module that it was made from"
+            )
+    for name, parameter in model.named_parameters():
+        if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:  # type: ignore[attr-defined]
+            raise UntraceableModelError(
+                f"{kind} cannot be traced: the parameter {name!r} has a hook on its gradient, which its slices would "
+                "not have (operation register_hook); remove the hook"
+            )
 
 
 def _at_least_two_examples(
@@ -55,25 +70,72 @@ def _at_least_two_examples(
     return repeated[0], repeated[1]
 
 
-def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], training: bool) -> Any:
+@dataclass
+class Seen:
+    """What an export does not tell of a call: how the outputs are nested, and which buffers were assigned."""
+
+    spec: pytree.TreeSpec | None = None
+    assigned: tuple[str, ...] = ()
+
+
+class Caller(nn.Module):
+    """What is exported: the model called with the tensors of the example alone, in a fixed order.
+
+    So inputs may have any names and come in any order, and whatever is no tensor is fixed. Buffers to which the model
+    assigns new tensors are returned too, after its outputs: export itself forgets them.
+    """
+
+    def __init__(self, program: Program, seen: Seen) -> None:
+        super().__init__()
+        self.model, self.call, self.seen = program.model, program.call, seen
+
+    def forward(self, *tensors: Tensor) -> tuple[Any, ...]:
+        """The flat outputs, then the new values of the buffers that were assigned."""
+        before = dict(self.model.named_buffers())
+        outputs, self.seen.spec = pytree.tree_flatten(self.call.call(self.model, tensors))
+        after = dict(self.model.named_buffers())
+        changed = {n: b for n, b in after.items() if n in before and b is not before[n]}
+        self.seen.assigned = tuple(changed)
+        return (*outputs, *changed.values())
+
+
+def _export(program: Program, training: bool) -> Graph:
     """One export, with free batch and time axes; the model's mode is put back afterwards."""
+    model = program.model
     auto = torch.export.Dim.AUTO
-
-    def axes(value: Any) -> Any:
-        """Examples and time are free; an axis of size 1 is a constant to export."""
-        return (
-            {i: auto for i in range(min(2, value.dim())) if value.shape[i] > 1}
-            if isinstance(value, Tensor)
-            else None
-        )
-
-    shapes = pytree.tree_map(axes, kwargs or args)
-    with mode(model, training), _module_stack(model) as stack, torch.enable_grad(), warnings.catch_warnings():
+    device = "meta" if program.without_values else None
+    inputs = tuple(tensor.to(device) if device else tensor for tensor in program.call.example)
+    shapes = tuple({i: auto for i in range(min(2, x.dim())) if x.shape[i] > 1} for x in inputs)
+    seen = Seen()
+    with (
+        left_as_it_was(model),  # export leaves tensors without values where the model assigned some
+        mode(model, training),
+        _module_stack(model) as stack,
+        _unlogged(),
+        torch.enable_grad(),
+        warnings.catch_warnings(),
+        contextlib.redirect_stderr(io.StringIO()),  # where a failing export prints its graph
+    ):
         warnings.simplefilter("ignore")  # export warns of what it does to its own copies
         try:
-            return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+            exported = torch.export.export(
+                Caller(program, seen), inputs, dynamic_shapes=(shapes,), strict=False
+            )
         except Exception as error:
             raise _untraceable(model, stack, error) from error
+    assert seen.spec is not None
+    return clean(program, exported, seen.spec, seen.assigned)
+
+
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """Without the warnings that a failing export logs: its error becomes one sentence."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 @contextmanager
@@ -83,7 +145,7 @@ def _module_stack(model: nn.Module) -> Iterator[list[str]]:
     names = {module: name or "the model itself" for name, module in model.named_modules()}
 
     def enter(module: nn.Module, _: Any) -> None:
-        stack.append(names[module])
+        stack.append(names.get(module, type(module).__name__))  # export may run a copy of a shared module
 
     def leave(module: nn.Module, _: Any, __: Any) -> None:
         stack.pop()
@@ -100,13 +162,23 @@ def _module_stack(model: nn.Module) -> Iterator[list[str]]:
 
 def _untraceable(model: nn.Module, stack: list[str], error: Exception) -> UntraceableModelError:
     where = stack[-1] if stack else "the model itself"
-    modules: dict[str, nn.Module] = dict(model.named_modules())
-    kind = type(modules.get(where, model)).__name__
+    module = dict(model.named_modules()).get(where, model)
     cause = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return UntraceableModelError(
-        f"{type(model).__name__} cannot be traced: module {where!r} ({kind}) failed on the operation "
-        f"{_operation(error)}: {type(error).__name__}: {cause}"
+        f"{type(model).__name__} cannot be traced: module {where!r} ({type(module).__name__}) failed on the operation "
+        f"{_operation(error)}: {type(error).__name__}: {cause[:300]}{_advice(model, module)}"
     )
+
+
+def _advice(model: nn.Module, module: nn.Module) -> str:
+    """What to do about the known reasons why an export fails."""
+    if isinstance(module, nn.modules.batchnorm._NormBase) and module.momentum is None:
+        return "; momentum=None (a cumulative average) depends on a counter's value: give it a number, such as 0.1"
+    config = getattr(model, "config", None)
+    for name in ("layerdrop", "encoder_layerdrop", "decoder_layerdrop"):
+        if getattr(config, name, 0):
+            return f"; LayerDrop skips layers by chance, which no graph can hold: set config.{name} to 0"
+    return ""
 
 
 def _operation(error: BaseException) -> str:
@@ -115,7 +187,7 @@ def _operation(error: BaseException) -> str:
     trace = error.__traceback__
     while trace is not None:
         filename = trace.tb_frame.f_code.co_filename
-        if "/torch/" not in filename and "msfusion/width" not in filename:
+        if "/torch/" not in filename and "msfusion/width" not in filename and not filename.startswith("<"):
             lines = inspect.getframeinfo(trace, context=1).code_context or [""]
             place = f"{lines[0].strip()!r} ({filename.rsplit('/', 1)[-1]}:{trace.tb_lineno})"
         trace = trace.tb_next

@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from msfusion.errors import CutError
 from msfusion.width.analysis import module_of
 from msfusion.width.graph import Graph, Program
+from msfusion.width.tensors import state_tensors
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,8 @@ class Halves:
     """A graph divided at a module: who computes which node, and the two graphs that result."""
 
     def __init__(self, graph: Graph, at: str, program: Program) -> None:
-        self.graph, self.at = graph, at
-        states = program.model.state_dict(keep_vars=True)
+        self.graph, self.at, self.program = graph, at, program
+        states = state_tensors(program.model)
         self.trainable = {name for name, tensor in states.items() if tensor.requires_grad}
         self.on_server, self.on_client = self._divide()
         self.crossing_nodes = self._find_crossing()
@@ -106,8 +107,9 @@ class Halves:
         for node in crossing:
             value = node.meta.get("val")
             if node.op == "placeholder" and isinstance(value, Tensor) and value.is_floating_point():
+                name = self.program.call.name_of(self.graph.inputs.index(node))
                 raise CutError(
-                    f"the model cannot be cut at '{self.at}': what follows needs the input '{node.name}' itself, "
+                    f"the model cannot be cut at '{self.at}': what follows needs the input '{name}' itself, "
                     "which must not leave a participant; cut further back"
                 )
         if not self.on_server:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,7 +16,7 @@ def mode(model: nn.Module, training: bool) -> Iterator[None]:
     """The model in one mode, put back afterwards; and torch's transformers without what cannot be traced.
 
     That is the fused kernels of nn.TransformerEncoder, and the look at a mask's values for whether it is causal (the
-    mask is applied either way).
+    mask is applied either way). What `torch.compile` made runs as it was written.
     """
     modes = {module: module.training for module in model.modules()}
     fast_path = torch.backends.mha.get_fastpath_enabled()
@@ -24,9 +25,28 @@ def mode(model: nn.Module, training: bool) -> Iterator[None]:
         transformer._detect_is_causal_mask = lambda mask, is_causal=None, size=None: bool(is_causal)
         model.train(training)
         torch.backends.mha.set_fastpath_enabled(False)
-        yield
+        with torch.compiler.set_stance("force_eager"):
+            yield
     finally:
         transformer._detect_is_causal_mask = detect
         torch.backends.mha.set_fastpath_enabled(fast_path)
         for module, mode in modes.items():
             module.training = mode
+
+
+@contextmanager
+def without_cache(model: nn.Module) -> Iterator[None]:
+    """The model without the key-value cache that transformers keep for generating text; training never reads it."""
+    configs = [vars(module).get("config") for module in model.modules()]
+    nested = [getattr(config, name, None) for config in configs for name in _NESTED]
+    cached: list[Any] = [c for c in (*configs, *nested) if getattr(c, "use_cache", None) is True]
+    try:
+        for config in cached:
+            config.use_cache = False
+        yield
+    finally:
+        for config in cached:
+            config.use_cache = True
+
+
+_NESTED = ("text_config", "encoder", "decoder", "generator", "vision_config", "audio_config")

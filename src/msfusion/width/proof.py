@@ -207,6 +207,8 @@ class _Reader:
         if name not in self.tensors:
             return None
         tensor = self.tensors[name].detach()
+        if tensor.is_meta:
+            tensor = invented(tensor, name)
         entries = self.places.get(name, ())
         if not entries:
             return in_double(tensor).clone()
@@ -227,6 +229,15 @@ class _Reader:
         index[identity] = place.positions(self.permutations[group.name])
 
 
+def invented(tensor: Tensor, name: str) -> Tensor:
+    """Values for a tensor that has none (on the meta device): noise, which depends on its name alone."""
+    if not tensor.is_floating_point():
+        return torch.zeros_like(tensor, device="cpu")
+    generator = torch.Generator().manual_seed(int(hashlib.sha256(name.encode()).hexdigest()[:8], 16))
+    fan = max(1, tensor.numel() // max(1, len(tensor))) if tensor.dim() else 1
+    return torch.randn(tensor.shape, generator=generator).abs().div_(fan**0.5).to(tensor.dtype)
+
+
 def perturbed(tensor: Tensor, name: str, is_parameter: bool = True) -> Tensor:
     """The tensor in float64, with noise that depends on its name alone; what may be a variance stays positive."""
     spread = float(tensor.std()) if tensor.numel() > 1 else 0.0
@@ -237,10 +248,10 @@ def perturbed(tensor: Tensor, name: str, is_parameter: bool = True) -> Tensor:
     return value + (0.5 * spread or 0.1) * torch.randn(value.shape, generator=generator)
 
 
-def _perturbed_input(value: Any, position: int) -> Any:
+def _perturbed_input(value: Tensor, position: int) -> Tensor:
     """Inputs that vary: floating-point ones get noise, indices and masks stay."""
-    if not isinstance(value, Tensor) or not value.is_floating_point():
-        return value.clone() if isinstance(value, Tensor) else value
+    if not value.is_floating_point():
+        return value.clone()
     generator = torch.Generator().manual_seed(position)
     return value.detach().to(torch.float64) + 0.5 * torch.randn(
         value.shape, generator=generator, dtype=torch.float64

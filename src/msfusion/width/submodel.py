@@ -13,16 +13,17 @@ from torch._subclasses.fake_tensor import (
     DynamicOutputShapeException,
     FakeTensorMode,
 )
-from torch.utils import _pytree as pytree
 
 from msfusion.errors import MsfusionError, UntraceableModelError
 from msfusion.width.analysis import module_of
 from msfusion.width.execute import call_operator, execute
-from msfusion.width.graph import Compiled, Forward, Program
+from msfusion.width.generate import Forward, compile_graph
+from msfusion.width.graph import Compiled, Program
 from msfusion.width.groups import WidthMap, Window
 from msfusion.width.resize import Resizer, Widths
 from msfusion.width.slices import checked_units, extract
 from msfusion.width.stacked import stackable
+from msfusion.width.tensors import place_tensor, state_tensors
 
 
 class SubModel(nn.Module):
@@ -43,10 +44,9 @@ class SubModel(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the sub-model. TypeError where the call does not fit the one that was traced."""
-        flat = self._program.call.flatten(args, kwargs)
-        outputs = self._forwards[self.training](self, *flat)
-        spec = self._program.graphs[self.training].out_spec
-        return outputs[0] if spec.is_leaf() else pytree.tree_unflatten(list(outputs), spec)
+        inputs = self._program.inputs(self, args, kwargs)
+        outputs = self._forwards[self.training](self, *inputs)
+        return self._program.graphs[self.training].packed(outputs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SubModel:
         """A copy with parameters of its own; the traced program is shared."""
@@ -65,7 +65,7 @@ def copy_tensors(source: nn.Module, target: nn.Module, memo: dict[int, Any] | No
             data = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
             known[id(parameter)] = data
         place_tensor(target, name, data, True)
-    persistent = set(source.state_dict(keep_vars=True))
+    persistent = state_tensors(source)
     for name, buffer in source.named_buffers():
         place_tensor(target, name, buffer.detach().clone(), name in persistent)
 
@@ -81,7 +81,7 @@ def narrow(model: nn.Module, width_map: WidthMap, window: Window, scaling: bool 
     """
     program, state = traced_from(model, width_map)
     sizes = {name: len(units) for name, units in checked_units(width_map, window).items()}
-    forwards, scales = _compiled(program, sizes, scaling)
+    forwards, scales = compiled(program, sizes, scaling)
     sub = SubModel(program, forwards)
     parts = extract({name: tensor.detach() for name, tensor in state.items()}, width_map, window)
     made: dict[str, nn.Parameter] = {}
@@ -109,10 +109,15 @@ def program_of(width_map: WidthMap) -> Program:
     return width_map.program
 
 
-def traced_from(model: nn.Module, width_map: WidthMap) -> tuple[Program, dict[str, Any]]:
+def traced_from(model: nn.Module, width_map: WidthMap) -> tuple[Program, dict[str, Tensor]]:
     """What tracing gave, and the model's own tensors by name. MsfusionError where it is not the traced model."""
     program = program_of(width_map)
-    state = model.state_dict(keep_vars=True)
+    state = state_tensors(model)
+    if program.without_values and not any(tensor.is_meta for tensor in state.values()):
+        raise MsfusionError(
+            f"this {type(model).__name__} was traced without values (on the meta device), which is enough to plan; "
+            "trace it with its values to narrow or train it"
+        )
     if {name: tuple(tensor.shape) for name, tensor in state.items()} != dict(width_map.shapes):
         raise MsfusionError(
             f"this {type(model).__name__} is not the model of the width map: its tensors have other names or shapes; "
@@ -128,23 +133,7 @@ def _cut(tensor: Tensor, width_map: WidthMap, name: str, window: Window) -> Tens
     return tensor.clone()
 
 
-def place_tensor(root: nn.Module, name: str, tensor: Tensor, persistent: bool) -> None:
-    """Put a tensor under its dotted name, making the modules on the way."""
-    *path, leaf = name.split(".")
-    module = root
-    for part in path:
-        if part not in module._modules:
-            module.add_module(part, nn.Module())
-        child = module._modules[part]
-        assert child is not None
-        module = child
-    if isinstance(tensor, nn.Parameter):
-        module.register_parameter(leaf, tensor)
-    else:
-        module.register_buffer(leaf, tensor, persistent=persistent)
-
-
-def _compiled(program: Program, sizes: Mapping[str, int], scaling: bool) -> Compiled:
+def compiled(program: Program, sizes: Mapping[str, int], scaling: bool) -> Compiled:
     """The forward functions for these sizes, in both modes, and the factors they read; made once."""
     key = (tuple(sorted(sizes.items())), scaling)
     if key not in program.compiled:
@@ -168,15 +157,6 @@ def resized(program: Program, training: bool) -> tuple[fx.Graph, Mapping[fx.Node
 def _resizer(program: Program, sizes: Mapping[str, int], scaling: bool) -> Resizer:
     assert program.analysis is not None, "a width map's program has been analysed"
     return Resizer(program.analysis, Widths(program.groups, sizes), scaling)
-
-
-def compile_graph(graph: fx.Graph) -> Forward:
-    """The graph as one flat Python function of the sub-model and the flat inputs."""
-    code = graph.python_code(root_module="self")
-    names: dict[str, Any] = dict(code.globals)
-    exec(compile(code.src, "<sub-model>", "exec"), names)
-    forward: Forward = names["forward"]
-    return forward
 
 
 def check_narrow_shapes(width_map: WidthMap) -> None:
@@ -218,7 +198,7 @@ def _check_graph(program: Program, resizer: Resizer, sources: dict[fx.Node, fx.N
         torch.no_grad(),
         suppress(DataDependentOutputException, DynamicOutputShapeException),
     ):
-        inputs = [mode.from_tensor(v) if isinstance(v, Tensor) else v for v in program.call.example]
+        inputs = [mode.from_tensor(tensor) for tensor in program.call.example]
         execute(resizer.graph, inputs, lambda name: _fake_state(name, resizer, tensors), checked)
 
 

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
+from msfusion.errors import MsfusionError, UntraceableModelError
 from msfusion.width import rules_elementwise, rules_linear, rules_norm, rules_shape
 from msfusion.width.analysis import Analysis
 from msfusion.width.axes import Atom, Axes, Product, atoms_of, find, freeze, fresh, resolved, size_of
 from msfusion.width.export import export_program
 from msfusion.width.graph import Program
 from msfusion.width.groups import Frozen, Group, Place, WidthMap
+from msfusion.width.mode import without_cache
+from msfusion.width.tensors import left_as_it_was, state_tensors
 
 _RULES = (rules_elementwise, rules_linear, rules_norm, rules_shape)  # imported for their rules
 
 _UNTOUCHED = "no part of the model's computation"
 
 
-def trace(model: nn.Module, example_inputs: tuple[Any, ...] | dict[str, Any]) -> WidthMap:
-    """Find the width map of a model, prove it, and check that its sub-models fit together.
+def trace(model: nn.Module, example_inputs: tuple[Any, ...] | Mapping[str, Any]) -> WidthMap:
+    """Find the width map of a model, prove it, and check that what will be run is what was proved.
 
     `example_inputs` are positional arguments (a tuple) or keyword arguments (a dict) of `model.forward`; sub-models
     take any number of examples, and any time where the model does. The model itself is only read. Its inputs, outputs
@@ -30,13 +33,24 @@ def trace(model: nn.Module, example_inputs: tuple[Any, ...] | dict[str, Any]) ->
     Raises UntraceableModelError, naming module and operation, where the model cannot be exported, where the map cannot
     be proved, or where its sub-models do not run.
     """
+    from msfusion.width.check import check_runs_as_the_model
     from msfusion.width.submodel import check_narrow_shapes
 
-    program = export_program(model, example_inputs)
-    analysis = analyse(program)
-    width_map = collect(program, analysis)
-    width_map.prove()
-    check_narrow_shapes(width_map)
+    with left_as_it_was(model), without_cache(model):
+        try:
+            program = export_program(model, example_inputs)
+            analysis = analyse(program)
+            width_map = collect(program, analysis)
+            width_map.prove()
+            check_narrow_shapes(width_map)
+            check_runs_as_the_model(width_map)
+        except MsfusionError:
+            raise
+        except Exception as error:  # what nobody foresaw is the model's, until somebody looks at it
+            cause = str(error).strip().partition("\n")[0][:300]
+            raise UntraceableModelError(
+                f"{type(model).__name__} cannot be traced: {type(error).__name__}: {cause}"
+            ) from error
     return width_map
 
 
@@ -70,7 +84,7 @@ def collect(program: Program, analysis: Analysis) -> WidthMap:
         if find(atom) not in contracted and atom.terms is None:
             freeze(atom, _UNTOUCHED)
     _settle_units(products)
-    states = program.model.state_dict(keep_vars=True)
+    states = state_tensors(program.model)
     atoms: dict[Atom, list[Place]] = {}
     frozen: list[Frozen] = []
     for name, axes in analysis.state.items():

@@ -10,11 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch._ops import OpOverload
-from torch.utils import _pytree as pytree
 
-from msfusion.errors import UntraceableModelError
+from msfusion.width.answers import answer_of_model, copies_of, seeded
 from msfusion.width.execute import execute
 from msfusion.width.graph import Graph, Program
 from msfusion.width.mode import mode
@@ -33,19 +32,25 @@ def evaluation_twin(program: Program, training: Graph) -> Graph | None:
     copies: dict[fx.Node, Any] = {}
     output = graph.graph_copy(training.graph, copies)
     graph.output(output)
-    for node in list(graph.nodes):
+    for node in reversed(list(graph.nodes)):
         if node.op == "call_function" and isinstance(node.target, OpOverload):
-            if node.target._schema.is_mutable and not node.users and _counts_steps(node):
+            if node.target._schema.is_mutable and not node.users and _updates_state(node):
                 graph.erase_node(node)
             elif node.target._schema.name in _FLAGGED:
                 _switch_off(node)
-    twin = Graph(graph, [copies[node] for node in training.inputs], training.out_spec)
-    return twin if _agrees(program, twin) else None
+    graph.eliminate_dead_code()
+    twin = Graph(graph, [copies[node] for node in training.inputs], training.out_spec, training.sizes)
+    return twin if not program.without_values and _agrees(program, twin) else None
 
 
-def _counts_steps(node: fx.Node) -> bool:
-    """Whether a node updates a tensor of the model in place (batch norm's counter of steps)."""
-    target = node.args[0]
+def _updates_state(node: fx.Node) -> bool:
+    """Whether a node updates a tensor of the model in place (a counter of steps, a moving average)."""
+    target: Any = node.args[0]
+    while isinstance(target, fx.Node) and target.op == "call_function" and target.args:
+        schema = getattr(target.target, "_schema", None)
+        if schema is None or not schema.is_mutable:
+            break
+        target = target.args[0]
     return isinstance(target, fx.Node) and target.op == "get_attr"
 
 
@@ -62,31 +67,22 @@ def _switch_off(node: fx.Node) -> None:
 
 
 def _agrees(program: Program, twin: Graph) -> bool:
-    """Whether the graph gives bit for bit what the model gives in evaluation mode."""
-    tensors = program.tensors()
-    model: nn.Module = program.model
-    state = torch.get_rng_state()
-    with torch.no_grad(), mode(model, False):
-        inputs = [value.clone() if isinstance(value, Tensor) else value for value in program.call.example]
-        expected = _answer(program)
-        torch.set_rng_state(state)
-        if not all(map(_same, expected, _answer(program))):
-            raise UntraceableModelError(
-                f"{type(model).__name__} cannot be traced: module 'the model itself' gives another answer when it is "
-                "called again in evaluation mode (operation: its forward keeps something between calls)"
-            )
-        torch.set_rng_state(state)
+    """Whether the graph gives bit for bit what the model gives in evaluation mode, and changes what it changes."""
+    with mode(program.model, False), torch.no_grad():
+        tensors = copies_of(program)
+        expected, changed = answer_of_model(program, tensors), tensors
+        tensors = copies_of(program)
+        inputs = [value.clone() for value in program.call.example]
         try:
-            found = execute(twin.graph, inputs, tensors.get)
+            with seeded(program):
+                found = execute(twin.graph, inputs, tensors.get)
         except Exception:  # a flag that may not be switched: the model has to be exported again
-            found = []
-    torch.set_rng_state(state)
-    return len(expected) == len(found) and all(map(_same, expected, found))
-
-
-def _answer(program: Program) -> list[Any]:
-    """The model's own flat outputs for the example."""
-    return pytree.tree_leaves(program.model(*program.args, **program.kwargs))
+            return False
+    return (
+        len(expected) == len(found)
+        and all(map(_same, expected, found))
+        and all(_same(changed[name], tensors[name]) for name in tensors)
+    )
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -1,0 +1,489 @@
+"""What is run is what was proved: the compiled sub-model at full width against the user's own model.
+
+The map is proved on the traced graph. But a graph can differ from its model: gradients that the user wrote are lost,
+and what Python decided while tracing (a coin, a counter, a loop over a length) is frozen. So both are run once on the
+example and compared: answers in training and in evaluation, the gradient of every parameter, and the buffers after a
+step; then answers for other sizes of the axes that export left free.
+
+Both run the same operators in the same order, so they mostly agree to the last bit. Where they do not, they are
+compared in float64 if the model can run in it. Memory is kept down: parameters are shared with the model where they
+are large, and of each gradient only three numbers are kept, as soon as it is complete.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from msfusion.errors import UntraceableModelError
+from msfusion.width.answers import answer_of_model, copies_of, seeded
+from msfusion.width.graph import Program
+from msfusion.width.groups import WidthMap
+from msfusion.width.mode import mode
+from msfusion.width.submodel import compiled
+
+_CLOSE = 1e-4  # in the model's own precision, relative to the spread
+_CLOSE_IN_DOUBLE = 1e-8
+
+Answer = Callable[[dict[str, Tensor], Sequence[Tensor]], list[Any]]
+"""Flat outputs from tensors by name and inputs; buffers among the tensors change."""
+
+
+@dataclass
+class Step:
+    """What a training step (or an evaluation) gave."""
+
+    outputs: list[Tensor]
+    buffers: dict[str, Tensor]
+    gradients: dict[str, Tensor] = field(default_factory=dict)  # three numbers each
+
+
+def check_runs_as_the_model(width_map: WidthMap) -> None:
+    """Raise UntraceableModelError where a sub-model at full width would not train and answer as the model does.
+
+    A free axis for which only other sizes differ is fixed to the traced size instead.
+    """
+    program = width_map.program
+    assert program is not None
+    if program.without_values:
+        return
+    for training in (False, True):
+        with mode(program.model, training):
+            _check_repeatable(program, training)
+            _compare(program, training)
+    with mode(program.model, False), torch.no_grad():
+        _try_other_sizes(program)
+
+
+# -- what a graph cannot hold: state of Python ------------------------------------------------------------------------
+
+
+def _check_repeatable(program: Program, training: bool) -> None:
+    """The model must answer the same once more: nothing outside its tensors may decide what it does."""
+    before, numbers = _random_states(), _numbers(program.model)
+    first = _answer(program)
+    if after := [name for name, state in _random_states().items() if state != before[name]]:
+        place, line = _where_random(program)
+        raise _refusal(
+            program, place, f"draws random numbers from {after[0]} (operation: {line}), once for all calls, when the "
+            "model is traced; draw them with torch and use them as tensors"
+        )  # fmt: skip
+    counted = [key for key, value in _numbers(program.model).items() if numbers.get(key) != value]
+    answers = [_answer(program)]
+    for by in (1000, 1_000_003) if counted else ():
+        for module, name in counted:
+            value = vars(module)[name]
+            vars(module)[name] = not value if isinstance(value, bool) else value + by
+        answers.append(_answer(program))
+    if all(_same_outputs(first, answer) for answer in answers):
+        return
+    cause = "its forward keeps something between calls"
+    if counted:
+        module, name = counted[0]
+        cause = f"its forward changes its attribute {name!r} and goes by it"
+    where = _name_of(program, counted[0][0]) if counted else "the model itself"
+    raise _refusal(
+        program,
+        where,
+        f"gives another answer when it is called again in {_mode(training)} mode (operation: {cause})",
+    )
+
+
+def _answer(program: Program) -> list[Any]:
+    with torch.no_grad():
+        return answer_of_model(program, copies_of(program))
+
+
+def _random_states() -> dict[str, Any]:
+    numpy: Any = np.random.get_state(legacy=False)
+    state = numpy["state"]
+    return {
+        "Python's random": random.getstate(),
+        "numpy.random": (state.get("pos"), bytes(memoryview(np.ascontiguousarray(state.get("key", 0))))),
+    }
+
+
+def _numbers(model: nn.Module) -> dict[tuple[nn.Module, str], Any]:
+    """The attributes of a model's modules that are numbers."""
+    return {
+        (module, name): value
+        for module in model.modules()
+        for name, value in vars(module).items()
+        if isinstance(value, (bool, int, float)) and name != "training"
+    }
+
+
+def _where_random(program: Program) -> tuple[str, str]:
+    """The module in whose forward Python's or NumPy's random state changes, and the line that draws, if it is seen."""
+    found: list[str] = []
+    lines: list[str] = []
+    states: list[Any] = []
+
+    def enter(module: nn.Module, _: Any) -> None:
+        states.append(_random_states())
+
+    def leave(module: nn.Module, _: Any, __: Any) -> None:
+        if states.pop() != _random_states():
+            found.append(_name_of(program, module))
+
+    def watch(frame: FrameType, event: str, called: Any) -> None:
+        if event == "c_call" and isinstance(getattr(called, "__self__", None), random.Random):
+            while frame.f_back is not None and frame.f_code.co_filename == random.__file__:
+                frame = frame.f_back
+            lines.append(
+                f"{frame.f_code.co_name}, {frame.f_code.co_filename.rsplit('/', 1)[-1]}:{frame.f_lineno}"
+            )
+
+    profile = sys.getprofile()
+    try:
+        sys.setprofile(watch)
+        with _hooked(program.model, enter, leave):
+            _answer(program)
+            _answer(program)
+    finally:
+        sys.setprofile(profile)
+    return (found or ["the model itself"])[0], (lines or ["its forward"])[0]
+
+
+@contextmanager
+def _hooked(model: nn.Module, enter: Any, leave: Any) -> Iterator[None]:
+    handles = []
+    for module in model.modules():
+        handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+# -- the comparison ---------------------------------------------------------------------------------------------------
+
+
+def _compare(program: Program, training: bool) -> None:
+    model, ours = partial(answer_of_model, program), _sub_model(program, training)
+    expected, found = (_step(program, answer, training) for answer in (model, ours))
+    problem = _problem(expected, found, 0.0)
+    if problem is None:
+        return
+    close = _problem(expected, found, _CLOSE)
+    if close is not None and training:  # random numbers may be drawn in another order: compare without them
+        expected, found = (_step(program, answer, training, drawing=False) for answer in (model, ours))
+        close = _problem(expected, found, _CLOSE)
+    if close is None:
+        try:
+            steps = [
+                _step(program, answer, training, drawing=False, dtype=torch.float64)
+                for answer in (model, ours)
+            ]
+        except Exception:  # the model cannot run in float64: its own precision decides
+            return
+        if _problem(*steps, _CLOSE) is None or _problem(*steps, _CLOSE_IN_DOUBLE) is None:
+            return
+    problem = close or problem
+    kind, where, size = problem
+    raise _difference(program, training, kind, where, size)
+
+
+def _sub_model(program: Program, training: bool) -> Answer:
+    """The compiled sub-model at full width."""
+    forward = compiled(program, {}, True)[0][training]
+
+    def answer(tensors: dict[str, Tensor], inputs: Sequence[Tensor] = program.call.example) -> list[Any]:
+        with seeded(program):
+            return list(forward.run([tensors[name] for name in forward.reads], [x.clone() for x in inputs]))
+
+    return answer
+
+
+def _step(
+    program: Program, answer: Any, training: bool, drawing: bool = True, dtype: torch.dtype | None = None
+) -> Step:
+    """The outputs, and in training the gradients of their weighted sum, and the buffers afterwards."""
+    tensors = copies_of(program, dtype)
+    inputs = [x.to(dtype) if dtype is not None and x.is_floating_point() else x for x in program.call.example]
+    gradients: dict[str, Tensor] = {}
+    parameters = {id(t): (name, t) for name, t in tensors.items() if t.requires_grad}
+    if training:
+        for name, tensor in parameters.values():
+            tensor.register_post_accumulate_grad_hook(partial(_digest, gradients, name))
+    with torch.set_grad_enabled(training), _Drawing(drawing):
+        own = dict(tensors)
+        outputs = [x for x in answer(own, inputs) if isinstance(x, Tensor)]
+        if training and (loss := _weighted_sum(outputs)) is not None:
+            loss.backward()  # type: ignore[no-untyped-call]
+    buffers = {name: t.detach() for name, t in own.items() if not t.requires_grad or name not in tensors}
+    buffers |= {name: t.detach() for name, t in own.items() if id(t) in parameters and t._version}
+    return Step([x.detach() for x in outputs], buffers, gradients)
+
+
+def _digest(kept: dict[str, Tensor], name: str, parameter: Tensor) -> None:
+    """Keep three numbers of a complete gradient and let go of it."""
+    gradient = parameter.grad
+    assert gradient is not None
+    if gradient.is_sparse:
+        gradient = gradient.to_dense()
+    flat = torch.view_as_real(gradient).flatten() if gradient.is_complex() else gradient.flatten()
+    sums = torch.zeros(3, dtype=torch.float64, device=flat.device)
+    for start in range(0, len(flat), 2**20):  # in parts, so that no large gradient is copied to float64 whole
+        part = flat[start : start + 2**20].double()
+        weights = (
+            torch.arange(start, start + len(part), dtype=torch.float64, device=part.device).mul_(0.618).cos_()
+        )
+        sums += torch.stack([part.sum(), part.square().sum(), part @ weights])
+    kept[name] = torch.stack([sums[0], sums[1].sqrt(), sums[2]]).cpu()
+    parameter.grad = None
+
+
+def _weighted_sum(outputs: Sequence[Tensor]) -> Tensor | None:
+    """A number that depends on every value of every output."""
+    terms = []
+    for output in outputs:
+        if output.requires_grad:
+            value = torch.view_as_real(output) if output.is_complex() else output
+            weights = torch.arange(value.numel(), device=value.device).mul(0.7).cos().view(value.shape)
+            terms.append(
+                (value.nan_to_num(0.0, 0.0, 0.0).double() * weights).sum() / max(1, value.numel()) ** 0.5
+            )
+    return torch.stack(terms).sum() if terms else None
+
+
+class _Drawing(TorchDispatchMode):
+    """Where drawing is off, random numbers are replaced by their mean: nothing is dropped out."""
+
+    def __init__(self, drawing: bool) -> None:
+        super().__init__()
+        self.drawing = drawing
+
+    def __enter__(self) -> Any:
+        return self if self.drawing else super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        if not self.drawing:
+            super().__exit__(*error)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.partition("::")[2]
+        if name == "bernoulli_":
+            probability = args[1] if len(args) > 1 and not isinstance(args[1], torch.Generator) else 0.5
+            return (
+                args[0].copy_(probability) if isinstance(probability, Tensor) else args[0].fill_(probability)
+            )
+        if name in ("uniform_", "normal_", "exponential_"):
+            return args[0].fill_(0.5)
+        result = func(*args, **(kwargs or {}))
+        if torch.Tag.nondeterministic_seeded in func.tags and name in _DRAWN:
+            return result.fill_(0.5 if result.is_floating_point() else 0)
+        return result
+
+
+_DRAWN = {"rand", "randn", "rand_like", "randn_like", "bernoulli", "normal", "randint", "randint_like"}
+
+
+# -- differences ------------------------------------------------------------------------------------------------------
+
+
+def _problem(expected: Step, found: Step, tolerance: float) -> tuple[str, str, float] | None:
+    """What differs, where, and by how much: outputs first, then buffers, then gradients."""
+    if len(expected.outputs) != len(found.outputs):
+        return "answer", "", float("inf")
+    for one, two in zip(expected.outputs, found.outputs, strict=True):
+        if (error := distance(one, two)) > tolerance:
+            return "answer", "", error
+    for name in expected.buffers:
+        two = found.buffers.get(name)
+        if two is not None and (error := distance(expected.buffers[name], two)) > tolerance:
+            return "tensor", name, error
+    scale = max((float(digest[1]) for digest in expected.gradients.values()), default=0.0)
+    zero = torch.zeros(3, dtype=torch.float64)
+    for name in {**expected.gradients, **found.gradients}:
+        one, two = expected.gradients.get(name, zero), found.gradients.get(name, zero)
+        error = float((one - two).abs().max()) / max(float(one[1]), 1e-3 * scale, 1e-12)
+        if not error <= tolerance:
+            return "gradient", name, error
+    return None
+
+
+def distance(one: Tensor, two: Tensor) -> float:
+    """The largest difference of two tensors, relative to the first's spread; infinite where they do not compare."""
+    if one.shape != two.shape or one.dtype != two.dtype:
+        return float("inf")
+    if torch.equal(one, two) or not one.numel():
+        return 0.0
+    if one.is_complex():
+        one, two = torch.view_as_real(one), torch.view_as_real(two)
+    if not torch.equal(one.isfinite(), two.isfinite()):
+        return float("inf")
+    one, two = (x.double().nan_to_num(0.0, 0.0, 0.0) for x in (one, two))
+    return float((one - two).abs().max()) / max(float(one.max() - one.min()), float(one.abs().max()), 1e-6)
+
+
+def _same_outputs(one: Sequence[Any], two: Sequence[Any]) -> bool:
+    pairs = [
+        (a, b) for a, b in zip(one, two, strict=False) if isinstance(a, Tensor) and isinstance(b, Tensor)
+    ]
+    return len(one) == len(two) and all(distance(a, b) <= 1e-6 for a, b in pairs)
+
+
+def _difference(program: Program, training: bool, kind: str, name: str, size: float) -> UntraceableModelError:
+    much = f"by {size:.1e} of its spread" if size < float("inf") else "in its shape, type or finiteness"
+    if kind == "gradient":
+        where, cause = _own_gradients(program)
+        return _refusal(
+            program, where or name.rpartition(".")[0] or "the model itself",
+            f"trains otherwise than its graph: the gradient of {name!r} differs {much} (operation: "
+            f"{cause or 'gradients that are not those of its operators'})",
+        )  # fmt: skip
+    if kind == "tensor":
+        return _refusal(
+            program, name.rpartition(".")[0] or "the model itself",
+            f"changes its tensor {name!r} otherwise than its graph in {_mode(training)} mode, {much} "
+            "(operation: an update that tracing does not see)",
+        )  # fmt: skip
+    return _refusal(
+        program, "the model itself",
+        f"answers otherwise than its graph in {_mode(training)} mode, {much} (operation: something that Python "
+        "decided while tracing)",
+    )  # fmt: skip
+
+
+def _own_gradients(program: Program) -> tuple[str | None, str | None]:
+    """In which module the user's own gradients are made, and how."""
+    for name, module in program.model.named_modules():
+        if module._backward_hooks or module._backward_pre_hooks:
+            return name or "the model itself", "a backward hook of the module"
+    found: list[tuple[str, str]] = []
+    stack: list[str] = []
+    apply, register = torch.autograd.Function.apply, torch.Tensor.register_hook
+
+    def noted_apply(kind: Any, *args: Any, **kwargs: Any) -> Any:
+        found.append((stack[-1] if stack else "the model itself", f"the autograd.Function {kind.__name__}"))
+        return apply.__func__(kind, *args, **kwargs)  # type: ignore[attr-defined]
+
+    def noted_register(tensor: Tensor, hook: Any) -> Any:
+        found.append((stack[-1] if stack else "the model itself", "a hook on a tensor"))
+        return register(tensor, hook)
+
+    def enter(module: nn.Module, _: Any) -> None:
+        stack.append(_name_of(program, module))
+
+    def leave(module: nn.Module, _: Any, __: Any) -> None:
+        stack.pop()
+
+    try:
+        torch.autograd.Function.apply = classmethod(noted_apply)  # type: ignore[assignment,method-assign]
+        torch.Tensor.register_hook = noted_register  # type: ignore[method-assign]
+        with _hooked(program.model, enter, leave):
+            answer_of_model(program, copies_of(program))
+    finally:
+        torch.autograd.Function.apply = apply  # type: ignore[method-assign]
+        torch.Tensor.register_hook = register  # type: ignore[method-assign]
+    return found[0] if found else (None, None)
+
+
+# -- other sizes ------------------------------------------------------------------------------------------------------
+
+
+def _try_other_sizes(program: Program) -> None:
+    """Answers for other sizes of the free axes. Where they differ from the model's, the axis is fixed."""
+    sizes = program.graphs[False].sizes
+    symbols = list(sizes.free)
+    if not symbols:
+        return
+    trials = [symbols] if len(symbols) == 1 else [symbols, *([s] for s in symbols)]
+    if _differs(program, trials[0], 1):
+        for symbol in symbols:
+            if len(symbols) == 1 or _differs(program, [symbol], 1):
+                _fix(program, symbol)
+        if len(symbols) > 1 and any(s in program.graphs[False].sizes.free for s in symbols):
+            left = [s for s in symbols if s in program.graphs[False].sizes.free]
+            if _differs(program, left, 1):
+                for symbol in left:
+                    _fix(program, symbol)
+    for number, axis in dict.fromkeys(sizes.free.values()):
+        alike = {
+            place
+            for s, place in sizes.free.items()
+            if _example_size(program, place) == _example_size(program, (number, axis)) and place[1] == axis
+        }
+        if _differs_at_one(program, alike) is False:
+            for graph in program.graphs.values():
+                graph.sizes.ones |= alike
+
+
+def _fix(program: Program, symbol: Any) -> None:
+    place = program.graphs[False].sizes.free[symbol]
+    for graph in program.graphs.values():
+        graph.sizes.fix([s for s, p in graph.sizes.free.items() if p == place])
+
+
+def _example_size(program: Program, place: tuple[int, int]) -> int:
+    return int(program.call.example[place[0]].shape[place[1]])
+
+
+def _differs(program: Program, symbols: Sequence[Any], more: int) -> bool:
+    """Whether sub-model and model differ where these symbols are larger by `more`; False where it cannot be tried."""
+    sizes = program.graphs[False].sizes
+    inputs = list(program.call.example)
+    for symbol in symbols:
+        number, axis = sizes.free[symbol]
+        inputs[number] = _stretched(inputs[number], axis, inputs[number].shape[axis] + more)
+    if sizes.problem([x.shape for x in inputs]) is not None:
+        return False
+    return _other_answers(program, inputs) is True
+
+
+def _differs_at_one(program: Program, places: set[tuple[int, int]]) -> bool | None:
+    inputs = list(program.call.example)
+    for number, axis in places:
+        inputs[number] = _stretched(inputs[number], axis, 1)
+    return _other_answers(program, inputs)
+
+
+def _stretched(tensor: Tensor, axis: int, size: int) -> Tensor:
+    """The tensor with an axis of another size: its own entries, again from the first where there are too few."""
+    return tensor.index_select(axis, torch.arange(size, device=tensor.device) % tensor.shape[axis])
+
+
+def _other_answers(program: Program, inputs: Sequence[Tensor]) -> bool | None:
+    """Whether sub-model and model answer these inputs differently; None where the model itself cannot."""
+    try:
+        expected = answer_of_model(program, copies_of(program), inputs)
+    except Exception:  # a table of positions is full, a mask of another input does not fit
+        return None
+    try:
+        found = _sub_model(program, False)(copies_of(program), inputs)
+    except Exception:
+        return True
+    pairs = [(a, b) for a, b in zip(expected, found, strict=True) if isinstance(a, Tensor)]
+    return any(distance(a, b) > _CLOSE for a, b in pairs)
+
+
+# -- words ------------------------------------------------------------------------------------------------------------
+
+
+def _mode(training: bool) -> str:
+    return "training" if training else "evaluation"
+
+
+def _name_of(program: Program, module: nn.Module) -> str:
+    names = {m: name for name, m in program.model.named_modules()}
+    return names.get(module) or "the model itself"
+
+
+def _refusal(program: Program, where: str, what: str) -> UntraceableModelError:
+    return UntraceableModelError(f"{type(program.model).__name__} cannot be traced: module {where!r} {what}")
+
+
+__all__ = ["check_runs_as_the_model", "distance"]
