@@ -35,6 +35,7 @@ from msfusion.width.submodel import compiled
 
 _CLOSE = 1e-4  # in the model's own precision, relative to the spread
 _CLOSE_IN_DOUBLE = 1e-8
+_PYTHON = "Python's random"
 
 Answer = Callable[[dict[str, Tensor], Sequence[Tensor]], list[Any]]
 """Flat outputs from tensors by name and inputs; buffers among the tensors change."""
@@ -74,11 +75,12 @@ def _check_repeatable(program: Program, training: bool) -> None:
     before, numbers = _random_states(), _numbers(program.model)
     first = _answer(program)
     if after := [name for name, state in _random_states().items() if state != before[name]]:
-        place, line = _where_random(program)
-        raise _refusal(
-            program, place, f"draws random numbers from {after[0]} (operation: {line}), once for all calls, when the "
-            "model is traced; draw them with torch and use them as tensors"
-        )  # fmt: skip
+        place, lines = _where_random(program)
+        if lines or after != [_PYTHON]:  # a library that checks types draws too, and decides nothing by it
+            raise _refusal(
+                program, place, f"draws random numbers from {after[0]} (operation: {(lines or ['its forward'])[0]}), "
+                "once for all calls, when the model is traced; draw them with torch and use them as tensors"
+            )  # fmt: skip
     counted = [key for key, value in _numbers(program.model).items() if numbers.get(key) != value]
     answers = [_answer(program)]
     for by in (1000, 1_000_003) if counted else ():
@@ -109,7 +111,7 @@ def _random_states() -> dict[str, Any]:
     numpy: Any = np.random.get_state(legacy=False)
     state = numpy["state"]
     return {
-        "Python's random": random.getstate(),
+        _PYTHON: random.getstate(),
         "numpy.random": (state.get("pos"), bytes(memoryview(np.ascontiguousarray(state.get("key", 0))))),
     }
 
@@ -124,8 +126,8 @@ def _numbers(model: nn.Module) -> dict[tuple[nn.Module, str], Any]:
     }
 
 
-def _where_random(program: Program) -> tuple[str, str]:
-    """The module in whose forward Python's or NumPy's random state changes, and the line that draws, if it is seen."""
+def _where_random(program: Program) -> tuple[str, list[str]]:
+    """The module in whose forward Python's or NumPy's random state changes, and the lines of Python that draw."""
     found: list[str] = []
     lines: list[str] = []
     states: list[Any] = []
@@ -138,12 +140,14 @@ def _where_random(program: Program) -> tuple[str, str]:
             found.append(_name_of(program, module))
 
     def watch(frame: FrameType, event: str, called: Any) -> None:
-        if event == "c_call" and isinstance(getattr(called, "__self__", None), random.Random):
-            while frame.f_back is not None and frame.f_code.co_filename == random.__file__:
-                frame = frame.f_back
-            lines.append(
-                f"{frame.f_code.co_name}, {frame.f_code.co_filename.rsplit('/', 1)[-1]}:{frame.f_lineno}"
-            )
+        drawn = event == "c_call" and isinstance(getattr(called, "__self__", None), random.Random)
+        if not drawn or called.__name__ in ("getstate", "setstate"):
+            return
+        while frame.f_back is not None and frame.f_code.co_filename == random.__file__:
+            frame = frame.f_back
+        file = frame.f_code.co_filename
+        if not file.startswith("<@beartype"):
+            lines.append(f"{frame.f_code.co_name}, {file.rsplit('/', 1)[-1]}:{frame.f_lineno}")
 
     profile = sys.getprofile()
     try:
@@ -153,7 +157,7 @@ def _where_random(program: Program) -> tuple[str, str]:
             _answer(program)
     finally:
         sys.setprofile(profile)
-    return (found or ["the model itself"])[0], (lines or ["its forward"])[0]
+    return (found or ["the model itself"])[0], lines
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from msfusion.width.call import signature_of
 from msfusion.width.graph import Graph, Program
 from msfusion.width.mode import mode
 from msfusion.width.regions import clean
-from msfusion.width.tensors import left_as_it_was
+from msfusion.width.tensors import left_as_it_was, state_tensors
 from msfusion.width.twin import evaluation_twin
 
 
@@ -36,7 +36,7 @@ def export_program(model: nn.Module, example_inputs: tuple[Any, ...] | Mapping[s
     )
     args, kwargs = _at_least_two_examples(args, dict(kwargs))
     call = signature_of(model, args, kwargs)
-    program = Program({}, model, {}, call, args, dict(kwargs))
+    program = Program({}, model, {}, call, args, dict(kwargs), tuple(state_tensors(model)))
     program.graphs[True] = _export(program, True)
     program.graphs[False] = evaluation_twin(program, program.graphs[True]) or _export(program, False)
     return program

@@ -23,15 +23,15 @@ GRAD_MODE = "gradients"
 class Forward:
     """A compiled graph. `function` takes the tensors named in `reads`, in order, then the inputs."""
 
-    function: Callable[..., tuple[Any, ...]]
+    function: Callable[..., Sequence[Any]]
     reads: tuple[str, ...]
     switches: bool  # whether it switches gradients off and on again
 
-    def __call__(self, module: nn.Module, *inputs: Any) -> tuple[Any, ...]:
+    def __call__(self, module: nn.Module, *inputs: Any) -> Sequence[Any]:
         """The flat outputs, with the tensors that a module holds under these names."""
         return self.run([tensor_at(module, name) for name in self.reads], inputs)
 
-    def run(self, tensors: Sequence[Tensor], inputs: Sequence[Any]) -> tuple[Any, ...]:
+    def run(self, tensors: Sequence[Tensor], inputs: Sequence[Any]) -> Sequence[Any]:
         """The flat outputs, for given tensors."""
         if not self.switches:
             return self.function(*tensors, *inputs)

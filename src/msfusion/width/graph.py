@@ -52,6 +52,9 @@ class Program:
     call: Signature
     args: tuple[Any, ...]  # the example's inputs, as the model was called
     kwargs: dict[str, Any]
+    names: tuple[
+        str, ...
+    ]  # of the model's tensors; a buffer that is None until the first call is not among them
     checkpointing: tuple[
         str, ...
     ] = ()  # the modules whose activations the model computes twice to save memory
@@ -63,7 +66,8 @@ class Program:
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor that a graph may read, by name: the state dict's, then the constants."""
-        return {**state_tensors(self.model), **self.constants}
+        own = state_tensors(self.model)
+        return {**{name: own[name] for name in self.names if name in own}, **self.constants}
 
     def inputs(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
         """The inputs of the graph for a call of a module made from it. TypeError where it does not fit."""

@@ -43,7 +43,7 @@ def clean(program: Program, exported: Any, spec: pytree.TreeSpec, assigned: Sequ
         if node.op == "call_function" and _schema_name(node.target) in _ASSERTIONS:
             graph.erase_node(node)
     graph.eliminate_dead_code()
-    states = state_tensors(program.model)
+    states = {n: t for n, t in state_tensors(program.model).items() if n in program.names}
     owners = {id(tensor): name for name, tensor in reversed(list(states.items()))}
     targets = {
         spec.arg.name: spec.target for spec in exported.graph_signature.input_specs if spec.target is not None

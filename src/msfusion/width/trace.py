@@ -84,7 +84,7 @@ def collect(program: Program, analysis: Analysis) -> WidthMap:
         if find(atom) not in contracted and atom.terms is None:
             freeze(atom, _UNTOUCHED)
     _settle_units(products)
-    states = state_tensors(program.model)
+    states = {n: t for n, t in state_tensors(program.model).items() if n in program.names}
     atoms: dict[Atom, list[Place]] = {}
     frozen: list[Frozen] = []
     for name, axes in analysis.state.items():
