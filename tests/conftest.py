@@ -1,4 +1,4 @@
-"""What every test gets: one thread per process, and jaxtyping's shapes checked by beartype on every call."""
+"""What every test gets: one thread per process; with MSFUSION_CHECK_TYPES=1, every call checked by jaxtyping and beartype."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from jaxtyping import install_import_hook
+if os.environ.get("MSFUSION_CHECK_TYPES") == "1":  # nearly doubles the processor's time: scripts/check --types
+    from jaxtyping import install_import_hook
 
-install_import_hook("msfusion", "beartype.beartype")
+    install_import_hook("msfusion", "beartype.beartype")
 
 from pathlib import Path
 
@@ -17,6 +18,14 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What shares a cached trace or a module's fixture runs in one process, which then makes it once."""
+    for item in items:
+        entry = getattr(item, "callspec", None) and item.callspec.params.get("entry")
+        item.add_marker(pytest.mark.xdist_group(str(entry) if entry else item.path.stem))
 
 
 @pytest.fixture(autouse=True)
