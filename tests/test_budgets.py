@@ -31,6 +31,7 @@ def costs(module: nn.Module) -> Costs:
     return costs_of(module, DATA)
 
 
+@cache
 def at(ratio: float) -> Costs:
     model, width_map = model_and_map()
     if ratio == 1.0:

@@ -153,10 +153,10 @@ def test_training_without_a_terminal(here: Path) -> None:
     assert "full model" in finished.stdout
     assert "\x1b" not in finished.stdout
     assert (here / "runs" / "digits-1" / "model.safetensors").exists()
-    resumed = process("train", "--resume", cwd=here)
-    assert resumed.returncode == 0, resumed.stderr
+    resumed = msfusion("train", "--resume")
+    assert resumed.exit_code == 0, resumed.stderr
     assert resumed.stdout.splitlines()[-1] == "runs/digits-1"
-    quiet = process("train", *QUICK, "--quiet", "--set", "rounds=1", cwd=here)
+    quiet = msfusion("train", *QUICK, "--quiet", "--set", "rounds=1")
     assert quiet.stdout == "runs/digits-2\n"
 
 
