@@ -143,6 +143,7 @@ def test_bad_input_of_other_commands(here: Path, arguments: Sequence[str], expec
     assert [path.name for path in here.iterdir()] == ["c.toml"]
 
 
+@pytest.mark.slow
 def test_training_without_a_terminal(here: Path) -> None:
     finished = process("train", *QUICK, cwd=here)
     assert finished.returncode == 0, finished.stderr
@@ -160,6 +161,7 @@ def test_training_without_a_terminal(here: Path) -> None:
     assert quiet.stdout == "runs/digits-2\n"
 
 
+@pytest.mark.slow
 def test_a_progress_bar_in_a_terminal(here: Path) -> None:
     pty = pytest.importorskip("pty")
     ours, theirs = pty.openpty()
@@ -181,6 +183,7 @@ def test_a_progress_bar_in_a_terminal(here: Path) -> None:
     assert "━".encode() in shown
 
 
+@pytest.mark.slow
 def test_a_full_disk(tmp_path: Path) -> None:
     place = tmp_path / "tiny"
     place.mkdir()
@@ -198,6 +201,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
     assert not [name for name in left if name.startswith(".tmp")]
 
 
+@pytest.mark.slow
 def test_help_is_quick(here: Path) -> None:
     seconds = []
     for _ in range(3):

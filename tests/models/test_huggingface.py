@@ -16,7 +16,10 @@ from msfusion.data import DataSpec, FederatedData, example_inputs, load_data
 from msfusion.errors import ConfigError
 from msfusion.models import ModelSpec, build_model
 
-pytestmark = pytest.mark.skipif(find_spec("transformers") is None, reason="needs transformers")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_spec("transformers") is None, reason="needs transformers"),
+]
 
 BERT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 32}
 GPT2 = {"n_embd": 16, "n_layer": 1, "n_head": 4}

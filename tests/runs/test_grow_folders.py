@@ -18,7 +18,10 @@ from msfusion.config import Config, load_config
 from msfusion.errors import RunDirectoryError
 from msfusion.runs.train import train
 
-pytestmark = pytest.mark.skipif(find_spec("transformers") is None, reason="needs transformers")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_spec("transformers") is None, reason="needs transformers"),
+]
 
 SIZES = {"num_attention_heads": 2, "patch_size": 4}
 VIT = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, **SIZES}

@@ -241,6 +241,7 @@ def test_what_cannot_be_trained_leaves_no_directory(tmp_path: Path) -> None:
         assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_killed_by_the_system_and_resumed(parts: Parts, undisturbed: Path, tmp_path: Path) -> None:
     """One real kill in the middle of a run; benchmarks/kill_resume.py does many at random moments."""
     overrides = [part for override in (*QUICK, "run.workers=2") for part in ("--set", override)]
