@@ -1,4 +1,8 @@
-"""What every test gets: one thread per process, and jaxtyping's shapes checked by beartype on every call."""
+"""What every test gets: one thread per process, the same seed, and a place among the workers.
+
+MSFUSION_CHECK_TYPES=1 has jaxtyping and beartype check every call's types and shapes (`scripts/check --types`). That
+takes nearly half of the processor's time, so it is not on by default.
+"""
 
 from __future__ import annotations
 
@@ -7,22 +11,55 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from jaxtyping import install_import_hook
+if os.environ.get("MSFUSION_CHECK_TYPES") == "1":
+    from jaxtyping import install_import_hook
 
-install_import_hook("msfusion", "beartype.beartype")
+    install_import_hook("msfusion", "beartype.beartype")
 
+from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
+from traced_once import once
+
+from msfusion.width.trace import trace
 
 torch.set_num_threads(1)
+
+QUICK_MODELS = {
+    "mlp", "resnet_short", "densenet", "lstm", "nanogpt", "gqa_slices", "low_rank", "BertForMaskedLM"
+}  # fmt: skip
+"""Of the zoo (tests/width), those on which the fast tests run."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share a trace or a module's fixture run in one process; those of most zoo models are slow."""
+    for item in items:
+        folder, group = item.path.parent.name, item.path.stem
+        given = getattr(getattr(item, "callspec", None), "params", {})
+        if folder == "width" and (model := given.get("entry", given.get("name"))) is not None:
+            group = str(model)
+            if group not in QUICK_MODELS:
+                item.add_marker(pytest.mark.slow)
+        item.add_marker(pytest.mark.xdist_group(folder if folder == "growth" else group))
 
 
 @pytest.fixture(autouse=True)
 def _same_seed() -> None:
     """Models built in a test have the same initial weights in any order of the tests."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _runs_trace_each_model_once() -> Iterator[None]:
+    remembered = once(trace)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("msfusion.runs.setup", "msfusion.runs.describe", "msfusion.growth.pretrained"):
+            patch.setattr(import_module(name), "trace", remembered)
+        yield
 
 
 @pytest.fixture

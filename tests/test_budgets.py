@@ -31,6 +31,7 @@ def costs(module: nn.Module) -> Costs:
     return costs_of(module, DATA)
 
 
+@cache
 def at(ratio: float) -> Costs:
     model, width_map = model_and_map()
     if ratio == 1.0:
@@ -41,6 +42,7 @@ def at(ratio: float) -> Costs:
 RATIOS = sorted({units / size for size in (8, 12) for units in range(1, size + 1)})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", ["memory", "flops_per_example", "bytes_per_round"])
 def test_it_is_the_largest_of_all_that_fit(limit: str) -> None:
     model, width_map = model_and_map()

@@ -143,6 +143,7 @@ def test_bad_input_of_other_commands(here: Path, arguments: Sequence[str], expec
     assert [path.name for path in here.iterdir()] == ["c.toml"]
 
 
+@pytest.mark.slow
 def test_training_without_a_terminal(here: Path) -> None:
     finished = process("train", *QUICK, cwd=here)
     assert finished.returncode == 0, finished.stderr
@@ -153,13 +154,14 @@ def test_training_without_a_terminal(here: Path) -> None:
     assert "full model" in finished.stdout
     assert "\x1b" not in finished.stdout
     assert (here / "runs" / "digits-1" / "model.safetensors").exists()
-    resumed = process("train", "--resume", cwd=here)
-    assert resumed.returncode == 0, resumed.stderr
+    resumed = msfusion("train", "--resume")
+    assert resumed.exit_code == 0, resumed.stderr
     assert resumed.stdout.splitlines()[-1] == "runs/digits-1"
-    quiet = process("train", *QUICK, "--quiet", "--set", "rounds=1", cwd=here)
+    quiet = msfusion("train", *QUICK, "--quiet", "--set", "rounds=1")
     assert quiet.stdout == "runs/digits-2\n"
 
 
+@pytest.mark.slow
 def test_a_progress_bar_in_a_terminal(here: Path) -> None:
     pty = pytest.importorskip("pty")
     ours, theirs = pty.openpty()
@@ -181,6 +183,7 @@ def test_a_progress_bar_in_a_terminal(here: Path) -> None:
     assert "━".encode() in shown
 
 
+@pytest.mark.slow
 def test_a_full_disk(tmp_path: Path) -> None:
     place = tmp_path / "tiny"
     place.mkdir()
@@ -198,6 +201,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
     assert not [name for name in left if name.startswith(".tmp")]
 
 
+@pytest.mark.slow
 def test_help_is_quick(here: Path) -> None:
     seconds = []
     for _ in range(3):

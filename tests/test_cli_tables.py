@@ -35,6 +35,7 @@ def test_a_plan_says_who_will_be_there_and_how_long_it_takes(here: Path) -> None
     assert "on time" not in msfusion("plan", *QUICK).stdout
 
 
+@pytest.mark.slow
 def test_a_comparison_that_stands_in_the_file_with_a_target(here: Path) -> None:
     config = here / "quick.toml"
     config.write_text(
@@ -59,6 +60,7 @@ def test_a_plan_comes_true(here: Path) -> None:
     assert summary["entry_coverage"] == plan["entry_coverage"][-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["resnet", "convnet", "text_classifier", "decoder_lm"])
 def test_inspect_tells_the_width_map_of_every_built_in_model(here: Path, model: str) -> None:
     description = json.loads(msfusion("inspect", model, "--json").stdout)

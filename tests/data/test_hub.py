@@ -14,6 +14,8 @@ import torch
 from msfusion.data import DataSpec, load_data
 from msfusion.errors import DataError, MsfusionError
 
+pytestmark = pytest.mark.slow
+
 datasets = pytest.importorskip("datasets", reason="needs datasets")
 Image = pytest.importorskip("PIL.Image", reason="needs Pillow")
 

@@ -86,6 +86,7 @@ def test_a_long_task_does_not_hold_up_others() -> None:
     assert order == [1, 2, 0]
 
 
+@pytest.mark.slow
 def test_more_threads_are_used_where_the_parent_used_one() -> None:
     script = (
         "import sys, torch\n"
@@ -145,6 +146,7 @@ def test_other_errors_come_with_their_traceback(failure: str, told: str) -> None
         list(run_rounds(Averaging((1,), failure), some_data(), ONCE, workers=2))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 def test_closing_ends_workers_that_still_work() -> None:
     begin = time.monotonic()
@@ -168,6 +170,7 @@ def test_closing_between_rounds_ends_the_workers() -> None:
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes in /proc")
 def test_workers_leave_with_a_killed_parent_even_while_they_work() -> None:
@@ -195,6 +198,7 @@ def test_workers_leave_with_a_killed_parent_even_while_they_work() -> None:
         assert not any(alive(worker) for worker in workers)
 
 
+@pytest.mark.slow
 def test_workers_can_be_started_afresh() -> None:
     method = Averaging()
     pool = Pool(method, some_data(2), workers=1, start_method="spawn")

@@ -30,6 +30,8 @@ from streaming import Job, Served, NOTHING
 from msfusion.engines.stream import process
 from msfusion.engines.stream.service import Listening
 
+pytestmark = pytest.mark.slow
+
 start = process.start
 
 def told(connection):

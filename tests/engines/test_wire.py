@@ -23,6 +23,8 @@ from msfusion.methods.grow_private import private_stages
 from msfusion.methods.grow_settings import GrowSettings
 from msfusion.methods.outbound import Outbound
 
+pytestmark = pytest.mark.slow
+
 TWICE = RoundSettings(rounds=2)
 
 
@@ -32,15 +34,25 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Recorded:
 
 
 def private(method: GrowMethod) -> dict[str, list[Tensor]]:
-    """Everything private of all participants, worked out again."""
+    """Everything private of all participants, worked out again: once for all methods with these settings."""
+    if method.settings not in _PRIVATE:
+        _PRIVATE[method.settings] = _worked_out(method)
+    return _PRIVATE[method.settings]
+
+
+_PRIVATE: dict[GrowSettings, dict[str, list[Tensor]]] = {}
+
+
+def _worked_out(method: GrowMethod) -> dict[str, list[Tensor]]:
     kinds: dict[str, list[Tensor]] = {"small": [], "operator": [], "intermediate": [], "data": []}
     for participant, own in enumerate(data()):
-        kinds["small"] += method.growers[participant].small.state.values()  # as it was before it was trained
+        # as it was before it was trained
+        kinds["small"] += [tensor.clone() for tensor in method.growers[participant].small.state.values()]
         stages = private_stages(
             method.growers[participant], fresh(INTERMEDIATE), participant, own, method.settings, method.seed
         )
         for kind in ("small", "operator", "intermediate"):
-            kinds[kind] += getattr(stages, kind).values()
+            kinds[kind] += [tensor.clone() for tensor in getattr(stages, kind).values()]
         assert isinstance(own.inputs, tuple)
         kinds["data"] += [*own.inputs, own.inputs[0].float(), own.inputs[0].int()]
     return kinds

@@ -10,6 +10,8 @@ import pytest
 from msfusion.config import load_config
 from msfusion.runs.train import train
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 

@@ -33,6 +33,8 @@ from msfusion.errors import GrowthError, UntraceableModelError
 from msfusion.growth import FitSettings, LiGO, fit_operator, plan_growth
 from msfusion.growth.pretrained import build_target
 
+pytestmark = pytest.mark.slow
+
 CHANGES = {"n_embd": 48, "n_head": 6, "n_layer": 2, "n_inner": 90}
 
 

@@ -30,6 +30,8 @@ from torch import nn
 from msfusion.errors import GrowthError
 from msfusion.growth import Copy, copying, fill, function_difference, preserving
 
+pytestmark = pytest.mark.slow
+
 Family = Callable[[Size], nn.Module]
 THICK = Size(36, 3, 1, 40)  # the same heads, of 12 features instead of 8
 

@@ -29,6 +29,8 @@ from msfusion.errors import GrowthError
 from msfusion.growth import LiGO, Space, Start, copying, fill, preserving
 from msfusion.growth.starts import copied_from
 
+pytestmark = pytest.mark.slow
+
 
 def heads(queries: int, keys: int) -> Size:
     """Nothing but the heads differs."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,10 @@ from msfusion.data import DataSpec, FederatedData, example_inputs, load_data
 from msfusion.errors import ConfigError
 from msfusion.models import ModelSpec, build_model
 
-transformers = pytest.importorskip("transformers", reason="needs transformers")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_spec("transformers") is None, reason="needs transformers"),
+]
 
 BERT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 32}
 GPT2 = {"n_embd": 16, "n_layer": 1, "n_head": 4}

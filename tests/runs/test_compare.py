@@ -20,6 +20,8 @@ from msfusion.runs.directory import RunDirectory
 from msfusion.runs.plot import save_plot
 from msfusion.runs.spreads import curve, spread
 
+pytestmark = pytest.mark.slow
+
 
 def quick(*overrides: str) -> Config:
     return load_config(None, [*QUICK_SETTINGS, *overrides])

@@ -25,6 +25,8 @@ from msfusion.runs.directory import RunDirectory
 from msfusion.runs.export import export
 from msfusion.runs.train import train
 
+pytestmark = pytest.mark.slow
+
 
 def run(path: Path, *settings: str) -> Config:
     config = load_config(None, settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,18 @@ from msfusion.config import Config, load_config
 from msfusion.errors import RunDirectoryError
 from msfusion.runs.train import train
 
-transformers = pytest.importorskip("transformers", reason="needs transformers")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_spec("transformers") is None, reason="needs transformers"),
+]
 
 SIZES = {"num_attention_heads": 2, "patch_size": 4}
 VIT = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, **SIZES}
 
 
 def save_small(folder: Path, classes: int = 10, kind: str = "ViTForImageClassification") -> Path:
+    import transformers
+
     sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, **SIZES}
     config = transformers.ViTConfig(image_size=8, num_channels=1, num_labels=classes, **sizes)
     with torch.random.fork_rng():
@@ -46,6 +52,8 @@ def change(folder: Path, edit: Callable[[dict[str, torch.Tensor]], dict[str, tor
 
 def test_a_run_from_a_folder_is_stopped_resumed_and_exported(tmp_path: Path) -> None:
     """It goes on only from the weights that it began with, and ends as if it had never stopped."""
+    from transformers import AutoModelForImageClassification
+
     folder = save_small(tmp_path / "small")
     config = from_folder(folder)
     with pytest.raises(KeyboardInterrupt):
@@ -64,7 +72,7 @@ def test_a_run_from_a_folder_is_stopped_resumed_and_exported(tmp_path: Path) -> 
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
     done = msfusion("export", str(tmp_path / "out"), "--participant", "0", "--out", str(tmp_path / "grown"))
     assert done.exit_code == 0, done.output
-    model = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "grown")
+    model = AutoModelForImageClassification.from_pretrained(tmp_path / "grown")
     assert model.config.hidden_size == VIT["hidden_size"]
 
 

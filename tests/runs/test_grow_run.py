@@ -25,6 +25,8 @@ from msfusion.runs.report import comparison_table
 from msfusion.runs.tables import closing_table, plan_tables
 from msfusion.runs.train import train
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = [part for each in QUICK_GROW for part in ("--set", each)]
 
 

@@ -72,6 +72,7 @@ def without_seconds(path: Path) -> list[dict[str, object]]:
     return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
 
 
+@pytest.mark.slow
 def test_killed_participants_and_servers_change_nothing(config: str, here: Path) -> None:
     """SIGKILL to a participant and to the server in the middle of rounds; the same commands go on."""
     address, path = free_address(), here / "served"

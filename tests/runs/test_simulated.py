@@ -27,6 +27,8 @@ from msfusion.runs.setup import Parts, prepare, prepare_parts
 from msfusion.runs.targets import first_reached
 from msfusion.runs.train import Silent, Watcher, train
 
+pytestmark = pytest.mark.slow
+
 CLOCK = "network.machines={download_megabits=8,upload_megabits=2,latency_seconds=0.5,gigaflops=0.5}"
 MIXED = "participants.ratio=[1.0, {any_of=[0.5, 0.25]}, {from_round={1=0.25, 3=0.125}}]"
 UNSTEADY = (

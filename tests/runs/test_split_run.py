@@ -27,6 +27,8 @@ from msfusion.runs.split_report import traffic_table
 from msfusion.runs.traffic import first_as_good, times_less, until_as_good
 from msfusion.runs.train import train
 
+pytestmark = pytest.mark.slow
+
 SPLIT = ("method.name=split", "split.at=layers.3")
 
 

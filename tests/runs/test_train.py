@@ -241,7 +241,8 @@ def test_what_cannot_be_trained_leaves_no_directory(tmp_path: Path) -> None:
         assert not (tmp_path / "run").exists()
 
 
-def test_killed_by_the_system_and_resumed(undisturbed: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_killed_by_the_system_and_resumed(parts: Parts, undisturbed: Path, tmp_path: Path) -> None:
     """One real kill in the middle of a run; benchmarks/kill_resume.py does many at random moments."""
     overrides = [part for override in (*QUICK, "run.workers=2") for part in ("--set", override)]
     command = [sys.executable, "-m", "msfusion.cli", "train", "--resume", "--out", str(tmp_path), *overrides]
@@ -253,5 +254,5 @@ def test_killed_by_the_system_and_resumed(undisturbed: Path, tmp_path: Path) -> 
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "summary.json").exists()
-    subprocess.run(command, check=True, capture_output=True)
+    train(quick("run.workers=2"), tmp_path, resume=True, parts=parts)
     assert (tmp_path / "model.safetensors").read_bytes() == (undisturbed / "model.safetensors").read_bytes()

@@ -26,6 +26,8 @@ from msfusion.runs.grow import GrowRun
 from msfusion.runs.train import train
 from msfusion.width.groups import State
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = (
     *QUICK_GROW,
     "rounds=3",

@@ -13,6 +13,8 @@ from msfusion.width.groups import WidthMap
 from msfusion.width.trace import trace
 from msfusion.windows import coverage, double_shift, random, rolling, static
 
+pytestmark = pytest.mark.slow
+
 
 @cache
 def resnet18() -> tuple[WidthMap, float]:

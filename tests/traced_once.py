@@ -1,0 +1,60 @@
+"""Runs in one test process build the same model with the same weights again and again: each is traced once.
+
+A trace takes a second, and most tests of runs and commands are not about it. Those of `trace` itself (tests/width)
+call it as it is.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import io
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from msfusion.width.groups import WidthMap
+
+Trace = Callable[[nn.Module, Any], WidthMap]
+
+_FIXED = ("torch.", "transformers.", "msfusion.")  # a test may write other modules anew, under the same name
+
+
+class _Content(pickle.Pickler):
+    """Pickles a tensor as what is in it, not as where it lies."""
+
+    def reducer_override(self, given: Any) -> Any:
+        if isinstance(given, Tensor):
+            values = given.detach().cpu().contiguous().numpy().tobytes()
+            about = (type(given).__name__, str(given.dtype), given.requires_grad, tuple(given.shape))
+            return str, (f"{about} {hashlib.sha256(values).hexdigest()}",)
+        return NotImplemented
+
+
+def _content(model: nn.Module, inputs: Any) -> bytes | None:
+    """What tells two calls apart; None where that cannot be said."""
+    if not all(type(module).__module__.startswith(_FIXED) for module in model.modules()):
+        return None
+    content = io.BytesIO()
+    try:
+        _Content(content).dump((model, inputs))
+    except (pickle.PicklingError, AttributeError, TypeError):
+        return None
+    return hashlib.sha256(content.getvalue()).digest()
+
+
+def once(trace: Trace) -> Trace:
+    """`trace`, with the maps that it has found kept. They are those of copies: nobody else trains what is kept."""
+    found: dict[bytes, WidthMap] = {}
+
+    def traced(model: nn.Module, inputs: Any) -> WidthMap:
+        content = _content(model, inputs)
+        if content is None:
+            return trace(model, inputs)
+        if content not in found:
+            found[content] = trace(copy.deepcopy(model), copy.deepcopy(inputs))
+        return found[content]
+
+    return traced
