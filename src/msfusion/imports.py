@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from msfusion.errors import ConfigError
+from msfusion.quoting import plain
 
 _REFERENCE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
@@ -21,7 +22,7 @@ def is_reference(name: str) -> bool:
 
 def in_one_line(error: Exception) -> str:
     """What an error of someone else's code says, for a sentence of ours: no line breaks, not long."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    return plain(" ".join(str(error).split())[:300]) or type(error).__name__
 
 
 def import_function(reference: str, setting: str) -> Callable[..., Any]:
