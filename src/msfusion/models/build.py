@@ -12,7 +12,7 @@ from torch import nn
 
 from msfusion.batch import Batch
 from msfusion.errors import ConfigError, MsfusionError
-from msfusion.imports import import_function, in_one_line, is_reference
+from msfusion.imports import import_function, in_one_line, is_reference, without_ending
 from msfusion.models.convolutional import ConvNet, ResNet
 from msfusion.models.huggingface import build_transformers, is_transformers
 from msfusion.models.spec import ModelSpec
@@ -183,7 +183,8 @@ def _from_function(spec: ModelSpec, sizes: Mapping[str, Any]) -> nn.Module:
         )
     arguments = _arguments(function, spec, sizes)
     try:
-        model = function(**arguments)
+        with without_ending(ConfigError, f"model.name = '{spec.name}': "):
+            model = function(**arguments)
     except MsfusionError:
         raise
     except Exception as error:  # whatever a user's function raises
