@@ -87,7 +87,7 @@ def _sections_in(annotation: Any) -> list[type[BaseModel]]:
 
 def _suggestion(path: list[str], schema: type[BaseModel]) -> str:
     """The key that was probably meant: in the same section first, then by what others call it, then anywhere."""
-    known = known_keys(schema)
+    known = sorted(known_keys(schema), key=lambda name: name.count("."))
     section, last = ".".join(path[:-1]), _as_ours(path[-1])
     inside = [name for name in known if name.rpartition(".")[0] == section]
     near = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +17,7 @@ MOST_LEVELS = 16
 def parsed(text: str, origin: str) -> dict[str, Any]:
     """What a TOML text says. Raises ConfigError for text that is none, and for values as in `check_values`."""
     try:
-        table = tomllib.loads(text)
+        table = _loaded(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{origin} is not valid TOML: {error}.") from error
     except RecursionError:
@@ -25,6 +26,18 @@ def parsed(text: str, origin: str) -> dict[str, Any]:
         raise ConfigError(f"{origin}: an integer does not fit into 64 bits.") from None
     check_values(table, origin)
     return table
+
+
+def _loaded(text: str) -> dict[str, Any]:
+    """As tomllib reads it, whose time grows with the square of a dotted key's parts: RecursionError for very many."""
+    if _MANY_PARTS.search(text):
+        raise RecursionError
+    return tomllib.loads(text)
+
+
+_MANY_PARTS = re.compile(
+    rf"""(?<![\w-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){{{2 * MOST_LEVELS}}}"""
+)
 
 
 def check_values(table: Mapping[str, Any], origin: str) -> None:
@@ -60,7 +73,7 @@ def parse_override(override: str) -> tuple[str, Any]:
     if len(parts) > MOST_LEVELS:
         raise ConfigError(f"--set {short(key, 40)}: tables go more than {MOST_LEVELS} levels deep.")
     try:
-        table = tomllib.loads(f"value = {text}")
+        table = _loaded(f"value = {text}")
     except tomllib.TOMLDecodeError:
         return key, text
     except (RecursionError, ValueError):  # levels without end, digits without end: parsed tells which
