@@ -21,6 +21,7 @@ ABSURD = [
     ("run.workers", "1000000"),
     ("comparison.seeds", str(10**18)),
     ("training.local_epochs", str(10**18)),
+    ("training.batch_size", str(10**18)),
     ("seed", DIGITS),
     ("seed", f"-{DIGITS}"),
     ("seed", "0x" + "f" * 5000),
@@ -198,3 +199,7 @@ def test_seeds_without_end(here: Path, seeds: str) -> None:
     refused(
         msfusion("compare", "c.toml", "--methods", "small", "--seeds", seeds, "--out", "o"), "at most 1000"
     )
+
+
+def test_a_model_that_no_memory_holds(here: Path) -> None:
+    refused(msfusion("plan", "--set", "model.options.widths=[1000000000000, 4]"), "model.options")

@@ -48,6 +48,7 @@ class TrainingSettings:
         _check("momentum", self.momentum, 0 <= self.momentum < 1, "at least 0 and below 1")
         _check("weight_decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "at least 0")
         _check("batch_size", self.batch_size, self.batch_size >= 1, "at least 1")
+        _check("batch_size", self.batch_size, self.batch_size <= 1_000_000, "at most 1000000")
         _check("local_epochs", self.local_epochs, self.local_epochs >= 1, "at least 1")
         _check("local_epochs", self.local_epochs, self.local_epochs <= 10_000, "at most 10000")
         if self.max_steps is not None:

@@ -146,7 +146,12 @@ def _checked(builder: Callable[..., nn.Module], arguments: Mapping[str, Any]) ->
         except ValidationError as error:
             reason = error.errors()[0]["msg"]
             raise ConfigError(f"model.options.{name} = {value!r}: {reason}.") from error
-    return builder(**checked)
+    try:
+        return builder(**checked)
+    except (RuntimeError, MemoryError, OverflowError) as error:  # of sizes that no memory holds
+        raise ConfigError(
+            f"model.options: a model of these sizes cannot be built here: {in_one_line(error)}."
+        ) from error
 
 
 def _require_random(spec: ModelSpec) -> None:
