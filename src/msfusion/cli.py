@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from msfusion.runs.setup import Setup
 
 app = typer.Typer(
+    rich_markup_mode=None,  # brackets in help are brackets
     name="msfusion",
     help="Train models larger than any of the machines that train them.",
     no_args_is_help=True,
@@ -29,7 +30,7 @@ app.add_typer(split)
 
 ConfigFile = Annotated[
     Path | None,
-    typer.Argument(metavar="[CONFIG]", help="TOML file. Default: digits, 10 participants, ratio 1/4."),
+    typer.Argument(metavar="CONFIG", help="TOML file. Default: digits, 10 participants, ratio 1/4."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Workers = Annotated[
@@ -51,7 +52,7 @@ def train(
     workers: Workers = None,
     quiet: Quiet = False,
 ) -> None:
-    """Train one model across all participants, and say what each of them held, computed and sent."""
+    """Train one model across all participants. The end says what each of them held, computed and sent."""
     from msfusion.config import load_config
     from msfusion.runs.directory import newest_path, reserved_path
     from msfusion.runs.tables import closing_table
@@ -80,7 +81,7 @@ def plan(
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Save the picture (.png, .svg).")] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Before any training: what a run will ask of each participant, and which units each holds when."""
+    """Say what a run will ask of each participant. Nothing is trained; shown is also who holds which units when."""
     from msfusion.config import load_config
     from msfusion.runs.prepare import prepare
     from msfusion.runs.slices import SlicesRun
@@ -136,7 +137,7 @@ def inspect(
     as_json: AsJson = False,
     overrides: Overrides = None,
 ) -> None:
-    """The width map of a model in words: what can be narrowed, where it stands, what cannot and why."""
+    """Show the width map of a model in words. What can be narrowed, where it stands, what cannot and why."""
     from msfusion.runs.describe import describe, frozen_lines
     from msfusion.runs.report import count, groups_table
 
@@ -175,7 +176,7 @@ def compare(
     workers: Workers = None,
     quiet: Quiet = False,
 ) -> None:
-    """Run several methods on equal budgets over several seeds: a table, compare.json and a plot."""
+    """Run several methods on equal budgets over several seeds. Leaves a table, compare.json and a plot."""
     from msfusion.config import load_config
     from msfusion.runs.compare import compare as run
     from msfusion.runs.comparison import Comparison
@@ -213,7 +214,7 @@ def export(
         int | None, typer.Option(min=0, help="Whose model, where each has one of its own (fedgrow).")
     ] = None,
 ) -> None:
-    """Write a trained model as a folder that other programs can load: weights, architecture, vocabulary."""
+    """Write a trained model as a folder for other programs. It holds weights, architecture and vocabulary."""
     from msfusion.runs.export import export as write
 
     console = console_of_user()

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from msfusion.engines.stream.access import Access
 
 split = typer.Typer(
+    rich_markup_mode=None,
     name="split",
-    help="Split learning over a network: certificates, a server, participants.",
+    help="Split learning over a network. Certificates, a server, participants.",
     no_args_is_help=True,
 )
 

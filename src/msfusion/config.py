@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tomllib
 import typing
 from collections.abc import Iterable, Mapping
 from importlib import resources
@@ -19,7 +18,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from msfusion.config_errors import about_section, first_mistake
 from msfusion.config_grow import GrowSection
-from msfusion.config_keys import flattened, merged, parse_override, put, shown, without_none
+from msfusion.config_keys import flattened, merged, parse_override, parsed, put, shown, without_none
 from msfusion.config_network import NetworkSection
 from msfusion.config_participants import ParticipantsSection
 from msfusion.config_sections import (
@@ -41,9 +40,13 @@ from msfusion.methods.capacities import Capacities
 from msfusion.methods.grow_settings import GrowSettings
 from msfusion.methods.training import TrainingSettings
 from msfusion.models.spec import ModelSpec
+from msfusion.quoting import short
+from msfusion.reading import read_at_most
 from msfusion.windows.overlap import Feedback, Overlap
 
 BUILT_IN = "the built-in configuration"
+_MOST_BYTES = 2**20
+_MOST_EXTENDED = 32
 
 _SPECIFICATIONS = {
     "data": "data_spec",
@@ -85,7 +88,7 @@ class Config(Section):
     """A whole run, resolved: every key has its value."""
 
     seed: int = Field(default=0, ge=0, lt=2**63)
-    rounds: int = Field(default=20, ge=1)
+    rounds: int = Field(default=20, ge=1, le=100_000)
     data: DataSection = Field(default_factory=DataSection)
     model: ModelSection = Field(default_factory=ModelSection)
     method: MethodSection = MethodSection()
@@ -237,26 +240,40 @@ def load_config(path: Path | None, overrides: Iterable[str] = ()) -> Config:
 
 def _table_of(path: Path | None, origin: str, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
     """What a file says, over what the file says that it extends. Raises ConfigError."""
-    try:
-        text = default_toml() if path is None else path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise ConfigError(f"There is no configuration file {path}.") from error
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise ConfigError(f"{path} cannot be read: {reason}.") from error
-    try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{origin} is not valid TOML: {error}.") from error
+    table = parsed(default_toml() if path is None else _text_of(path), origin)
     extended = table.pop("extends", None)
     if extended is None or path is None:
         return table
-    if not isinstance(extended, str) or path in extending:
+    whole = path.resolve()
+    if not isinstance(extended, str) or whole in extending:
         raise ConfigError(
             f"{origin}: extends = {shown(extended)} should be another file, not this one again."
         )
+    if len(extending) == _MOST_EXTENDED:
+        raise ConfigError(f"{origin}: more than {_MOST_EXTENDED} files extend each other.")
     base = path.parent / extended
-    return merged(_table_of(base, str(base), (*extending, path)), table)
+    return merged(_table_of(base, str(base), (*extending, whole)), table)
+
+
+def _text_of(path: Path) -> str:
+    """The text of a file, without the mark that some editors put before it. Raises ConfigError."""
+    try:
+        content = read_at_most(path, _MOST_BYTES)
+        text = None if content is None else content.decode("utf-8-sig")
+    except FileNotFoundError as error:
+        raise ConfigError(f"There is no configuration file {short(path)}.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{short(path)} cannot be read: it is not UTF-8 text.") from error
+    except (OSError, ValueError) as error:  # a ValueError of a path that holds a zero
+        reason = getattr(error, "strerror", None) or "there can be no such file"
+        raise ConfigError(f"{short(path)} cannot be read: {reason}.") from error
+    if text is None:
+        raise ConfigError(
+            f"{short(path)} cannot be read: it is no configuration, which is shorter than 1 MiB."
+        )
+    if not text.strip():
+        raise ConfigError(f"{short(path)} is empty: without a CONFIG the built-in one is taken.")
+    return text
 
 
 def default_toml() -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import typing
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from msfusion.config_keys import flattened
+from msfusion.quoting import quoted, short
 
 
 def first_mistake(
@@ -32,17 +32,17 @@ def first_mistake(
     from_override = any(
         key == name or key.startswith(f"{name}.") or name.startswith(f"{key}.") for name in overrides
     )
-    where = "--set" if from_override else origin
+    where, key = "--set" if from_override else origin, short(key)
     if mistake["type"] == "extra_forbidden":
         return f"{where}: there is no key '{key}'{_suggestion(path, schema)}."
     if mistake["type"] == "missing":
         return f"{where}: {key} lacks the key '{key}.{mistake['loc'][-1]}'."
     if mistake["type"] in ("model_type", "model_attributes_type", "dict_type"):
-        return f"{where}: {key} = {_shown(mistake['input'])} should be a table (a [{key}] section)."
+        return f"{where}: {key} = {quoted(mistake['input'])} should be a table (a [{key}] section)."
     reason = mistake["msg"].removeprefix("Value error, ").removeprefix("Input ")
     if not path:  # two sections that do not fit together: the reason names them
         return f"{where}: {reason}."
-    return f"{where}: {key} = {_shown(mistake['input'])} {reason}."
+    return f"{where}: {key} = {quoted(mistake['input'])} {reason}."
 
 
 def about_section(
@@ -55,7 +55,7 @@ def about_section(
         key
         for key, value in flattened({section: values.model_dump()}).items()
         if message.startswith(
-            (f"{key.rpartition('.')[2]} is {value}:", f"{key.rpartition('.')[2]} is {value!r}:")
+            tuple(f"{_last(key)} is {told}:" for told in (quoted(value), short(value), short(repr(value))))
         )
     ]
     if len(refused) == 1:
@@ -86,15 +86,79 @@ def _sections_in(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _suggestion(path: list[str], schema: type[BaseModel]) -> str:
-    """The nearest known key: in the same section first, then anywhere by its last part."""
-    known = known_keys(schema)
-    key = ".".join(path)
-    inside = [name for name in known if name.rpartition(".")[0] == ".".join(path[:-1])]
-    near = get_close_matches(key, inside, 1, 0.7) or [n for n in known if n.split(".")[-1] == path[-1]]
-    near = near or get_close_matches(key, known, 1, 0.6)
+    """The key that was probably meant: in the same section first, then by what others call it, then anywhere."""
+    known = sorted(known_keys(schema), key=lambda name: name.count("."))
+    section, last = ".".join(path[:-1]), _as_ours(path[-1])
+    inside = [name for name in known if name.rpartition(".")[0] == section]
+    near = (
+        [name for name in inside if _last(name) == last]
+        or [name for name in known if name == _NAMES_ELSEWHERE.get(last)]
+        or _near(last, inside, 0.7)
+        or [name for name in known if _last(name) == last]
+        or _near(last, known, 0.75)
+    )
     if near:
         return f" (did you mean '{near[0]}'?)"
     return f" (known here: {', '.join(inside)})"
+
+
+def _near(name: str, keys: list[str], cutoff: float) -> list[str]:
+    """The key whose last part is most like a name, if one is: the sections before it would make all keys alike."""
+    by_name = {_last(key): key for key in reversed(keys)}
+    return [by_name[each] for each in get_close_matches(name[:_LONGEST], by_name, 1, cutoff)]
+
+
+def _last(key: str) -> str:
+    return key.rpartition(".")[2]
+
+
+def _as_ours(name: str) -> str:
+    """A name as keys of ours are written: `batch-size` and `batchSize` become batch_size."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name[:_LONGEST]).lower().replace("-", "_")
+
+
+_LONGEST = 100
+"""Characters of a key that are looked at: no key of ours is as long."""
+
+_NAMES_ELSEWHERE: Mapping[str, str] = {
+    name: key
+    for key, names in {
+        "rounds": "num_rounds n_rounds global_rounds communication_rounds comm_rounds global_epochs iterations",
+        "seed": "random_seed random_state rng",
+        "data.source": "dataset data_set dataset_name",
+        "data.alpha": "dirichlet dirichlet_alpha concentration beta",
+        "data.partition": "partitioner split_type heterogeneity iid non_iid",
+        "data.length": "seq_len sequence_length max_length max_seq_len block_size block_length context_length",
+        "data.vocabulary_size": "vocab vocab_size",
+        "data.normalise": "normalize",
+        "model.name": "arch architecture network_name backbone",
+        "model.weights": "pretrained",
+        "method.name": "algorithm strategy aggregator aggregation",
+        "participants": "clients parties devices nodes users",
+        "participants.count": "num_clients n_clients num_participants n_participants num_parties num_users",
+        "participants.ratio": "width width_ratio capacity model_ratio rate",
+        "participants.fraction": "fraction_fit sample_fraction client_fraction participation participation_rate frac",
+        "participants.dropout": "drop_rate drop_probability straggler_rate",
+        "training": "train optim",
+        "training.optimizer": "opt optimiser",
+        "training.learning_rate": "lr eta step_size base_lr",
+        "training.learning_rate_schedule": "scheduler lr_scheduler lr_schedule schedule",
+        "training.batch_size": "batch bs local_batch_size local_bs minibatch_size",
+        "training.local_epochs": "epochs epoch num_epochs n_epochs local_ep",
+        "training.max_steps": "steps max_iter max_iterations local_steps local_iterations",
+        "training.clip_norm": "clip clipping grad_clip clip_grad max_norm max_grad_norm gradient_clipping",
+        "training.weight_decay": "wd decay l2",
+        "evaluation.every": "eval_every test_every evaluate_every eval_interval",
+        "evaluation.target_accuracy": "target",
+        "network.deadline": "timeout",
+        "run.workers": "num_workers n_workers processes jobs n_jobs",
+        "run.threads": "num_threads n_threads",
+        "run.device": "gpu cuda accelerator",
+        "run.checkpoint_every": "save_every checkpoint_interval",
+    }.items()
+    for name in names.split()
+}
+"""What other programs and papers call a key of ours."""
 
 
 def _path_in(table: Mapping[str, Any], location: tuple[int | str, ...]) -> list[str]:
@@ -109,10 +173,3 @@ def _path_in(table: Mapping[str, Any], location: tuple[int | str, ...]) -> list[
         path.append(part)
         at = at.get(part) if isinstance(at, Mapping) else None
     return path
-
-
-def _shown(value: Any) -> str:
-    try:
-        return json.dumps(value)
-    except TypeError:
-        return str(value)

@@ -115,7 +115,7 @@ class ParticipantsSection(Section):
     with a `budget`, again one for all or one for each, the ratio is instead the largest that fits.
     """
 
-    count: int = Field(default=10, ge=1)
+    count: int = Field(default=10, ge=1, le=100_000)
     ratio: Annotated[
         float | ChangingRatioSection | tuple[float | ChangingRatioSection, ...],
         BeforeValidator(_checked_ratio),

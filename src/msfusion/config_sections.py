@@ -195,8 +195,10 @@ class EvaluationSection(Section):
 class RunSection(Section):
     """How the run is carried out."""
 
-    workers: int = Field(default=1, ge=1, description="processes; the results are the same for any number")
-    threads: int = Field(default=1, ge=1, description="of each worker")
+    workers: int = Field(
+        default=1, ge=1, le=1024, description="processes; the results are the same for any number"
+    )
+    threads: int = Field(default=1, ge=1, le=1024, description="of each worker")
     together: int = Field(
         default=1,
         ge=1,
@@ -210,7 +212,7 @@ class ComparisonSection(Section):
     """What `msfusion compare` runs with this configuration, where its options do not say otherwise."""
 
     methods: list[MethodName] = Field(default=[], description="the first one leads")
-    seeds: int = Field(default=3, ge=1)
+    seeds: int = Field(default=3, ge=1, le=1000)
     ratios: list[float] = Field(default=[], description="width ratios for all participants")
     equal: Literal["rounds", "flops"] = Field(
         default="rounds", description="what fedavg has equal to the rest"

@@ -1,8 +1,16 @@
 """The errors that a user can meet. Every one carries a single sentence: what is wrong, where, what to do."""
 
+from msfusion.quoting import sentence
+
 
 class MsfusionError(ValueError):
-    """A mistake in what the user gave us: the command line prints the sentence and exits with code 2."""
+    """A mistake in what the user gave us: the command line prints the sentence and exits with code 2.
+
+    The sentence quotes names and values of others: they are shown as text, and not whole where they are very long.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(sentence(message))
 
 
 class UntraceableModelError(MsfusionError):

@@ -5,11 +5,15 @@ from __future__ import annotations
 import importlib
 import re
 import sys
-from collections.abc import Callable
+import sysconfig
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from msfusion.errors import ConfigError
+from msfusion.errors import ConfigError, MsfusionError
+from msfusion.quoting import plain
 
 _REFERENCE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
@@ -21,7 +25,34 @@ def is_reference(name: str) -> bool:
 
 def in_one_line(error: Exception) -> str:
     """What an error of someone else's code says, for a sentence of ours: no line breaks, not long."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    return plain(" ".join(str(error).split())[:300]) or type(error).__name__
+
+
+@contextmanager
+def without_ending(kind: type[MsfusionError], what: str = "") -> Iterator[None]:
+    """While somebody else's function runs: where it would end the program, the error `kind` is raised instead.
+
+    `sys.exit()` in a function for a model, data or a loss would else end a run as if all were well.
+    """
+    try:
+        yield
+    except (SystemExit, GeneratorExit) as error:
+        raise kind(what + who_ended(error)) from error
+
+
+def who_ended(error: BaseException) -> str:
+    """A sentence about the function that raised SystemExit or its like: of the user's if one is in the traceback."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith((*_INSTALLED, "<"))]
+    found = (own or list(frames))[-1:]
+    where = f"{found[0].name} ({found[0].filename}, line {found[0].lineno})" if found else "a function"
+    text = " ".join(str(error).split())[:100]
+    raised = f"{type(error).__name__}({text})" if text else type(error).__name__
+    return f"{where} raised {raised}, which would end the program: let it return, or raise an error"
+
+
+_INSTALLED = (*set(sysconfig.get_paths().values()), str(Path(__file__).parent))
+"""Where code lies that is not the user's."""
 
 
 def import_function(reference: str, setting: str) -> Callable[..., Any]:
@@ -35,7 +66,10 @@ def import_function(reference: str, setting: str) -> Callable[..., Any]:
     if here not in sys.path:
         sys.path.append(here)  # stays: the function may import its neighbours when it is called
     try:
-        module = importlib.import_module(module_name)
+        with without_ending(ConfigError, f"{setting} = '{reference}': "):
+            module = importlib.import_module(module_name)
+    except MsfusionError:
+        raise
     except Exception as error:  # whatever a user's module raises while it is imported
         raise ConfigError(
             f"{setting} = '{reference}': importing {module_name} from {here} or what is installed failed "

@@ -41,6 +41,54 @@ def test_the_reference_gives_the_same_bytes_and_bits(tensor: Tensor, codec: Code
     assert same_bits(codec.decode(message, reference=True), codec.decode(message))
 
 
+@st.composite
+def edge_tensors(draw: st.DrawFn) -> Tensor:
+    """Tensors of what lies at the edges of a type: denormals, the largest, both zeros; empty ones and scalars too."""
+    dtype = draw(st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.float64]))
+    kind = torch.finfo(torch.float32 if dtype == torch.float64 else dtype)
+    least = kind.smallest_normal * kind.eps
+    magnitudes = [
+        0.0,
+        least,
+        2 * least,
+        3 * least,
+        5 * least,
+        kind.tiny / 2,
+        kind.tiny,
+        1.0,
+        kind.max / 2,
+        kind.max,
+    ]
+    few = draw(
+        st.lists(
+            st.sampled_from([sign * each for each in magnitudes for sign in (1, -1)]), min_size=1, max_size=4
+        )
+    )
+    shape = draw(
+        st.sampled_from([(), (0,), (1,), (2, 0), (3,), (2, 3, 5), (1, 1, 1, 1), (2, 2, 2, 4), (70,)])
+    )
+    places = draw(st.lists(st.sampled_from(few), min_size=(n := torch.Size(shape).numel()), max_size=n))
+    return torch.tensor(places, dtype=torch.float64).to(dtype).reshape(shape)
+
+
+@quick
+@given(edge_tensors(), one_of(EVERY_CODEC))
+def test_the_edges_of_a_type_are_no_exception(tensor: Tensor, codec: Codec) -> None:
+    message = codec.encode(tensor)
+    decoded = codecs.decode(message)
+    assert (decoded.dtype, decoded.shape) == (tensor.dtype, tensor.shape)
+    assert decoded.isfinite().all()
+    assert len(message) <= codec.encoded_size(tensor.shape, tensor.dtype, signed=True)
+    assert codec.encode(tensor, reference=True) == message
+    assert same_bits(codecs.decode(message, reference=True), decoded)
+    if not tensor.any():
+        assert not decoded.any()
+    if isinstance(codec, codecs.Surviving):
+        kept = codec.survivors(message)
+        assert len(kept) == kept_count(codec.ratio, tensor.numel())  # type: ignore[attr-defined]
+        assert codec.pull_back(message, torch.ones_like(decoded)).isfinite().all()
+
+
 @pytest.mark.parametrize("codec", EVERY_CODEC, ids=repr)
 def test_the_layout_does_not_matter(codec: Codec) -> None:
     images = torch.randn(2, 3, 5, 7)

@@ -76,3 +76,9 @@ def test_a_folder_without_tokenizer_is_refused(tmp_path: object) -> None:
     pytest.importorskip("transformers", reason="needs transformers")
     with pytest.raises(ConfigError, match="holds no tokenizer"):
         encode_texts(f"transformers:{tmp_path}", ["a"], ["b"], 10)
+
+
+@pytest.mark.parametrize("tokenizer", ["words", "spaces", "characters"])
+def test_a_mark_before_a_text_is_no_part_of_it(tokenizer: str) -> None:
+    plain, marked = (encode_texts(tokenizer, [f"{mark}a b a"], [f"{mark}b"], 100) for mark in ("", "\ufeff"))
+    assert plain == marked

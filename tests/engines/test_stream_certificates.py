@@ -82,6 +82,7 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="token"):
         Access.of_server(tmp_path)
     (tmp_path / "token").write_text("short")
+    (tmp_path / "token").chmod(0o600)
     (tmp_path / "authority.pem").write_text("x")
     with pytest.raises(ConfigError, match="no token"):
         Access.of_participant(tmp_path)

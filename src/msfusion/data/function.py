@@ -11,8 +11,8 @@ from msfusion.batch import Batch
 from msfusion.data.federated import FederatedData
 from msfusion.data.loaded import Loaded
 from msfusion.data.spec import DataSpec
-from msfusion.errors import DataError
-from msfusion.imports import import_function, in_one_line
+from msfusion.errors import DataError, MsfusionError
+from msfusion.imports import import_function, in_one_line, without_ending
 
 EXPECTED = (
     "it must return FederatedData, or (Batch, Batch): train and test, or ([Batch of each participant], Batch)"
@@ -28,7 +28,10 @@ def load_function(spec: DataSpec) -> FederatedData | Loaded:
     """
     function = import_function(spec.source, "data.source")
     try:
-        given = function(**spec.options)
+        with without_ending(DataError, f"data.source = '{spec.source}': "):
+            given = function(**spec.options)
+    except MsfusionError:
+        raise
     except Exception as error:  # whatever a user's function raises
         raise DataError(
             f"data.source = '{spec.source}' failed with {type(error).__name__}: {in_one_line(error)}"

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from msfusion.errors import ConfigError
+from msfusion.quoting import quoted
 
 TASKS = ("classification", "language_modelling")
 TOKENIZERS = ("words", "spaces", "characters")
@@ -85,7 +86,7 @@ class DataSpec:
         ):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ConfigError(f"data.{name} = {value} must be at least 1.")
+                raise ConfigError(f"data.{name} = {quoted(value)} must be at least 1.")
         self._require(self.vocabulary_size >= 4, "vocabulary_size", "must be at least 4")
         self._require(self.seed >= 0, "seed", "must not be negative")
         self._require(0 < self.alpha < float("inf"), "alpha", "must be a number above 0")
@@ -100,7 +101,7 @@ class DataSpec:
 
     def _require(self, fine: bool, name: str, demand: str) -> None:
         if not fine:
-            raise ConfigError(f"data.{name} = {getattr(self, name)!r} {demand}.")
+            raise ConfigError(f"data.{name} = {quoted(getattr(self, name))} {demand}.")
 
 
 def is_pretrained(tokenizer: str) -> bool:

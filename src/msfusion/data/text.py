@@ -21,6 +21,8 @@ from msfusion.imports import in_one_line
 
 PADDING, UNKNOWN, MASK = "<pad>", "<unk>", "<mask>"
 END_OF_LINE = "\n"
+_MARK = "\ufeff"
+"""What some editors put before a text, to say that it is UTF-8; no part of it."""
 _WORDS = re.compile(r"\w+|[^\w\s]")
 
 
@@ -93,6 +95,7 @@ def encode_texts(
     Where it has no vocabulary of its own, that of the training texts is made: at most `size` tokens.
     Raises ConfigError when a tokenizer's folder cannot be used.
     """
+    train, test = ([text.removeprefix(_MARK) for text in texts] for texts in (train, test))
     if is_pretrained(tokenizer):
         return _pretrained(tokenizer, train, test)
     split = SPLITTERS[tokenizer]

@@ -52,6 +52,7 @@ from msfusion.engines.messages import (
 )
 from msfusion.engines.workers import Done, Job, perform
 from msfusion.errors import ConfigError, MsfusionError, TrainingError
+from msfusion.imports import who_ended
 from msfusion.methods.base import Kind, Method, Task
 
 StartMethod = Literal["fork", "spawn"]
@@ -265,6 +266,9 @@ def _work(
                     (update_message(update, seconds), encode({}, update.memory) if update.memory else None)
                     for update in updates
                 ]
+            except KeyboardInterrupt as error:  # not Ctrl-C, to which a worker is deaf
+                told = encode({"error": TrainingError.__name__, "text": who_ended(error)}, {})
+                answers = [(encode({"failed": True}, {}), told)]
             except Exception as error:
                 text = str(error) if isinstance(error, MsfusionError) else traceback.format_exc()
                 told = encode({"error": type(error).__name__, "text": text}, {})

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from msfusion.batch import Batch
 from msfusion.engines.messages import payload_bytes
-from msfusion.errors import ConfigError
+from msfusion.errors import ConfigError, TrainingError
+from msfusion.imports import without_ending
 from msfusion.methods.base import (
     Kind,
     Method,
@@ -89,17 +90,19 @@ def perform(
     """The work of the participants of one job, and the seconds that it took for each.
 
     They train on the device; what arrives and what is returned is on the CPU. `test` is the common test data.
-    Raises PrivacyError where an update holds what may not leave: nothing of the job is sent then.
+    Raises PrivacyError where an update holds what may not leave: nothing of the job is sent then; TrainingError where
+    somebody's function would end the program.
     """
     begin = time.perf_counter()
     own = [data[task.participant] for task in tasks]
-    if kind == "measure":
-        assert isinstance(method, Recalibrating)
-        updates = [method.measure(task, mine) for task, mine in zip(tasks, own, strict=True)]
-    else:
-        there = [_task_on(device, task) for task in tasks]
-        own = [each.to(device) for each in own]
-        updates = _train(method, there, own) if kind == "train" else _report(method, there, own, test)
+    with without_ending(TrainingError):
+        if kind == "measure":
+            assert isinstance(method, Recalibrating)
+            updates = [method.measure(task, mine) for task, mine in zip(tasks, own, strict=True)]
+        else:
+            there = [_task_on(device, task) for task in tasks]
+            own = [each.to(device) for each in own]
+            updates = _train(method, there, own) if kind == "train" else _report(method, there, own, test)
     released = [_released(method, kind, task, update) for task, update in zip(tasks, updates, strict=True)]
     return released, (time.perf_counter() - begin) / len(tasks)
 

@@ -15,6 +15,7 @@ from torch import nn
 from msfusion.batch import Batch
 from msfusion.errors import ConfigError, DataError, TrainingError
 from msfusion.objectives import Objective, cross_entropy, gradient_step
+from msfusion.quoting import quoted
 
 OptimizerName = Literal["sgd", "adam", "adamw"]
 LearningRateSchedule = Literal["constant", "cosine"]
@@ -47,7 +48,9 @@ class TrainingSettings:
         _check("momentum", self.momentum, 0 <= self.momentum < 1, "at least 0 and below 1")
         _check("weight_decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "at least 0")
         _check("batch_size", self.batch_size, self.batch_size >= 1, "at least 1")
+        _check("batch_size", self.batch_size, self.batch_size <= 1_000_000, "at most 1000000")
         _check("local_epochs", self.local_epochs, self.local_epochs >= 1, "at least 1")
+        _check("local_epochs", self.local_epochs, self.local_epochs <= 10_000, "at most 10000")
         if self.max_steps is not None:
             _check("max_steps", self.max_steps, self.max_steps >= 1, "at least 1")
         if self.clip_norm is not None:
@@ -184,9 +187,9 @@ def _gpus(model: nn.Module) -> set[int]:
 def _check(name: str, value: float | int, fits: bool, wanted: str) -> None:
     """ConfigError, naming the setting, where its value does not fit."""
     if not fits:
-        raise ConfigError(f"{name} is {value}: it must be {wanted}")
+        raise ConfigError(f"{name} is {quoted(value)}: it must be {wanted}")
 
 
 def _one_of(name: str, value: str, known: Iterable[str]) -> None:
     if value not in known:
-        raise ConfigError(f"{name} is {value!r}: it must be one of {', '.join(known)}")
+        raise ConfigError(f"{name} is {quoted(value)}: it must be one of {', '.join(known)}")

@@ -12,7 +12,7 @@ from torch import nn
 
 from msfusion.batch import Batch
 from msfusion.errors import ConfigError, MsfusionError
-from msfusion.imports import import_function, in_one_line, is_reference
+from msfusion.imports import import_function, in_one_line, is_reference, without_ending
 from msfusion.models.convolutional import ConvNet, ResNet
 from msfusion.models.huggingface import build_transformers, is_transformers
 from msfusion.models.spec import ModelSpec
@@ -146,7 +146,12 @@ def _checked(builder: Callable[..., nn.Module], arguments: Mapping[str, Any]) ->
         except ValidationError as error:
             reason = error.errors()[0]["msg"]
             raise ConfigError(f"model.options.{name} = {value!r}: {reason}.") from error
-    return builder(**checked)
+    try:
+        return builder(**checked)
+    except (RuntimeError, MemoryError, OverflowError) as error:  # of sizes that no memory holds
+        raise ConfigError(
+            f"model.options: a model of these sizes cannot be built here: {in_one_line(error)}."
+        ) from error
 
 
 def _require_random(spec: ModelSpec) -> None:
@@ -183,7 +188,8 @@ def _from_function(spec: ModelSpec, sizes: Mapping[str, Any]) -> nn.Module:
         )
     arguments = _arguments(function, spec, sizes)
     try:
-        model = function(**arguments)
+        with without_ending(ConfigError, f"model.name = '{spec.name}': "):
+            model = function(**arguments)
     except MsfusionError:
         raise
     except Exception as error:  # whatever a user's function raises

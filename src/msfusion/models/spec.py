@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from msfusion.errors import ConfigError
+from msfusion.quoting import quoted
 
 TRANSFORMERS_TASKS = ("sequence_classification", "causal_lm", "masked_lm", "image_classification")
 WEIGHTS = ("random", "pretrained", "whole")
@@ -35,8 +36,10 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         if self.task is not None and self.task not in TRANSFORMERS_TASKS:
-            raise ConfigError(f"model.task = {self.task!r} must be one of {', '.join(TRANSFORMERS_TASKS)}.")
+            raise ConfigError(
+                f"model.task = {quoted(self.task)} must be one of {', '.join(TRANSFORMERS_TASKS)}."
+            )
         if self.weights not in WEIGHTS:
-            raise ConfigError(f"model.weights = {self.weights!r} must be one of {', '.join(WEIGHTS)}.")
+            raise ConfigError(f"model.weights = {quoted(self.weights)} must be one of {', '.join(WEIGHTS)}.")
         if self.seed < 0:
-            raise ConfigError(f"model.seed = {self.seed} must not be negative.")
+            raise ConfigError(f"model.seed = {quoted(self.seed)} must not be negative.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -11,10 +12,14 @@ from typing import Any, Literal
 from msfusion.config import METHOD_NAMES, Config
 from msfusion.config_keys import flattened
 from msfusion.errors import ConfigError
+from msfusion.quoting import quoted, short
 from msfusion.runs.figures import mean_flops_per_example
 from msfusion.runs.setup import prepare
 
 Equal = Literal["rounds", "flops"]
+
+MOST_SEEDS = 1000
+_LONGEST_NAME = 64
 
 
 @dataclass(frozen=True)
@@ -38,12 +43,12 @@ class Comparison:
         for method in self.methods:
             if method not in METHOD_NAMES:
                 raise ConfigError(
-                    f"--methods: there is no method '{method}'; choose from {', '.join(METHOD_NAMES)}."
+                    f"--methods: there is no method '{short(method)}'; choose from {', '.join(METHOD_NAMES)}."
                 )
         if not self.methods or len(set(self.methods)) != len(self.methods):
             raise ConfigError("--methods should name at least one method, and none twice.")
-        if self.seeds < 1:
-            raise ConfigError(f"--seeds {self.seeds} should be at least 1.")
+        if not 1 <= self.seeds <= MOST_SEEDS:
+            raise ConfigError(f"--seeds {quoted(self.seeds)} should be at least 1 and at most {MOST_SEEDS}.")
         names = [_in_a_file_name(variant) for variant in self.variants]
         if len(set(names)) != len(names):
             raise ConfigError("two variants of the comparison have almost the same name: rename one of them.")
@@ -145,5 +150,8 @@ def _rounds_at_equal_flops(config: Config) -> int:
 
 
 def _in_a_file_name(text: str) -> str:
-    """Lower-case letters, digits and dashes."""
-    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")
+    """Lower-case letters, digits and dashes; of a long text the beginning, and a digest of it all."""
+    name = re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")
+    if len(name) <= _LONGEST_NAME:
+        return name
+    return f"{name[:_LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

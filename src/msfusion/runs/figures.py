@@ -25,7 +25,9 @@ def coverage_by_round(setup: Setup) -> list[float] | None:
     for index in range(setup.config.rounds):
         attendance = setup.calendar.round(index)
         shares.append(reached.after(index, attendance.on_time, setup.overlap(index), attendance.arriving))
-    return shares
+        if shares[-1] == 1:  # and so it stays
+            break
+    return shares + [1.0] * (setup.config.rounds - len(shares))
 
 
 class Reached:

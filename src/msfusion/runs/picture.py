@@ -14,6 +14,7 @@ from rich.text import Text
 from torch import Tensor
 
 from msfusion.errors import ConfigError
+from msfusion.runs.figure_text import figures, label
 from msfusion.runs.files import write_with
 from msfusion.runs.setup import Setup
 from msfusion.width.groups import Group, WidthMap, held
@@ -64,26 +65,26 @@ def save_picture(setup: Setup, rounds: Sequence[int], path: Path) -> None:
 
     Raises ConfigError without matplotlib or for an unknown format, RunDirectoryError if it cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError("A picture file needs matplotlib: pip install 'msfusion[plot]'.") from error
-    groups = shown_groups(setup.width_map)
-    figure = Figure(figsize=(3 * len(rounds), 2.2 * max(1, len(groups))), layout="constrained")
-    axes = figure.subplots(max(1, len(groups)), len(rounds), squeeze=False)
-    for group, row in zip(groups, axes, strict=False):
-        for index, axis in zip(rounds, row, strict=True):
-            axis.imshow(
-                holdings(setup, group, index).numpy(), aspect="auto", cmap="Blues", interpolation="nearest"
-            )
-            axis.set_title(f"{group.name}, {_round_title(setup, index)}", fontsize=8)
-            axis.set_xlabel("unit", fontsize=7)
-            axis.set_ylabel("participant", fontsize=7)
-            axis.tick_params(labelsize=6)
-    form = path.suffix.removeprefix(".") or "png"
-    if form not in figure.canvas.get_supported_filetypes():
-        raise ConfigError(f"--out {path}: pictures cannot be written as .{form}; use .png, .pdf or .svg.")
-    write_with(path, lambda temporary: figure.savefig(temporary, format=form, dpi=150))
+    with figures("A picture file") as figure_class:
+        groups = shown_groups(setup.width_map)
+        figure = figure_class(figsize=(3 * len(rounds), 2.2 * max(1, len(groups))), layout="constrained")
+        axes = figure.subplots(max(1, len(groups)), len(rounds), squeeze=False)
+        for group, row in zip(groups, axes, strict=False):
+            for index, axis in zip(rounds, row, strict=True):
+                axis.imshow(
+                    holdings(setup, group, index).numpy(),
+                    aspect="auto",
+                    cmap="Blues",
+                    interpolation="nearest",
+                )
+                axis.set_title(f"{label(group.name)}, {_round_title(setup, index)}", fontsize=8)
+                axis.set_xlabel("unit", fontsize=7)
+                axis.set_ylabel("participant", fontsize=7)
+                axis.tick_params(labelsize=6)
+        form = path.suffix.removeprefix(".") or "png"
+        if form not in figure.canvas.get_supported_filetypes():
+            raise ConfigError(f"--out {path}: pictures cannot be written as .{form}; use .png, .pdf or .svg.")
+        write_with(path, lambda temporary: figure.savefig(temporary, format=form, dpi=150))
 
 
 def _round_title(setup: Setup, round_index: int) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from msfusion.errors import ConfigError
+from msfusion.runs.figure_text import figures, label
 from msfusion.runs.files import write_with
 
 WHOLE_MODELS = {"split": "split learning", "fedgrow": "Fed-Grow"}
@@ -18,11 +18,14 @@ def save_plot(comparison: Mapping[str, Any], path: Path) -> None:
 
     Raises ConfigError without matplotlib, RunDirectoryError where the file cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator, ScalarFormatter
-    except ImportError as error:
-        raise ConfigError("A plot needs matplotlib: pip install 'msfusion[plot]'.") from error
+    with figures("A plot") as figure_class:
+        figure = _plot(comparison, figure_class)
+        write_with(path, lambda temporary: figure.savefig(temporary, format="png", dpi=150))
+
+
+def _plot(comparison: Mapping[str, Any], figure_class: Any) -> Any:
+    from matplotlib.ticker import MaxNLocator, ScalarFormatter
+
     cells = comparison["cells"]
     by_variant = len({(cell["variant"], cell["method"]) for cell in cells}) > max(
         len({cell["variant"] for cell in cells}), len({cell["method"] for cell in cells})
@@ -34,7 +37,7 @@ def save_plot(comparison: Mapping[str, Any], path: Path) -> None:
         ratio = WHOLE_MODELS.get(cell["method"], f"width ratio {cell['ratio_label']}")
         panels_of.setdefault(f"{cell['variant']}, {ratio}" if by_variant else ratio, []).append(cell)
     crowded = len(panels_of) == 1 and len(cells) > 8  # the names would cover the curves
-    figure = Figure(figsize=(6.5 * len(panels_of) + 2.5 * crowded, 4.2), layout="constrained")
+    figure = figure_class(figsize=(6.5 * len(panels_of) + 2.5 * crowded, 4.2), layout="constrained")
     panels = figure.subplots(1, len(panels_of), sharey=True, squeeze=False)[0]
     for (title, here), panel in zip(panels_of.items(), panels, strict=True):
         beside = [
@@ -44,7 +47,7 @@ def save_plot(comparison: Mapping[str, Any], path: Path) -> None:
         ]
         for colour, cell in enumerate([*here, *beside]):
             _draw(panel, cell, colour, _label(cell, by_variant))
-        panel.set_title(title, fontsize=10)
+        panel.set_title(label(title), fontsize=10)
         panel.set_xlabel("round")
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.grid(alpha=0.3)
@@ -58,15 +61,15 @@ def save_plot(comparison: Mapping[str, Any], path: Path) -> None:
         panels[0].set_yscale("log")
         panels[0].yaxis.set_major_formatter(ScalarFormatter())
         panels[0].yaxis.set_minor_formatter(ScalarFormatter())
-    write_with(path, lambda temporary: figure.savefig(temporary, format="png", dpi=150))
+    return figure
 
 
-def _draw(panel: Any, cell: Mapping[str, Any], colour: int, label: str) -> None:
+def _draw(panel: Any, cell: Mapping[str, Any], colour: int, name: str) -> None:
     curve = cell["curve"]
     beyond = "" if cell["within_budget"] else " (exceeds the budget)"
     style = "-" if cell["within_budget"] else "--"
     style += "o" if len(curve["rounds"]) == 1 else ""  # a line of one point is none
-    panel.plot(curve["rounds"], curve["mean"], style, color=f"C{colour}", label=label + beyond)
+    panel.plot(curve["rounds"], curve["mean"], style, color=f"C{colour}", label=label(name) + beyond)
     if None not in curve["sd"]:
         low = [mean - sd for mean, sd in zip(curve["mean"], curve["sd"], strict=True)]
         high = [mean + sd for mean, sd in zip(curve["mean"], curve["sd"], strict=True)]

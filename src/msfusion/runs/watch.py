@@ -103,9 +103,9 @@ class Lines:
 def progress_over_rounds(console: Console, *, disable: bool = False) -> Progress:
     """A bar that goes away when it is done; its tasks have a field `shown`."""
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
-        TextColumn("{task.fields[shown]}"),
+        TextColumn("{task.fields[shown]}", markup=False),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=console,

@@ -7,12 +7,21 @@ import ipaddress
 import os
 import socket
 import ssl
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from msfusion.engines.stream.certificates import AUTHORITY, CERTIFICATE, KEY, TOKEN
+from msfusion.engines.stream.certificates import (
+    AUTHORITY,
+    CERTIFICATE,
+    KEY,
+    TOKEN,
+    check_certificates,
+    check_server,
+)
 from msfusion.errors import ConfigError
+from msfusion.reading import read_at_most
 
 if TYPE_CHECKING:
     import grpc
@@ -21,6 +30,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what goes wrong is told in ou
 
 METHOD = "/msfusion.Split/Train"
 _SCHEME = "Bearer "
+_MOST_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -42,14 +52,21 @@ class Access:
 
     @classmethod
     def of_server(cls, directory: Path) -> Access:
-        """What `make_certificates` wrote for the server. Raises ConfigError where something is missing."""
-        read = {name: _read(directory / name) for name in (TOKEN, CERTIFICATE, KEY)}
-        return cls(_token(directory, read[TOKEN]), certificate=read[CERTIFICATE], key=read[KEY])
+        """What `make_certificates` wrote for the server.
+
+        Raises ConfigError where something is missing, no certificate or key, out of date, or open to others.
+        """
+        token = _token(directory, _read_secret(directory / TOKEN))
+        certificate, key = _read(directory / CERTIFICATE), _read_secret(directory / KEY)
+        check_server(certificate, key, directory)
+        return cls(token, certificate=certificate, key=key)
 
     @classmethod
     def of_participant(cls, directory: Path) -> Access:
-        """What a participant was given: authority and token. Raises ConfigError where something is missing."""
-        return cls(_token(directory, _read(directory / TOKEN)), authority=_read(directory / AUTHORITY))
+        """What a participant was given: authority and token. Raises ConfigError as `of_server` does."""
+        token, authority = _token(directory, _read_secret(directory / TOKEN)), _read(directory / AUTHORITY)
+        check_certificates(authority, directory / AUTHORITY)
+        return cls(token, authority=authority)
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
@@ -140,11 +157,30 @@ def _is_here(host: str) -> bool:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        content = read_at_most(path, _MOST_BYTES)
     except OSError as error:
         raise ConfigError(
             f"{path} cannot be read ({error.strerror}): make certificates with 'msfusion split certificates'"
         ) from error
+    if content is None:
+        raise ConfigError(
+            f"{path} is longer than any certificate, key or token: more than {_MOST_BYTES} bytes"
+        )
+    return content
+
+
+def _read_secret(path: Path) -> bytes:
+    """A file that only its owner may see. Raises ConfigError where others can read it, as ssh does."""
+    content = _read(path)
+    status = path.stat()
+    others = stat.S_IMODE(status.st_mode) & 0o077
+    if os.name == "posix" and status.st_uid == os.getuid() and others:
+        raise ConfigError(
+            f"{path} is a secret that others on this machine can read (its mode is "
+            f"{stat.S_IMODE(status.st_mode):04o}): run 'chmod 600 {path}'; if anybody may have read it, make new "
+            "certificates"
+        )
+    return content
 
 
 def _token(directory: Path, content: bytes) -> str:

@@ -33,7 +33,7 @@ _HOST = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9-]{1,63}(?<!
 def make_certificates(directory: Path, hosts: Sequence[str]) -> None:
     """Write the four files for a server that is reached under these names or addresses.
 
-    Raises ConfigError for something that is neither, and where one of the files is there already.
+    Raises ConfigError for something that is neither, where one of the files is there already, or none can be written.
     """
     names = [_host(host) for host in hosts]
     if not names:
@@ -53,11 +53,67 @@ def make_certificates(directory: Path, hosts: Sequence[str]) -> None:
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     pem = serialization.Encoding.PEM
-    directory.mkdir(parents=True, exist_ok=True)
-    _write(directory / AUTHORITY, authority.public_bytes(pem), 0o644)
-    _write(directory / CERTIFICATE, certificate.public_bytes(pem), 0o644)
-    _write(directory / KEY, private, 0o600)
-    _write(directory / TOKEN, secrets.token_urlsafe(32).encode() + b"\n", 0o600)
+    files = {
+        AUTHORITY: (authority.public_bytes(pem), 0o644),
+        CERTIFICATE: (certificate.public_bytes(pem), 0o644),
+        KEY: (private, 0o600),
+        TOKEN: (secrets.token_urlsafe(32).encode() + b"\n", 0o600),
+    }
+    written: list[Path] = []
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, (content, rights) in files.items():
+            _write(directory / name, content, rights)
+            written.append(directory / name)
+    except OSError as error:
+        for path in written:  # three of four are of no use
+            path.unlink(missing_ok=True)
+        raise ConfigError(f"certificates cannot be written to {directory}: {error.strerror}") from error
+
+
+def check_certificates(content: bytes, path: Path) -> list[x509.Certificate]:
+    """The certificates of a PEM file, of which the first is valid now.
+
+    Raises ConfigError, naming the file, where there is none, or one that has expired or is not valid yet.
+    """
+    from cryptography import x509
+
+    try:
+        found = x509.load_pem_x509_certificates(content)
+        begin, end = found[0].not_valid_before_utc, found[0].not_valid_after_utc
+    except Exception as error:  # several kinds: of PEM, of ASN.1, of algorithms, of dates
+        raise ConfigError(f"{path} holds no certificate in PEM: {_REMEDY}") from error
+    now = datetime.datetime.now(datetime.UTC)
+    if now > end:
+        raise ConfigError(f"the certificate in {path} expired on {end:%Y-%m-%d}: {_REMEDY}")
+    if now < begin:
+        raise ConfigError(
+            f"the certificate in {path} is not valid before {begin:%Y-%m-%d %H:%M} UTC, and this machine's clock says "
+            f"{now:%Y-%m-%d %H:%M}: set the clock, or {_REMEDY}"
+        )
+    return found
+
+
+def check_server(certificate: bytes, key: bytes, directory: Path) -> None:
+    """Raise ConfigError, naming the file, unless a server can use these two: both sound, and of one another."""
+    from cryptography.hazmat.primitives import serialization
+
+    first = check_certificates(certificate, directory / CERTIFICATE)[0]
+    form = (serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    try:
+        public = serialization.load_pem_private_key(key, password=None).public_key().public_bytes(*form)
+    except Exception as error:  # several kinds, as above; and of one that is locked with a password
+        raise ConfigError(
+            f"{directory / KEY} holds no private key in PEM without a password: {_REMEDY}"
+        ) from error
+    if public != first.public_key().public_bytes(*form):
+        raise ConfigError(
+            f"{directory / KEY} is not the key of {directory / CERTIFICATE}: take two that were made together, "
+            f"or {_REMEDY}"
+        )
+
+
+_REMEDY = "make new ones with 'msfusion split certificates'"
 
 
 def _host(host: str) -> x509.GeneralName:
@@ -131,5 +187,9 @@ def _usage(authority: bool) -> x509.KeyUsage:
 def _write(path: Path, content: bytes, rights: int) -> None:
     """A new file that has its rights from the first moment."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, rights)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise

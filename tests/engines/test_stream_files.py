@@ -1,0 +1,125 @@
+"""The files of TLS: what is garbage, out of date, of another pair, or open to others is refused with its remedy."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+
+import pytest
+from commands import msfusion, refused
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from msfusion.engines.stream.access import Access
+from msfusion.engines.stream.certificates import make_certificates
+from msfusion.errors import ConfigError
+
+NOW = datetime.datetime.now(datetime.UTC)
+DAY = datetime.timedelta(days=1)
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Path:
+    make_certificates(tmp_path / "made", ["127.0.0.1"])
+    Access.of_server(tmp_path / "made")
+    Access.of_participant(tmp_path / "made")
+    return tmp_path / "made"
+
+
+def certificate(begin: datetime.datetime, end: datetime.datetime) -> bytes:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "somebody")])
+    built = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+    built = built.serial_number(7).not_valid_before(begin).not_valid_after(end)
+    return built.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+
+def locked_key() -> bytes:
+    return ec.generate_private_key(ec.SECP256R1()).private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.BestAvailableEncryption(b"secret"),
+    )
+
+
+EXPIRED, EARLY = certificate(NOW - 3 * DAY, NOW - DAY), certificate(NOW + DAY, NOW + 3 * DAY)
+GARBAGE = [b"", b"\x00\xff" * 50, b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        *[("server.pem", content, "no certificate") for content in GARBAGE],
+        *[("authority.pem", content, "no certificate") for content in GARBAGE],
+        *[("server.key", content, "no private key") for content in (*GARBAGE, locked_key())],
+        ("server.pem", EXPIRED, "expired on"),
+        ("server.pem", EARLY, "not valid before"),
+        ("server.pem", certificate(NOW - DAY, NOW + DAY), "is not the key of"),
+        ("authority.pem", EXPIRED, "expired on"),
+        ("authority.pem", EARLY, "not valid before"),
+        ("token", b"", "no token"),
+        ("token", b"\xff" * 40, "no token"),
+        ("token", b"a" * 2**21, "longer than"),
+        ("server.pem", b"a" * 2**21, "longer than"),
+    ],
+)
+def test_files_that_are_no_use_are_named(made: Path, name: str, content: bytes, expected: str) -> None:
+    (made / name).write_bytes(content)
+    with pytest.raises(ConfigError, match=expected) as error:
+        (Access.of_participant if name == "authority.pem" else Access.of_server)(made)
+    assert str(made / name) in str(error.value)
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o604, 0o660])
+@pytest.mark.parametrize("name", ["server.key", "token"])
+def test_secrets_that_others_can_read_are_refused(made: Path, name: str, mode: int) -> None:
+    (made / name).chmod(mode)
+    with pytest.raises(ConfigError, match=f"chmod 600 {made / name}"):
+        Access.of_server(made)
+    (made / name).chmod(0o400)
+    Access.of_server(made)
+
+
+def test_a_participant_keeps_its_token_for_itself(made: Path) -> None:
+    (made / "server.key").unlink()  # which it does not have
+    (made / "token").chmod(0o644)
+    with pytest.raises(ConfigError, match="chmod 600"):
+        Access.of_participant(made)
+
+
+def test_directories_devices_and_links_to_nowhere(made: Path) -> None:
+    for content in (lambda path: path.mkdir(), lambda path: path.symlink_to("/dev/zero")):
+        (made / "server.pem").unlink()
+        content(made / "server.pem")
+        with pytest.raises(ConfigError, match="cannot be read"):
+            Access.of_server(made)
+        if (made / "server.pem").is_symlink():
+            continue
+        (made / "server.pem").rmdir()
+        (made / "server.pem").touch()
+
+
+def test_what_cannot_be_written_whole_is_not_written(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from msfusion.engines.stream import certificates
+
+    write = certificates._write
+
+    def full(path: Path, content: bytes, rights: int) -> None:
+        if path.name == "token":
+            raise OSError(28, "No space left on device")
+        write(path, content, rights)
+
+    monkeypatch.setattr(certificates, "_write", full)
+    refused(msfusion("split", "certificates", "--out", "made", "--host", "localhost"), "No space left")
+    assert not list((here / "made").iterdir())
+
+
+def test_the_commands_refuse_them_before_anything_else(made: Path, here: Path) -> None:
+    (made / "token").chmod(0o644)
+    (here / "c.toml").write_text("[method]\nname = 'split'\n[split]\nat = 'layers'\n")
+    where = ["c.toml", "--address", "127.0.0.1:7001", "--certificates", str(made)]
+    refused(msfusion("split", "serve", *where, "--out", "run"), "chmod 600")
+    refused(msfusion("split", "join", *where, "--participant", "0"), "chmod 600")
+    assert not (here / "run").exists()
