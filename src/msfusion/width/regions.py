@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from msfusion.width.graph import Graph, Program
+from msfusion.width.strides import free_of_strides
 
 aten = torch.ops.aten
 
@@ -51,6 +52,7 @@ def clean(program: Program, exported: Any) -> Graph:
             attribute.meta["val"] = node.meta["val"]
             node.replace_all_uses_with(attribute)
         graph.erase_node(node)
+    free_of_strides(graph)
     return Graph(graph, inputs, exported.call_spec.out_spec)
 
 
