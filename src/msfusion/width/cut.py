@@ -21,6 +21,7 @@ from msfusion.width.graph import Forward, Graph, Program
 from msfusion.width.groups import WidthMap
 from msfusion.width.halves import Crossing, Halves
 from msfusion.width.mode import mode
+from msfusion.width.outputs import selected
 from msfusion.width.submodel import compile_graph, copy_tensors, place_tensor, resized, traced_from
 
 
@@ -183,7 +184,8 @@ def _check(result: Cut, model: nn.Module, program: Program, at: str) -> None:
     """CutError unless the parts give, one after the other, what the model gives (up to rounding)."""
     parts = nn.ModuleList([result.client, result.server])
     with torch.no_grad(), mode(model, False), mode(parts, False):
-        expected = pytree.tree_leaves(model(*program.args, **program.kwargs))
+        answer = model(*program.args, **program.kwargs)
+        expected = pytree.tree_leaves(selected(answer, program.outputs, model))
         found = pytree.tree_leaves(result.server(*result.client(*program.args, **program.kwargs)))
     for wanted, given in zip(expected, found, strict=True):
         if isinstance(wanted, Tensor) and not torch.allclose(wanted, given, rtol=1e-5, atol=1e-6):

@@ -18,12 +18,18 @@ from torch.utils import _pytree as pytree
 from msfusion.errors import UntraceableModelError
 from msfusion.width.graph import Program, Signature, named_arguments
 from msfusion.width.mode import mode
+from msfusion.width.outputs import Outputs, as_names
 from msfusion.width.regions import clean
 from msfusion.width.twin import evaluation_twin
 
 
-def export_program(model: nn.Module, example_inputs: tuple[Any, ...] | dict[str, Any]) -> Program:
-    """Export the model in training and evaluation mode. Raises UntraceableModelError naming module and operation."""
+def export_program(
+    model: nn.Module, example_inputs: tuple[Any, ...] | dict[str, Any], outputs: Outputs | None = None
+) -> Program:
+    """Export the model in training and evaluation mode, with all or some of its outputs.
+
+    Raises UntraceableModelError naming module and operation.
+    """
     args, kwargs = ((), example_inputs) if isinstance(example_inputs, dict) else (tuple(example_inputs), {})
     args, kwargs = _at_least_two_examples(args, kwargs)
     signature = inspect.signature(model.forward)
@@ -36,7 +42,7 @@ def export_program(model: nn.Module, example_inputs: tuple[Any, ...] | dict[str,
     named = {name: value for name, value in named.items() if value is not None}
     flat, spec = pytree.tree_flatten(tuple(named.values()))
     call = Signature(signature, tuple(named), spec, tuple(flat))
-    program = Program({}, model, {}, call, args, kwargs)
+    program = Program({}, model, {}, call, args, kwargs, as_names(outputs))
     program.graphs[True] = clean(program, _export(model, args, kwargs, True))
     program.graphs[False] = evaluation_twin(program, program.graphs[True]) or clean(
         program, _export(model, args, kwargs, False)

@@ -47,6 +47,7 @@ class Program:
     call: Signature
     args: tuple[Any, ...]  # the example's inputs, as the model was called
     kwargs: dict[str, Any]
+    outputs: tuple[str | int, ...] | None = None  # those that count; None where all do
     analysis: Analysis | None = None  # the axes of every tensor, once `trace` has found them
     groups: dict[Atom, str] = field(default_factory=dict)  # which width group an atom of these axes is
     compiled: dict[Hashable, Compiled] = field(

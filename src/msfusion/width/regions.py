@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from msfusion.width.graph import Graph, Program
+from msfusion.width.outputs import keep_outputs
 from msfusion.width.strides import free_of_strides
 
 aten = torch.ops.aten
@@ -32,6 +33,7 @@ def clean(program: Program, exported: Any) -> Graph:
     for node in list(graph.nodes):
         if node.op == "call_function" and _schema_name(node.target) in _ASSERTIONS:
             graph.erase_node(node)
+    spec = keep_outputs(graph, exported.call_spec.out_spec, program.outputs, program.model)
     graph.eliminate_dead_code()
     states = program.model.state_dict(keep_vars=True)
     owners = {id(tensor): name for name, tensor in reversed(list(states.items()))}
@@ -53,7 +55,7 @@ def clean(program: Program, exported: Any) -> Graph:
             node.replace_all_uses_with(attribute)
         graph.erase_node(node)
     free_of_strides(graph)
-    return Graph(graph, inputs, exported.call_spec.out_spec)
+    return Graph(graph, inputs, spec)
 
 
 def _constant(exported: Any, model: nn.Module, target: str) -> Tensor:

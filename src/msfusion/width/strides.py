@@ -1,4 +1,4 @@
-"""A traced graph made free of strides: `view` becomes `reshape`, so that it runs whatever order its operators' outputs have.
+"""A traced graph made free of strides: `view` becomes `reshape`, which runs whatever strides a kernel gives.
 
 `torch.export` drops `.contiguous()` where the example's tensor was contiguous already, and leaves a `view` that holds
 for the strides of one kernel on one device. A `reshape` gives the same values everywhere. It is a view where it can
@@ -98,4 +98,6 @@ def _written(node: fx.Node) -> Iterator[fx.Node]:
     for position, argument in enumerate(node.target._schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
             value = node.args[position] if position < len(node.args) else node.kwargs.get(argument.name)
-            yield from (v for v in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(v, fx.Node))
+            yield from (
+                v for v in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(v, fx.Node)
+            )

@@ -18,6 +18,7 @@ from msfusion.errors import UntraceableModelError
 from msfusion.width.execute import execute
 from msfusion.width.graph import Graph, Program
 from msfusion.width.mode import mode
+from msfusion.width.outputs import selected
 
 _FLAGS: dict[str, Any] = {"train": False, "training": False, "dropout_p": 0.0}
 _FLAGGED = {
@@ -86,7 +87,9 @@ def _agrees(program: Program, twin: Graph) -> bool:
 
 def _answer(program: Program) -> list[Any]:
     """The model's own flat outputs for the example."""
-    return pytree.tree_leaves(program.model(*program.args, **program.kwargs))
+    return pytree.tree_leaves(
+        selected(program.model(*program.args, **program.kwargs), program.outputs, program.model)
+    )
 
 
 def _same(a: Any, b: Any) -> bool:

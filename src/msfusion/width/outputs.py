@@ -1,0 +1,78 @@
+"""Which of a model's outputs count: the others are dropped from what is traced, and so from what sub-models return."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+from msfusion.errors import UntraceableModelError
+
+Outputs = str | int | Sequence[str | int]
+"""Keys or attributes of the output, or positions where it is a tuple or a list."""
+
+
+def as_names(outputs: Outputs | None) -> tuple[str | int, ...] | None:
+    """The outputs that count, as a tuple; None where all do."""
+    if outputs is None or isinstance(outputs, (str, int)):
+        return None if outputs is None else (outputs,)
+    return tuple(outputs)
+
+
+def selected(output: Any, names: tuple[str | int, ...] | None, model: nn.Module) -> Any:
+    """What a model returned, of the same kind, with the outputs of these names alone.
+
+    A kind that cannot go without its other fields (a named tuple, a dataclass) has None there.
+    Raises UntraceableModelError for a name that the output does not have.
+    """
+    if names is None:
+        return output
+    known = _parts(output)
+    missing = [name for name in names if name not in known]
+    if missing or not names:
+        wanted = repr(missing[0]) if missing else "an empty list"
+        has = f"it has {', '.join(map(repr, known))}" if known else f"it is one {type(output).__name__}"
+        raise UntraceableModelError(
+            f"{type(model).__name__} cannot be traced with outputs={wanted}, because its output has no such part: {has}"
+        )
+    kept = {name: known[name] for name in names}
+    if isinstance(output, Mapping):
+        return type(output)(**kept) if is_dataclass(output) else type(output)(kept)  # type: ignore[call-arg]
+    if hasattr(output, "_fields"):
+        chosen = {
+            name if isinstance(name, str) else output._fields[name]: part for name, part in kept.items()
+        }
+        return type(output)(**dict.fromkeys(output._fields) | chosen)
+    if isinstance(output, (tuple, list)):
+        return type(output)(kept.values())
+    return type(output)(**{field.name: kept.get(field.name) for field in fields(output)})
+
+
+def _parts(output: Any) -> dict[str | int, Any]:
+    """The parts of an output by the names that they may be called."""
+    if isinstance(output, Mapping):
+        return dict(output)
+    parts: dict[str | int, Any] = {}
+    if isinstance(output, (tuple, list)):
+        parts.update({name: getattr(output, name) for name in getattr(output, "_fields", ())})
+        parts.update(enumerate(output))
+    elif is_dataclass(output) and not isinstance(output, type):
+        parts.update({field.name: getattr(output, field.name) for field in fields(output)})
+    return parts
+
+
+def keep_outputs(
+    graph: fx.Graph, spec: pytree.TreeSpec, names: tuple[str | int, ...] | None, model: nn.Module
+) -> pytree.TreeSpec:
+    """Drop the other outputs from an exported graph; returns the form of those that are left."""
+    if names is None:
+        return spec
+    output = next(iter(reversed(graph.nodes)))
+    flat: Any = output.args[0]
+    numbered = pytree.tree_unflatten(list(range(len(flat))), spec)
+    positions, spec = pytree.tree_flatten(selected(numbered, names, model))
+    output.args = ([None if position is None else flat[position] for position in positions],)
+    return spec
