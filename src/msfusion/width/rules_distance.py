@@ -21,8 +21,19 @@ def norm(analysis: Analysis, node: fx.Node) -> Outcome:
     return reduced_axes(analysis, node, over)
 
 
+@rule("linalg_norm", "linalg_matrix_norm")
+def linalg_norm(analysis: Analysis, node: fx.Node) -> Outcome:
+    """A vector's p-norm, or the root of the sum of a matrix's squares; other norms of matrices have no rule."""
+    over, order = dimensions(analysis, node), analysis.argument(node, "ord")
+    matrix = len(over) > 1 and (analysis.argument(node, "dim") is not None or order is not None)
+    if matrix and order not in (None, "fro"):
+        return None
+    _sum_of_powers(analysis, node, tensors_of(node)[:1], over, None if order == "fro" else order)
+    return reduced_axes(analysis, node, over)
+
+
 def _sum_of_powers(
-    analysis: Analysis, node: fx.Node, operands: Iterable[fx.Node], over: Iterable[int], order: float | None
+    analysis: Analysis, node: fx.Node, operands: Iterable[fx.Node], over: Iterable[int], order: float | int | None
 ) -> None:
     """Note that the root of a sum of p-th powers is taken; where p is no positive number, the axes stay."""
     order = 2.0 if order is None else float(order)
