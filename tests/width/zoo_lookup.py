@@ -78,6 +78,23 @@ class RepeatedTo(nn.Module):
         return self.head(torch.relu(x * self.gain))
 
 
+class DottedEinsum(nn.Module):
+    """Attention with `...` in its equations (LongT5), masked by a slice of a tensor of ones (GIT)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.qkv = nn.Embedding(50, 18), nn.Parameter(torch.randn(3, 18, 4, 6) / 4)
+        self.out, self.head = nn.Parameter(torch.randn(4, 6, 18)), nn.Linear(18, 10)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embed(tokens)
+        q, k, v = torch.einsum("...te,zehd->z...thd", x, self.qkv)
+        scores = torch.einsum("...qhd,...khd->...hqk", q, k) / 6**0.5
+        scores = scores + torch.ones_like(x)[:, :, 0][:, None, None, :]
+        mixed = torch.einsum("...hqk,...khd->...qhd", scores.softmax(-1), v)
+        return self.head(x + torch.einsum("...hd,hde->...e", mixed, self.out))
+
+
 class Windows(nn.Module):
     """Windows of an image as columns, and back."""
 
@@ -102,5 +119,6 @@ LOOKUP = (
         "added_at_positions", AddedAtPositions, tokens(50), 0.99, sequence=True, whole=(10, 50), ablates=True
     ),
     Entry("repeated_to", RepeatedTo, tokens(50), 0.99, sequence=True, whole=(10, 16, 50), ablates=True),
+    Entry("dotted_einsum", DottedEinsum, tokens(50), 0.99, sequence=True, whole=(6, 10, 50), heads=((4, 1),)),
     Entry("windows", Windows, images(3, 6), 0.97, whole=(3, 9, 10), ablates=True),
 )

@@ -27,7 +27,7 @@ def measure(program: Program, graph: Graph) -> None:
     def measured(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         value = call_operator(node, args, kwargs)
         for size, real in zip(_sizes(node.meta.get("val")), _sizes(value), strict=False):
-            if _is_open(size) and size.node.expr.is_symbol:
+            if depends_on_data(size) and size.node.expr.is_symbol:
                 size.node.shape_env.set_real_tensor_prop_unbacked_vals(size.node.expr, int(real))
         return value
 
@@ -47,7 +47,7 @@ def measure(program: Program, graph: Graph) -> None:
 
 
 def _open_sizes(node: fx.Node) -> bool:
-    return any(map(_is_open, _sizes(node.meta.get("val"))))
+    return any(map(depends_on_data, _sizes(node.meta.get("val"))))
 
 
 def _sizes(value: Any) -> Iterator[Any]:
@@ -59,5 +59,6 @@ def _sizes(value: Any) -> Iterator[Any]:
             yield leaf
 
 
-def _is_open(size: Any) -> bool:
+def depends_on_data(size: Any) -> bool:
+    """Whether a traced size is known only once the model has run."""
     return isinstance(size, torch.SymInt) and size.node.hint is None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -31,16 +32,23 @@ def selected(output: Any, names: tuple[str | int, ...] | None, model: nn.Module)
     if names is None:
         return output
     known = _parts(output)
+    length = len(output) if isinstance(output, (tuple, list)) else 0
+    names = tuple(name + length if isinstance(name, int) and name < 0 else name for name in names)
     missing = [name for name in names if name not in known]
     if missing or not names:
         wanted = repr(missing[0]) if missing else "an empty list"
-        has = f"it has {', '.join(map(repr, known))}" if known else f"it is one {type(output).__name__}"
+        has = f"it has {', '.join(map(repr, known))}" if known else "it is one tensor"
         raise UntraceableModelError(
             f"{type(model).__name__} cannot be traced with outputs={wanted}, because its output has no such part: {has}"
         )
     kept = {name: known[name] for name in names}
-    if isinstance(output, Mapping):
-        return type(output)(**kept) if is_dataclass(output) else type(output)(kept)  # type: ignore[call-arg]
+    if isinstance(output, dict):
+        if is_dataclass(output):  # those of transformers
+            return type(output)(**kept)
+        left = copy.copy(output)
+        for name in [name for name in left if name not in kept]:
+            del left[name]
+        return left
     if hasattr(output, "_fields"):
         chosen = {
             name if isinstance(name, str) else output._fields[name]: part for name, part in kept.items()
@@ -53,7 +61,7 @@ def selected(output: Any, names: tuple[str | int, ...] | None, model: nn.Module)
 
 def _parts(output: Any) -> dict[str | int, Any]:
     """The parts of an output by the names that they may be called."""
-    if isinstance(output, Mapping):
+    if isinstance(output, dict):
         return dict(output)
     parts: dict[str | int, Any] = {}
     if isinstance(output, (tuple, list)):

@@ -33,7 +33,11 @@ def linalg_norm(analysis: Analysis, node: fx.Node) -> Outcome:
 
 
 def _sum_of_powers(
-    analysis: Analysis, node: fx.Node, operands: Iterable[fx.Node], over: Iterable[int], order: float | int | None
+    analysis: Analysis,
+    node: fx.Node,
+    operands: Iterable[fx.Node],
+    over: Iterable[int],
+    order: float | int | None,
 ) -> None:
     """Note that the root of a sum of p-th powers is taken; where p is no positive number, the axes stay."""
     order = 2.0 if order is None else float(order)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from string import ascii_letters
+
 from torch import fx
 
 from msfusion.width.analysis import Analysis, Outcome, operator_name, overload, rule
@@ -74,8 +76,7 @@ def einsum(analysis: Analysis, node: fx.Node) -> Outcome:
     """Each letter is one axis; letters that the result lacks are summed over."""
     equation = str(node.args[0]).replace(" ", "")
     operands = [analysis.axes(n) for n in analysis.argument(node, "tensors")]
-    if "..." in equation:
-        return None
+    equation = _without_dots(equation, [len(axes) for axes in operands])
     left, arrow, right = equation.partition("->")
     terms = left.split(",")
     if not arrow:
@@ -83,11 +84,33 @@ def einsum(analysis: Analysis, node: fx.Node) -> Outcome:
     axes: dict[str, Axis] = {}
     for letters, operand in zip(terms, operands, strict=True):
         for letter, axis in zip(letters, operand, strict=True):
-            if axis.size != 1 or letter not in axes:
-                unify(axes.setdefault(letter, axis), axis)
+            known = axes.get(letter)
+            if known is None or known.size == 1:
+                axes[letter] = axis
+            elif axis.size != 1:
+                unify(known, axis)
     for letter in axes.keys() - set(right):
         _contract_letter(analysis, node, terms, letter)
     return [Axis(axes[letter].terms) for letter in right]
+
+
+def _without_dots(equation: str, ranks: list[int]) -> str:
+    """The equation with letters for the axes that an ellipsis stands for, counted from the last."""
+    if "..." not in equation:
+        return equation
+    left, arrow, right = equation.partition("->")
+    free = [letter for letter in ascii_letters if letter not in equation]
+    terms, most = left.split(","), 0
+    for number, (term, rank) in enumerate(zip(terms, ranks, strict=True)):
+        if "..." in term:
+            dots = rank - len(term.replace("...", ""))
+            most = max(most, dots)
+            terms[number] = term.replace("...", "".join(reversed(free[:dots])))
+    shared = "".join(reversed(free[:most]))
+    if not arrow:
+        letters = left.replace(".", "").replace(",", "")
+        right = "..." + "".join(sorted(c for c in set(letters) if letters.count(c) == 1))
+    return f"{','.join(terms)}->{right.replace('...', shared)}"
 
 
 def _contract_letter(analysis: Analysis, node: fx.Node, terms: list[str], letter: str) -> None:

@@ -118,12 +118,23 @@ def _repeated(axis: Axis, times: int, inner: bool) -> Axis:
 
 @rule("select", "unbind")
 def select(analysis: Analysis, node: fx.Node) -> Outcome:
-    """Single positions of an axis are picked out: it cannot be narrowed."""
+    """Single positions of an axis are picked out: it cannot be narrowed, unless all of them are alike."""
     axes = list(analysis.axes(node.args[0]))
     d = dimensions(analysis, node)[0]
-    freeze(axes.pop(d), "indexed at fixed positions")
+    picked = axes.pop(d)
+    if not (_of_one_value(node.args[0]) and analysis.argument(node, "index") in (0, -1)):
+        freeze(picked, "indexed at fixed positions")
     values = node.meta["val"]
     return [list(axes) for _ in values] if isinstance(values, (tuple, list)) else axes
+
+
+def _of_one_value(source: Any) -> bool:
+    """Whether a tensor was just made of one value repeated, and nobody writes into it."""
+    return (
+        getattr(source.target, "_schema", None) is not None
+        and operator_name(source) in {"zeros_like", "ones_like", "full_like"}
+        and len(source.users) == 1
+    )
 
 
 @rule("slice", "narrow")
