@@ -129,12 +129,12 @@ def select(analysis: Analysis, node: fx.Node) -> Outcome:
 
 
 def _of_one_value(source: Any) -> bool:
-    """Whether a tensor was just made of one value repeated, and nobody writes into it."""
-    return (
-        getattr(source.target, "_schema", None) is not None
-        and operator_name(source) in {"zeros_like", "ones_like", "full_like"}
-        and len(source.users) == 1
-    )
+    """Whether a tensor was just made of one value repeated (and perhaps sliced), and nobody writes into it."""
+    while len(source.users) == 1 and getattr(source.target, "_schema", None) is not None:
+        if operator_name(source) != "slice":
+            return operator_name(source) in {"zeros_like", "ones_like", "full_like"}
+        source = source.args[0]
+    return False
 
 
 @rule("slice", "narrow")
