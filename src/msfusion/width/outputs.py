@@ -43,8 +43,8 @@ def selected(output: Any, names: tuple[str | int, ...] | None, model: nn.Module)
         )
     kept = {name: known[name] for name in names}
     if isinstance(output, dict):
-        if is_dataclass(output):  # those of transformers
-            return type(output)(**kept)
+        if hasattr(output, "__dataclass_fields__"):  # those of transformers
+            return type(output)(**{str(name): part for name, part in kept.items()})
         left = copy.copy(output)
         for name in [name for name in left if name not in kept]:
             del left[name]
