@@ -24,10 +24,10 @@ ALLOWED = {
     ("imports.py", "importlib"): "module:function, which the user asked to be run",
     ("runs/environment.py", "importlib"): "metadata: versions, for the record of a comparison",
     (
-        "width/submodel.py",
+        "width/generate.py",
         "compile",
     ): "the graph that torch.export made of the user's model, as Python; with the next",
-    ("width/submodel.py", "exec"): "names in that code are made by us, so a module's name cannot be code",
+    ("width/generate.py", "exec"): "names in that code are made by us, so a module's name cannot be code",
 }
 
 BUILT_IN = {"exec", "eval", "compile", "__import__"}

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from msfusion.batch import IGNORED, Batch
 from msfusion.errors import DataError, MsfusionError, TrainingError
-from msfusion.objectives import cross_entropy, evaluate, evaluate_for, logits_of
+from msfusion.objectives import cross_entropy, evaluate, evaluate_for, logits_of, name_of_logits
 
 SCORES = torch.arange(12.0).reshape(4, 3)
 
@@ -47,6 +47,21 @@ def labels(*values: int) -> Batch:
 )
 def test_logits_are_found(output: object) -> None:
     assert logits_of(output) is SCORES
+
+
+@pytest.mark.parametrize(
+    ("output", "name"),
+    [
+        ({"logits": SCORES}, "logits"),
+        (SimpleNamespace(logits=SCORES), "logits"),
+        (SCORES, None),
+        ((SCORES, 1), None),
+    ],
+)
+def test_what_counts_is_known_where_logits_have_a_name(output: object, name: str | None) -> None:
+    model = Returns(output).train()
+    assert name_of_logits(model, labels(0)) == name
+    assert model.training
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def logits_of(output: Any) -> Tensor:
     """
     if isinstance(output, Tensor):
         return output
-    found = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    found = _named_logits(output)
     if found is None and isinstance(output, tuple):
         found = next((item for item in output if isinstance(item, Tensor)), None)
     if isinstance(found, Tensor):
@@ -48,6 +48,16 @@ def logits_of(output: Any) -> Tensor:
         f"the model returned {_described(output)}, in which there are no logits: "
         "return a tensor, an object or mapping with `logits`, or a tuple whose first tensor is the logits"
     )
+
+
+def _named_logits(output: Any) -> Any:
+    return output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+
+
+def name_of_logits(model: nn.Module, batch: Batch) -> str | None:
+    """`"logits"` where a model's output has them by that name, so that nothing else of it counts; else None."""
+    with _evaluating(model):
+        return "logits" if isinstance(_named_logits(batch.call(model)), Tensor) else None
 
 
 def cross_entropy(model: nn.Module, batch: Batch) -> Float[Tensor, ""]:

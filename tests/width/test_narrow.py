@@ -21,7 +21,9 @@ from zoo_checks import (
     smallest_window,
     traced,
 )
+from zoo_distance import DISTANCE
 from zoo_entry import Entry, call
+from zoo_lookup import LOOKUP
 
 from msfusion.width.groups import WidthMap
 from msfusion.width.slices import extract
@@ -157,6 +159,29 @@ def test_scaling_multiplies_what_is_read(name: str) -> None:
     sub = narrow(model, width_map, window).eval()
     expected = call(without(model, width_map, window, True), inputs)
     assert distance(expected, call(sub, inputs)) < 1e-4
+
+
+def with_copies(model: nn.Module, width_map: WidthMap) -> nn.Module:
+    """The model in which each unit of the second half of a group is a copy of one of the first."""
+    model = copy.deepcopy(model)
+    state = {**dict(model.named_buffers()), **model.state_dict()}
+    for group in width_map.groups:
+        half = torch.arange(group.units // 2)
+        for place in group.places:
+            tensor = state[place.tensor]
+            first = tensor.index_select(place.axis, place.positions(half))
+            tensor.index_copy_(place.axis, place.positions(half + len(half)), first)
+    return model
+
+
+@pytest.mark.parametrize("entry", [*LOOKUP, *DISTANCE], ids=str)
+def test_half_of_a_model_of_copies_answers_as_the_whole(entry: Entry) -> None:
+    """Every sum over a width is twice that of the half: the factors of width scaling are right in each place."""
+    model, inputs, width_map = traced(entry.name)
+    assert all(group.units % 2 == 0 for group in width_map.groups)
+    model = with_copies(model, width_map)
+    sub = narrow(model, width_map, {group.name: torch.arange(group.units // 2) for group in width_map.groups})
+    assert distance(call(model, inputs), call(sub, inputs)) < 1e-4
 
 
 def test_scaled_sub_models_answer_as_the_model_on_average() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from zoo_convolution import CONVOLUTION
+from zoo_distance import DISTANCE
 from zoo_entry import Entry
 from zoo_handwritten import HANDWRITTEN
+from zoo_lookup import LOOKUP
 from zoo_refused import REFUSED
 from zoo_sequence import SEQUENCE
 from zoo_small import SMALL
@@ -13,7 +15,16 @@ from zoo_vision import VISION
 
 __all__ = ["REFUSED", "ZOO", "by_name"]
 
-ZOO: tuple[Entry, ...] = (*CONVOLUTION, *VISION, *SEQUENCE, *HANDWRITTEN, *SMALL, *TRANSFORMERS)
+ZOO: tuple[Entry, ...] = (
+    *CONVOLUTION,
+    *VISION,
+    *SEQUENCE,
+    *HANDWRITTEN,
+    *SMALL,
+    *LOOKUP,
+    *DISTANCE,
+    *TRANSFORMERS,
+)
 
 
 def by_name(name: str) -> Entry:

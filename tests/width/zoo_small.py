@@ -289,7 +289,7 @@ SMALL = (
     Entry("latents", Latents, sequences(9), 0.9, sequence=True, whole=(9,), heads=((4, 5),)),
     _ordered("cumsum", "cumsum"),
     _ordered("sort", "sort"),
-    _ordered("topk", "scatter"),
+    _ordered("topk", "topk"),
     _ordered("argmax", "argmax"),
     _ordered("roll", "roll"),
     _ordered("flip", "flip"),

@@ -66,6 +66,22 @@ DISTIL = {
 }
 OPT = {**TEXT, "ffn_dim": 40, "word_embed_proj_dim": 24, "max_position_embeddings": 32, "use_cache": False}
 MIXTRAL = {**LLAMA, "num_local_experts": 4, "num_experts_per_tok": 2}
+QWEN_MOE = {
+    **LLAMA,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 20,
+    "shared_expert_intermediate_size": 28,
+}
+DEBERTA = {
+    **TEXT,
+    "max_position_embeddings": 32,
+    "relative_attention": True,
+    "pos_att_type": "c2p|p2c",
+    "pooler_hidden_size": 24,
+    "num_labels": 4,
+}
+DEBERTA_V2 = {**DEBERTA, "position_buckets": 8, "share_att_key": True, "norm_rel_ebd": "layer_norm"}
 GEMMA = {**LLAMA, "hidden_activation": "gelu_pytorch_tanh"}
 DEEPSEEK = {
     **TEXT,
@@ -176,7 +192,10 @@ TRANSFORMERS = (
     _text("Phi3ForCausalLM", LLAMA, **GROUPED),
     _text("DeepseekV2ForCausalLM", DEEPSEEK, heads=((3, 12),), whole=(4, 6, 8, 50)),
     _text("FalconForCausalLM", FALCON, 0.5),
-    _text("MixtralForCausalLM", MIXTRAL, 0.15, reasons=("grouped_mm",)),
+    _text("MixtralForCausalLM", MIXTRAL, reasons=("experts",), **GROUPED),
+    _text("Qwen2MoeForCausalLM", QWEN_MOE, reasons=("experts",), **GROUPED),
+    _text("DebertaForSequenceClassification", DEBERTA, reasons=("varies",), **HEADS),
+    _text("DebertaV2ForSequenceClassification", DEBERTA_V2, **HEADS),
     # the encoder's last state is one of the outputs, so its residual stream and all that is tied to it stay
     Entry(
         "T5ForConditionalGeneration",

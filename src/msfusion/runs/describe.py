@@ -11,13 +11,12 @@ from torch import Tensor, nn
 
 from msfusion.batch import Batch
 from msfusion.config import Config, load_config
-from msfusion.data.federated import FederatedData, example_inputs
+from msfusion.data.federated import FederatedData
 from msfusion.errors import ConfigError, DataError, MsfusionError
 from msfusion.models.build import BUILT_IN, build_model
 from msfusion.models.huggingface import is_transformers
-from msfusion.runs.setup import prepare_parts, settle_process
+from msfusion.runs.setup import prepare_parts, settle_process, traced
 from msfusion.width.groups import Frozen, WidthMap
-from msfusion.width.trace import trace
 
 
 def describe(name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -35,7 +34,7 @@ def describe(name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
         parts = prepare_parts(config)
         return description(name, parts.model, parts.width_map)
     model, data = _first_that_fits(config)
-    return description(name, model, trace(model, example_inputs(data.for_model(model))))
+    return description(name, model, traced(model, data.for_model(model)))
 
 
 def description(name: str, model: nn.Module, width_map: WidthMap) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from msfusion.methods.table import METHODS, AnyMethod, build_method
 from msfusion.methods.training import TrainingSettings
 from msfusion.models.build import build_model
 from msfusion.network import Machine, machines_of
-from msfusion.objectives import evaluate
+from msfusion.objectives import evaluate, name_of_logits
 from msfusion.width.groups import WidthMap, Window
 from msfusion.width.submodel import narrow
 from msfusion.width.trace import trace
@@ -252,7 +252,16 @@ def prepare_parts(config: Config) -> Parts:
     data = data.for_model(model)
     # A model whose output cannot be learnt from is refused here, before there is a run directory.
     evaluate(model, data.test.take(slice(0, 2)))
-    return Parts(data, model, trace(model, example_inputs(data)))
+    return Parts(data, model, traced(model, data))
+
+
+def traced(model: nn.Module, data: FederatedData) -> WidthMap:
+    """The width map of a model for data as it takes them; of its outputs only what is learnt from counts.
+
+    Raises UntraceableModelError.
+    """
+    shown = data.test.take(slice(0, 2))
+    return trace(model, example_inputs(data), outputs=name_of_logits(model, shown))
 
 
 def settle_process() -> None:

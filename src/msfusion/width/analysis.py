@@ -23,7 +23,7 @@ Rule = Callable[["Analysis", fx.Node], Outcome]
 
 RULES: dict[str, Rule] = {}
 
-_EMPTY_WELCOME = {"slice", "narrow", "split", "split_with_sizes", "cat"}
+_EMPTY_WELCOME = {"slice", "narrow", "split", "split_with_sizes", "cat", "embedding_bag"}
 """Operators whose rules know that a tensor may have no entries (what is left of a head that is rotated whole)."""
 
 
@@ -227,9 +227,14 @@ def sizes_of(value: Any) -> list[int]:
 
 
 def hint(size: Any) -> int:
-    """The example's value of a symbolic size; -1 where it depends on data."""
+    """The example's value of a symbolic size; -1 where it depends on data and was not measured."""
     known = getattr(size.node, "hint", None)
-    return -1 if known is None else int(known)
+    if known is not None:
+        return int(known)
+    environment = size.node.shape_env
+    value = size.node.expr.xreplace(environment.backed_var_to_val)
+    value = value.xreplace(environment.real_tensor_prop_unbacked_vals)
+    return int(value) if value.is_number else -1
 
 
 def base_name(target: OpOverload) -> str:

@@ -12,6 +12,7 @@ from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from msfusion.width.graph import Graph, Program
+from msfusion.width.outputs import selected
 
 _SHARED = 2**26
 """Parameters of more entries than this in all are shared with the copies, unless the model changes them."""
@@ -81,7 +82,7 @@ class _Call(torch.nn.Module):
 
     def __init__(self, program: Program) -> None:
         super().__init__()
-        self.model, self.call = program.model, program.call
+        self.model, self.call, self.outputs = program.model, program.call, program.outputs
 
     def forward(self, *tensors: Tensor) -> Any:
-        return self.call.call(self.model, tensors)
+        return selected(self.call.call(self.model, tensors), self.outputs, self.model)

@@ -22,6 +22,7 @@ from msfusion.width.graph import Graph, Program
 from msfusion.width.groups import WidthMap
 from msfusion.width.halves import Crossing, Halves
 from msfusion.width.mode import mode
+from msfusion.width.outputs import selected
 from msfusion.width.submodel import copy_tensors, resized, traced_from
 from msfusion.width.tensors import place_tensor, state_tensors
 
@@ -185,7 +186,8 @@ def _check(result: Cut, model: nn.Module, program: Program, at: str) -> None:
     """CutError unless the parts give, one after the other, what the model gives (up to rounding)."""
     parts = nn.ModuleList([result.client, result.server])
     with torch.no_grad(), mode(model, False), mode(parts, False):
-        expected = pytree.tree_leaves(model(*program.args, **program.kwargs))
+        answer = model(*program.args, **program.kwargs)
+        expected = pytree.tree_leaves(selected(answer, program.outputs, model))
         found = pytree.tree_leaves(result.server(*result.client(*program.args, **program.kwargs)))
     for wanted, given in zip(expected, found, strict=True):
         if isinstance(wanted, Tensor) and not torch.allclose(wanted, given, rtol=1e-5, atol=1e-6):

@@ -23,20 +23,26 @@ from msfusion.errors import UntraceableModelError
 from msfusion.width.call import signature_of
 from msfusion.width.graph import Graph, Program
 from msfusion.width.mode import mode
+from msfusion.width.outputs import Outputs, as_names, selected
 from msfusion.width.regions import clean
 from msfusion.width.tensors import left_as_it_was, state_tensors
 from msfusion.width.twin import evaluation_twin
 
 
-def export_program(model: nn.Module, example_inputs: tuple[Any, ...] | Mapping[str, Any]) -> Program:
-    """Export the model in training and evaluation mode. Raises UntraceableModelError naming module and operation."""
+def export_program(
+    model: nn.Module, example_inputs: tuple[Any, ...] | Mapping[str, Any], outputs: Outputs | None = None
+) -> Program:
+    """Export the model in training and evaluation mode, with all or some of its outputs.
+
+    Raises UntraceableModelError naming module and operation.
+    """
     _check_model(model)
     args, kwargs = (
         ((), example_inputs) if isinstance(example_inputs, Mapping) else (tuple(example_inputs), {})
     )
     args, kwargs = _at_least_two_examples(args, dict(kwargs))
     call = signature_of(model, args, kwargs)
-    program = Program({}, model, {}, call, args, dict(kwargs), tuple(state_tensors(model)))
+    program = Program({}, model, {}, call, args, dict(kwargs), tuple(state_tensors(model)), as_names(outputs))
     program.graphs[True] = _export(program, True)
     program.graphs[False] = evaluation_twin(program, program.graphs[True]) or _export(program, False)
     return program
@@ -87,12 +93,13 @@ class Caller(nn.Module):
 
     def __init__(self, program: Program, seen: Seen) -> None:
         super().__init__()
-        self.model, self.call, self.seen = program.model, program.call, seen
+        self.model, self.call, self.seen, self.outputs = program.model, program.call, seen, program.outputs
 
     def forward(self, *tensors: Tensor) -> tuple[Any, ...]:
         """The flat outputs, then the new values of the buffers that were assigned."""
         before = dict(self.model.named_buffers())
-        outputs, self.seen.spec = pytree.tree_flatten(self.call.call(self.model, tensors))
+        answer = selected(self.call.call(self.model, tensors), self.outputs, self.model)
+        outputs, self.seen.spec = pytree.tree_flatten(answer)
         after = dict(self.model.named_buffers())
         changed = {n: b for n, b in after.items() if n in before and b is not before[n]}
         self.seen.assigned = tuple(changed)

@@ -52,12 +52,9 @@ class Program:
     call: Signature
     args: tuple[Any, ...]  # the example's inputs, as the model was called
     kwargs: dict[str, Any]
-    names: tuple[
-        str, ...
-    ]  # of the model's tensors; a buffer that is None until the first call is not among them
-    checkpointing: tuple[
-        str, ...
-    ] = ()  # the modules whose activations the model computes twice to save memory
+    names: tuple[str, ...]  # of the model's tensors; a buffer that is None before the first call is not one
+    outputs: tuple[str | int, ...] | None = None  # those that count; None where all do
+    checkpointing: tuple[str, ...] = ()  # modules whose activations the model computes twice, to save memory
     analysis: Analysis | None = None  # the axes of every tensor, once `trace` has found them
     groups: dict[Atom, str] = field(default_factory=dict)  # which width group an atom of these axes is
     compiled: dict[Hashable, Compiled] = field(

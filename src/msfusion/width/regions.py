@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from msfusion.width.call import Signature, Sizes
 from msfusion.width.generate import GRAD_MODE
 from msfusion.width.graph import Graph, Program
+from msfusion.width.strides import free_of_strides
 from msfusion.width.tensors import state_tensors
 
 aten = torch.ops.aten
@@ -66,6 +67,7 @@ def clean(program: Program, exported: Any, spec: pytree.TreeSpec, assigned: Sequ
         graph.erase_node(node)
     for node in graph.nodes:
         node.meta["nn_module_stack"] = _own_modules(node.meta.get("nn_module_stack"))
+    free_of_strides(graph)
     _write_assigned(graph, owners, states, assigned)
     sizes = sizes_of(exported, program.call)
     return Graph(graph, inputs, spec, sizes)

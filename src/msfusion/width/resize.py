@@ -263,6 +263,16 @@ def _complex(resizer: Resizer, node: fx.Node, copy: fx.Node) -> None:
         copy.args = (resizer.graph.call_function(aten.contiguous.default, (copy.args[0],)),)
 
 
+@_rewrites("repeat_interleave")
+def _repeated(resizer: Resizer, node: fx.Node, copy: fx.Node) -> None:
+    """The size of the output along the axis repeated, where it was told."""
+    if resizer.analysis.argument(node, "output_size") is None:
+        return
+    axes, dim = resizer.axes(node), resizer.analysis.argument(node, "dim")
+    if dim is not None and resizer.changed([axes[dim]]):
+        _set(copy, "output_size", resizer.widths(axes[dim]))
+
+
 @_rewrites("squeeze")
 def _squeeze(resizer: Resizer, node: fx.Node, copy: fx.Node) -> None:
     """Only the axes that had size 1 in the model vanish, not those narrowed to 1."""

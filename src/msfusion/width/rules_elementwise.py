@@ -16,19 +16,10 @@ def tensors_of(node: fx.Node) -> list[fx.Node]:
 
 
 @rule(
-    "pointwise",
-    "copy",
-    "where",
-    "masked_fill",
-    "addcmul",
-    "addcdiv",
-    "lerp",
-    "fill",
-    "zero",
-    "__and__",
-    "__or__",
-    "__xor__",
-)
+    "pointwise", "copy", "where", "masked_fill", "addcmul", "addcdiv", "lerp", "fill", "zero", "floor_divide",
+    "__and__", "__or__", "__xor__", "multiply", "subtract", "divide", "true_divide", "negative", "absolute",
+    "greater", "greater_equal", "less", "less_equal", "not_equal", "clip", "fix",
+)  # fmt: skip
 def pointwise(analysis: Analysis, node: fx.Node) -> Outcome:
     """Element by element with broadcasting."""
     return analysis.broadcast([analysis.axes(n) for n in tensors_of(node)])
@@ -61,7 +52,9 @@ def dimensions(analysis: Analysis, node: fx.Node, name: str = "dim", rank: int |
 
 
 @rule("softmax", "_softmax", "log_softmax", "_log_softmax", "cumsum", "cumprod", "cummax", "cummin", "logcumsumexp",
-      "sort", "argsort", "flip", "topk", "kthvalue", "roll")  # fmt: skip
+      "sort", "argsort", "flip", "topk", "kthvalue", "roll", "diff", "fft_fft", "fft_ifft", "fft_rfft", "fft_irfft",
+      "fft_hfft", "fft_ihfft", "fft_fft2", "fft_ifft2", "fft_rfft2", "fft_irfft2", "fft_fftn", "fft_ifftn",
+      "fft_rfftn", "fft_irfftn", "fft_fftshift", "fft_ifftshift")  # fmt: skip
 def along_axis(analysis: Analysis, node: fx.Node) -> Outcome:
     """The values depend on all units of an axis, or on their order: it cannot be narrowed."""
     axes = list(analysis.axes(node.args[0]))
@@ -80,8 +73,8 @@ def along_axis(analysis: Analysis, node: fx.Node) -> Outcome:
     return kept if isinstance(values, (tuple, list)) else kept[0]
 
 
-@rule("sum", "mean", "amax", "amin", "max", "min", "var", "std", "var_mean", "std_mean", "all", "any", "norm",
-      "linalg_vector_norm", "argmax", "argmin", "prod", "logsumexp", "median", "mode", "count_nonzero")  # fmt: skip
+@rule("sum", "mean", "nanmean", "nansum", "amax", "amin", "aminmax", "max", "min", "var", "std", "var_mean", "std_mean",
+      "all", "any", "argmax", "argmin", "prod", "logsumexp", "median", "mode", "count_nonzero")  # fmt: skip
 def reduction(analysis: Analysis, node: fx.Node) -> Outcome:
     """Some axes are reduced. A mean needs no care; a sum is scaled; what depends on order or on K is frozen."""
     name = operator_name(node)
@@ -98,15 +91,14 @@ def reduction(analysis: Analysis, node: fx.Node) -> Outcome:
     for d in reduced:
         if name in {"argmax", "argmin", "prod", "logsumexp", "median", "mode", "count_nonzero"} or ordered:
             freeze(axes[d], f"{name} over this axis")
-        elif name in {"norm", "linalg_vector_norm"}:
-            order = analysis.argument(node, "p" if name == "norm" else "ord", 2)
-            if order in (1, 2, 1.0, 2.0):
-                analysis.contract(node, tensors_of(node)[0], d, power=1 / order)
-            elif order != float("inf"):
-                freeze(axes[d], f"{order}-norm over this axis")
         else:
-            analysis.contract(node, tensors_of(node)[0], d, power=1.0 if name == "sum" else 0.0)
-    keep = analysis.argument(node, "keepdim", False)
+            analysis.contract(node, tensors_of(node)[0], d, power=1.0 if name in {"sum", "nansum"} else 0.0)
+    return reduced_axes(analysis, node, reduced)
+
+
+def reduced_axes(analysis: Analysis, node: fx.Node, reduced: list[int]) -> Outcome:
+    """What is left of the first argument's axes; of size 1 where they are kept."""
+    axes, keep = analysis.axes(node.args[0]), analysis.argument(node, "keepdim", False)
     left = [
         Axis(((),)) if d in reduced else Axis(a.terms) for d, a in enumerate(axes) if keep or d not in reduced
     ]
@@ -140,6 +132,17 @@ def counted(analysis: Analysis, node: fx.Node) -> Outcome:
         *_, last = analysis.shape(node)
         return [*analysis.axes(node.args[0]), fresh(last, "a one-hot code")]
     return analysis.frozen(node, "made by counting")
+
+
+@rule("histc", "bincount", "nonzero", "unique", "_unique2", "unique_consecutive", "unique_dim", "searchsorted",
+      "bucketize", "isin")  # fmt: skip
+def found_by_value(analysis: Analysis, node: fx.Node) -> Outcome:
+    """What is counted or found depends on all values: nothing of the arguments can be narrowed."""
+    name = operator_name(node)
+    for tensor in tensors_of(node):
+        for axis in analysis.axes(tensor):
+            freeze(axis, f"{name} over its values")
+    return analysis.frozen(node, f"made by {name}")
 
 
 @rule("tril", "triu")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from string import ascii_letters
+
 from torch import fx
 
 from msfusion.width.analysis import Analysis, Outcome, operator_name, overload, rule
 from msfusion.width.axes import Axes, Axis, freeze, fresh, unify
+from msfusion.width.rules_elementwise import tensors_of
 from msfusion.width.views import merge, split
 
 
@@ -51,13 +54,29 @@ def addmm(analysis: Analysis, node: fx.Node) -> Outcome:
     return analysis.broadcast([product, analysis.axes(analysis.argument(node, "self"))])
 
 
+@rule("grouped_mm", "_grouped_mm", "grouped_mm_fallback")
+def grouped_mm(analysis: Analysis, node: fx.Node) -> Outcome:
+    """Rows [n, k], sorted by expert, times the stacked experts' matrices [experts, k, m] give [n, m]."""
+    source, weight, *_ = tensors_of(node)
+    x, w = analysis.axes(source), analysis.axes(weight)
+    if len(w) != 3 or len(x) not in (2, 3):
+        return None
+    freeze(w[0], "experts that are chosen by number")
+    if len(x) == 3:
+        unify(x[0], w[0])
+    unify(x[-1], w[1])
+    analysis.contract(node, weight, 1, (source, -1))
+    product = [*x[:-1], Axis(w[2].terms)]
+    bias = analysis.argument(node, "bias")
+    return analysis.broadcast([product, analysis.axes(bias)]) if bias is not None else product
+
+
 @rule("einsum")
 def einsum(analysis: Analysis, node: fx.Node) -> Outcome:
     """Each letter is one axis; letters that the result lacks are summed over."""
     equation = str(node.args[0]).replace(" ", "")
     operands = [analysis.axes(n) for n in analysis.argument(node, "tensors")]
-    if "..." in equation:
-        return None
+    equation = _without_dots(equation, [len(axes) for axes in operands])
     left, arrow, right = equation.partition("->")
     terms = left.split(",")
     if not arrow:
@@ -65,11 +84,33 @@ def einsum(analysis: Analysis, node: fx.Node) -> Outcome:
     axes: dict[str, Axis] = {}
     for letters, operand in zip(terms, operands, strict=True):
         for letter, axis in zip(letters, operand, strict=True):
-            if axis.size != 1 or letter not in axes:
-                unify(axes.setdefault(letter, axis), axis)
+            known = axes.get(letter)
+            if known is None or known.size == 1:
+                axes[letter] = axis
+            elif axis.size != 1:
+                unify(known, axis)
     for letter in axes.keys() - set(right):
         _contract_letter(analysis, node, terms, letter)
     return [Axis(axes[letter].terms) for letter in right]
+
+
+def _without_dots(equation: str, ranks: list[int]) -> str:
+    """The equation with letters for the axes that an ellipsis stands for, counted from the last."""
+    if "..." not in equation:
+        return equation
+    left, arrow, right = equation.partition("->")
+    free = [letter for letter in ascii_letters if letter not in equation]
+    terms, most = left.split(","), 0
+    for number, (term, rank) in enumerate(zip(terms, ranks, strict=True)):
+        if "..." in term:
+            dots = rank - len(term.replace("...", ""))
+            most = max(most, dots)
+            terms[number] = term.replace("...", "".join(reversed(free[:dots])))
+    shared = "".join(reversed(free[:most]))
+    if not arrow:
+        letters = left.replace(".", "").replace(",", "")
+        right = "..." + "".join(sorted(c for c in set(letters) if letters.count(c) == 1))
+    return f"{','.join(terms)}->{right.replace('...', shared)}"
 
 
 def _contract_letter(analysis: Analysis, node: fx.Node, terms: list[str], letter: str) -> None:
@@ -162,34 +203,50 @@ def recurrent(analysis: Analysis, node: fx.Node) -> Outcome:
     weights = analysis.argument(node, "params")
     layers, batch_first = analysis.argument(node, "num_layers"), analysis.argument(node, "batch_first")
     directions = 2 if analysis.argument(node, "bidirectional") else 1
-    per_cell = 4 if analysis.argument(node, "has_biases") else 2
-    if len(weights) != per_cell * layers * directions:
-        return None  # projections
-    hidden = analysis.axes(weights[1])[1]
+    per_cell = len(weights) // (layers * directions)  # input, state, two biases, projection of the state
+    projected = per_cell % 2 == 1
+    outputs = analysis.axes(weights[1])[1]  # what a layer gives: its hidden units, or their projection
+    hidden = analysis.axes(weights[per_cell - 1])[1] if projected else outputs
     below = x[-1]
     for layer in range(layers):
         for direction in range(directions):
             cell = weights[(layer * directions + direction) * per_cell :][:per_cell]
-            _cell(analysis, node, cell, gates, below, hidden)
-        below = Axis(hidden.terms * directions)
-    for state in states:
-        unify(analysis.axes(state)[-1], hidden)
-        for axis in analysis.axes(state)[:-2]:
-            freeze(axis, "layers and directions")
+            _cell(analysis, node, cell[:-1] if projected else cell, gates, below, outputs, hidden)
+            if projected:
+                _projection(analysis, node, cell[-1], hidden, outputs)
+        below = Axis(outputs.terms * directions)
+    for state, axis in zip(states, (outputs, hidden), strict=False):  # of an LSTM the second is the cell's
+        unify(analysis.axes(state)[-1], axis)
+        for leading in analysis.axes(state)[:-2]:
+            freeze(leading, "layers and directions")
     examples = [] if len(x) == 2 else [x[0 if batch_first else 1]]
-    last = [fresh(layers * directions, "layers and directions"), *examples, Axis(hidden.terms)]
-    return [[*x[:-1], below], *([last] * len(states))]
+    last = [fresh(layers * directions, "layers and directions"), *examples]
+    final = [[*last, Axis(axis.terms)] for axis in (outputs, hidden)]
+    return [[*x[:-1], below], *final[: len(states)]]
+
+
+def _projection(analysis: Analysis, node: fx.Node, weight: fx.Node, hidden: Axis, outputs: Axis) -> None:
+    """The hidden units of an LSTM's cell are mapped to fewer before they go on: [outputs, h]."""
+    unify(analysis.axes(weight)[0], outputs)
+    unify(analysis.axes(weight)[1], hidden)
+    analysis.contract(node, weight, 1)
 
 
 def _cell(
-    analysis: Analysis, node: fx.Node, weights: list[fx.Node], gates: int, below: Axis, hidden: Axis
+    analysis: Analysis,
+    node: fx.Node,
+    weights: list[fx.Node],
+    gates: int,
+    below: Axis,
+    state: Axis,
+    hidden: Axis,
 ) -> None:
-    """One layer in one direction: w_ih [gates * h, i], w_hh [gates * h, h] and two biases [gates * h]."""
+    """One layer in one direction: w_ih [gates * h, i], w_hh [gates * h, state] and two biases [gates * h]."""
     blocks = Axis(tuple((*fresh(gates, "gates").terms[0], *term) for term in hidden.terms))
     if len(hidden.terms) > 1:
         freeze(hidden, "a recurrent state made of parts")
     unify(analysis.axes(weights[0])[1], below)
-    unify(analysis.axes(weights[1])[1], hidden)
+    unify(analysis.axes(weights[1])[1], state)
     for weight in weights[:2]:
         analysis.contract(node, weight, 1)
     for weight in weights:
@@ -205,7 +262,7 @@ def recurrent_cell(analysis: Analysis, node: fx.Node) -> Outcome:
     names = ("w_ih", "w_hh", "b_ih", "b_hh")
     weights = [tensor for name in names if (tensor := analysis.argument(node, name)) is not None]
     hidden = analysis.axes(weights[1])[1]
-    _cell(analysis, node, weights, gates, x[-1], hidden)
+    _cell(analysis, node, weights, gates, x[-1], hidden, hidden)
     for state in states:
         analysis.broadcast([analysis.axes(state), [*x[:-1], hidden]])
     out = [*x[:-1], Axis(hidden.terms)]

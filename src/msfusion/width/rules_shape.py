@@ -1,4 +1,4 @@
-"""Rules for operators that rearrange: transpose, view, cut, join, repeat, index."""
+"""Rules for operators that rearrange: transpose, view, cut, join, repeat."""
 
 from __future__ import annotations
 
@@ -118,12 +118,23 @@ def _repeated(axis: Axis, times: int, inner: bool) -> Axis:
 
 @rule("select", "unbind")
 def select(analysis: Analysis, node: fx.Node) -> Outcome:
-    """Single positions of an axis are picked out: it cannot be narrowed."""
+    """Single positions of an axis are picked out: it cannot be narrowed, unless all of them are alike."""
     axes = list(analysis.axes(node.args[0]))
     d = dimensions(analysis, node)[0]
-    freeze(axes.pop(d), "indexed at fixed positions")
+    picked = axes.pop(d)
+    if not (_of_one_value(node.args[0]) and analysis.argument(node, "index") in (0, -1)):
+        freeze(picked, "indexed at fixed positions")
     values = node.meta["val"]
     return [list(axes) for _ in values] if isinstance(values, (tuple, list)) else axes
+
+
+def _of_one_value(source: Any) -> bool:
+    """Whether a tensor was just made of one value repeated (and perhaps sliced), and nobody writes into it."""
+    while len(source.users) == 1 and getattr(source.target, "_schema", None) is not None:
+        if operator_name(source) != "slice":
+            return operator_name(source) in {"zeros_like", "ones_like", "full_like"}
+        source = source.args[0]
+    return False
 
 
 @rule("slice", "narrow")
@@ -132,13 +143,15 @@ def slice_(analysis: Analysis, node: fx.Node) -> Outcome:
     axes = list(analysis.axes(node.args[0]))
     d = dimensions(analysis, node)[0] if axes else 0
     axis, size = axes[d], analysis.shape(node)[d]
-    if size == axis.size:
+    if any(isinstance(analysis.argument(node, name), fx.Node) for name in ("start", "end", "length")):
+        freeze(axis, "sliced up to a length that varies")
+    elif size == axis.size:
         return axes
     if size == 0:
         axes[d] = Axis(())
         return axes
     start, step = analysis.argument(node, "start"), analysis.argument(node, "step", 1)
-    if not isinstance(start, int | None) or step != 1 or is_frozen(axis):
+    if step != 1 or is_frozen(axis):
         freeze(axis, "sliced")
         axes[d] = fresh(size, "a slice of an axis that is not narrowed")
         return axes
@@ -219,41 +232,39 @@ def pad(analysis: Analysis, node: fx.Node) -> Outcome:
     return axes
 
 
-@rule("index", "index_select", "embedding")
-def index(analysis: Analysis, node: fx.Node) -> Outcome:
-    """Positions of an axis are looked up: it cannot be narrowed, the others pass."""
-    name = operator_name(node)
-    source = "weight" if name == "embedding" else "self"
-    axes = list(analysis.axes(analysis.argument(node, source)))
-    indices = analysis.argument(node, "indices") or []
-    if name == "embedding":
-        d, looked_up = 0, [analysis.argument(node, "indices")]
-    elif name == "index_select":
-        d, looked_up = dimensions(analysis, node)[0], [analysis.argument(node, "index")]
-    else:
-        given = [position for position, entry in enumerate(indices) if entry is not None]
-        looked_up = [indices[position] for position in given]
-        d = given[0]
-        if given != list(range(d, d + len(given))) or any(
-            n.meta["val"].dtype.is_floating_point for n in looked_up
-        ):
-            return None
-    reason = "looked up by index (a vocabulary)" if name == "embedding" else "looked up by index"
-    for axis in axes[d : d + len(looked_up)]:
-        freeze(axis, reason)
-    found = analysis.broadcast([analysis.axes(n) for n in looked_up])
-    return [Axis(axis.terms) for axis in (*axes[:d], *found, *axes[d + len(looked_up) :])]
+@rule("unfold")
+def unfold(analysis: Analysis, node: fx.Node) -> Outcome:
+    """Windows of an axis: their number stands where the axis was, their positions last."""
+    axes, sizes = list(analysis.axes(node.args[0])), analysis.shape(node)
+    d = dimensions(analysis, node, "dimension")[0]
+    freeze(axes[d], "cut into windows")
+    axes[d] = fresh(sizes[d], "windows")
+    return [*axes, fresh(sizes[-1], "the positions of a window")]
 
 
-@rule("embedding_bag", "_embedding_bag")
-def embedding_bag(analysis: Analysis, node: fx.Node) -> Outcome:
-    """Sums, means or maxima of embeddings; the further outputs count positions."""
-    outputs = analysis.frozen(node, "bags of indices")
-    assert outputs is not None
-    vocabulary, width = analysis.axes(analysis.argument(node, "weight"))
-    freeze(vocabulary, "looked up by index (a vocabulary)")
-    bags: Any = outputs[0]
-    return [[bags[0], Axis(width.terms)], *outputs[1:]]
+@rule("im2col")
+def im2col(analysis: Analysis, node: fx.Node) -> Outcome:
+    """Windows of an image as columns: [n, channels * positions of a window, windows]."""
+    *batch, channels, height, width = analysis.axes(node.args[0])
+    *_, rows, windows = analysis.shape(node)
+    for axis in (height, width):
+        freeze(axis, "cut into windows")
+    inside = fresh(rows // channels.size, "the positions of a window").terms[0]
+    column = Axis(tuple((*term, *inside) for term in channels.terms))
+    return [*batch, column, fresh(windows, "windows")]
+
+
+@rule("col2im")
+def col2im(analysis: Analysis, node: fx.Node) -> Outcome:
+    """Columns of windows put back, with sums where they overlap: [n, channels, height, width]."""
+    *batch, column, windows = analysis.axes(node.args[0])
+    *_, channels, height, width = analysis.shape(node)
+    parts = split(column.terms, [channels, column.size // channels])
+    if parts is None:
+        return None
+    freeze(parts[1], "the positions of a window")
+    freeze(windows, "windows")
+    return [*batch, parts[0], fresh(height, "space"), fresh(width, "space")]
 
 
 @rule("view_as_complex", "view_as_real")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from msfusion.width.execute import call_operator, execute
 from msfusion.width.generate import Forward, compile_graph
 from msfusion.width.graph import Compiled, Program
 from msfusion.width.groups import WidthMap, Window
+from msfusion.width.measure import depends_on_data
 from msfusion.width.resize import Resizer, Widths
 from msfusion.width.slices import checked_units, extract
 from msfusion.width.stacked import stackable
@@ -170,11 +170,13 @@ def check_narrow_shapes(width_map: WidthMap) -> None:
         resizer = _resizer(program, sizes, True)
         resizer.run(program.graphs[training].graph)
         sources = {copy: source for source, copy in resizer.copies.items() if isinstance(copy, fx.Node)}
-        _check_graph(program, resizer, sources)
+        _check_graph(width_map, program, resizer, sources)
 
 
-def _check_graph(program: Program, resizer: Resizer, sources: dict[fx.Node, fx.Node]) -> None:
-    """Run the resized graph on tensors without data, as far as it can be known without."""
+def _check_graph(
+    width_map: WidthMap, program: Program, resizer: Resizer, sources: dict[fx.Node, fx.Node]
+) -> None:
+    """Run the resized graph on tensors without data; on the example itself where shapes depend on data."""
     analysis, widths = resizer.analysis, resizer.widths
     tensors = program.tensors()
 
@@ -189,17 +191,31 @@ def _check_graph(program: Program, resizer: Resizer, sources: dict[fx.Node, fx.N
             raise _unfit(program, source or node, problem) from error
         if isinstance(value, Tensor) and source is not None and analysis.values.get(source):
             shape, expected = list(value.shape), [widths(axis) for axis in analysis.axes(source)]
-            if shape != expected:
+            if len(shape) != len(expected) or any(
+                found != wanted and not depends_on_data(traced)
+                for found, wanted, traced in zip(shape, expected, source.meta["val"].shape, strict=True)
+            ):
                 raise _unfit(program, source, f"shape {shape} where {expected} was expected")
         return value
 
-    with (
-        FakeTensorMode(allow_non_fake_inputs=True) as mode,
-        torch.no_grad(),
-        suppress(DataDependentOutputException, DynamicOutputShapeException),
-    ):
-        inputs = [mode.from_tensor(tensor) for tensor in program.call.example]
-        execute(resizer.graph, inputs, lambda name: _fake_state(name, resizer, tensors), checked)
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
+            inputs = [mode.from_tensor(tensor) for tensor in program.call.example]
+            execute(resizer.graph, inputs, lambda name: _fake_state(name, resizer, tensors), checked)
+        return
+    except (DataDependentOutputException, DynamicOutputShapeException):
+        if program.without_values:
+            return  # there is no data: as far as it can be known without
+    window = {name: torch.arange(size) for name, size in widths.sizes.items()}
+
+    def held(name: str) -> Any:
+        return (
+            _cut(tensors[name].detach(), width_map, name, window) if name in tensors else resizer.scales[name]
+        )
+
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        inputs = [tensor.detach().clone() for tensor in program.call.example]
+        execute(resizer.graph, inputs, held, checked)
 
 
 def _fake_state(name: str, resizer: Resizer, tensors: Mapping[str, Tensor]) -> Any:

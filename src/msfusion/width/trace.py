@@ -9,26 +9,42 @@ from typing import Any
 from torch import Tensor, nn
 
 from msfusion.errors import MsfusionError, UntraceableModelError
-from msfusion.width import rules_elementwise, rules_linear, rules_norm, rules_shape
+from msfusion.width import (
+    rules_distance,
+    rules_elementwise,
+    rules_index,
+    rules_linear,
+    rules_norm,
+    rules_shape,
+)
 from msfusion.width.analysis import Analysis
 from msfusion.width.axes import Atom, Axes, Product, atoms_of, find, freeze, fresh, resolved, size_of
 from msfusion.width.export import export_program
 from msfusion.width.graph import Program
 from msfusion.width.groups import Frozen, Group, Place, WidthMap
+from msfusion.width.measure import measure
 from msfusion.width.mode import without_cache
+from msfusion.width.outputs import Outputs
 from msfusion.width.tensors import left_as_it_was, state_tensors
 
-_RULES = (rules_elementwise, rules_linear, rules_norm, rules_shape)  # imported for their rules
+# imported for their rules
+_RULES = (rules_distance, rules_elementwise, rules_index, rules_linear, rules_norm, rules_shape)
 
 _UNTOUCHED = "no part of the model's computation"
 
 
-def trace(model: nn.Module, example_inputs: tuple[Any, ...] | Mapping[str, Any]) -> WidthMap:
+def trace(
+    model: nn.Module, example_inputs: tuple[Any, ...] | Mapping[str, Any], outputs: Outputs | None = None
+) -> WidthMap:
     """Find the width map of a model, prove it, and check that what will be run is what was proved.
 
     `example_inputs` are positional arguments (a tuple) or keyword arguments (a dict) of `model.forward`; sub-models
     take any number of examples, and any time where the model does. The model itself is only read. Its inputs, outputs
     and time are never narrowed; attention is narrowed by whole heads (key-value heads where queries share them).
+
+    `outputs` names those of the model's outputs that count: `"logits"`, or the position in a tuple, or several of them.
+    The others are dropped from what sub-models return (an output of the same kind), and so may be narrowed: an
+    encoder-decoder that returns its encoder's last state beside its logits otherwise keeps that state's width.
 
     Raises UntraceableModelError, naming module and operation, where the model cannot be exported, where the map cannot
     be proved, or where its sub-models do not run.
@@ -38,7 +54,7 @@ def trace(model: nn.Module, example_inputs: tuple[Any, ...] | Mapping[str, Any])
 
     with left_as_it_was(model), without_cache(model):
         try:
-            program = export_program(model, example_inputs)
+            program = export_program(model, example_inputs, outputs)
             analysis = analyse(program)
             width_map = collect(program, analysis)
             width_map.prove()
@@ -63,6 +79,7 @@ def analyse(program: Program) -> Analysis:
         state[name] = state[owner] if owner != name else _state_axes(name, tensor)
     analysis = Analysis(program, state)
     for training in (False, True):
+        measure(program, program.graphs[training])
         analysis.run(program.graphs[training])
     return analysis
 
