@@ -18,6 +18,7 @@ from msfusion.batch import IGNORED, Batch
 from msfusion.data.spec import FOLDER, is_pretrained
 from msfusion.errors import ConfigError, DataError
 from msfusion.imports import in_one_line
+from msfusion.memory import machine_memory
 
 PADDING, UNKNOWN, MASK = "<pad>", "<unk>", "<mask>"
 END_OF_LINE = "\n"
@@ -103,7 +104,15 @@ def encode_texts(
 
 
 def padded(documents: Sequence[Sequence[int]], length: int, encoder: Encoder) -> Int[Tensor, "examples time"]:
-    """Each document's first `length` ids, filled up with padding. An empty one becomes an unknown token."""
+    """Each document's first `length` ids, filled up with padding. An empty one becomes an unknown token.
+
+    Raises DataError where this machine cannot hold so many.
+    """
+    if len(documents) * length * 8 > machine_memory():
+        raise DataError(
+            f"{len(documents)} texts of data.length = {length} tokens each are more than this machine's memory: lower "
+            "data.length or data.max_train."
+        )
     ids = np.full((len(documents), length), encoder.padding, dtype=np.int64)
     for row, document in enumerate(documents):
         # one token at least: a row of nothing but padding would leave attention nothing to attend to
