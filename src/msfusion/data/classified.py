@@ -67,6 +67,7 @@ def load_classification(
         vocabulary_size=encoder.size if encoder else None,
         padding=encoder.padding if encoder else None,
         tokens=encoder.tokens if encoder else (),
+        tokenizer=encoder.name if encoder else None,
     )
 
 
@@ -82,7 +83,9 @@ def _inputs(
     train_texts = _texts(train, columns.input, train_rows)
     test_texts = _texts(test, columns.input, test_rows)
     tokenizer = spec.tokenizer or "words"
-    train_ids, test_ids, encoder = encode_texts(tokenizer, train_texts, test_texts, spec.vocabulary_size)
+    train_ids, test_ids, encoder = encode_texts(
+        tokenizer, train_texts, test_texts, spec.vocabulary_size, spec.length
+    )
     return padded(train_ids, spec.length, encoder), padded(test_ids, spec.length, encoder), encoder
 
 

@@ -35,6 +35,7 @@ class Loaded:
     vocabulary_size: int | None = None
     padding: int | None = None
     tokens: tuple[str, ...] = ()
+    tokenizer: str | None = None
     masked: bool = False
 
 
