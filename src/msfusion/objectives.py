@@ -123,7 +123,7 @@ def gradient_step(
 
 
 def make_dense(parameters: Iterable[nn.Parameter]) -> None:
-    """Make sparse gradients (of `nn.Embedding(sparse=True)`) dense ones of the same values: all optimisers take those."""
+    """Make sparse gradients (of `nn.Embedding(sparse=True)`) dense ones of the same values, for any optimiser."""
     for parameter in parameters:
         if parameter.grad is not None and parameter.grad.is_sparse:
             parameter.grad = parameter.grad.to_dense()

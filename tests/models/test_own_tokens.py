@@ -89,7 +89,7 @@ def test_random_weights_make_a_vocabulary_as_before(rows: Path, tmp_path: Path) 
         (
             True,
             ["data.tokenizer=words"],
-            "learnt other token ids .*set data.tokenizer = 'transformers:.*bert', or leave",
+            "learnt other token ids .*set data.tokenizer = .*bert', or leave",
         ),
     ],
 )
@@ -130,7 +130,7 @@ def test_the_tokenizer_of_another_model_is_refused(rows: Path, tmp_path: Path) -
     spec = ModelSpec(str(folder), weights="pretrained")
     build_model(spec, loaded(rows, folder, f"data.tokenizer=transformers:{same}"))
     with pytest.raises(
-        ConfigError, match="has other tokens than the tokenizer in .*leave data.tokenizer out"
+        ConfigError, match=r"has other tokens than the tokenizer in .*leave data.tokenizer out"
     ):
         build_model(spec, loaded(rows, folder, f"data.tokenizer=transformers:{other}"))
 
@@ -140,7 +140,7 @@ def test_more_tokens_than_embeddings_and_another_padding_are_refused(rows: Path,
     save_tokenizer(small, WORDS)
     spec = ModelSpec(str(small), weights="pretrained")
     with pytest.raises(
-        ConfigError, match="vocab_size = 4 is less than the data's vocabulary size 5.*resize_token"
+        ConfigError, match=r"vocab_size = 4 is less than the data's vocabulary size 5.*resize_token"
     ):
         build_model(spec, loaded(rows, small, "model.weights=pretrained"))
     padding = save_model(tmp_path / "padding", pad_token_id=0)
@@ -157,7 +157,7 @@ def test_a_tokenizer_cuts_texts_so_that_their_end_stays(tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path)
     ids, _, encoder = encode_texts(f"transformers:{tmp_path}", ["a b a b a b", "b", ""], [], 10, longest=4)
     assert ids == [[2, 4, 5, 3], [2, 5, 3], [2, 3]]
-    assert (encoder.padding, encoder.unknown, encoder.size) == (0, 1, 6)
+    assert (encoder.padding, encoder.unknown, encoder.size) == (0, 1, 7)  # with a mask
     assert padded([[]], 2, encoder).tolist() == [[1, 0]]
 
 

@@ -52,7 +52,6 @@ def build_transformers(spec: ModelSpec, sizes: Mapping[str, Any]) -> nn.Module:
         config = _folder_config(transformers, folder, spec, sizes) if _is_folder(target) else _new_config(
             transformers, target, spec, sizes
         )  # fmt: skip
-        _require_same_tokens(folder, spec, sizes)
         _require_room(config, sizes)
         head = getattr(transformers, HEADS[task])
         require_room(
@@ -122,6 +121,7 @@ def _folder_config(transformers: Any, folder: Path, spec: ModelSpec, sizes: Mapp
             f"model.name = '{spec.name}': there is no config.json in {folder} (seen from {Path.cwd()})."
         )
     require_harmless(folder)
+    _require_same_tokens(folder, spec, sizes)
     stored = transformers.AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
     _require_known(stored, spec)
     require_sane(spec.options, "model.options")
