@@ -36,6 +36,7 @@ from msfusion.config_sections import (
 from msfusion.data.spec import DataSpec
 from msfusion.engines.split import SplitSettings
 from msfusion.errors import ConfigError
+from msfusion.folders import PREFIX, folder_of, has_tokenizer
 from msfusion.methods.capacities import Capacities
 from msfusion.methods.grow_settings import GrowSettings
 from msfusion.methods.training import TrainingSettings
@@ -145,8 +146,24 @@ class Config(Section):
 
     @property
     def data_spec(self) -> DataSpec:
-        """What `load_data` takes. Raises ConfigError on an impossible value."""
-        return DataSpec(**dict(self.data), participants=self.participants.count, seed=self.seed)
+        """What `load_data` takes. Raises ConfigError on an impossible value.
+
+        Without a data.tokenizer, text becomes tokens as the trained weights learnt them: by the tokenizer in their
+        folder.
+        """
+        settings: dict[str, Any] = dict(self.data)
+        settings["tokenizer"] = settings["tokenizer"] or self._own_tokenizer
+        return DataSpec(**settings, participants=self.participants.count, seed=self.seed)
+
+    @property
+    def _own_tokenizer(self) -> str | None:
+        """The tokenizer that stands beside trained weights, as `DataSpec.tokenizer` names it, if there is one."""
+        model = dict(self.model)
+        names = [] if model["weights"] == "random" else [model["name"]]
+        if self.grow is not None and self.method.name == "fedgrow":
+            names += [small for small in self.grow.small if isinstance(small, str)]
+        folders = [folder for folder in map(folder_of, names) if has_tokenizer(folder)]
+        return f"{PREFIX}{folders[0]}" if folders else None
 
     @property
     def model_spec(self) -> ModelSpec:

@@ -10,8 +10,21 @@ from typing import Any
 
 from torch import nn
 
-from msfusion.errors import GrowthError
+from msfusion.errors import ConfigError, GrowthError
+from msfusion.imports import in_one_line
 
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "vocab.txt",
+    "vocab.json",
+)
+"""One of these is in each folder that holds a tokenizer of transformers."""
+VOCABULARY = "vocabulary.json"
+"""Where a folder lists the tokens of a vocabulary that was made of training texts: a list of all by their id."""
 PREFIX = "transformers:"
 """What the name of a model of transformers may start with, to tell it from others."""
 
@@ -19,6 +32,34 @@ PREFIX = "transformers:"
 def folder_of(name: str) -> Path:
     """The folder that a model's name in a configuration may stand for."""
     return Path(name.removeprefix(PREFIX)).expanduser()
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds a tokenizer as `save_pretrained` of transformers writes it."""
+    return any((folder / name).is_file() for name in TOKENIZER_FILES)
+
+
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer in a folder (or of that name on the Hub). Raises ConfigError where there is none."""
+    try:
+        from transformers import AutoTokenizer
+    except ImportError as error:
+        raise ConfigError(
+            "data.tokenizer = 'transformers:...' needs transformers: pip install 'msfusion[transformers]'."
+        ) from error
+    try:
+        return AutoTokenizer.from_pretrained(str(Path(name).expanduser()), trust_remote_code=False)
+    except Exception as error:  # transformers raises many kinds, ImportError and OSError among them
+        raise ConfigError(
+            f"data.tokenizer: {name} holds no tokenizer that can be loaded ({why(error)})."
+        ) from error
+
+
+def why(error: Exception) -> str:
+    """What an error of transformers says, in one line, and in our words where it asks whether to run code."""
+    if "trust_remote_code" in str(error) or "custom code" in str(error):
+        return "it needs code of its own (auto_map), which is never run"
+    return in_one_line(error)
 
 
 def load_whole(architecture: Any, folder: Path, config: Any, **settings: Any) -> nn.Module:
@@ -32,6 +73,7 @@ def load_whole(architecture: Any, folder: Path, config: Any, **settings: Any) ->
             str(folder),
             config=config,
             use_safetensors=True,
+            trust_remote_code=False,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
             **settings,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from msfusion.batch import IGNORED, Batch
 from msfusion.errors import DataError, TrainingError
+from msfusion.imports import in_one_line
 
 _NOTHING = "there is nothing to evaluate on: no example has a target; give a test set with targets"
 
@@ -124,10 +125,18 @@ def gradient_step(
     optimizer.zero_grad(set_to_none=True)
     loss = objective(model, batch)
     loss.backward()  # type: ignore[no-untyped-call]  # torch's own
+    make_dense(model.parameters())
     if clip_norm is not None:
         nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
     optimizer.step()
     return float(loss.detach())
+
+
+def make_dense(parameters: Iterable[nn.Parameter]) -> None:
+    """Make sparse gradients (of `nn.Embedding(sparse=True)`) dense ones of the same values, for any optimiser."""
+    for parameter in parameters:
+        if parameter.grad is not None and parameter.grad.is_sparse:
+            parameter.grad = parameter.grad.to_dense()
 
 
 def evaluate(
@@ -188,6 +197,43 @@ def _weights_like(
     there, wanted = (torch.bincount(each, minlength=classes).double() for each in (labels, own))
     weights = (wanted / there)[labels]
     return weights / weights.sum().clamp(min=torch.finfo(torch.float64).tiny)
+
+
+def require_embeddings(model: nn.Module, batch: Batch, vocabulary_size: int | None) -> None:
+    """Call the model on a few examples, and check that what embeds their tokens has a row for each of the vocabulary.
+
+    Raises DataError, naming the module, where one has fewer: training would meet a token without a row sooner or
+    later. Leaves the model in the mode in which it was.
+    """
+    tokens = batch.inputs.get("input_ids") if isinstance(batch.inputs, dict) else batch.inputs[0]
+    if vocabulary_size is None or tokens is None:
+        return
+
+    def check(name: str, module: nn.Embedding, inputs: tuple[Any, ...]) -> None:
+        given = inputs[0] if inputs else None
+        embeds = isinstance(given, Tensor) and given.shape == tokens.shape and torch.equal(given, tokens)
+        if embeds and module.num_embeddings < vocabulary_size:
+            raise DataError(
+                f"the model's {name or 'embedding'} has {module.num_embeddings} rows, and the vocabulary of the data "
+                f"{vocabulary_size} tokens: give it more rows, or the data a smaller data.vocabulary_size"
+            )
+
+    hooks = [
+        module.register_forward_pre_hook(lambda module, inputs, name=name: check(name, module, inputs))
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding)
+    ]
+    try:
+        with _evaluating(model):
+            batch.call(model)
+    except IndexError as error:
+        raise DataError(
+            f"the model has no row for a token of the data, whose vocabulary has {vocabulary_size} tokens "
+            f"({in_one_line(error)}): make its embedding as large"
+        ) from error
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @contextmanager

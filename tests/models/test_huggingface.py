@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -97,6 +98,7 @@ def folder(tmp_path: Path) -> Path:
     """A GPT-2 as save_pretrained writes it."""
     model = build_model(ModelSpec("transformers:gpt2", GPT2, seed=5), docs())
     model.save_pretrained(tmp_path / "gpt")
+    (tmp_path / "gpt" / "vocabulary.json").write_text(json.dumps(docs().tokens))
     return tmp_path / "gpt"
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,15 @@ from torch import Tensor
 
 from msfusion.batch import Batch
 from msfusion.data.builtin import stratified
-from msfusion.data.columns import Columns, column_values
+from msfusion.data.columns import Columns, column_values, image_mode, is_missing, require_one_kind
 from msfusion.data.images import decode_images, normalised
-from msfusion.data.loaded import Loaded, check_labels
+from msfusion.data.loaded import Loaded
 from msfusion.data.spec import DataSpec
 from msfusion.data.text import Encoder, encode_texts, padded
 from msfusion.errors import DataError
+
+MANY = 100
+"""From so many examples on, labels that all differ are taken for a mistake."""
 
 
 def load_classification(
@@ -32,31 +36,38 @@ def load_classification(
     """The examples of a training and a test split (or, without one, a held-out share of each label).
 
     `keys`, one for each row of the training split, are what a partition goes by; by default the labels.
-    Raises DataError for labels that are missing, negative or out of range, and inputs that cannot be read.
+    Labels are texts or integers; those other than 0 ... k - 1 become the classes 0 ... k - 1 in sorted order, whose
+    names are the labels.
+    Raises DataError for labels that are missing or unknown to the training split, and inputs that cannot be read.
     """
     assert columns.label is not None
-    train_labels, names = _labels(train, columns.label, None, "the training split")
+    values = _label_values(train, columns.label, "the training split")
+    classes = _classes(values, _declared(train, columns.label), columns.label)
+    train_labels = _numbered(values, classes, "the training split")
     if test is None:
         kept, held_out = stratified(train_labels, spec.test_share or 0.2, spec.seed)
         test, test_labels = train, train_labels
     else:
         kept, held_out = torch.arange(len(train)), torch.arange(len(test))
-        test_labels, _ = _labels(test, columns.label, names, "the test split")
+        test_values = _label_values(test, columns.label, "the test split")
+        _require_same_classes(train, test, columns.label)
+        test_labels = _numbered(test_values, classes, "the test split")
     train_rows, test_rows = _chosen(kept, spec.max_train, spec), _chosen(held_out, spec.max_test, spec)
     train_inputs, test_inputs, encoder = _inputs(train, test, columns, train_rows, test_rows, spec)
-    description = f"{spec.source}: {columns.kind} classification, {len(names)} classes"
+    description = f"{spec.source}: {columns.kind} classification, {_told(classes)}"
     return Loaded(
         Batch((train_inputs,), train_labels[train_rows]),
         Batch((test_inputs,), test_labels[test_rows]),
         "classification",
-        len(names),
+        len(classes.names),
         Path(spec.source).name,
         description,
         keys=train_labels[train_rows].numpy() if keys is None else keys[train_rows.numpy()],
-        label_names=names,
+        label_names=classes.names,
         vocabulary_size=encoder.size if encoder else None,
         padding=encoder.padding if encoder else None,
         tokens=encoder.tokens if encoder else (),
+        tokenizer=encoder.name if encoder else None,
     )
 
 
@@ -72,36 +83,92 @@ def _inputs(
     train_texts = _texts(train, columns.input, train_rows)
     test_texts = _texts(test, columns.input, test_rows)
     tokenizer = spec.tokenizer or "words"
-    train_ids, test_ids, encoder = encode_texts(tokenizer, train_texts, test_texts, spec.vocabulary_size)
+    train_ids, test_ids, encoder = encode_texts(
+        tokenizer, train_texts, test_texts, spec.vocabulary_size, spec.length
+    )
     return padded(train_ids, spec.length, encoder), padded(test_ids, spec.length, encoder), encoder
 
 
-def _labels(
-    split: Any, column: str, names: tuple[str, ...] | None, holder: str
-) -> tuple[Tensor, tuple[str, ...]]:
-    """The labels as int64, and their names: the feature's, or found here where `names` is None."""
+@dataclass(frozen=True)
+class Classes:
+    """The classes of a data set: their names, and which class each value of the label column stands for."""
+
+    names: tuple[str, ...]
+    numbers: Mapping[int | str, int]
+    mapped: bool
+    """Whether the values are whole numbers other than 0 ... k - 1."""
+
+
+def _label_values(split: Any, column: str, holder: str) -> list[int | str]:
+    """The labels as integers or text. Raises DataError, naming the first example, for one that is neither."""
     values = column_values(split, column)
-    if None in values:
-        raise DataError(f"example {values.index(None)} of {holder} has no label.")
-    if isinstance(values[0], str):
-        names = names or tuple(sorted(set(values)))
-        number = {name: index for index, name in enumerate(names)}
-        unknown = next((index for index, value in enumerate(values) if value not in number), None)
-        if unknown is not None:
+    for row, value in enumerate(values):
+        if is_missing(value):
+            raise DataError(f"example {row} of {holder} has no label.")
+        if (
+            isinstance(value, float) and value.is_integer()
+        ):  # as pandas writes whole numbers beside missing ones
+            values[row] = int(value)
+        elif not isinstance(value, int | str):
+            shown = value if isinstance(value, float) else f"of type {type(value).__name__}"
             raise DataError(
-                f"example {unknown} of {holder} has label '{values[unknown]}', unknown to the training split."
+                f"example {row} of {holder} has a label {shown} in the column '{column}': labels must be integers or "
+                "text."
             )
-        return torch.tensor([number[value] for value in values]), names
-    if not isinstance(values[0], int):
+    require_one_kind(values, f"the labels of {holder}")
+    return values
+
+
+def _classes(values: Sequence[int | str], declared: Sequence[str] | None, column: str) -> Classes:
+    """The classes of the training labels: those that the column declares, or its different values in sorted order."""
+    if declared is not None:
+        names = tuple(declared)
+        numbers: dict[int | str, int] = {name: index for index, name in enumerate(names)}
+        return Classes(names, numbers | {index: index for index in range(len(names))}, mapped=False)
+    found: list[Any] = sorted(set(values))
+    if len(found) == len(values) > MANY:
         raise DataError(
-            f"the label column '{column}' holds {type(values[0]).__name__}: labels must be integers or text."
+            f"all {len(values)} examples have different labels in the column '{column}', as only names and measures "
+            "have: name the column of the classes with data.label_column."
         )
-    labels = torch.tensor(values, dtype=torch.int64)
-    if names is None:
-        named = getattr(split.features[column], "names", None)
-        names = tuple(named or map(str, range(int(labels.max()) + 1)))
-    check_labels(holder, labels, len(names))
-    return labels, names
+    mapped = not isinstance(found[0], str) and found != list(range(len(found)))
+    return Classes(tuple(map(str, found)), {value: index for index, value in enumerate(found)}, mapped)
+
+
+def _numbered(values: Sequence[int | str], classes: Classes, holder: str) -> Tensor:
+    """The class of each label, int64. Raises DataError, naming the first one, for labels that are no class."""
+    for row, value in enumerate(values):
+        if value not in classes.numbers:
+            raise DataError(
+                f"example {row} of {holder} has label {value!r}, which is none of the {len(classes.names)} classes of "
+                "the training split."
+            )
+    return torch.tensor([classes.numbers[value] for value in values], dtype=torch.int64)
+
+
+def _declared(split: Any, column: str) -> tuple[str, ...] | None:
+    """The names of the classes that a column declares (`datasets.ClassLabel`), if it does."""
+    names = getattr(split.features.get(column), "names", None)
+    return tuple(names) if names else None
+
+
+def _require_same_classes(train: Any, test: Any, column: str) -> None:
+    """Raise DataError where two splits number the same classes differently."""
+    ours, theirs = _declared(train, column), _declared(test, column)
+    if ours is not None and theirs is not None and ours != theirs:
+        raise DataError(
+            f"the label column '{column}' declares the classes {', '.join(theirs[:5])} for the test split, other ones "
+            f"than for the training split ({', '.join(ours[:5])}), or in another order: make them equal."
+        )
+
+
+def _told(classes: Classes) -> str:
+    """The number of classes, and which labels they are where that is not their number."""
+    count = len(classes.names)
+    if not classes.mapped:
+        return f"{count} classes"
+    shown = ", ".join(classes.names[:5]) + (f" ... {classes.names[-1]}" if count > 5 else "")
+    return f"{count} classes (labels {shown} as classes 0 to {count - 1})"
 
 
 def _chosen(rows: Tensor, limit: int | None, spec: DataSpec) -> Tensor:
@@ -122,10 +189,17 @@ def _in_file_order(split: Any, column: str, rows: Tensor) -> tuple[list[Any], Te
 def _images(
     train: Any, test: Any, columns: Columns, train_rows: Tensor, test_rows: Tensor, spec: DataSpec
 ) -> tuple[Tensor, Tensor]:
-    cells, back, numbers = _in_file_order(train, columns.input, train_rows)
-    train_images = decode_images(cells, numbers, spec, "the training split", spec.channels)[back]
-    cells, back, numbers = _in_file_order(test, columns.input, test_rows)
-    test_images = decode_images(cells, numbers, spec, "the test split", train_images.shape[1])[back]
+    def decoded(split: Any, rows: Tensor, holder: str, channels: int | None) -> Tensor:
+        cells, back, numbers = _in_file_order(split, columns.input, rows)
+        mode = image_mode(split, columns.input)
+        return decode_images(cells, numbers, spec, holder, channels, mode)[back]
+
+    train_images = decoded(train, train_rows, "the training split", spec.channels)
+    test_images = decoded(test, test_rows, "the test split", train_images.shape[1])
+    if train_images.dtype != test_images.dtype:
+        raise DataError(
+            "the images of one split have 8 bits a pixel and those of the other 16: bring all to one depth."
+        )
     return normalised(train_images, test_images, spec)
 
 
@@ -137,7 +211,8 @@ def _texts(split: Any, column: str, rows: Tensor) -> Sequence[str]:
 def _numbers(split: Any, column: str, rows: Tensor) -> Tensor:
     values, back, _ = _in_file_order(split, column, rows)
     try:
-        return torch.from_numpy(np.array(values, dtype=np.float32))[back]
+        with np.errstate(over="ignore"):  # what float32 cannot hold is found when the inputs are checked
+            return torch.from_numpy(np.array(values, dtype=np.float32))[back]
     except (ValueError, TypeError) as error:
         raise DataError(
             f"the column '{column}' holds no lists of numbers of one length ({error})."

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import datetime
+import decimal
+import json
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+from numpy import ndarray
 
 from msfusion.data.spec import DataSpec
 from msfusion.errors import DataError
 
 LABEL_NAMES = ("label", "labels", "fine_label", "coarse_label", "target", "class", "intent")
+_ORDERED = (str, bytes, int, float, decimal.Decimal, datetime.date, datetime.time, datetime.timedelta)
+"""Values that a partition can go by (bool is an int, datetime a date): they have an order."""
 TEXT_NAMES = ("text", "sentence", "content", "review", "question", "document")
 
 
@@ -32,7 +43,53 @@ def column_values(split: Any, column: str) -> list[Any]:
 
         split = split.cast_column(column, Image(decode=False))
     values: list[Any] = split.select_columns([column]).with_format("arrow")[:][column].to_pylist()
+    if type(split.features[column]).__name__ == "Json":  # values of several kinds, each kept as JSON text
+        values = [None if value is None else json.loads(value) for value in values]
     return values
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a cell holds nothing: null, or NaN, which pandas writes for it."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def require_one_kind(values: Sequence[Any], what: str) -> None:
+    """Raise DataError, naming the first such row, where values differ in type. Whole and other numbers are one."""
+    kinds = [int if kind is float else kind for kind in map(type, values)]
+    if len(set(kinds)) > 1:
+        odd = next(row for row, kind in enumerate(kinds) if kind is not kinds[0])
+        raise DataError(
+            f"{what} are of several kinds: {type(values[0]).__name__} in example 0 and {type(values[odd]).__name__} in "
+            f"example {odd}; write all in one."
+        )
+
+
+def partition_keys(split: Any, column: str, holder: str) -> Int[ndarray, " examples"]:
+    """For each row the number of its value among the column's values in sorted order.
+
+    Raises DataError, naming the first such row, for rows without a value, or with one that has no order (lists, dicts).
+    """
+    values = column_values(split, column)
+    for row, value in enumerate(values):
+        if is_missing(value):
+            raise DataError(
+                f"example {row} of {holder} has no value in the partition column '{column}': give it one, or leave "
+                "such rows out."
+            )
+        if not isinstance(value, _ORDERED):
+            raise DataError(
+                f"example {row} of {holder} has a {type(value).__name__} in the partition column '{column}': a "
+                "partition goes by texts, numbers or dates."
+            )
+    require_one_kind(values, f"the values of the partition column '{column}'")
+    number = {value: index for index, value in enumerate(sorted(set(values)))}
+    return np.array([number[value] for value in values], dtype=np.int64)
+
+
+def image_mode(split: Any, column: str) -> str | None:
+    """The Pillow mode to which a column of images says that they are converted; None where it says nothing."""
+    mode: str | None = getattr(split.features[column], "mode", None)
+    return mode
 
 
 def find_columns(split: Any, spec: DataSpec) -> Columns:
@@ -55,6 +112,12 @@ def find_columns(split: Any, spec: DataSpec) -> Columns:
     }
     chosen = spec.input_column or _guess_input(kinds)
     kind = _kind(features[chosen]) if chosen is not None else None
+    if chosen is not None and kind is None:
+        held = getattr(features[chosen], "dtype", type(features[chosen]).__name__)
+        raise DataError(
+            f"the column '{chosen}' of {spec.source} holds {held}: the input must be no column but one of images, text "
+            "or lists of numbers."
+        )
     if chosen is None or kind is None:
         raise DataError(
             f"no column of images, text or numbers found in {spec.source}: set data.input_column to one of "

@@ -23,6 +23,7 @@ class FederatedData:
     label_names: for tables and plots; empty where there are none.
     vocabulary_size, padding: for text, how many tokens there are and which of them is padding; else None.
     tokens: all tokens by their id, where the vocabulary was made of the training texts; else empty.
+    tokenizer: what made the token ids, as `DataSpec.tokenizer` names it, where that is known.
     masked: language modelling of masked tokens rather than of the next one.
     """
 
@@ -36,6 +37,7 @@ class FederatedData:
     vocabulary_size: int | None = None
     padding: int | None = None
     tokens: tuple[str, ...] = ()
+    tokenizer: str | None = None
     masked: bool = False
 
     def label_counts(self) -> Int[Tensor, "participants classes"] | None:

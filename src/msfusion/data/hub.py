@@ -1,4 +1,4 @@
-"""Data by Hub name or local folder, through `datasets`: which splits there are, and what is in them."""
+"""Data by Hub name, local folder or file, through `datasets`: which splits there are, and what is in them."""
 
 from __future__ import annotations
 
@@ -7,21 +7,30 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from msfusion.data.classified import load_classification
-from msfusion.data.columns import column_values, find_columns
+from msfusion.data.columns import column_values, find_columns, partition_keys
 from msfusion.data.loaded import Loaded
 from msfusion.data.running_text import load_running_text
 from msfusion.data.spec import DataSpec
 from msfusion.errors import ConfigError, DataError
 from msfusion.imports import in_one_line
 
+READERS: dict[str, tuple[str, dict[str, Any]]] = {
+    ".txt": ("text", {}),
+    ".csv": ("csv", {}),
+    ".tsv": ("csv", {"sep": "\t"}),
+    ".json": ("json", {}),
+    ".jsonl": ("json", {}),
+    ".ndjson": ("json", {}),
+    ".parquet": ("parquet", {}),
+    ".arrow": ("arrow", {}),
+}
+"""How `datasets` calls the reader of a single file, by the end of the file's name. Of a text each line is a row."""
 TEST_SPLITS = ("test", "validation", "valid", "dev")
 
 
 def load_hub(spec: DataSpec) -> Loaded:
-    """The training and test examples of a Hub data set or a local folder in the Hub's layout.
+    """The training and test examples of a Hub data set, a local folder in the Hub's layout, or a single file.
 
     Images become float32 [examples, channels, height, width]; text to be classified int64 [examples, length],
     padded with id 0; running text int64 blocks [examples, length] with the next tokens as targets; lists of
@@ -30,7 +39,8 @@ def load_hub(spec: DataSpec) -> Loaded:
     """
     train, test = _splits(spec)
     columns = find_columns(train, spec)
-    keys = None if spec.partition_column is None else np.array(column_values(train, spec.partition_column))
+    by = spec.partition_column
+    keys = None if by is None else partition_keys(train, by, "the training split")
     if columns.label is None:
         if columns.kind != "text":
             raise DataError(
@@ -70,9 +80,12 @@ def _labels_hidden(split: Any, train: Any, spec: DataSpec) -> bool:
     label = find_columns(train, spec).label
     if len(split) == 0:
         return True
-    return label is not None and (
-        label not in split.features or set(column_values(split, label)) <= {-1, None}
-    )
+    if label is None:
+        return False
+    if label not in split.features:
+        return True
+    hidden = all(value is None or value == -1 for value in column_values(split, label))
+    return hidden and -1 not in column_values(train, label)
 
 
 def _open(spec: DataSpec) -> Any:
@@ -82,19 +95,43 @@ def _open(spec: DataSpec) -> Any:
         raise ConfigError(
             f"data.source = '{spec.source}' needs datasets: pip install 'msfusion[data]'."
         ) from error
-    folder = Path(spec.source).expanduser()
-    if not folder.exists() and (spec.source.startswith((".", "/", "~")) or spec.source.count("/") > 1):
+    source = Path(spec.source).expanduser()
+    if not source.exists() and (spec.source.startswith((".", "/", "~")) or spec.source.count("/") > 1):
         raise DataError(f"data.source = '{spec.source}': there is no such folder (seen from {Path.cwd()}).")
+    name, arguments = (spec.source, {}) if not source.exists() else _local(source, spec)
     try:
-        if (folder / "dataset_dict.json").exists():  # as `save_to_disk` writes it
-            return datasets.load_from_disk(str(folder))
-        with _quiet(datasets, folder.exists()):
-            return datasets.load_dataset(str(folder) if folder.exists() else spec.source, spec.subset)
-    except Exception as error:  # from many libraries: network, parquet, scripts, missing configurations
-        where = "this folder" if folder.exists() else "no folder of that name, and from the Hub it"
+        if (source / "dataset_dict.json").exists():  # as `save_to_disk` writes it
+            return datasets.load_from_disk(str(source))
+        with _quiet(datasets, source.exists()):
+            return datasets.load_dataset(name, spec.subset, **arguments, trust_remote_code=False)
+    except Exception as error:  # from many libraries: network, parquet, missing configurations
+        where = "this folder" if source.is_dir() else "this file"
+        if not source.exists():
+            where = "no folder of that name, and from the Hub it"
+        # what it generates from says more than that it could not be generated
+        said = error.__cause__ if isinstance(error.__cause__, Exception) else error
         raise DataError(
-            f"data.source = '{spec.source}': {where} cannot be loaded ({in_one_line(error)})."
+            f"data.source = '{spec.source}': {where} cannot be loaded ({in_one_line(said)})."
         ) from error
+
+
+def _local(source: Path, spec: DataSpec) -> tuple[str, dict[str, Any]]:
+    """The name and arguments by which `datasets` loads a local folder or file. Raises DataError for programs."""
+    script = source / f"{source.name}.py" if source.is_dir() else source
+    if script.suffix == ".py" and script.is_file():
+        raise DataError(
+            f"data.source = '{spec.source}': {script.name} is a program, which is never run: keep the data itself "
+            f"there (parquet, csv, json), or name a function of your own as module:function."
+        )
+    if source.is_dir():
+        return str(source), {}
+    if source.suffix.lower() not in READERS:
+        raise DataError(
+            f"data.source = '{spec.source}' is a file of a kind that is not read: give a folder in the Hub's layout, "
+            f"or a file ending with {', '.join(READERS)}."
+        )
+    reader, settings = READERS[source.suffix.lower()]
+    return reader, {"data_files": str(source), **settings}
 
 
 @contextlib.contextmanager

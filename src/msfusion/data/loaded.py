@@ -13,6 +13,9 @@ from torch import Tensor
 from msfusion.batch import IGNORED, Batch
 from msfusion.errors import DataError
 
+MOST_CLASSES = 2**24
+"""More labels or tokens than any model has: counting up to such a number would only fill the memory."""
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -32,6 +35,7 @@ class Loaded:
     vocabulary_size: int | None = None
     padding: int | None = None
     tokens: tuple[str, ...] = ()
+    tokenizer: str | None = None
     masked: bool = False
 
 
@@ -39,9 +43,14 @@ def check_batches(batches: Mapping[str, Batch], classes: int, vocabulary_size: i
     """Check examples by the name of who holds them ("the test set", "participant 3").
 
     Raises DataError, naming the holder and the first odd example, when someone has none, inputs and targets
-    differ in number, shapes or names differ between holders, numbers are not finite, or labels or tokens are
-    out of range.
+    differ in number, shapes or names differ between holders, numbers are not finite, labels or tokens are
+    out of range, or there are absurdly many classes.
     """
+    if classes > MOST_CLASSES:
+        raise DataError(
+            f"labels up to {classes - 1} would make {classes} classes, more than {MOST_CLASSES}: number them 0 to "
+            "k - 1."
+        )
     shapes: dict[str, object] = {}
     for holder, batch in batches.items():
         _check_targets(holder, batch.targets, classes)

@@ -61,6 +61,7 @@ def load_running_text(
         vocabulary_size=encoder.size,
         padding=encoder.padding,
         tokens=encoder.tokens,
+        tokenizer=encoder.name,
         masked=spec.mask_share > 0,
     )
 

@@ -19,7 +19,8 @@ FOLDER = "transformers:"
 class DataSpec:
     """Which data, how it becomes tensors, and who gets what. Every field has a default; see `load_data`.
 
-    source: `digits`, `python-docs`, a folder or name of the Hugging Face Hub, or `module:function`.
+    source: `digits`, `python-docs`, a folder or name of the Hugging Face Hub, a file (text, csv, json, parquet), or
+    `module:function`.
     options: keyword arguments of that function. subset: the Hub's configuration name (`wikitext-2-raw-v1`).
     task: `classification` or `language_modelling`; by default the first where the data has a label column.
     input_column, label_column: by default found by type and usual names.
@@ -88,7 +89,8 @@ class DataSpec:
             if value is not None and value < 1:
                 raise ConfigError(f"data.{name} = {quoted(value)} must be at least 1.")
         self._require(self.vocabulary_size >= 4, "vocabulary_size", "must be at least 4")
-        self._require(self.seed >= 0, "seed", "must not be negative")
+        self._require(0 <= self.seed < 2**63, "seed", "must be at least 0 and below 2^63")
+        self._require((self.image_size or 1) <= 2**14, "image_size", "must be at most 16384 pixels")
         self._require(0 < self.alpha < float("inf"), "alpha", "must be a number above 0")
         self._require(
             self.test_share is None or 0 < self.test_share < 1, "test_share", "must be between 0 and 1"

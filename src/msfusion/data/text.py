@@ -17,7 +17,9 @@ from torch import Tensor
 from msfusion.batch import IGNORED, Batch
 from msfusion.data.spec import FOLDER, is_pretrained
 from msfusion.errors import ConfigError, DataError
+from msfusion.folders import load_tokenizer
 from msfusion.imports import in_one_line
+from msfusion.memory import machine_memory
 
 PADDING, UNKNOWN, MASK = "<pad>", "<unk>", "<mask>"
 END_OF_LINE = "\n"
@@ -76,41 +78,57 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Encoder:
-    """A tokenizer's number of ids, and which of them are padding and mask (None if it has none).
+    """A tokenizer's number of ids, and which of them are padding, mask (None if it has none) and unknown.
 
     `tokens` are all tokens by their id where the vocabulary was made here; a tokenizer from a folder keeps its own.
     """
 
     size: int
-    padding: int
+    padding: int | None
     mask: int | None
     tokens: tuple[str, ...] = ()
+    unknown: int = 1
+    name: str | None = None
 
 
 def encode_texts(
-    tokenizer: str, train: Sequence[str], test: Sequence[str], size: int
+    tokenizer: str, train: Sequence[str], test: Sequence[str], size: int, longest: int | None = None
 ) -> tuple[list[list[int]], list[list[int]], Encoder]:
     """The ids of training and test texts, and what is known of the tokenizer.
 
-    Where it has no vocabulary of its own, that of the training texts is made: at most `size` tokens.
+    Where it has no vocabulary of its own, that of the training texts is made: at most `size` tokens. A
+    tokenizer of a folder cuts texts to `longest` tokens itself, so that its end token stays.
     Raises ConfigError when a tokenizer's folder cannot be used.
     """
     train, test = ([text.removeprefix(_MARK) for text in texts] for texts in (train, test))
     if is_pretrained(tokenizer):
-        return _pretrained(tokenizer, train, test)
+        return _pretrained(tokenizer, train, test, longest)
     split = SPLITTERS[tokenizer]
     documents = [split(text) for text in train]  # once: this is what takes the time
     vocabulary = Vocabulary.of(documents, size)
-    encoder = Encoder(len(vocabulary.tokens), padding=0, mask=2, tokens=vocabulary.tokens)
+    encoder = Encoder(len(vocabulary.tokens), padding=0, mask=2, tokens=vocabulary.tokens, name=tokenizer)
     return vocabulary.encode(documents), vocabulary.encode(map(split, test)), encoder
 
 
 def padded(documents: Sequence[Sequence[int]], length: int, encoder: Encoder) -> Int[Tensor, "examples time"]:
-    """Each document's first `length` ids, filled up with padding. An empty one becomes an unknown token."""
+    """Each document's first `length` ids, filled up with padding. An empty one becomes an unknown token.
+
+    Raises DataError where this machine cannot hold so many; ConfigError for a tokenizer without a padding token.
+    """
+    if encoder.padding is None:
+        raise ConfigError(
+            f"data.tokenizer = '{encoder.name}' has neither a padding nor an end token to fill texts up with: set its "
+            "pad_token and save it again."
+        )
+    if len(documents) * length * 8 > machine_memory():
+        raise DataError(
+            f"{len(documents)} texts of data.length = {length} tokens each are more than this machine's memory: lower "
+            "data.length or data.max_train."
+        )
     ids = np.full((len(documents), length), encoder.padding, dtype=np.int64)
     for row, document in enumerate(documents):
         # one token at least: a row of nothing but padding would leave attention nothing to attend to
-        kept = list(document[:length]) or [1 if encoder.padding != 1 else 0]
+        kept = list(document[:length]) or [encoder.unknown]
         ids[row, : len(kept)] = kept
     return torch.from_numpy(ids)
 
@@ -145,30 +163,28 @@ def masked(batch: Batch, share: float, mask: int, generator: torch.Generator) ->
 
 def pretrained_tokenizer(tokenizer: str) -> Any:
     """The tokenizer of `transformers:FOLDER`. Raises ConfigError where there is none."""
-    folder = tokenizer.removeprefix(FOLDER)
-    try:
-        from transformers import AutoTokenizer
-    except ImportError as error:
-        raise ConfigError(
-            "data.tokenizer = 'transformers:...' needs transformers: pip install 'msfusion[transformers]'."
-        ) from error
-    try:
-        return AutoTokenizer.from_pretrained(folder)
-    except Exception as error:  # transformers raises many kinds, ImportError and OSError among them
-        raise ConfigError(
-            f"data.tokenizer: {folder} holds no tokenizer that can be loaded ({in_one_line(error)})."
-        ) from error
+    return load_tokenizer(tokenizer.removeprefix(FOLDER))
 
 
 def _pretrained(
-    name: str, train: Sequence[str], test: Sequence[str]
+    name: str, train: Sequence[str], test: Sequence[str], longest: int | None
 ) -> tuple[list[list[int]], list[list[int]], Encoder]:
     """As `encode_texts`, by the tokenizer in a folder."""
     tokenizer = pretrained_tokenizer(name)
-    candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-    padding = next(token for token in candidates if token is not None)
+    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    candidates = (tokenizer.unk_token_id, tokenizer.cls_token_id, tokenizer.bos_token_id, 0, 1)
+    unknown = next(token for token in candidates if token is not None and token != padding)
+    size = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=0))  # ids may have gaps
+    cut = {} if longest is None else {"truncation": True, "max_length": longest}
 
     def encode(texts: Sequence[str]) -> list[list[int]]:
-        return [list(ids) for ids in tokenizer(list(texts), verbose=False)["input_ids"]] if texts else []
+        return (
+            [list(ids) for ids in tokenizer(list(texts), verbose=False, **cut)["input_ids"]] if texts else []
+        )
 
-    return encode(train), encode(test), Encoder(len(tokenizer), padding, tokenizer.mask_token_id)
+    try:
+        return encode(train), encode(test), Encoder(size, padding, tokenizer.mask_token_id, (), unknown, name)
+    except Exception as error:  # whatever a tokenizer raises for a length that leaves no room for a token
+        raise ConfigError(
+            f"data.tokenizer = '{name}' cannot encode these texts: {in_one_line(error)}"
+        ) from error

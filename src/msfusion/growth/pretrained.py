@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from msfusion.errors import GrowthError, UntraceableModelError
-from msfusion.folders import load_whole
+from msfusion.folders import load_whole, why
 from msfusion.imports import in_one_line
+from msfusion.untrusted import require_harmless, require_room, require_sane
 from msfusion.width.groups import WidthMap
 from msfusion.width.trace import trace
 
@@ -37,18 +38,20 @@ def load_folder(folder: str | Path) -> nn.Module:
     if not any(path.glob("*.safetensors")):
         raise GrowthError(f"there are no .safetensors weights in {path}: save the model with save_pretrained")
     try:
-        config = transformers.AutoConfig.from_pretrained(str(path))
+        require_harmless(path)
+        config = transformers.AutoConfig.from_pretrained(str(path), trust_remote_code=False)
         names = getattr(config, "architectures", None) or ["none"]
-        architecture = getattr(transformers, names[0], None)
-        if architecture is None:
+        architecture = getattr(transformers, str(names[0]), None)
+        if not (isinstance(architecture, type) and issubclass(architecture, transformers.PreTrainedModel)):
             raise GrowthError(
                 f"transformers has no architecture {names[0]!r}, which {path}/config.json names"
             )
+        require_room(lambda: architecture(copy.deepcopy(config)), f"the model in {path}")
         return load_whole(architecture, path, config)
     except GrowthError:
         raise
     except Exception as error:  # transformers raises many kinds
-        raise GrowthError(f"the model in {path} cannot be loaded: {in_one_line(error)}") from error
+        raise GrowthError(f"the model in {path} cannot be loaded: {why(error)}") from error
 
 
 def build_target(source: nn.Module, target: Any) -> nn.Module:
@@ -71,6 +74,8 @@ def build_target(source: nn.Module, target: Any) -> nn.Module:
             f"{getattr(target, 'model_type', type(target).__name__)}; a model grows within its family"
         )
     try:
+        require_sane(target.to_dict(), "the target's configuration")
+        require_room(lambda: type(source)(copy.deepcopy(target)), "the target")
         model: nn.Module = type(source)(copy.deepcopy(target))
     except Exception as error:  # transformers raises many kinds
         raise GrowthError(f"the target's configuration cannot be built: {in_one_line(error)}") from error

@@ -27,7 +27,7 @@ from msfusion.batch import Batch
 from msfusion.errors import MsfusionError, TrainingError
 from msfusion.methods.training import seed_of
 from msfusion.methods.wire import Message, Wire
-from msfusion.objectives import mean_cross_entropy, scores
+from msfusion.objectives import make_dense, mean_cross_entropy, scores
 from msfusion.width.cut import ClientPart, ServerPart
 
 
@@ -83,6 +83,7 @@ class Participant:
             return
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward([tensor for tensor, _ in pairs], [gradient for _, gradient in pairs])
+        make_dense(self.part.parameters())
         if self.clip_norm is not None:  # one side's gradients; the other side's are not known here
             nn.utils.clip_grad_norm_(self.part.parameters(), self.clip_norm)
         self.optimizer.step()
@@ -142,6 +143,7 @@ class Server:
         self.optimizer.zero_grad(set_to_none=True)
         everyone = sum(each.examples for each in forwards)
         torch.stack([each.loss * (each.examples / everyone) for each in forwards]).sum().backward()  # type: ignore[no-untyped-call]  # torch's own
+        make_dense(self.part.parameters())
         try:
             answers = [
                 (self.wire.down(each.received, each.message), float(each.loss.detach())) for each in forwards

@@ -17,6 +17,7 @@ from msfusion.models.convolutional import ConvNet, ResNet
 from msfusion.models.huggingface import build_transformers, is_transformers
 from msfusion.models.spec import ModelSpec
 from msfusion.models.transformer import DecoderLM, TextClassifier
+from msfusion.untrusted import require_room, require_sane
 
 BUILT_IN: dict[str, type[nn.Module]] = {
     "resnet": ResNet,
@@ -49,6 +50,14 @@ class TrainingData(Protocol):
     @property
     def padding(self) -> int | None:
         """The id of padding, if any."""
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """All tokens by their id, where the vocabulary was made of the training texts; else empty."""
+
+    @property
+    def tokenizer(self) -> str | None:
+        """The tokenizer that made the ids (`words`, `transformers:FOLDER`), where it is known."""
 
     @property
     def masked(self) -> bool:
@@ -90,6 +99,7 @@ def sizes_of(data: TrainingData | None) -> dict[str, Any]:
     if data.vocabulary_size is not None:
         sizes |= {"vocabulary_size": data.vocabulary_size, "block_length": int(first.shape[1])}
         sizes |= {} if data.padding is None else {"padding": data.padding}
+        sizes |= {"tokens": data.tokens, "tokenizer": data.tokenizer}
     elif first.ndim == 4:
         sizes |= {"in_channels": int(first.shape[1]), "image_size": tuple(map(int, first.shape[2:]))}
     return sizes
@@ -146,7 +156,9 @@ def _checked(builder: Callable[..., nn.Module], arguments: Mapping[str, Any]) ->
         except ValidationError as error:
             reason = error.errors()[0]["msg"]
             raise ConfigError(f"model.options.{name} = {value!r}: {reason}.") from error
+    require_sane(checked, "model.options")
     try:
+        require_room(lambda: builder(**checked), "the model")
         return builder(**checked)
     except (RuntimeError, MemoryError, OverflowError) as error:  # of sizes that no memory holds
         raise ConfigError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,9 @@ import torch
 from torch import nn
 
 from msfusion.errors import ConfigError, MsfusionError
-from msfusion.folders import PREFIX, folder_of, load_whole
-from msfusion.imports import in_one_line
+from msfusion.folders import PREFIX, VOCABULARY, folder_of, has_tokenizer, load_tokenizer, load_whole, why
 from msfusion.models.spec import ModelSpec
+from msfusion.untrusted import require_harmless, require_room, require_sane
 
 HEADS = {
     "sequence_classification": "AutoModelForSequenceClassification",
@@ -33,7 +35,8 @@ def build_transformers(spec: ModelSpec, sizes: Mapping[str, Any]) -> nn.Module:
     Sizes of the data (vocabulary, classes, channels, pixels, positions) are set where the configuration has
     them and the options do not; a folder's own vocabulary and positions are kept where they are large enough.
     Raises ConfigError without transformers; for an unknown type, folder, option or task; for weights that are
-    missing; for a model too small for the data. Raises GrowthError for weights = "whole" that are not.
+    missing; for a model too small for the data, or too large for this machine; for a folder that asks to run code;
+    for weights that learnt other tokens than the data's. Raises GrowthError for weights = "whole" that are not.
     """
     try:
         import transformers
@@ -51,15 +54,17 @@ def build_transformers(spec: ModelSpec, sizes: Mapping[str, Any]) -> nn.Module:
         )  # fmt: skip
         _require_room(config, sizes)
         head = getattr(transformers, HEADS[task])
+        require_room(
+            lambda: head.from_config(copy.deepcopy(config), trust_remote_code=False),
+            f"the {config.model_type}",
+        )
         if spec.weights != "random":
             return _pretrained(head, folder, config, spec)
-        model: nn.Module = head.from_config(config, dtype=torch.float32)
+        model: nn.Module = head.from_config(config, dtype=torch.float32, trust_remote_code=False)
     except MsfusionError:
         raise
     except Exception as error:  # transformers raises many kinds
-        raise ConfigError(
-            f"model.name = '{spec.name}' cannot be built for {task}: {in_one_line(error)}"
-        ) from error
+        raise ConfigError(f"model.name = '{spec.name}' cannot be built for {task}: {why(error)}") from error
     return model
 
 
@@ -100,6 +105,7 @@ def _new_config(transformers: Any, target: str, spec: ModelSpec, sizes: Mapping[
         close = difflib.get_close_matches(target, list(transformers.CONFIG_MAPPING.keys()), n=5)
         hint = f"; did you mean {', '.join(close)}?" if close else "."
         raise ConfigError(f"model.name: transformers knows no model type '{target}'{hint}")
+    require_sane(spec.options, "model.options")
     default = transformers.AutoConfig.for_model(model_type)
     _require_known(default, spec)
     ours = _fitting(default, sizes)
@@ -114,14 +120,64 @@ def _folder_config(transformers: Any, folder: Path, spec: ModelSpec, sizes: Mapp
         raise ConfigError(
             f"model.name = '{spec.name}': there is no config.json in {folder} (seen from {Path.cwd()})."
         )
-    stored = transformers.AutoConfig.from_pretrained(str(folder))
+    require_harmless(folder)
+    _require_same_tokens(folder, spec, sizes)
+    stored = transformers.AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
     _require_known(stored, spec)
+    require_sane(spec.options, "model.options")
     changes: dict[str, Any] = {"use_cache": False} if hasattr(stored, "use_cache") else {}
     if sizes.get("task") == "classification":
         changes["num_labels"] = sizes["classes"]
-        if getattr(stored, "pad_token_id", None) is None and "padding" in sizes:
-            changes["pad_token_id"] = sizes["padding"]
-    return transformers.AutoConfig.from_pretrained(str(folder), **(changes | dict(spec.options)))
+        changes |= _padding(stored, spec, sizes)
+    settings = changes | dict(spec.options)
+    return transformers.AutoConfig.from_pretrained(str(folder), trust_remote_code=False, **settings)
+
+
+def _padding(stored: Any, spec: ModelSpec, sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """The data's padding token, by which decoders find the end of a text, in place of the folder's."""
+    if "padding" not in sizes or "pad_token_id" in spec.options:
+        return {}
+    known, ours = getattr(stored, "pad_token_id", None), sizes["padding"]
+    if known is not None and known != ours and spec.weights != "random":
+        raise ConfigError(
+            f"the model's pad_token_id = {known} differs from the data's padding token {ours}: give both the same, in "
+            "config.json or by the pad_token of the tokenizer."
+        )
+    return {"pad_token_id": ours}
+
+
+def _require_same_tokens(folder: Path, spec: ModelSpec, data: Mapping[str, Any]) -> None:
+    """Raise ConfigError where trained weights would meet token ids that mean something else than they learnt."""
+    if spec.weights == "random":
+        return
+    if data.get("tokens"):  # a vocabulary made of the training texts
+        listed = folder / VOCABULARY
+        if listed.is_file() and _json(listed) == list(data["tokens"]):
+            return
+        remedy = (
+            f"set data.tokenizer = '{PREFIX}{folder}', or leave it out"
+            if has_tokenizer(folder)
+            else "save its tokenizer there (tokenizer.save_pretrained), or start with model.weights = 'random'"
+        )
+        raise ConfigError(
+            f"model.weights = '{spec.weights}': the model in {folder} learnt other token ids than those of the "
+            f"vocabulary that was made of these training texts: {remedy}."
+        )
+    used = data.get("tokenizer")
+    if used is None or not has_tokenizer(folder) or folder_of(used) == folder:
+        return
+    if load_tokenizer(used.removeprefix(PREFIX)).get_vocab() != load_tokenizer(str(folder)).get_vocab():
+        raise ConfigError(
+            f"model.weights = '{spec.weights}': data.tokenizer = '{used}' has other tokens than the tokenizer in "
+            f"{folder}, with which the model learnt: leave data.tokenizer out."
+        )
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is no JSON text ({type(error).__name__}).") from error
 
 
 def _fitting(default: Any, sizes: Mapping[str, Any]) -> dict[str, Any]:
@@ -170,7 +226,8 @@ def _require_known(config: Any, spec: ModelSpec) -> None:
 def _require_room(config: Any, sizes: Mapping[str, Any]) -> None:
     """Raise ConfigError when the data has more tokens, classes, or longer examples, than the model."""
     hints = {
-        "vocab_size": "use the model's own tokenizer (data.tokenizer = 'transformers:FOLDER')",
+        "vocab_size": "use the model's own tokenizer (data.tokenizer = 'transformers:FOLDER'), or give the model "
+        "embeddings for all of its tokens (resize_token_embeddings)",
         "max_position_embeddings": "lower data.length",
         "num_labels": "raise it",
     }
@@ -200,6 +257,11 @@ def _pretrained(head: Any, folder: Path, config: Any, spec: ModelSpec) -> nn.Mod
     if spec.weights == "whole":
         return load_whole(head, folder, config, dtype=torch.float32)
     model: nn.Module = head.from_pretrained(
-        str(folder), config=config, use_safetensors=True, dtype=torch.float32, ignore_mismatched_sizes=True
+        str(folder),
+        config=config,
+        use_safetensors=True,
+        trust_remote_code=False,
+        dtype=torch.float32,
+        ignore_mismatched_sizes=True,
     )
     return model

@@ -26,7 +26,7 @@ from msfusion.methods.table import METHODS, AnyMethod, build_method
 from msfusion.methods.training import TrainingSettings
 from msfusion.models.build import build_model
 from msfusion.network import Machine, machines_of
-from msfusion.objectives import evaluate, name_of_logits
+from msfusion.objectives import evaluate, name_of_logits, require_embeddings
 from msfusion.width.groups import WidthMap, Window
 from msfusion.width.submodel import narrow
 from msfusion.width.trace import trace
@@ -251,6 +251,7 @@ def prepare_parts(config: Config) -> Parts:
     model = build_model(config.model_spec, data)
     data = data.for_model(model)
     # A model whose output cannot be learnt from is refused here, before there is a run directory.
+    require_embeddings(model, data.test.take(slice(0, 2)), data.vocabulary_size)
     evaluate(model, data.test.take(slice(0, 2)))
     return Parts(data, model, traced(model, data))
 
