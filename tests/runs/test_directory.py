@@ -17,6 +17,10 @@ from torch import Tensor
 from msfusion.errors import RunDirectoryError
 from msfusion.runs.directory import RunDirectory, fresh_path, newest_path
 from msfusion.runs.files import append_line, read_tensors, write_tensors, write_text
+from msfusion.runs.fingerprint import Fingerprint
+
+
+FINGERPRINT = Fingerprint("of a configuration", {"training": "one"}, {})
 
 
 def state(value: float = 1.0, size: int = 5) -> dict[str, Tensor]:
@@ -25,7 +29,7 @@ def state(value: float = 1.0, size: int = 5) -> dict[str, Tensor]:
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunDirectory:
-    return RunDirectory.create(tmp_path / "run", "seed = 0\n")
+    return RunDirectory.create(tmp_path / "run", "seed = 0\n", FINGERPRINT)
 
 
 @pytest.fixture
@@ -78,7 +82,7 @@ def test_a_checkpoint_has_the_memories_beside_the_state(run: RunDirectory) -> No
 def test_a_checkpoint_that_was_cut_short_falls_back_to_the_one_before(
     tmp_path_factory: pytest.TempPathFactory, cut: float
 ) -> None:
-    run = RunDirectory.create(tmp_path_factory.mktemp("cut") / "run", "")
+    run = RunDirectory.create(tmp_path_factory.mktemp("cut") / "run", "", FINGERPRINT)
     for rounds in (1, 2):
         run.add_metrics({"round": rounds})
         run.save_checkpoint(rounds, state(rounds), "same")
@@ -132,7 +136,7 @@ def test_equal_states_give_equal_bytes_in_every_process(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_loses_nothing(tiny_disk: Path) -> None:
-    run = RunDirectory.create(tiny_disk / "run", "seed = 0\n")
+    run = RunDirectory.create(tiny_disk / "run", "seed = 0\n", FINGERPRINT)
     run.add_metrics({"round": 1})
     run.save_checkpoint(1, state(), "same")
     before = files(run.path)
@@ -173,10 +177,10 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
 def test_a_directory_that_holds_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("precious")
     with pytest.raises(RunDirectoryError, match="already holds files; continue that run with --resume"):
-        RunDirectory.create(tmp_path, "")
+        RunDirectory.create(tmp_path, "", FINGERPRINT)
     assert files(tmp_path) == {"mine.txt"}
     with pytest.raises(RunDirectoryError, match="is a file, not a directory"):
-        RunDirectory.create(tmp_path / "mine.txt", "")
+        RunDirectory.create(tmp_path / "mine.txt", "", FINGERPRINT)
     with pytest.raises(RunDirectoryError, match=r"has no config.toml"):
         RunDirectory.reopen(tmp_path)
 
@@ -185,8 +189,8 @@ def test_what_a_run_killed_in_its_first_moments_left_is_no_obstacle(tmp_path: Pa
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / ".lock").touch()
     (tmp_path / ".tmp-1-config.toml").touch()
-    with RunDirectory.create(tmp_path, "seed = 0\n").locked():
-        assert files(tmp_path) == {".lock", "config.toml"}
+    with RunDirectory.create(tmp_path, "seed = 0\n", FINGERPRINT).locked():
+        assert files(tmp_path) == {".lock", "config.toml", "fingerprint.json"}
 
 
 def test_a_second_process_is_kept_out(run: RunDirectory) -> None:
@@ -196,7 +200,7 @@ def test_a_second_process_is_kept_out(run: RunDirectory) -> None:
     )
     with run.locked():
         refused = subprocess.run([sys.executable, "-c", program, run.path], capture_output=True, text=True)
-    assert "is in use by another process" in refused.stderr
+    assert "is in use by another run" in refused.stderr
     assert subprocess.run([sys.executable, "-c", program, run.path]).returncode == 0
 
 

@@ -125,7 +125,8 @@ def test_a_run_with_the_contrastive_loss_ends_with_the_same_bytes(
     train(config, whole, parts=parts)
     with pytest.raises(KeyboardInterrupt):
         train(config, stopped, watcher=Stopping(3), parts=parts)
-    checkpoint = RunDirectory(stopped).load_checkpoint(config.fingerprint())
+    directory = RunDirectory(stopped)
+    checkpoint = directory.load_checkpoint(directory.read_fingerprint().digest)
     assert checkpoint is not None
     assert checkpoint.rounds == 2
     assert checkpoint.memories
