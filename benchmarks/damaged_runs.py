@@ -18,17 +18,22 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from msfusion.cli import app
 from msfusion.config import Config, load_config
+from msfusion.runs.grow import GrowRun
+from msfusion.runs.prepare import prepare
+from msfusion.runs.prepared import Prepared
 from msfusion.runs.train import Silent, train
 
 QUICK = (
@@ -124,6 +129,7 @@ class Stopping(Silent):
     """Ends a run in the middle, as a power cut would."""
 
     def round(self, line: Mapping[str, Any]) -> None:
+        """A round has ended."""
         if line["round"] == STOPPED_AFTER:
             raise KeyboardInterrupt
 
@@ -138,10 +144,8 @@ class Runs:
 
     def _made(self, method: str, finished: bool, seed: int) -> Path:
         path = self.place / f"{method}-{'finished' if finished else 'interrupted'}-{seed}"
-        try:
+        with suppress(KeyboardInterrupt):
             train(config_of(method, seed), path, watcher=Silent() if finished else Stopping())
-        except KeyboardInterrupt:
-            pass
         return path
 
     def _expected(self, method: str) -> dict[str, Any]:
@@ -152,6 +156,29 @@ class Runs:
         if told.exit_code:
             raise RuntimeError(f"an undamaged run of {method} cannot be exported: {told.output}")
         return {"resumed": result_of(run), "exported": digest(out / "model.safetensors")}
+
+
+@contextmanager
+def prepared_once() -> Iterator[None]:
+    """Each configuration is prepared (loaded, traced, counted) once in this process and not for every command.
+
+    What is prepared follows from the configuration alone, which every command reads for itself. The runs that the
+    others are compared with are prepared anew.
+    """
+    known: dict[str, Prepared] = {}
+
+    def once(make: Callable[[Config], Prepared], config: Config, parts: object = None) -> Prepared:
+        key = config.to_toml()
+        if key not in known:
+            known[key] = make(config)
+        return known[key]
+
+    resumed = partial(train, preparing=partial(once, prepare))
+    with (
+        patch("msfusion.runs.train.train", resumed),
+        patch("msfusion.runs.export.GrowRun", partial(once, GrowRun)),
+    ):
+        yield
 
 
 def config_of(method: str, seed: int) -> Config:
@@ -232,8 +259,10 @@ def measure(copies: int, seed: int, place: Path, methods: Sequence[str] = tuple(
     counts: dict[str, Counter[str]] = {"export": Counter(), "resume": Counter()}
     by_file: dict[str, Counter[str]] = {}
     wrong = []
-    for case in cases(methods, copies, draw):
-        for command, outcome in examine(case, runs, draw).items():
+    with prepared_once():
+        examined = [(case, examine(case, runs, draw)) for case in cases(methods, copies, draw)]
+    for case, outcomes in examined:
+        for command, outcome in outcomes.items():
             counts[command][outcome if outcome in ("identical", "refused") else "wrong"] += 1
             state = "finished" if case.finished else "interrupted"
             by_file.setdefault(f"{state}: {case.file}, {case.damage}", Counter())[f"{command} {outcome}"] += 1
