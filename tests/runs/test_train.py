@@ -291,6 +291,7 @@ def test_costs_that_cannot_be_counted_are_told_before_the_first_round(
 
 
 SOURCE = """
+from pathlib import Path
 import torch
 from msfusion.batch import Batch
 from {name}_numbers import CLASSES
@@ -301,7 +302,7 @@ def load(path):
     return [batch, batch], batch.take(slice(0, 4))
 
 def numbers_in(path):
-    return [float(number) for number in open(path).read().split()]
+    return [float(number) for number in Path(path).read_text().split()]
 """
 
 
@@ -340,7 +341,7 @@ def test_a_run_is_not_resumed_on_other_data_or_code(tmp_path: Path, monkeypatch:
 
 
 def test_damaged_copies_end_alike_or_in_a_sentence() -> None:
-    """The benchmark on one method; docs/tour.md has a wide run."""
+    """The benchmark on one method; a wide run of all is in CHANGELOG.md."""
     command = [
         sys.executable,
         ROOT / "benchmarks" / "damaged_runs.py",
