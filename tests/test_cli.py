@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 from commands import QUICK, environment, msfusion, process, refused
 
+from msfusion.runs.directory import RunDirectory
+from msfusion.runs.fingerprint import Fingerprint
+
 MODULE = """
 import torch
 from torch import nn
@@ -96,8 +99,7 @@ def test_bad_input(
     monkeypatch.delitem(sys.modules, "broken", raising=False)
     (here / "broken.py").write_text(MODULE)
     (here / "broken.toml").write_text("rounds = [")
-    (here / "full").mkdir()
-    (here / "full" / "config.toml").write_text("seed = 99\n")
+    RunDirectory.create(here / "full", "seed = 99\n", Fingerprint("", {}, {}))
     before = {path for path in here.rglob("*") if "__pycache__" not in path.parts}
     quick = [] if arguments[0].endswith(".toml") else QUICK
     refused(msfusion("train", *quick, *arguments), expected)

@@ -54,7 +54,7 @@ def train(
 ) -> None:
     """Train one model across all participants. The end says what each of them held, computed and sent."""
     from msfusion.config import load_config
-    from msfusion.runs.directory import newest_path, reserved_path
+    from msfusion.runs.directory import RunDirectory, newest_path, reserved_path
     from msfusion.runs.tables import closing_table
     from msfusion.runs.train import Silent
     from msfusion.runs.train import train as run
@@ -63,7 +63,8 @@ def train(
     name = config.stem if config else "digits"
     if resume and out is None:
         out = newest_path(name)
-    source = out / "config.toml" if resume and config is None and out and _is_run(out) else config
+    again = resume and config is None and out is not None and _is_run(out)
+    source = RunDirectory.reopen(out).config if again and out else config
     settings = load_config(source, [*(overrides or ()), *_workers_override(workers)])
     console = console_of_user()
     with reserved_path(out, name) as path, Silent() if quiet else watcher(console) as watching:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import hashlib
 import importlib
+import importlib.util
+import inspect
 import re
 import sys
 import sysconfig
@@ -15,6 +19,7 @@ from typing import Any
 from msfusion.errors import ConfigError, MsfusionError
 from msfusion.quoting import plain
 
+_INSTALLED = ("site-packages", "dist-packages")
 _REFERENCE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
@@ -85,3 +90,71 @@ def import_function(reference: str, setting: str) -> Callable[..., Any]:
             f"it has {', '.join(known) or 'none'}."
         )
     return function  # type: ignore[no-any-return]  # whatever the module holds
+
+
+def source_digest(reference: str, setting: str) -> str:
+    """A digest of the source that `module:function` runs: its module's, and its neighbours' that this imports.
+
+    Neighbours are modules in the same folder or package, however far down. What is installed counts as its own file
+    alone. Raises ConfigError as `import_function` does.
+    """
+    function = import_function(reference, setting)
+    name = reference.partition(":")[0]
+    file = getattr(sys.modules[name], "__file__", None)
+    if file is None:  # a notebook
+        try:
+            return hashlib.sha256(inspect.getsource(function).encode()).hexdigest()
+        except (OSError, TypeError) as error:
+            raise ConfigError(
+                f"{setting} = '{reference}': its source cannot be read, so a change of it would go unnoticed; "
+                "put the function into a file."
+            ) from error
+    digest = hashlib.sha256()
+    for module, path in sorted(_with_neighbours(name, Path(file)).items()):
+        digest.update(f"{module} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def _with_neighbours(name: str, file: Path) -> dict[str, Path]:
+    """The files of a module and of its neighbours that it imports, by their names."""
+    folder = file.parents[name.count(".") + (file.stem == "__init__")]
+    found = {name: file}
+    if set(_INSTALLED) & set(file.parts) or file.is_relative_to(sysconfig.get_path("stdlib")):
+        return found
+    waiting = [name]
+    while waiting:
+        module = waiting.pop()
+        for imported in _imports(module, found[module]):
+            path = _file_in(folder, imported)
+            if path is not None and imported not in found:
+                found[imported] = path
+                waiting.append(imported)
+    return found
+
+
+def _imports(module: str, file: Path) -> Iterator[str]:
+    """The full names of all modules that a module's source may import, packages around them included."""
+    try:
+        tree = ast.parse(file.read_bytes()) if file.suffix == ".py" else ast.Module([], [])
+    except (SyntaxError, ValueError):
+        return  # it is said when it is imported
+    package = module if file.stem == "__init__" else module.rpartition(".")[0]
+    for node in ast.walk(tree):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            try:
+                base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+            except ImportError:
+                continue
+            names = [f"{base}.{alias.name}" for alias in node.names]
+        for name in names:
+            parts = name.split(".")
+            yield from (".".join(parts[:end]) for end in range(1, len(parts) + 1))
+
+
+def _file_in(folder: Path, module: str) -> Path | None:
+    path = folder.joinpath(*module.split("."))
+    places = (path / "__init__.py", path.with_name(path.name + ".py"))
+    return next((each for each in places if each.is_file()), None)

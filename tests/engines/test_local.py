@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from msfusion.batch import Batch
-from msfusion.engines.local import ParticipantResult, RoundResult, RoundSettings, run_rounds
+from msfusion.engines.local import ParticipantResult, RoundResult, RoundSettings, _copies, run_rounds
 from msfusion.errors import ConfigError, DataError
 
 
@@ -161,3 +161,10 @@ def test_mistakes_are_told_at_once() -> None:
         run_rounds(Averaging(), [some_data(1)[0], empty], once)
     with pytest.raises(ConfigError, match="9 participants are to take part in a round, but there are 5"):
         run_rounds(Averaging(), some_data(), RoundSettings(rounds=1, count=9))
+
+
+def test_what_is_kept_lies_in_order_as_after_a_checkpoint() -> None:
+    """In another order in memory, a resumed run would round otherwise than one that went through."""
+    kept = _copies({"a": torch.arange(6.0).reshape(2, 3).T})
+    assert kept["a"].is_contiguous()
+    assert torch.equal(kept["a"], torch.tensor([[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]]))

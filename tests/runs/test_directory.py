@@ -17,6 +17,10 @@ from torch import Tensor
 from msfusion.errors import RunDirectoryError
 from msfusion.runs.directory import RunDirectory, fresh_path, newest_path
 from msfusion.runs.files import append_line, read_tensors, write_tensors, write_text
+from msfusion.runs.fingerprint import Fingerprint
+from msfusion.runs.lock import locked
+
+FINGERPRINT = Fingerprint("of a configuration", {"training": "one"}, {})
 
 
 def state(value: float = 1.0, size: int = 5) -> dict[str, Tensor]:
@@ -25,7 +29,7 @@ def state(value: float = 1.0, size: int = 5) -> dict[str, Tensor]:
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunDirectory:
-    return RunDirectory.create(tmp_path / "run", "seed = 0\n")
+    return RunDirectory.create(tmp_path / "run", "seed = 0\n", FINGERPRINT)
 
 
 @pytest.fixture
@@ -78,7 +82,7 @@ def test_a_checkpoint_has_the_memories_beside_the_state(run: RunDirectory) -> No
 def test_a_checkpoint_that_was_cut_short_falls_back_to_the_one_before(
     tmp_path_factory: pytest.TempPathFactory, cut: float
 ) -> None:
-    run = RunDirectory.create(tmp_path_factory.mktemp("cut") / "run", "")
+    run = RunDirectory.create(tmp_path_factory.mktemp("cut") / "run", "", FINGERPRINT)
     for rounds in (1, 2):
         run.add_metrics({"round": rounds})
         run.save_checkpoint(rounds, state(rounds), "same")
@@ -89,10 +93,85 @@ def test_a_checkpoint_that_was_cut_short_falls_back_to_the_one_before(
     assert checkpoint.rounds == 1
 
 
-def test_a_checkpoint_of_another_configuration_is_not_used(run: RunDirectory) -> None:
+@settings(max_examples=60, deadline=None)
+@given(place=st.floats(0, 0.9999), bit=st.integers(0, 7))
+def test_a_flipped_bit_in_a_checkpoint_is_noticed(
+    tmp_path_factory: pytest.TempPathFactory, place: float, bit: int
+) -> None:
+    run = RunDirectory.create(tmp_path_factory.mktemp("flipped") / "run", "", FINGERPRINT)
+    for rounds in (1, 2):
+        run.add_metrics({"round": rounds})
+        run.save_checkpoint(rounds, state(rounds), "same", {1: {"kept": torch.tensor([0.5])}})
+    newest = run.path / "checkpoints" / "round-000002.safetensors"
+    content = bytearray(newest.read_bytes())
+    content[int(len(content) * place)] ^= 1 << bit
+    newest.write_bytes(content)
+    checkpoint = run.load_checkpoint("same")
+    assert checkpoint is not None
+    if checkpoint.rounds == 2:  # white space of the header, or a letter that JSON writes in two ways
+        assert torch.equal(checkpoint.state["b"], state(2)["b"])
+    else:
+        assert checkpoint.rounds == 1
+        assert torch.equal(checkpoint.state["b"], state(1)["b"])
+
+
+def test_a_checkpoint_of_another_run_is_not_used_and_not_written_over(run: RunDirectory) -> None:
+    for rounds, whose in ((1, "one"), (2, "other")):
+        run.add_metrics({"round": rounds})
+        run.save_checkpoint(rounds, state(rounds), whose)
+    checkpoint = run.load_checkpoint("one")
+    assert checkpoint is not None
+    assert checkpoint.rounds == 1
+    with pytest.raises(RunDirectoryError, match=r"round-000001.safetensors is a checkpoint of another run"):
+        run.load_checkpoint("third")
+
+
+def test_a_checkpoint_is_used_only_with_the_metrics_that_it_went_with(run: RunDirectory) -> None:
+    for rounds in (1, 2):
+        run.add_metrics({"round": rounds, "loss": rounds / 7})
+        run.save_checkpoint(rounds, state(rounds), "same")
+    lines = run.metrics.read_text()
+    run.metrics.write_text(lines.replace("0.2857", "0.2957"))
+    checkpoint = run.load_checkpoint("same")
+    assert checkpoint is not None
+    assert checkpoint.rounds == 1
+    run.metrics.write_text(lines.replace("0.1428", "0.1429"))
+    assert run.load_checkpoint("same") is None
+
+
+def test_a_damaged_end_is_reported(run: RunDirectory) -> None:
     run.add_metrics({"round": 1})
-    run.save_checkpoint(1, state(), "one")
-    assert run.load_checkpoint("other") is None
+    run.save_checkpoint(1, state(), FINGERPRINT.digest)
+    run.save_model(state())
+    run.finish({"accuracy": 0.5})
+    run.check_end()
+    assert run.read_summary() == {"accuracy": 0.5}
+    checkpoint = run.path / "checkpoints" / "round-000001.safetensors"
+    for path in (run.metrics, run.model, run.summary, checkpoint):
+        before = path.read_bytes()
+        path.write_bytes(before.replace(b"1", b"2", 1))
+        with pytest.raises(RunDirectoryError, match=r"is damaged \(.*delete its summary.json"):
+            run.check_end()
+        path.write_bytes(before)
+    write_tensors(run.model, state(2.0), {"format": 1})
+    with pytest.raises(RunDirectoryError, match="not those with which the run ended"):
+        run.check_end()
+    run.model.unlink()
+    assert not run.finished
+
+
+def test_a_configuration_that_is_not_the_runs_is_refused(run: RunDirectory) -> None:
+    assert RunDirectory.reopen(run.path).read_fingerprint() == FINGERPRINT
+    run.config.write_text("")
+    with pytest.raises(RunDirectoryError, match=r"config.toml was changed after the run began"):
+        RunDirectory.reopen(run.path)
+    run.config.write_text("seed = 0\n")
+    run.fingerprint.write_text(run.fingerprint.read_text().replace("one", "two"))
+    with pytest.raises(RunDirectoryError, match=r"fingerprint.json is damaged"):
+        RunDirectory.reopen(run.path)
+    run.fingerprint.unlink()
+    with pytest.raises(RunDirectoryError, match="older msfusion"):
+        RunDirectory.reopen(run.path)
 
 
 def test_a_checkpoint_is_used_only_with_all_its_lines_of_metrics(run: RunDirectory) -> None:
@@ -132,7 +211,7 @@ def test_equal_states_give_equal_bytes_in_every_process(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_loses_nothing(tiny_disk: Path) -> None:
-    run = RunDirectory.create(tiny_disk / "run", "seed = 0\n")
+    run = RunDirectory.create(tiny_disk / "run", "seed = 0\n", FINGERPRINT)
     run.add_metrics({"round": 1})
     run.save_checkpoint(1, state(), "same")
     before = files(run.path)
@@ -173,10 +252,10 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
 def test_a_directory_that_holds_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("precious")
     with pytest.raises(RunDirectoryError, match="already holds files; continue that run with --resume"):
-        RunDirectory.create(tmp_path, "")
+        RunDirectory.create(tmp_path, "", FINGERPRINT)
     assert files(tmp_path) == {"mine.txt"}
     with pytest.raises(RunDirectoryError, match="is a file, not a directory"):
-        RunDirectory.create(tmp_path / "mine.txt", "")
+        RunDirectory.create(tmp_path / "mine.txt", "", FINGERPRINT)
     with pytest.raises(RunDirectoryError, match=r"has no config.toml"):
         RunDirectory.reopen(tmp_path)
 
@@ -185,8 +264,8 @@ def test_what_a_run_killed_in_its_first_moments_left_is_no_obstacle(tmp_path: Pa
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / ".lock").touch()
     (tmp_path / ".tmp-1-config.toml").touch()
-    with RunDirectory.create(tmp_path, "seed = 0\n").locked():
-        assert files(tmp_path) == {".lock", "config.toml"}
+    with RunDirectory.create(tmp_path, "seed = 0\n", FINGERPRINT).locked():
+        assert files(tmp_path) == {".lock", "config.toml", "fingerprint.json"}
 
 
 def test_a_second_process_is_kept_out(run: RunDirectory) -> None:
@@ -196,9 +275,22 @@ def test_a_second_process_is_kept_out(run: RunDirectory) -> None:
     )
     with run.locked():
         refused = subprocess.run([sys.executable, "-c", program, run.path], capture_output=True, text=True)
-    assert "is in use by another process" in refused.stderr
+    assert "is in use by another run" in refused.stderr
     with RunDirectory(run.path).locked():  # and let in afterwards, whoever it is
         pass
+
+
+def test_nothing_stays_of_a_directory_in_which_nothing_came_to_be(tmp_path: Path) -> None:
+    with (
+        locked(tmp_path / "a" / "b"),
+        pytest.raises(RunDirectoryError, match="in use"),
+        locked(tmp_path / "a" / "b"),
+    ):
+        pass
+    assert not any(tmp_path.iterdir())
+    with locked(tmp_path / "a"):
+        (tmp_path / "a" / "kept").touch()
+    assert files(tmp_path) == {"a/.lock", "a/kept"}
 
 
 def test_fresh_directories_are_counted_up(tmp_path: Path) -> None:

@@ -19,10 +19,12 @@ from watching import Stopping
 from msfusion.config import Config, load_config
 from msfusion.errors import ConfigError, MsfusionError, RunDirectoryError, TrainingError
 from msfusion.runs.directory import RunDirectory
+from msfusion.runs.export import export
 from msfusion.runs.files import read_tensors
 from msfusion.runs.setup import Parts, prepare_parts
 from msfusion.runs.train import train
 
+ROOT = Path(__file__).resolve().parents[2]
 QUICK = (*QUICK_SETTINGS, "rounds=4")  # the last setting of a key counts
 
 
@@ -125,7 +127,8 @@ def test_a_run_with_the_contrastive_loss_ends_with_the_same_bytes(
     train(config, whole, parts=parts)
     with pytest.raises(KeyboardInterrupt):
         train(config, stopped, watcher=Stopping(3), parts=parts)
-    checkpoint = RunDirectory(stopped).load_checkpoint(config.fingerprint())
+    directory = RunDirectory(stopped)
+    checkpoint = directory.load_checkpoint(directory.read_fingerprint().digest)
     assert checkpoint is not None
     assert checkpoint.rounds == 2
     assert checkpoint.memories
@@ -232,6 +235,127 @@ def test_a_disk_that_fills_up_keeps_the_last_checkpoint(
     assert read_tensors(tmp_path / "checkpoints" / "round-000002.safetensors")[1]["rounds"] == 2
     train(quick(), tmp_path, resume=True, parts=parts)
     assert (tmp_path / "model.safetensors").read_bytes() == (undisturbed / "model.safetensors").read_bytes()
+
+
+class _StartingAgain(Stopping):
+    """Starts the same run once more while the first is at it."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(after=0)
+        self.path, self.refusals = path, 0
+
+    def round(self, line: Mapping[str, Any]) -> None:
+        for resume in (False, True):
+            with pytest.raises(RunDirectoryError, match=r"in use by another run|already holds files"):
+                train(quick(), self.path, resume=resume)
+            self.refusals += 1
+
+
+def test_of_two_starts_at_once_one_runs(parts: Parts, undisturbed: Path, tmp_path: Path) -> None:
+    watcher = _StartingAgain(tmp_path)
+    train(quick(), tmp_path, watcher=watcher, parts=parts)
+    assert watcher.refusals == 8
+    assert (tmp_path / "model.safetensors").read_bytes() == (undisturbed / "model.safetensors").read_bytes()
+
+
+def test_the_model_is_saved_before_anything_else_can_fail(
+    parts: Parts, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise RunDirectoryError("the disk is full")
+
+    for broken in ("summarise", "Events.close"):
+        with monkeypatch.context() as patch:
+            if broken == "summarise":
+                patch.setattr("msfusion.runs.train.summarise", full)
+            else:
+                patch.setattr("msfusion.runs.train.Events.__exit__", full)
+            with pytest.raises(RunDirectoryError, match="the disk is full"):
+                train(quick(), tmp_path / broken, parts=parts)
+        model = (tmp_path / broken / "model.safetensors").read_bytes()
+        assert model == (undisturbed / "model.safetensors").read_bytes()
+        summary = train(quick(), tmp_path / broken, resume=True, parts=parts)
+        assert summary["accuracy"] == RunDirectory(undisturbed).read_summary()["accuracy"]
+
+
+def test_costs_that_cannot_be_counted_are_told_before_the_first_round(
+    parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def uncountable(*_: object) -> None:
+        raise TrainingError("the costs of this model cannot be counted")
+
+    monkeypatch.setattr("msfusion.runs.slices.run_figures", uncountable)
+    with pytest.raises(TrainingError, match="cannot be counted"):
+        train(quick(), tmp_path / "run", watcher=Stopping(1), parts=parts)
+    assert not any(tmp_path.iterdir())
+
+
+SOURCE = """
+from pathlib import Path
+import torch
+from msfusion.batch import Batch
+from {name}_numbers import CLASSES
+
+def load(path):
+    images = torch.tensor(numbers_in(path)).reshape(-1, 1, 4, 4)
+    batch = Batch((images,), torch.arange(len(images)) % CLASSES)
+    return [batch, batch], batch.take(slice(0, 4))
+
+def numbers_in(path):
+    return [float(number) for number in Path(path).read_text().split()]
+"""
+
+
+def test_a_run_is_not_resumed_on_other_data_or_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    module, neighbour = tmp_path / "fingerprinted.py", tmp_path / "fingerprinted_numbers.py"
+    module.write_text(SOURCE.format(name="fingerprinted"))
+    neighbour.write_text("CLASSES = 2\n")
+    numbers = tmp_path / "numbers.txt"
+    numbers.write_text(" ".join(str(index % 7) for index in range(128)))
+    config = quick(
+        "data.source=fingerprinted:load",
+        f"data.options={{path='{numbers}'}}",
+        "participants.count=2",
+        "model.options={widths=[8], convolutions=[1]}",
+        "rounds=2",
+    )
+    train(config, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "run", watcher=Stopping(1))
+    for path, told in (
+        (numbers, r"data.source = 'fingerprinted:load' has changed .* other examples of the participants"),
+        (module, r"data.source = 'fingerprinted:load' has changed"),
+        (neighbour, r"data.source = 'fingerprinted:load' has changed"),
+    ):
+        before = path.read_text()
+        path.write_text(before.replace("2", "3", 1) if path != module else before + "\n")
+        with pytest.raises(RunDirectoryError, match=told):
+            train(config, tmp_path / "run", resume=True)
+        with pytest.raises(RunDirectoryError, match=told):
+            export(tmp_path / "whole", tmp_path / "exported")
+        path.write_text(before)
+    train(config, tmp_path / "run", resume=True)
+    ours, theirs = (tmp_path / name / "model.safetensors" for name in ("run", "whole"))
+    assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_damaged_copies_end_alike_or_in_a_sentence() -> None:
+    """The benchmark on one method; a wide run of all is in CHANGELOG.md."""
+    command = [
+        sys.executable,
+        ROOT / "benchmarks" / "damaged_runs.py",
+        "--method",
+        "msfusion",
+        "--copies",
+        "24",
+    ]
+    finished = subprocess.run([*command, "--json"], capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    found = json.loads(finished.stdout)
+    assert found["wrong"] == []
+    assert sum(found["resume"].values()) == 24
+    assert min(found["resume"][key] for key in ("identical", "refused")) >= 5
 
 
 def test_what_cannot_be_trained_leaves_no_directory(tmp_path: Path) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -12,6 +16,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from msfusion.batch import IGNORED, Batch
+from msfusion.digests import digest_of_tensors
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,27 @@ class FederatedData:
         """How many targets each participant has: its labels, or for language modelling its tokens."""
         return torch.tensor([int((batch.targets != IGNORED).sum()) for batch in self.participants])
 
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """Digests of each participant's examples, of the test set, and of what labels and tokens mean.
+
+        Equal for data on which training does the same, bit for bit. They are made once: do not change the tensors.
+        """
+        meaning = [
+            self.task,
+            self.classes,
+            self.label_names,
+            self.vocabulary_size,
+            self.padding,
+            self.tokens,
+            self.masked,
+        ]
+        return {
+            "training": _digest(self.participants),
+            "test": _digest([self.test]),
+            "meaning": hashlib.sha256(json.dumps(meaning, default=str).encode()).hexdigest(),
+        }
+
     def for_model(self, model: nn.Module) -> FederatedData:
         """The same data with its inputs under the names by which the model's forward takes them.
 
@@ -76,6 +102,15 @@ class FederatedData:
         if self.vocabulary_size is None and "pixel_values" in taken:
             return Batch({"pixel_values": tensor}, batch.targets)
         return batch
+
+
+def _digest(batches: Sequence[Batch]) -> str:
+    tensors = {}
+    for holder, batch in enumerate(batches):
+        inputs = batch.inputs.items() if isinstance(batch.inputs, dict) else enumerate(batch.inputs)
+        tensors[f"{holder} targets"] = batch.targets
+        tensors |= {f"{holder} input {name}": tensor for name, tensor in inputs}
+    return digest_of_tensors(tensors)
 
 
 def example_inputs(data: FederatedData, examples: int = 2) -> tuple[Tensor, ...] | dict[str, Tensor]:

@@ -276,5 +276,8 @@ def _result(done: Done) -> ParticipantResult:
 
 
 def _copies(tensors: State) -> dict[str, Tensor]:
-    """Copies to be kept: what came through a pipe is a view of the whole message, which would stay as well."""
-    return {name: tensor.clone() for name, tensor in tensors.items()}
+    """Copies to be kept: what came through a pipe is a view of the whole message, which would stay as well.
+
+    Their entries lie in order, as they do after a pipe or a checkpoint: in another order sums are rounded otherwise.
+    """
+    return {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}

@@ -5,7 +5,7 @@ Every run is a run directory of its own under the comparison's; what is finished
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
@@ -13,10 +13,11 @@ from typing import Any
 
 from msfusion.config import Config
 from msfusion.runs.cells import collect_cells
-from msfusion.runs.comparison import Comparison, plan_runs
+from msfusion.runs.comparison import Comparison, Planned, plan_runs
 from msfusion.runs.directory import RunDirectory
 from msfusion.runs.environment import environment
 from msfusion.runs.files import write_json
+from msfusion.runs.lock import locked
 from msfusion.runs.prepare import shared_parts
 from msfusion.runs.setup import Parts
 from msfusion.runs.train import Watcher, train
@@ -38,22 +39,34 @@ def compare(
     if not resume:
         RunDirectory.check_free(path)
     planned = plan_runs(config, comparison)
+    with locked(path):
+        _run_all(planned, path, watch)
+        result = {
+            "environment": environment(),
+            "config": config.to_table(),
+            **asdict(comparison),
+            "seeds": list(range(config.seed, config.seed + comparison.seeds)),
+            "cells": collect_cells(path, planned),
+        }
+        write_json(path / "compare.json", result)
+    return result
+
+
+def _run_all(
+    planned: Sequence[Planned], path: Path, watch: Callable[[str], AbstractContextManager[Watcher]]
+) -> None:
     parts: Parts | None = None
     parts_of = ""
+    trained_on: dict[str, tuple[Path, Mapping[str, str]]] = {}
     for number, run in enumerate(planned, start=1):
-        if not RunDirectory(path / run.name).finished and parts_of != _key(run.config):
-            parts, parts_of = shared_parts(run.config), _key(run.config)
+        here, key = path / run.name, _key(run.config)
+        if not RunDirectory(here).finished and parts_of != key:
+            parts, parts_of = shared_parts(run.config), key
         with watch(f"[{number}/{len(planned)}] {run.name}") as watcher:
-            train(run.config, path / run.name, resume=True, watcher=watcher, parts=parts)
-    result = {
-        "environment": environment(),
-        "config": config.to_table(),
-        **asdict(comparison),
-        "seeds": list(range(config.seed, config.seed + comparison.seeds)),
-        "cells": collect_cells(path, planned),
-    }
-    write_json(path / "compare.json", result)
-    return result
+            train(run.config, here, resume=True, watcher=watcher, parts=parts)
+        began = RunDirectory(here).read_fingerprint()
+        other, data = trained_on.setdefault(key, (here, began.data))  # runs may have been finished long ago
+        began.refuse_other_data(data, run.config, f"{here}, compared with {other},")
 
 
 def _key(config: Config) -> str:

@@ -1,20 +1,26 @@
 """A run's directory: what was asked, what came of each round, and enough to go on after being killed.
 
 - `config.toml`: the resolved configuration
+- `fingerprint.json`: digests of the configuration, the data and the user's code with which the run began
 - `metrics.jsonl`: one line a round
 - `checkpoints/`: the global state after a round, and what the participants keep; the newest two stay
 - `tensorboard/`: the same metrics as events, where TensorBoard is installed
 - `model.safetensors`: the final global state
 - `summary.json`: the final figures; written last, so a run that has it is finished
+
+No file is believed for its name. Each JSON file and each file of tensors has a digest of itself, a checkpoint those of
+the fingerprint and of the metrics that it goes with, the summary those of all that a finished run consists of.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +31,20 @@ from msfusion.methods.memory import Memories, with_memories, without_memories
 from msfusion.runs.files import (
     TEMPORARY,
     append_line,
+    read_sealed_json,
     read_tensors,
     refusing_write_errors,
     remove_unfinished,
-    write_json,
+    write_bytes,
+    write_sealed_json,
     write_tensors,
     write_text,
+    written_digest,
 )
+from msfusion.runs.fingerprint import Fingerprint
+from msfusion.runs.lock import LOCK, locked
 
 KEPT_CHECKPOINTS = 2
-_LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -64,19 +74,27 @@ class RunDirectory:
                 )
 
     @classmethod
-    def create(cls, path: Path, config_toml: str) -> RunDirectory:
+    def create(cls, path: Path, config_toml: str, fingerprint: Fingerprint) -> RunDirectory:
         """Start a run in a directory that does not exist or is empty.
 
         Raises RunDirectoryError where there is something in it already, or where it cannot be written.
         """
         cls.check_free(path)
         directory = cls(path)
+        began = {**asdict(fingerprint), "config.toml": _digest(config_toml.encode())}
+        if directory.fingerprint.exists() and read_sealed_json(directory.fingerprint) != began:
+            raise RunDirectoryError(
+                f"{path} holds the {directory.fingerprint.name} of another run, whose config.toml is gone; "
+                "choose another --out."
+            )
         with refusing_write_errors(path):
             (path / "checkpoints").mkdir(parents=True, exist_ok=True)
         try:
-            write_text(directory.config, config_toml)
+            write_sealed_json(directory.fingerprint, began)
+            write_text(directory.config, config_toml)  # last: where this is, there is a run
         except RunDirectoryError:
             with suppress(OSError):  # leave nothing behind
+                directory.fingerprint.unlink(missing_ok=True)
                 (path / "checkpoints").rmdir()
                 path.rmdir()
             raise
@@ -84,16 +102,46 @@ class RunDirectory:
 
     @classmethod
     def reopen(cls, path: Path) -> RunDirectory:
-        """Open the directory of a run that was started before. Raises RunDirectoryError where it is none."""
+        """Open the directory of a run that was started before.
+
+        Raises RunDirectoryError where it is none, or its configuration is not the one with which it began.
+        """
         directory = cls(path)
         if not directory.config.is_file():
             raise RunDirectoryError(f"{path} has no config.toml, so there is no run in it.")
+        if not directory.fingerprint.is_file():
+            raise RunDirectoryError(
+                f"{path} has no {directory.fingerprint.name}: it was removed, or an older msfusion began the run, "
+                "whose files cannot be checked; choose another --out."
+            )
+        try:
+            text = directory.config.read_bytes()
+        except OSError as error:
+            raise RunDirectoryError(f"{directory.config} cannot be read: {error.strerror}.") from error
+        if read_sealed_json(directory.fingerprint).get("config.toml") != _digest(text):
+            raise RunDirectoryError(
+                f"{directory.config} was changed after the run began, or is of another run: put back what it was, "
+                "or choose another --out."
+            )
         return directory
+
+    def read_fingerprint(self) -> Fingerprint:
+        """With what the run began. Raises RunDirectoryError."""
+        began = read_sealed_json(self.fingerprint)
+        try:
+            return Fingerprint(began["config"], began["data"], began["code"])
+        except KeyError as error:
+            raise RunDirectoryError(f"{self.fingerprint} is not of this version of msfusion.") from error
 
     @property
     def config(self) -> Path:
         """The resolved configuration."""
         return self.path / "config.toml"
+
+    @property
+    def fingerprint(self) -> Path:
+        """Digests of what the run began with."""
+        return self.path / "fingerprint.json"
 
     @property
     def metrics(self) -> Path:
@@ -116,22 +164,37 @@ class RunDirectory:
         return self.summary.is_file() and self.model.is_file()
 
     def read_summary(self) -> dict[str, Any]:
-        """What `finish` wrote. Raises RunDirectoryError where it is missing or damaged."""
-        try:
-            summary: dict[str, Any] = json.loads(self.summary.read_text())
-        except (OSError, ValueError) as error:
-            raise RunDirectoryError(f"{self.summary} cannot be read: {error}.") from error
+        """The figures that `finish` wrote. Raises RunDirectoryError where they are missing or damaged."""
+        summary = read_sealed_json(self.summary)
+        summary.pop("files", None)
         return summary
+
+    def check_end(self) -> None:
+        """Raises RunDirectoryError where a file of a finished run is damaged, or of another run.
+
+        A checkpoint may be missing: a finished run needs it no more, but for what participants keep for themselves.
+        """
+        try:
+            files = read_sealed_json(self.summary).get("files")
+            if files != self._digests_of_end():
+                raise RunDirectoryError(f"the files in {self.path} are not those with which the run ended.")
+            read_tensors(self.model)
+            for path in self._checkpoints()[:1]:
+                if read_tensors(path)[1].get("run") != files[self.fingerprint.name]:
+                    raise RunDirectoryError(f"{path} is a checkpoint of another run.")
+        except RunDirectoryError as error:
+            raise RunDirectoryError(
+                f"the finished run in {self.path} is damaged ({str(error).rstrip('.')}); delete its summary.json and "
+                "go on with --resume, which makes the end again from the last checkpoint that is whole."
+            ) from error
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The lines of all rounds so far, up to one that was cut short or is out of order."""
-        if not self.metrics.is_file():
-            return []
         lines: list[dict[str, Any]] = []
-        for text in self.metrics.read_text(errors="replace").splitlines():
+        for text in self._metrics_lines():
             try:
-                line = json.loads(text)
-            except ValueError:
+                line = json.loads(text.decode())
+            except (ValueError, RecursionError):
                 break
             if not isinstance(line, dict) or line.get("round") != len(lines) + 1:
                 break
@@ -147,9 +210,15 @@ class RunDirectory:
 
         Rounds that came after the last whole checkpoint are run again, and their lines written again.
         """
-        kept = self.read_metrics()[:rounds]
-        write_text(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
-        return kept
+        write_bytes(self.metrics, b"".join(self._metrics_lines()[:rounds]))
+        return self.read_metrics()
+
+    def _metrics_lines(self) -> list[bytes]:
+        """Each with what ends it."""
+        if not self.metrics.is_file():
+            return []
+        with io.BytesIO(self.metrics.read_bytes()) as file:
+            return file.readlines()
 
     def save_checkpoint(
         self, rounds: int, state: Mapping[str, Tensor], fingerprint: str, memories: Memories | None = None
@@ -157,35 +226,56 @@ class RunDirectory:
         """Keep the state after so many rounds, and drop checkpoints older than the newest two.
 
         The participants' memories are in the same file, so that both are of the same round.
-        `fingerprint` identifies the configuration. Raises RunDirectoryError; older checkpoints stay intact.
+        `fingerprint` is the digest of that of the run. The lines of metrics of so many rounds have been written.
+        Raises RunDirectoryError; older checkpoints stay intact.
         """
         path = self.path / "checkpoints" / f"round-{rounds:06d}.safetensors"
         tensors = with_memories(state, memories or {})
-        write_tensors(path, tensors, {"rounds": rounds, "config": fingerprint})
+        metrics = _digest(*self._metrics_lines()[:rounds])
+        write_tensors(path, tensors, {"rounds": rounds, "run": fingerprint, "metrics": metrics})
         with refusing_write_errors(path.parent):
             for old in self._checkpoints()[KEPT_CHECKPOINTS:]:
                 old.unlink(missing_ok=True)
 
     def load_checkpoint(self, fingerprint: str) -> Checkpoint | None:
-        """The newest checkpoint that is whole, of this configuration, and with all its lines of metrics.
+        """The newest checkpoint that is whole, of this run, and with all its lines of metrics as they were.
 
-        None where there is none: the run begins again, and loses nothing but time.
+        None where there is none: the run begins again, and loses nothing but time. Raises RunDirectoryError where it
+        would begin again over whole checkpoints of another run.
         """
-        with_metrics = len(self.read_metrics())
+        lines = self._metrics_lines()
+        foreign = None
         for path in self._checkpoints():
             try:
                 tensors, metadata = read_tensors(path)
             except RunDirectoryError:
                 continue  # a damaged one: the one before it will do
-            rounds = metadata.get("rounds")
-            if metadata.get("config") == fingerprint and isinstance(rounds, int) and rounds <= with_metrics:
-                return Checkpoint(rounds, *without_memories(tensors))
+            if metadata.get("run") != fingerprint:
+                foreign = path
+            elif metadata["metrics"] == _digest(*lines[: metadata["rounds"]]):
+                return Checkpoint(metadata["rounds"], *without_memories(tensors))
+        if foreign is not None:
+            raise RunDirectoryError(f"{foreign} is a checkpoint of another run; remove it to go on without.")
         return None
 
-    def finish(self, state: Mapping[str, Tensor], summary: Mapping[str, Any]) -> None:
-        """Write the final state and figures. Raises RunDirectoryError."""
+    def save_model(self, state: Mapping[str, Tensor]) -> None:
+        """Write the final state. Raises RunDirectoryError."""
         write_tensors(self.model, state, {"format": 1})
-        write_json(self.summary, dict(summary))
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Write the final figures, and digests of the files that belong to the end. Raises RunDirectoryError.
+
+        The model has been saved.
+        """
+        write_sealed_json(self.summary, {**summary, "files": self._digests_of_end()})
+
+    def _digests_of_end(self) -> dict[str, str]:
+        """Of the files that a finished run consists of. Raises RunDirectoryError."""
+        return {
+            self.fingerprint.name: self.read_fingerprint().digest,
+            self.metrics.name: _digest(*self._metrics_lines()),
+            self.model.name: written_digest(self.model),
+        }
 
     def _checkpoints(self) -> list[Path]:
         """The files of all checkpoints, newest first."""
@@ -198,32 +288,14 @@ class RunDirectory:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes from writing here, and remove what a killed one left half-written.
+        """Keep other runs from writing here, and remove what a killed one left half-written.
 
-        Raises RunDirectoryError where another process holds the directory. The operating system lifts the
-        lock when the process ends, however it ends.
+        Raises RunDirectoryError where another run holds the directory.
         """
-        with self._lock():
+        with locked(self.path):
             with refusing_write_errors(self.path):
-                (self.path / "checkpoints").mkdir(exist_ok=True)
                 remove_unfinished(self.path)
                 remove_unfinished(self.path / "checkpoints")
-            yield
-
-    @contextmanager
-    def _lock(self) -> Iterator[None]:
-        try:
-            import fcntl
-        except ImportError:  # Windows: two runs in one directory are the user's to avoid
-            yield
-            return
-        with refusing_write_errors(self.path):
-            file = (self.path / _LOCK).open("a")
-        with file:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise RunDirectoryError(f"{self.path} is in use by another process.") from error
             yield
 
 
@@ -273,10 +345,18 @@ def _belongs_to_someone(entry: Path) -> bool:
     """Whether a directory that holds this is in use; what a run killed in its first moments left is not."""
     if entry.name == "checkpoints" and entry.is_dir():
         return any(entry.iterdir())
-    return entry.name != _LOCK and not entry.name.startswith(TEMPORARY)
+    return entry.name not in (LOCK, "fingerprint.json") and not entry.name.startswith(TEMPORARY)
 
 
 def _number(path: Path, name: str) -> int:
     """The number at the end of `<name>-<n>`; 0 where the directory is called otherwise."""
     prefix, _, suffix = path.name.rpartition("-")
     return int(suffix) if prefix == name and path.is_dir() and suffix.isascii() and suffix.isdigit() else 0
+
+
+def _digest(*texts: bytes) -> str:
+    """Of texts one after the other."""
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(text)
+    return digest.hexdigest()

@@ -23,21 +23,26 @@ from msfusion.errors import ConfigError, RunDirectoryError
 from msfusion.models.build import build_model, full_options
 from msfusion.runs.directory import RunDirectory
 from msfusion.runs.files import read_tensors, write_folder_with, write_json, write_tensors
+from msfusion.runs.fingerprint import code_of
 from msfusion.runs.grow import GrowRun
+from msfusion.runs.setup import settle_process
 
 
 def export(path: Path, out: Path, participant: int | None = None) -> list[Path]:
     """Write the model of the finished run in `path` to the folder `out`, whole or not at all, and return its files.
 
     `participant`: whose model, for Fed-Grow, which gives each its own.
-    Raises RunDirectoryError where the run is not finished or `out` holds files; ConfigError where there is no such
-    model; and what loading the data raises.
+    Raises RunDirectoryError where the run is not finished, is damaged, or its data or code have changed since, and
+    where `out` holds files; ConfigError where there is no such model; and what loading the data raises.
     """
+    settle_process()  # as the run did: the same data, bit for bit
     directory = RunDirectory.reopen(path)
     if not directory.finished:
         raise RunDirectoryError(f"the run in {path} is not finished; go on with it by --resume.")
     RunDirectory.check_free(out)
     config = load_config(directory.config)
+    directory.check_end()
+    directory.read_fingerprint().refuse_other_code(code_of(config), config, path)
     find = _grown if config.method.name == "fedgrow" else _common
     model, data = find(config, directory, participant)
     write_folder_with(out, lambda folder: _write(folder, model, config, data))
@@ -58,7 +63,10 @@ def _common(
             f"tensors are in {directory.model}."
         )
     data = load_data(config.data_spec)
-    return _with_tensors(build_model(config.model_spec, data), read_tensors(directory.model)[0]), data
+    model = build_model(config.model_spec, data)
+    data = data.for_model(model)
+    directory.read_fingerprint().refuse_other_data(data.digests, config, directory.path)
+    return _with_tensors(model, read_tensors(directory.model)[0]), data
 
 
 def _grown(
@@ -66,6 +74,8 @@ def _grown(
 ) -> tuple[nn.Module, FederatedData]:
     """A participant's grown model, or the target that they averaged."""
     run, count = GrowRun(config), config.participants.count
+    began = directory.read_fingerprint()
+    began.refuse_other_data(run.data.digests, config, directory.path)
     state, _ = read_tensors(directory.model)
     personal = run.method.personal(state)
     if personal == (participant is None):
@@ -79,14 +89,15 @@ def _grown(
     if participant is not None:
         if not 0 <= participant < count:
             raise ConfigError(f"there is no participant {participant}: give --participant 0 to {count - 1}.")
-        checkpoint = directory.load_checkpoint(config.fingerprint())
-        memories = checkpoint.memories if checkpoint else {}
-        if participant not in memories:
-            raise ConfigError(
-                f"participant {participant} has no model: it took part in no round whose checkpoint is in "
-                f"{directory.path}."
+        checkpoint = directory.load_checkpoint(began.digest)
+        if checkpoint is None or checkpoint.rounds != config.rounds:
+            raise RunDirectoryError(
+                f"the last checkpoint in {directory.path} is gone, and with it what participant {participant} kept; "
+                "delete its summary.json and go on with --resume, which makes it again."
             )
-        task = replace(task, memory=memories[participant])
+        if participant not in checkpoint.memories:
+            raise ConfigError(f"participant {participant} has no model: it took part in no round.")
+        task = replace(task, memory=checkpoint.memories[participant])
     grown = run.method.grown(task)
     assert grown is not None  # it has a memory, or there is a common target
     return _with_tensors(run.method.target, grown), run.data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -13,12 +14,14 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor
 
+from msfusion.digests import digest_of_tensors
 from msfusion.errors import RunDirectoryError
 
 TEMPORARY = ".tmp"
 """What the name of every unfinished file starts with (safetensors' own unfinished files too)."""
 
 _METADATA = "msfusion"
+_DIGEST = "sha256"
 
 
 @contextmanager
@@ -71,7 +74,12 @@ def write_folder_with(path: Path, write: Callable[[Path], None]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file in UTF-8, whole or not at all. Raises RunDirectoryError."""
-    write_with(path, lambda temporary: _write_bytes(temporary, text.encode()))
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all. Raises RunDirectoryError."""
+    write_with(path, lambda temporary: _write_bytes(temporary, content))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -79,16 +87,38 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    """Write tensors as safetensors, whole or not at all: equal tensors and metadata give equal bytes.
+def write_sealed_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write an object as `write_json` does, with a digest of itself under "sha256". Raises RunDirectoryError."""
+    write_json(path, {**value, _DIGEST: digest_of_json(value)})
 
-    Raises RunDirectoryError.
+
+def read_sealed_json(path: Path) -> dict[str, Any]:
+    """What `write_sealed_json` wrote. Raises RunDirectoryError where it is missing or anything in it has changed."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunDirectoryError(f"{path} is damaged or missing: {error}.") from error
+    if not isinstance(value, dict) or value.pop(_DIGEST, None) != digest_of_json(value):
+        raise RunDirectoryError(f"{path} is damaged: it is not what was written there.")
+    return value
+
+
+def digest_of_json(value: Any) -> str:
+    """A SHA-256 digest of what JSON can hold. Keys may be in any order."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Write tensors as safetensors, whole or not at all, with a digest of tensors and metadata.
+
+    Equal tensors and metadata give equal bytes. Raises RunDirectoryError.
     """
     from safetensors.torch import save_file
 
-    # One key only: safetensors writes several in an order that changes from process to process.
-    header = {_METADATA: json.dumps(dict(metadata), sort_keys=True)}
     separate = _without_sharing(tensors)
+    sealed = {**metadata, _DIGEST: _digest(separate, metadata)}
+    # One key only: safetensors writes several in an order that changes from process to process.
+    header = {_METADATA: json.dumps(sealed, sort_keys=True)}
 
     def write(temporary: Path) -> None:
         temporary.touch()
@@ -102,16 +132,46 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors and the metadata of a file that `write_tensors` wrote.
 
-    Raises RunDirectoryError where the file is missing, cut short or otherwise damaged.
+    Raises RunDirectoryError where the file is missing, or a bit of it has changed.
     """
+    tensors, metadata, digest = _read(path)
+    if digest != _digest(tensors, metadata):
+        raise RunDirectoryError(f"{path} is damaged: its tensors are not those that were written there.")
+    return tensors, metadata
+
+
+def written_digest(path: Path) -> str:
+    """The digest that `write_tensors` left in a file, whose tensors are not read. Raises RunDirectoryError."""
+    return _read(path, names=())[2]
+
+
+def _read(path: Path, names: tuple[str, ...] | None = None) -> tuple[dict[str, Tensor], dict[str, Any], str]:
+    """Some of the tensors (by default all), the metadata and the digest of a file, unchecked."""
     from safetensors import safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
             metadata = json.loads((file.metadata() or {})[_METADATA])
-            return {name: file.get_tensor(name).clone() for name in file.keys()}, metadata  # noqa: SIM118
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise RunDirectoryError(f"{path} is damaged or not a file of msfusion: {error}.") from error
+            digest = metadata.pop(_DIGEST)
+            wanted = file.keys() if names is None else names
+            return {name: file.get_tensor(name).clone() for name in wanted}, metadata, digest
+    except (
+        SafetensorError,
+        OSError,
+        LookupError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+    ) as error:
+        reason = " ".join(str(error).split())
+        raise RunDirectoryError(
+            f"{path} is damaged, or not a file of this version of msfusion: {reason}."
+        ) from error
+
+
+def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
+    return digest_of_tensors(tensors, json.dumps(dict(metadata), sort_keys=True))
 
 
 def append_line(path: Path, line: str) -> None:

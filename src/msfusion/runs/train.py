@@ -17,6 +17,7 @@ from msfusion.errors import MsfusionError, RunDirectoryError
 from msfusion.methods.adaptive import model_state
 from msfusion.runs.directory import RunDirectory
 from msfusion.runs.events import Events
+from msfusion.runs.fingerprint import Fingerprint, code_of
 from msfusion.runs.prepare import prepare
 from msfusion.runs.prepared import Prepared
 from msfusion.runs.setup import Parts
@@ -70,34 +71,61 @@ def train(
 ) -> dict[str, Any]:
     """Train, leaving everything in the directory `path`, and return the summary.
 
-    With `resume`, a run that is there is continued from its last checkpoint; a finished one is left as it
+    With `resume`, a run that is there is continued from its last checkpoint; a finished one is checked and left as it
     is, and one that has not begun is begun. The result is the same as if it had never stopped:
     model.safetensors bit for bit. `parts` are data, model and width map where they are known already;
     `preparing` makes the run of them.
 
-    Raises RunDirectoryError where the directory holds something else, or a run of another configuration, or
-    cannot be written; and what loading, tracing and training raise. Checkpoints from before an error stay; where a new
-    run fails before the end of its first round, nothing does.
+    Raises RunDirectoryError where the directory is in use, holds something else, or a run of another configuration,
+    other data or other code, where a finished run is damaged, or it cannot be written; and what loading, tracing,
+    counting costs and training raise. Checkpoints from before an error stay; where a new run fails before the end of
+    its first round, nothing does.
     """
-    config = config.pinned()
-    there = resume and (path / "config.toml").is_file()
-    if there:
-        directory = RunDirectory.reopen(path)
-        refuse_change(directory, config)
-        if directory.finished:
-            return directory.read_summary()
-    else:
-        RunDirectory.check_free(path)
-    prepared = preparing(config, parts)
-    if not there:
-        directory = RunDirectory.create(path, config.to_toml())
+    config, directory = config.pinned(), RunDirectory(path)
+    if _begun(directory, config, resume) and directory.finished:
+        return _end(directory)
     with directory.locked():
+        begun = _begun(directory, config, resume)  # once more, as another run may have come first
+        if begun and directory.finished:
+            return _end(directory)
+        prepared = preparing(config, parts)
+        prepared.figures()  # a model whose costs cannot be counted is refused before it is trained
+        fingerprint = Fingerprint(prepared.config.fingerprint(), prepared.data.digests, code_of(config))
+        if begun:
+            _refuse_other(directory.read_fingerprint(), fingerprint, prepared.config, path)
+        else:
+            RunDirectory.create(path, config.to_toml(), fingerprint)
         try:
-            return _run(prepared, directory, watcher or Silent())
+            return _run(prepared, directory, fingerprint, watcher or Silent())
         except MsfusionError:
-            if not there and not directory.read_metrics():
+            if not begun and not directory.read_metrics():
                 directory.remove()
             raise
+
+
+def _begun(directory: RunDirectory, config: Config, resume: bool) -> bool:
+    """Whether there is a run to go on with. Raises RunDirectoryError where neither that nor a new one is possible."""
+    if resume and directory.config.is_file():
+        RunDirectory.reopen(directory.path)
+        refuse_change(directory, config)
+        directory.read_fingerprint().refuse_other_code(code_of(config), config, directory.path)
+        return True
+    try:
+        RunDirectory.check_free(directory.path)
+    except RunDirectoryError as error:
+        if resume and directory.path.is_dir():
+            raise RunDirectoryError(
+                f"{directory.path} holds files and no config.toml, so there is no run in it to go on with; choose "
+                "another --out."
+            ) from error
+        raise
+    return False
+
+
+def _end(directory: RunDirectory) -> dict[str, Any]:
+    """The summary of a finished run. Raises RunDirectoryError where its files are damaged."""
+    directory.check_end()
+    return directory.read_summary()
 
 
 def refuse_change(directory: RunDirectory, config: Config) -> None:
@@ -110,11 +138,18 @@ def refuse_change(directory: RunDirectory, config: Config) -> None:
         )
 
 
-def _run(prepared: Prepared, directory: RunDirectory, watcher: Watcher) -> dict[str, Any]:
+def _refuse_other(began: Fingerprint, now: Fingerprint, config: Config, path: Path) -> None:
+    began.refuse_other_code(now.code, config, path)
+    began.refuse_other_data(now.data, config, path)
+    began.refuse_other_config(config, path)
+
+
+def _run(
+    prepared: Prepared, directory: RunDirectory, fingerprint: Fingerprint, watcher: Watcher
+) -> dict[str, Any]:
     """The rounds that are still to be run, and the end."""
     config = prepared.config
-    fingerprint = config.fingerprint()
-    checkpoint = directory.load_checkpoint(fingerprint)
+    checkpoint = directory.load_checkpoint(fingerprint.digest)
     done = checkpoint.rounds if checkpoint else 0
     state: Mapping[str, Tensor] = checkpoint.state if checkpoint else prepared.initial_state()
     earlier = directory.keep_metrics(done)
@@ -130,11 +165,12 @@ def _run(prepared: Prepared, directory: RunDirectory, watcher: Watcher) -> dict[
             state = result.state
             directory.add_metrics(line)
             if line["round"] % config.run.checkpoint_every == 0 or line["round"] == config.rounds:
-                directory.save_checkpoint(line["round"], state, fingerprint, result.memories)
+                directory.save_checkpoint(line["round"], state, fingerprint.digest, result.memories)
             events.add(line)
             watcher.round(line)
+        directory.save_model(model_state(state))  # before anything else that can fail
     summary = summarise(prepared, directory.read_metrics())
-    directory.finish(model_state(state), summary)
+    directory.finish(summary)
     return summary
 
 

@@ -1,0 +1,82 @@
+"""What decides the results of a run: its configuration, its data, and whatever of a user's else it runs on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+
+from msfusion.config import Config
+from msfusion.config_keys import flattened
+from msfusion.errors import RunDirectoryError
+from msfusion.folders import digest_of, folder_of
+from msfusion.imports import is_reference, source_digest
+from msfusion.models.build import BUILT_IN
+from msfusion.models.huggingface import is_transformers
+from msfusion.runs.files import digest_of_json
+
+_DATA = {
+    "training": "other examples of the participants",
+    "test": "another test set",
+    "meaning": "labels or tokens of another meaning",
+}
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """Digests of all that a run began with; a run goes on only where they are the same.
+
+    config: of the configuration, width ratios worked out. data: as `FederatedData.digests`. code: by setting, of the
+    source of a `module:function`, or of a model's folder.
+    """
+
+    config: str
+    data: Mapping[str, str]
+    code: Mapping[str, str]
+
+    @cached_property
+    def digest(self) -> str:
+        """One for all of them."""
+        return digest_of_json(asdict(self))
+
+    def refuse_other_code(self, code: Mapping[str, str], config: Config, run: object) -> None:
+        """Raises RunDirectoryError, naming the setting, where its source or folder is not what `run` began with."""
+        for setting in sorted({*self.code, *code}):
+            if self.code.get(setting) != code.get(setting):
+                name = flattened(config.to_table()).get(setting)
+                raise RunDirectoryError(
+                    f"{setting} = '{name}' has changed since the run in {run} began: put back what it was, or choose "
+                    "another --out."
+                )
+
+    def refuse_other_data(self, data: Mapping[str, str], config: Config, run: object) -> None:
+        """Raises RunDirectoryError, saying what of it differs, where the data is not what `run` began with."""
+        for part, told in _DATA.items():
+            if self.data.get(part) != data[part]:
+                raise RunDirectoryError(
+                    f"data.source = '{config.data_spec.source}' has changed since the run in {run} began: it gives "
+                    f"{told} now; put back what it was, or choose another --out."
+                )
+
+    def refuse_other_config(self, config: Config, run: object) -> None:
+        """Raises RunDirectoryError where the configuration comes to something else than when `run` began."""
+        if self.config != config.fingerprint():
+            raise RunDirectoryError(
+                f"the configuration of the run in {run} comes to other settings than when it began, such as the "
+                "widths that budgets allow; choose another --out."
+            )
+
+
+def code_of(config: Config) -> dict[str, str]:
+    """By setting, a digest of each function and folder of the user's that a run is made from. Raises ConfigError."""
+    code = {}
+    source, name = config.data_spec.source, config.model_spec.name
+    if is_reference(source):
+        code["data.source"] = source_digest(source, "data.source")
+    if name not in BUILT_IN:
+        if is_transformers(name):
+            if (folder_of(name) / "config.json").is_file():
+                code["model.name"] = digest_of(folder_of(name))
+        elif is_reference(name):
+            code["model.name"] = source_digest(name, "model.name")
+    return code
