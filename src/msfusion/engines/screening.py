@@ -31,13 +31,10 @@ from msfusion.engines.held import Held
 from msfusion.engines.results import LeftOut
 from msfusion.errors import ConfigError, DataError, MsfusionError, UpdateError
 from msfusion.methods.base import Update
-from msfusion.methods.reporting import LARGEST_LOSS
+from msfusion.methods.wire import ABSURD
 from msfusion.width.groups import State
 
 BadUpdate = Literal["leave-out", "stop"]
-
-ABSURD = LARGEST_LOSS
-"""No honest value is as large (about 1.8e19) either."""
 
 ABSURD_COUNT = 2.0**31
 """No counter of a model, such as the mini-batches that a BatchNorm has seen, grows by as much in a round."""
@@ -199,7 +196,10 @@ def fault_of(update: Update, sent: State, examples: int) -> str | None:
         return wrong
     if not abs(update.loss) < ABSURD:
         return f"its loss is {update.loss:g}"
-    return fault_of_values(update.tensors, sent)
+    fault = fault_of_values(update.tensors, sent)
+    if fault is not None and examples == 1:
+        fault += "; it has a single example, which BatchNorm cannot normalise: give it a second one"
+    return fault
 
 
 def fault_of_count(update: Update, examples: int) -> str | None:

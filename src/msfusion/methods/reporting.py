@@ -10,13 +10,11 @@ from dataclasses import dataclass
 from msfusion.errors import UpdateError
 from msfusion.methods.base import Scalar, Task, Update
 from msfusion.methods.outbound import Outbound
+from msfusion.methods.wire import ABSURD
 from msfusion.objectives import Evaluation
 
 _SCORES = ("loss", "accuracy", "examples", "perplexity")
 _OWN = "own_"
-
-LARGEST_LOSS = 2.0**64
-"""No mean loss is as large, also where training diverges: its square is more than a float32 can hold."""
 
 REPORTED = Outbound({}, frozenset([*_SCORES, *(_OWN + name for name in _SCORES)]))
 """What may leave a participant with a report."""
@@ -121,7 +119,7 @@ def _evaluation(update: Update, prefix: str) -> Evaluation:
             "number of them",
             update.participant,
         )
-    if not isinstance(loss, float) or not abs(loss) < LARGEST_LOSS:
+    if not isinstance(loss, float) or not abs(loss) < ABSURD:
         raise UpdateError(
             f"{source} reports a loss of {loss}: it must be a finite number", update.participant
         )
