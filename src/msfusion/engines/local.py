@@ -276,7 +276,7 @@ class _Federation:
             partial(_measurements, method, state, round_index, participant) for participant in participants
         ]
         finished = list(workers.run("measure", jobs))
-        with closing(Answers(replace(self.screening, max_update_norm=0))) as answers:
+        with closing(Answers(replace(self.screening, max_update_norm=0.0))) as answers:
             for done in finished:
                 who = done.update.participant
                 answers.add(done.update, Norm(), fault_of_count(done.update, len(self.data[who])))

@@ -11,7 +11,8 @@ and the number of workers decide nothing, and neither does a resume.
 
 The *norm* of an update is the root mean square of its changes: the l2 norm of (what came back - what was sent), divided
 by the square root of the number of entries, so that sub-models of different widths compare. The median is that of the
-updates which passed 1 and changed anything; of fewer than three it says nothing, and 2 does not apply. The second half
+updates which passed 1 and changed anything (of an even number the lower of the two in the middle, so that half of them
+cannot raise it); of fewer than three it says nothing, and 2 does not apply. The second half
 of 2 is for honest rounds in which most participants have nothing left to learn: with stochastic gradient descent on
 labels that hardly mix, one norm was seen to be 10.5 times the median, and still smaller than the model's own.
 """
@@ -163,7 +164,7 @@ def outliers(norms: Mapping[int, Norm], factor: float) -> dict[int, str]:
     changed = [norm.change for norm in norms.values() if norm.change > 0]
     if factor == 0 or len(changed) < FEWEST:
         return {}
-    median = statistics.median(changed)
+    median = statistics.median_low(changed)
     return {
         participant: f"the norm of its update is {norm.change / median:.3g} times the median of the round "
         f"(method.max_update_norm is {factor:g})"
