@@ -157,7 +157,7 @@ class _Round:
                 self._exchange([(index, participant, batch)])
                 if index in self.turnout.reasons:
                     break
-            layers = self.turnout.relayed(index, state_of(participant.part), layers)
+            layers = self.turnout.relayed(index, self._handed_in(index, participant), layers)
         return layers
 
     def _together(self) -> dict[str, Tensor]:
@@ -175,11 +175,17 @@ class _Round:
             for together in [turn] if self.settings.server_step == "joined" else [[each] for each in turn]:
                 self._exchange(together)
         finished = (
-            (index, state_of(each.part), len(self.data[index]))
+            (index, self._handed_in(index, each), len(self.data[index]))
             for index, each in enumerate(everyone)
             if index not in self.turnout.reasons
         )
         return self.turnout.averaged(finished, self.client_state)
+
+    def _handed_in(self, index: int, participant: Participant) -> dict[str, Tensor]:
+        """A participant's first layers at the end of its round."""
+        if index not in self.turnout.reasons:
+            self.ledger.handed_in(index)
+        return state_of(participant.part)
 
     def _exchange(self, turn: Sequence[tuple[int, Participant, Batch]]) -> None:
         """Up, a step of the server, and down, for one mini-batch of each of these participants."""

@@ -57,7 +57,8 @@ class Ledger:
         self, wire: Wire, examples: Sequence[int], first_layers: int, reasons: Mapping[int, str]
     ) -> None:
         self._wire, self._examples, self._reasons = wire, examples, reasons
-        self.traffic = [SplitTraffic(other_up=first_layers, other_down=first_layers) for _ in examples]
+        self._first_layers = first_layers
+        self.traffic = [SplitTraffic(other_down=first_layers) for _ in examples]
         self._losses, self._seen, self._seconds = (
             [0.0] * len(examples),
             [0] * len(examples),
@@ -86,6 +87,10 @@ class Ledger:
         self._losses[participant] += loss * examples
         self._seen[participant] += examples
         self._seconds[participant] += seconds
+
+    def handed_in(self, participant: int) -> None:
+        """The first layers went up at the end of the round."""
+        self.traffic[participant] = self.traffic[participant].plus(other_up=self._first_layers)
 
     def results(self) -> tuple[ParticipantResult, ...]:
         """What each did whose work counts: its loss is the mean over its examples, as the server saw them."""

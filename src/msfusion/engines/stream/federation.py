@@ -55,7 +55,7 @@ def serve_split_rounds(
     A round that was handed on is taken for saved: only when the next is asked for do the participants hear of
     it. So a server that is killed begins its round anew, and a participant that is killed goes on where it was.
     Whoever sends what it should not is cut off, and the round waits `listening.deadline` seconds for it to come back;
-    then, or after three such messages, it goes on without it (`screening`). `meaning` is what the data's labels and
+    then, or after sixteen such messages, it goes on without it (`screening`). `meaning` is what the data's labels and
     tokens stand for, which participants must agree on. Raises StreamError where the address cannot be had, and where a
     participant stays away longer than `listening.patience`; TrainingError where everybody is left out.
     """
@@ -151,10 +151,12 @@ class _Round:
         if participant in self.turnout.reasons:
             return None
         try:
-            return self.office.finished(participant)
+            layers = self.office.finished(participant)
         except Refused as error:
             self._leave_out(participant, error)
             return None
+        self.ledger.handed_in(participant)
+        return layers
 
     def _leave_out(self, participant: int, error: MsfusionError) -> None:
         self.office.leave_out(participant, error)

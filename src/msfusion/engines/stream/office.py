@@ -31,7 +31,7 @@ END_SECONDS = 10.0
 """How long the streams may take to end: they have two seconds to do so by themselves."""
 
 
-MOST_REFUSALS = 3
+MOST_REFUSALS = 16
 """So often a participant may send in a round what it should not, before the round goes on without it."""
 
 ROOM = 2**22
