@@ -34,6 +34,7 @@ from msfusion.config_sections import (
     TrainingSection,
 )
 from msfusion.data.spec import DataSpec
+from msfusion.engines.screening import Screening
 from msfusion.engines.split import SplitSettings
 from msfusion.errors import ConfigError
 from msfusion.folders import PREFIX, folder_of, has_tokenizer
@@ -179,6 +180,12 @@ class Config(Section):
     def capacities(self) -> Capacities:
         """The width ratio of each participant in each round."""
         return self.participants.capacities(self.seed)
+
+    @property
+    def screening(self) -> Screening:
+        """What becomes of a participant whose update is no good."""
+        method = self.method
+        return Screening(method.bad_update, method.max_update_norm, self.participants.max_examples)
 
     @property
     def overlap(self) -> Overlap | Feedback | None:

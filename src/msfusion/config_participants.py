@@ -124,6 +124,12 @@ class ParticipantsSection(Section):
         None
     )
     fraction: float = Field(default=1.0, gt=0, le=1, description="share of them that is asked in a round")
+    max_examples: int | None = Field(
+        default=None,
+        ge=1,
+        description="the most examples that one may have; by default any number in one process, and over a network "
+        "as many as the server's own [data] has in all",
+    )
     minimum_ratio: float | None = Field(
         default=None,
         gt=0,

@@ -7,10 +7,11 @@ import typing
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model, field_validator
 
 from msfusion.codecs import Codec, by_table
 from msfusion.data.spec import DataSpec
+from msfusion.engines.screening import DEFAULT, BadUpdate
 from msfusion.engines.split import Clients, ServerStep, SplitSettings
 from msfusion.errors import ConfigError
 from msfusion.methods.contrastive import WITHOUT, ContrastiveSettings
@@ -90,6 +91,14 @@ class MethodSection(Section):
         default=True,
         description="msfusion's windows move from round to round; without, to see what that does",
     )
+    bad_update: BadUpdate = Field(
+        default=DEFAULT.bad_update,
+        description="of a participant whose update is no good: the round goes on without it, or the run stops",
+    )
+    max_update_norm: float = Field(
+        default=DEFAULT.max_update_norm,
+        description="times the median of the round; an update that changes more is a bad one; 0 is any",
+    )
     contrastive_weight: float = Field(
         default=WITHOUT.weight, ge=0, description="of the loss against drift; 0 is without"
     )
@@ -99,6 +108,13 @@ class MethodSection(Section):
         ge=1,
         description="mini-batches from one with the loss to the next; 1 is the paper",
     )
+
+    @field_validator("max_update_norm")
+    @classmethod
+    def _one_at_least(cls, value: float) -> float:
+        if value != 0 and value < 1:
+            raise ValueError("should be at least 1 (times the median of the round), or 0 for any")
+        return value
 
     @property
     def contrastive(self) -> ContrastiveSettings:

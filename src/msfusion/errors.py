@@ -21,7 +21,14 @@ class UntraceableModelError(MsfusionError):
 
 
 class UpdateError(MsfusionError):
-    """A participant's update does not fit the global model: wrong names, shapes, dtypes, weight, or not finite."""
+    """A participant's update does not fit the global model: wrong names, shapes, dtypes, weight, or not finite.
+
+    `participant` is whose it is, where that is known: an engine can then go on without it.
+    """
+
+    def __init__(self, message: str, participant: int | None = None) -> None:
+        super().__init__(message)
+        self.participant = participant
 
 
 class PrivacyError(UpdateError):

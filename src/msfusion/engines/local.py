@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 
@@ -13,12 +13,13 @@ from torch import Tensor
 
 from msfusion.batch import Batch
 from msfusion.engines.calendar import Attendance, Calendar, Conditions, RoundSettings
-from msfusion.engines.late import with_late, without_late
+from msfusion.engines.late import LateUpdate, with_late, without_late
 from msfusion.engines.messages import payload_bytes
 from msfusion.engines.pool import Pool
-from msfusion.engines.results import ParticipantResult, RoundResult
+from msfusion.engines.results import LeftOut, ParticipantResult, RoundResult
+from msfusion.engines.screening import DEFAULT, Answers, Norm, Screening, fault_of, fault_of_count, norm_of
 from msfusion.engines.workers import Done, InProcess, Workers, check_execution, threads_set
-from msfusion.errors import ConfigError, DataError
+from msfusion.errors import ConfigError, DataError, TrainingError, UpdateError
 from msfusion.methods.base import Evaluation, Method, Recalibrating, Reporting, Task, TrainsTogether, Update
 from msfusion.methods.memory import Memories
 from msfusion.methods.reporting import Report, mean_of, reports_of
@@ -41,13 +42,15 @@ def run_rounds(
     device: str = "cpu",
     test: Batch | None = None,
     conditions: Conditions | None = None,
+    screening: Screening = DEFAULT,
     on_participant: Callable[[ParticipantResult], None] | None = None,
 ) -> Generator[RoundResult, None, None]:
     """Run the rounds first_round .. settings.rounds - 1 of a method, and hand on each as it ends.
 
     `data` has one Batch per participant. `state` is the global state to begin with (default: the method's
     own initial state), `memories` what each participant has kept from earlier rounds (default: nothing), as
-    in the result of the round before `first_round`. `conditions` say who is absent or late (default: nobody).
+    in the result of the round before `first_round`. `conditions` say who is absent or late (default: nobody),
+    `screening` what becomes of bad updates (default: they are left out, and the round's result names them).
     The results are the same, bit for bit, for any number of workers. `threads` is how many threads PyTorch
     uses in each worker, and in this process while a round runs. `together` is how many participants a worker
     trains at once, where the method can; the results are then the same but for rounding. `device` is where
@@ -57,8 +60,9 @@ def run_rounds(
     Workers are forked: call `torch.set_num_threads(1)` before anything else if this process computes on its
     own. Closing the generator, or leaving it by an exception, ends the workers.
 
-    Raises ConfigError or DataError at once for impossible settings; while running, what the method raises,
-    and TrainingError where a worker process dies.
+    Raises ConfigError or DataError at once for impossible settings; while running, what the method raises, UpdateError
+    for a bad update that is to stop the run, and TrainingError where a worker process dies or no training in the whole
+    federation comes to an end.
     """
     for name, value in (("workers", workers), ("threads", threads), ("together", together)):
         if value < 1:
@@ -71,8 +75,11 @@ def run_rounds(
             raise DataError(
                 f"participant {participant} has no examples: give it some or use fewer participants"
             )
+    screening.check_examples(map(len, data))
     calendar = Calendar(settings, len(data), conditions)
-    federation = _Federation(method, data, settings, test, calendar, on_participant, memories or {}, together)
+    federation = _Federation(
+        method, data, settings, test, calendar, on_participant, memories or {}, together, screening
+    )
     return _rounds(federation, state, first_round, workers, threads, torch.device(device))
 
 
@@ -118,83 +125,122 @@ class _Federation:
         on_participant: Callable[[ParticipantResult], None] | None,
         memories: Memories,
         together: int = 1,
+        screening: Screening = DEFAULT,
     ) -> None:
         self.method, self.data, self.settings, self.test = method, data, settings, test
         self.calendar, self.on_participant = calendar, on_participant
-        self.together = together
+        self.together, self.screening = together, screening
         self.seconds: dict[int, float] = {}
         self.memories, self.late = without_late(memories)
 
     def round(self, workers: Workers, state: dict[str, Tensor], round_index: int) -> RoundResult:
-        """One round: everybody trains, the server fuses what arrives, and evaluates where that is due."""
+        """One round: everybody trains, the server fuses what is good of it, and evaluates where that is due."""
         begin = time.perf_counter()
         attendance = self.calendar.round(round_index)
-        results: list[ParticipantResult] = []
-        updates = self._updates(workers, state, round_index, attendance, results)
-        if attendance.on_time or attendance.arriving:
-            fused = self.method.aggregate(state, updates)
-        else:  # nothing arrives, so the state stays as it is; whoever is late trains nevertheless
-            fused = state
-            deque(updates, maxlen=0)
+        with closing(Answers(self.screening)) as answers:
+            results = self._trained(workers, state, round_index, attendance, answers)
+            began = self._add_arriving(attendance, answers)
+            fused = answers.merged(self.method.aggregate, state)
+            for participant, memory in answers.memories.items():
+                if participant not in answers.reasons:
+                    self.memories[participant] = memory
+        merged = [each for each in attendance.on_time if each not in answers.reasons]
+        left_out = [
+            _told(each, began, results if each.participant in attendance.on_time else {})
+            for each in answers.left_out(round_index)
+        ]
         evaluation, moved = None, 0
         reports: tuple[Report, ...] = ()
         last = round_index == self.settings.rounds - 1
         if last or (round_index + 1) % self.settings.evaluate_every == 0:
-            fused, moved = self._recalibrated(workers, fused, round_index, attendance.on_time)
-            evaluation, reports, asking = self._evaluated(workers, fused, round_index)
+            fused, moved = self._recalibrated(workers, fused, round_index, merged, left_out)
+            evaluation, reports, asking = self._evaluated(workers, fused, round_index, left_out)
             moved += asking
-        results.sort(key=lambda result: result.participant)
+        arriving = tuple(each for each in sorted(began.items()) if each[0] not in answers.reasons)
         return RoundResult(
             round_index,
             fused,
-            tuple(result for result in results if result.participant in attendance.on_time),
+            tuple(results[each] for each in merged),
             evaluation,
             time.perf_counter() - begin,
             moved,
             with_late(self.memories, self.late),
-            attendance,
+            replace(attendance, arriving=arriving),
             self._late_bytes(state, round_index, attendance, results),
             reports,
+            tuple(left_out),
         )
 
-    def _updates(
+    def _trained(
         self,
         workers: Workers,
         state: State,
         round_index: int,
         attendance: Attendance,
-        results: list[ParticipantResult],
-    ) -> Iterator[Update]:
-        """What the server merges in a round, as it arrives; everybody who trains is noted in `results`.
+        answers: Answers,
+    ) -> dict[int, ParticipantResult]:
+        """Everybody of a round trains; what each did, by participant.
 
-        A late update is put aside, and is among those of the round in which it arrives. If it is dropped, or
+        A late update is put aside, and is among the answers of the round in which it arrives. If it is dropped, or
         arrives after the last round, nobody trains for it: that is known, and nothing of it would remain.
         """
         late = [each for each in attendance.late if self.calendar.is_merged(each, round_index)]
-        trains = [*attendance.on_time, *late]
-        groups = self._groups(trains, round_index)
+        groups = self._groups([*attendance.on_time, *late], round_index)
         jobs = [partial(self._tasks, state, round_index, group) for group in groups]
+        results: dict[int, ParticipantResult] = {}
+        failures: dict[int, TrainingError] = {}
         for done in workers.run("train", jobs):
             result = _result(done)
-            results.append(result)
-            self.seconds[result.participant] = result.seconds
+            who = result.participant
+            results[who], self.seconds[who] = result, result.seconds
             if self.on_participant is not None:
                 self.on_participant(result)
-            update = self._without_memory(done.update)
-            if result.participant in attendance.late:
-                self.late[result.participant] = replace(update, tensors=_copies(update.tensors))
+            if done.failure is not None:
+                failures[who] = done.failure
             else:
-                yield update
-        for participant, _ in attendance.arriving:
-            yield replace(self.late.pop(participant), share=self.calendar.conditions.late_weight)
+                self._judge(done.update, state, who in late, answers)
+        if len(failures) == len(
+            self.data
+        ):  # not one bad participant: a learning rate that nobody can train with
+            raise failures[min(failures)]
+        for who, failure in failures.items():
+            answers.leave_out(who, str(failure), failure)
+        return results
+
+    def _judge(self, update: Update, state: State, late: bool, answers: Answers) -> None:
+        """Note an update as it comes, for this round or for the one in which it will arrive."""
+        who = update.participant
+        sent = self.method.assign(state, update.round_index, who).tensors
+        fault = fault_of(update, sent, len(self.data[who]))
+        norm = Norm() if fault else norm_of(update.tensors, sent)
+        memory, update = _copies(update.memory), replace(update, memory={})
+        if late:
+            self.late[who] = LateUpdate(replace(update, tensors=_copies(update.tensors)), norm, fault)
+            if memory and fault is None:
+                self.memories[who] = memory
+            return
+        answers.add(update, norm, fault)
+        if memory:
+            answers.memories[who] = memory
+
+    def _add_arriving(self, attendance: Attendance, answers: Answers) -> dict[int, int]:
+        """Add the late updates that arrive; the rounds in which those participants began."""
+        began: dict[int, int] = {}
+        for participant, round_index in attendance.arriving:
+            late = self.late.pop(participant, None)
+            if late is not None:  # else its training came to no end, and that was told then
+                share = self.calendar.conditions.late_weight
+                answers.add(replace(late.update, share=share), late.norm, late.fault)
+                began[participant] = round_index
+        return began
 
     def _late_bytes(
-        self, state: State, round_index: int, attendance: Attendance, results: Sequence[ParticipantResult]
+        self, state: State, round_index: int, attendance: Attendance, results: Mapping[int, ParticipantResult]
     ) -> tuple[int, int]:
         """What went down to the late and what comes up from them: nothing from those whose work is lost."""
         tasks = (self.method.assign(state, round_index, participant) for participant in attendance.late)
         down = sum(payload_bytes(task.tensors) for task in tasks)
-        return down, sum(result.bytes_up for result in results if result.participant in attendance.late)
+        return down, sum(results[each].bytes_up for each in attendance.late if each in results)
 
     def _groups(self, participants: Sequence[int], round_index: int) -> list[tuple[int, ...]]:
         """Who is trained at once; the longest goes first. The groups depend on nothing that was measured."""
@@ -214,15 +260,13 @@ class _Federation:
         memory = self.memories.get(participant)
         return task if memory is None else replace(task, memory=memory)
 
-    def _without_memory(self, update: Update) -> Update:
-        """The update as the server sees it. What the participant keeps is put aside for its next round."""
-        if not update.memory:
-            return update
-        self.memories[update.participant] = _copies(update.memory)
-        return replace(update, memory={})
-
     def _recalibrated(
-        self, workers: Workers, state: dict[str, Tensor], round_index: int, participants: Sequence[int]
+        self,
+        workers: Workers,
+        state: dict[str, Tensor],
+        round_index: int,
+        participants: Sequence[int],
+        left_out: list[LeftOut],
     ) -> tuple[dict[str, Tensor], int]:
         """The state with its running statistics, if any, measured anew, and the bytes that moved."""
         method = self.method
@@ -232,11 +276,16 @@ class _Federation:
             partial(_measurements, method, state, round_index, participant) for participant in participants
         ]
         finished = list(workers.run("measure", jobs))
-        moved = sum(done.bytes_down + done.bytes_up for done in finished)
-        return method.settle(state, [done.update for done in finished]), moved
+        with closing(Answers(replace(self.screening, max_update_norm=0.0))) as answers:
+            for done in finished:
+                who = done.update.participant
+                answers.add(done.update, Norm(), fault_of_count(done.update, len(self.data[who])))
+            settled = answers.merged(method.settle, state)
+        left_out += answers.left_out(round_index, "what it measured is not used: ")
+        return settled, sum(done.bytes_down + done.bytes_up for done in finished)
 
     def _evaluated(
-        self, workers: Workers, state: State, round_index: int
+        self, workers: Workers, state: State, round_index: int, left_out: list[LeftOut]
     ) -> tuple[Evaluation | None, tuple[Report, ...], int]:
         """How good the model is, or the participants' models are; and the bytes that asking them moved."""
         method, test = self.method, self.test
@@ -246,8 +295,17 @@ class _Federation:
             return method.evaluate(state, test), (), 0
         jobs = [partial(self._examination, state, round_index, each) for each in range(len(self.data))]
         finished = list(workers.run("report", jobs))
-        reports = reports_of([done.update for done in finished])
-        return mean_of(reports), reports, sum(done.bytes_down + done.bytes_up for done in finished)
+        reports: list[Report] = []
+        faults = Answers(self.screening)
+        for done in sorted(finished, key=lambda done: done.update.participant):
+            try:
+                reports += reports_of([done.update])
+            except UpdateError as error:
+                faults.leave_out(done.update.participant, str(error), error)
+        faults.stop_if_asked()
+        left_out += faults.left_out(round_index, "its report is not used: ")
+        moved = sum(done.bytes_down + done.bytes_up for done in finished)
+        return mean_of(reports), tuple(reports), moved
 
     def _examination(self, state: State, round_index: int, participant: int) -> list[Task]:
         """What a participant needs in order to say how good its model is."""
@@ -262,6 +320,13 @@ class _Federation:
         known = sum(len(self.data[other]) for other in self.seconds)
         rate = sum(self.seconds.values()) / known if known else 1.0
         return len(self.data[participant]) * rate
+
+
+def _told(each: LeftOut, began: Mapping[int, int], results: Mapping[int, ParticipantResult]) -> LeftOut:
+    """The same with the round in which the participant began, and the bytes that it moved in this one."""
+    told = replace(each, round_index=began.get(each.participant, each.round_index))
+    result = results.get(each.participant)
+    return told if result is None else replace(told, bytes_down=result.bytes_down, bytes_up=result.bytes_up)
 
 
 def _measurements(method: Recalibrating, state: State, round_index: int, participant: int) -> list[Task]:

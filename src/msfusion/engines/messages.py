@@ -100,8 +100,8 @@ def update_message(update: Released, seconds: float) -> bytes:
     return encoded_update(update, seconds)
 
 
-def encoded_update(update: Update, seconds: float) -> bytes:
-    """The bytes of an update, wherever it is kept."""
+def encoded_update(update: Update, seconds: float, **more: Any) -> bytes:
+    """The bytes of an update, wherever it is kept, with `more` in its header."""
     header = {
         "participant": update.participant,
         "round_index": update.round_index,
@@ -110,6 +110,7 @@ def encoded_update(update: Update, seconds: float) -> bytes:
         "metadata": dict(update.metadata),
         "seconds": seconds,
         "remembers": bool(update.memory),
+        **more,
     }
     return encode(header, update.tensors)
 

@@ -42,7 +42,6 @@ from msfusion import errors
 from msfusion.batch import Batch
 from msfusion.engines.messages import (
     encode,
-    payload_bytes,
     receive,
     receive_task,
     send,
@@ -50,10 +49,10 @@ from msfusion.engines.messages import (
     update_message,
     update_of,
 )
-from msfusion.engines.workers import Done, Job, perform
+from msfusion.engines.workers import Done, Job, done, perform
 from msfusion.errors import ConfigError, MsfusionError, TrainingError
 from msfusion.imports import who_ended
-from msfusion.methods.base import Kind, Method, Task
+from msfusion.methods.base import Kind, Method, Released, Task
 
 StartMethod = Literal["fork", "spawn"]
 
@@ -182,14 +181,18 @@ def _take(worker: _Worker) -> list[Done]:
             header, tensors = receive(worker.connection)
             if "failed" in header:
                 error, _ = receive(worker.shelf)
+                failure = _raised(error["error"], error["text"])
+                if header["failed"] == "participant" and isinstance(failure, TrainingError):
+                    finished.append(done(task, failure, header["seconds"]))
+                    continue
                 worker.jobs.popleft()
-                raise _raised(error["error"], error["text"])
+                raise failure
             update, seconds, remembers = update_of(header, tensors)
             if remembers:
                 update = replace(update, memory=receive(worker.shelf)[1])
         except (EOFError, OSError):
             raise _death(worker) from None
-        finished.append(Done(update, seconds, payload_bytes(task.tensors), payload_bytes(update.tensors)))
+        finished.append(done(task, update, seconds))
     worker.jobs.popleft()
     return finished
 
@@ -261,22 +264,30 @@ def _work(
         while True:
             kind, tasks = jobs.get()
             try:
-                updates, seconds = perform(method, kind, tasks, data, test=test)
-                answers = [
-                    (update_message(update, seconds), encode({}, update.memory) if update.memory else None)
-                    for update in updates
-                ]
+                answered, seconds = perform(method, kind, tasks, data, test=test)
+                answers = [_messages(answer, seconds) for answer in answered]
             except KeyboardInterrupt as error:  # not Ctrl-C, to which a worker is deaf
-                told = encode({"error": TrainingError.__name__, "text": who_ended(error)}, {})
-                answers = [(encode({"failed": True}, {}), told)]
+                answers = [_failure("job", TrainingError(who_ended(error)), 0.0)]
             except Exception as error:
-                text = str(error) if isinstance(error, MsfusionError) else traceback.format_exc()
-                told = encode({"error": type(error).__name__, "text": text}, {})
-                answers = [(encode({"failed": True}, {}), told)]
+                answers = [_failure("job", error, 0.0)]
             for message, kept in answers:
                 send(connection, message)
                 if kept is not None:
                     send(shelf, kept)
+
+
+def _messages(answer: Released | TrainingError, seconds: float) -> tuple[bytes, bytes | None]:
+    """What goes over the wire, and what stands on the shelf."""
+    if isinstance(answer, TrainingError):
+        return _failure("participant", answer, seconds)
+    return update_message(answer, seconds), encode({}, answer.memory) if answer.memory else None
+
+
+def _failure(whose: Literal["job", "participant"], error: Exception, seconds: float) -> tuple[bytes, bytes]:
+    """The same for what went wrong: of one participant's training, or of a whole job."""
+    text = str(error) if isinstance(error, MsfusionError) else traceback.format_exc()
+    told = encode({"error": type(error).__name__, "text": text}, {})
+    return encode({"failed": whose, "seconds": seconds}, {}), told
 
 
 def _read_jobs(

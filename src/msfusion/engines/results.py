@@ -25,15 +25,30 @@ class ParticipantResult:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """A participant whose work does not count in a round, and why. `round_index` is the round in which it began.
+
+    `bytes_down` and `bytes_up` were moved nevertheless, and are no others' (0 where they are counted elsewhere).
+    """
+
+    participant: int
+    round_index: int
+    reason: str
+    bytes_down: int = 0
+    bytes_up: int = 0
+
+
+@dataclass(frozen=True)
 class RoundResult:
     """A finished round: the new global state, who did what, how good the model is (where evaluated), seconds.
 
-    `participants` are those that were on time; `attendance` says who else was there. `late_bytes` went (down,
+    `participants` are those that were on time and count; `attendance` says who else was there. `late_bytes` went (down,
     up) between the server and those that were late. `measuring_bytes` counts what measuring the running
     statistics of BatchNorm, and asking participants how good their models are, moved besides training, down and
     up. `memories` is what each participant keeps for itself; a run that goes on from here needs it. `reports` are
     there where participants were asked, as their models differ or their own labels count: `evaluation` is then
-    their mean.
+    their mean. `left_out` are those whose work does not count, and why: they are not among `participants`, and late
+    ones not among those that arrived.
     """
 
     round_index: int
@@ -46,6 +61,7 @@ class RoundResult:
     attendance: Attendance = field(default_factory=lambda: Attendance(()))
     late_bytes: tuple[int, int] = (0, 0)
     reports: tuple[Report, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
 
     @property
     def spread(self) -> Spread | None:

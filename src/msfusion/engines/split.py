@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -18,12 +19,14 @@ from msfusion.codecs import PROFILES, Codec, Scaled
 from msfusion.engines.calendar import RoundSettings
 from msfusion.engines.messages import payload_bytes
 from msfusion.engines.results import ParticipantResult
+from msfusion.engines.screening import DEFAULT, Screening
 from msfusion.engines.split_results import Ledger, SplitRound, SplitTraffic, split_rounds
-from msfusion.errors import ConfigError, DataError, TrainingError
-from msfusion.methods.split import Participant, Request, Server, averaged, draw_of
+from msfusion.engines.turnout import Turnout
+from msfusion.errors import ConfigError, DataError, MsfusionError
+from msfusion.methods.split import Participant, Request, Server, draw_of
 from msfusion.methods.states import state_of
 from msfusion.methods.training import TrainingSettings, build_optimizer, round_batches
-from msfusion.methods.wire import Derivative, Wire, check_derivative
+from msfusion.methods.wire import Derivative, Message, Wire, check_derivative
 from msfusion.width.cut import Cut
 from msfusion.width.groups import State
 
@@ -81,6 +84,7 @@ def run_split_rounds(
     threads: int = 1,
     test: Batch | None = None,
     language_modelling: bool = False,
+    screening: Screening = DEFAULT,
     on_participant: Callable[[ParticipantResult], None] | None = None,
 ) -> Generator[SplitRound, None, None]:
     """Run the rounds first_round .. rounds.rounds - 1, each with all participants; hand on each as it ends.
@@ -88,15 +92,18 @@ def run_split_rounds(
     `parts` are those of the model `whole`, in which a round's result is evaluated. A round depends on the
     state before it and on (seed, round) alone, so a run that goes on from any round gives the same numbers;
     optimisers begin afresh in each. Both sides train with `training`, and each clips its own gradients.
-    Raises DataError at once; TrainingError for a loss that is not finite, CodecError for activations or
-    gradients that are not.
+    A participant whose activations, loss or gradients are not finite or absurd does no more steps in that round, and
+    its first layers do not count (`screening`); what the server has learned from its steps before stays.
+    Raises DataError at once; TrainingError for a bad participant that is to stop the run, or if all are.
     """
     if not data or any(len(own) == 0 for own in data):
         raise DataError("split learning needs participants that all have examples")
+    screening.check_examples(map(len, data))
 
     def run(before: State, round_index: int) -> tuple[dict[str, Tensor], Ledger]:
-        federation = _Round(parts, before, data, settings, training, rounds.seed, round_index)
-        return federation.run(), federation.ledger
+        with closing(Turnout(screening, len(data), round_index)) as turnout:
+            federation = _Round(parts, before, data, settings, training, rounds.seed, round_index, turnout)
+            return federation.run(), federation.ledger
 
     yield from split_rounds(
         run,
@@ -124,28 +131,34 @@ class _Round:
         training: TrainingSettings,
         seed: int,
         round_index: int,
+        turnout: Turnout,
     ) -> None:
+        self.turnout = turnout
         self.parts, self.data, self.settings, self.training = parts, data, settings, training
         self.seed, self.round_index = seed, round_index
         self.wire = settings.wire(parts)
         self.client_state = part_of(state, parts.client)
         self.server = server_of(parts, state, self.wire, training, round_index)
-        self.ledger = Ledger(self.wire, [len(own) for own in data], payload_bytes(self.client_state))
+        examples = [len(own) for own in data]
+        self.ledger = Ledger(self.wire, examples, payload_bytes(self.client_state), turnout.reasons)
         self._steps = [0] * len(data)
 
     def run(self) -> dict[str, Tensor]:
-        """The state of the whole model after the round."""
+        """The state of the whole model after the round. Raises TrainingError where nobody's work counts."""
         client = self._relayed() if self.settings.clients == "relayed" else self._together()
         return {**client, **state_of(self.parts.server)}
 
     def _relayed(self) -> dict[str, Tensor]:
-        """One participant after the other; the first layers go from hand to hand."""
-        participant = self._participant(self.client_state)
+        """One participant after the other; the first layers go from hand to hand, past those that are left out."""
+        layers = self.client_state
         for index in range(len(self.data)):
-            participant.optimizer = client_optimizer(participant.part, self.training, self.round_index)
+            participant = self._participant(layers)
             for batch in self._mini_batches(index):
                 self._exchange([(index, participant, batch)])
-        return state_of(participant.part)
+                if index in self.turnout.reasons:
+                    break
+            layers = self.turnout.relayed(index, self._handed_in(index, participant), layers)
+        return layers
 
     def _together(self) -> dict[str, Tensor]:
         """All participants side by side, mini-batch by mini-batch; their first layers are averaged at the end."""
@@ -155,33 +168,59 @@ class _Round:
             turn = [
                 (index, everyone[index], batch)
                 for index, own in enumerate(batches)
-                if (batch := next(own, None)) is not None
+                if index not in self.turnout.reasons and (batch := next(own, None)) is not None
             ]
             if not turn:
                 break
             for together in [turn] if self.settings.server_step == "joined" else [[each] for each in turn]:
                 self._exchange(together)
-        weights = [float(len(own)) for own in self.data]
-        return averaged([(state_of(each.part), w) for each, w in zip(everyone, weights, strict=True)])
+        finished = (
+            (index, self._handed_in(index, each), len(self.data[index]))
+            for index, each in enumerate(everyone)
+            if index not in self.turnout.reasons
+        )
+        return self.turnout.averaged(finished, self.client_state)
+
+    def _handed_in(self, index: int, participant: Participant) -> dict[str, Tensor]:
+        """A participant's first layers at the end of its round."""
+        if index not in self.turnout.reasons:
+            self.ledger.handed_in(index)
+        return state_of(participant.part)
 
     def _exchange(self, turn: Sequence[tuple[int, Participant, Batch]]) -> None:
         """Up, a step of the server, and down, for one mini-batch of each of these participants."""
         begin = time.perf_counter()
-        requests = []
+        sent: list[tuple[int, Participant, Batch, Request]] = []
         for index, participant, batch in turn:
             draw = draw_of(self.seed, self.round_index, index, self._steps[index])
-            requests.append(Request(participant.send(batch, draw), batch.targets, draw))
             self._steps[index] += 1
-        try:
-            answers = self.server.step(requests)
-        except TrainingError as error:
-            who = ", ".join(str(index) for index, _, _ in turn)
-            raise TrainingError(f"{error} (round {self.round_index}, participant {who})") from error
-        for (index, participant, batch), request, (down, loss) in zip(turn, requests, answers, strict=True):
+            with self.turnout.screened(index):
+                sent.append(
+                    (index, participant, batch, Request(participant.send(batch, draw), batch.targets, draw))
+                )
+        for (index, participant, batch, request), (down, loss) in self._answered(sent):
             plain = participant.plain_bytes
-            participant.receive(down)
+            with self.turnout.screened(index):
+                participant.receive(down)
             seconds = (time.perf_counter() - begin) / len(turn)
             self.ledger.count(index, request, down, plain, loss, len(batch), seconds)
+
+    def _answered(
+        self, sent: list[tuple[int, Participant, Batch, Request]]
+    ) -> list[tuple[tuple[int, Participant, Batch, Request], tuple[Message, float]]]:
+        """A step of the server on these mini-batches, without those that are no good; each with its answer."""
+        while sent:
+            try:
+                return list(zip(sent, self.server.step([each[3] for each in sent]), strict=True))
+            except MsfusionError as error:
+                faults = {each[0]: self.server.fault_of(each[3]) or error for each in sent if len(sent) > 1}
+                alone = {index: fault for index, fault in faults.items() if fault is not error}
+                if not alone and len(sent) > 1:
+                    raise  # only together are they no good: nobody's fault
+                for index, fault in (alone or {sent[0][0]: error}).items():
+                    self.turnout.leave_out(index, fault)
+                sent = [each for each in sent if each[0] not in self.turnout.reasons]
+        return []
 
     def _participant(self, state: Mapping[str, Tensor]) -> Participant:
         part = self.parts.copy_of_client()

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
 from msfusion.batch import Batch
 from msfusion.engines.calendar import Attendance, RoundSettings
-from msfusion.engines.results import ParticipantResult, RoundResult
+from msfusion.engines.results import LeftOut, ParticipantResult, RoundResult
 from msfusion.engines.workers import threads_set
 from msfusion.methods.split import Request
 from msfusion.methods.states import holding
@@ -49,12 +49,16 @@ class SplitRound(RoundResult):
 class Ledger:
     """Every participant's bytes, losses and seconds in a round, step by step.
 
-    `examples` are how many each has. Its first layers come at the start of a round and go at its end.
+    `examples` are how many each has. Its first layers come at the start of a round and go at its end. `reasons` say
+    why a participant is left out.
     """
 
-    def __init__(self, wire: Wire, examples: Sequence[int], first_layers: int) -> None:
-        self._wire, self._examples = wire, examples
-        self.traffic = [SplitTraffic(other_up=first_layers, other_down=first_layers) for _ in examples]
+    def __init__(
+        self, wire: Wire, examples: Sequence[int], first_layers: int, reasons: Mapping[int, str]
+    ) -> None:
+        self._wire, self._examples, self._reasons = wire, examples, reasons
+        self._first_layers = first_layers
+        self.traffic = [SplitTraffic(other_down=first_layers) for _ in examples]
         self._losses, self._seen, self._seconds = (
             [0.0] * len(examples),
             [0] * len(examples),
@@ -84,8 +88,12 @@ class Ledger:
         self._seen[participant] += examples
         self._seconds[participant] += seconds
 
+    def handed_in(self, participant: int) -> None:
+        """The first layers went up at the end of the round."""
+        self.traffic[participant] = self.traffic[participant].plus(other_up=self._first_layers)
+
     def results(self) -> tuple[ParticipantResult, ...]:
-        """What each participant did: its loss is the mean over its examples, as the server saw them."""
+        """What each did whose work counts: its loss is the mean over its examples, as the server saw them."""
         return tuple(
             ParticipantResult(
                 index,
@@ -96,6 +104,20 @@ class Ledger:
                 self._seconds[index],
             )
             for index, (own, traffic) in enumerate(zip(self._examples, self.traffic, strict=True))
+            if index not in self._reasons
+        )
+
+    def left_out(self, round_index: int) -> tuple[LeftOut, ...]:
+        """Whose work does not count, why, and what it moved."""
+        return tuple(
+            LeftOut(
+                index,
+                round_index,
+                reason,
+                self.traffic[index].gradients + self.traffic[index].other_down,
+                self.traffic[index].activations + self.traffic[index].other_up,
+            )
+            for index, reason in sorted(self._reasons.items())
         )
 
 
@@ -137,5 +159,6 @@ def split_rounds(
             evaluation=evaluation,
             seconds=time.perf_counter() - begin,
             attendance=Attendance(tuple(range(participants))),
+            left_out=ledger.left_out(round_index),
             traffic=tuple(ledger.traffic),
         )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
@@ -39,13 +40,15 @@ CPU = torch.device("cpu")
 @dataclass(frozen=True)
 class Done:
     """A finished task: the update, the seconds that it took (of a job of several tasks an equal part), and the
-    bytes that went down and up.
+    bytes that went down and up. Where the participant's training came to no end, `failure` says why, and the update
+    is empty.
     """
 
     update: Update
     seconds: float
     bytes_down: int
     bytes_up: int
+    failure: TrainingError | None = None
 
 
 @runtime_checkable
@@ -71,12 +74,21 @@ class InProcess:
         """One after the other."""
         for job in jobs:
             tasks = job()
-            updates, seconds = perform(self._method, kind, tasks, self._data, self._device, self._test)
-            for task, update in zip(tasks, updates, strict=True):
-                yield Done(update, seconds, payload_bytes(task.tensors), payload_bytes(update.tensors))
+            answers, seconds = perform(self._method, kind, tasks, self._data, self._device, self._test)
+            for task, answer in zip(tasks, answers, strict=True):
+                yield done(task, answer, seconds)
 
     def close(self) -> None:
         """Nothing to let go of."""
+
+
+def done(task: Task, answer: Update | TrainingError, seconds: float) -> Done:
+    """A finished task, from what the participant answered or why it could not."""
+    down = payload_bytes(task.tensors)
+    if isinstance(answer, TrainingError):
+        empty = Update(task.participant, task.round_index, {}, 0, math.nan)
+        return Done(empty, seconds, down, 0, answer)
+    return Done(answer, seconds, down, payload_bytes(answer.tensors))
 
 
 def perform(
@@ -86,15 +98,17 @@ def perform(
     data: Sequence[Batch],
     device: torch.device = CPU,
     test: Batch | None = None,
-) -> tuple[list[Released], float]:
+) -> tuple[list[Released | TrainingError], float]:
     """The work of the participants of one job, and the seconds that it took for each.
 
     They train on the device; what arrives and what is returned is on the CPU. `test` is the common test data.
+    A participant whose training comes to no end has the reason in place of an update.
     Raises PrivacyError where an update holds what may not leave: nothing of the job is sent then; TrainingError where
     somebody's function would end the program.
     """
     begin = time.perf_counter()
     own = [data[task.participant] for task in tasks]
+    updates: Sequence[Update | TrainingError]
     with without_ending(TrainingError):
         if kind == "measure":
             assert isinstance(method, Recalibrating)
@@ -103,7 +117,10 @@ def perform(
             there = [_task_on(device, task) for task in tasks]
             own = [each.to(device) for each in own]
             updates = _train(method, there, own) if kind == "train" else _report(method, there, own, test)
-    released = [_released(method, kind, task, update) for task, update in zip(tasks, updates, strict=True)]
+    released = [
+        update if isinstance(update, TrainingError) else _released(method, kind, task, update)
+        for task, update in zip(tasks, updates, strict=True)
+    ]
     return released, (time.perf_counter() - begin) / len(tasks)
 
 
@@ -121,11 +138,19 @@ def _released(method: Method, kind: Kind, task: Task, update: Update) -> Release
     )
 
 
-def _train(method: Method, tasks: Sequence[Task], data: Sequence[Batch]) -> list[Update]:
-    if len(tasks) == 1:
-        return [method.train(tasks[0], data[0])]
-    assert isinstance(method, TrainsTogether)
-    return method.train_together(tasks, data)
+def _train(method: Method, tasks: Sequence[Task], data: Sequence[Batch]) -> Sequence[Update | TrainingError]:
+    if len(tasks) > 1:
+        assert isinstance(method, TrainsTogether)
+        with suppress(TrainingError):  # one of them: each by itself, to know which
+            return method.train_together(tasks, data)
+    return [_trained(method, task, own) for task, own in zip(tasks, data, strict=True)]
+
+
+def _trained(method: Method, task: Task, data: Batch) -> Update | TrainingError:
+    try:
+        return method.train(task, data)
+    except TrainingError as error:
+        return error
 
 
 def _report(method: Method, tasks: Sequence[Task], data: Sequence[Batch], test: Batch | None) -> list[Update]:

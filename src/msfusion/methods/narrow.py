@@ -21,7 +21,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from msfusion.batch import Batch
-from msfusion.errors import ConfigError
+from msfusion.errors import ConfigError, UpdateError
 from msfusion.fusion import Accumulator
 from msfusion.methods import normalisation
 from msfusion.methods.base import Kind, Task, Update
@@ -262,7 +262,12 @@ def add_update(
     """
     weight = weight_of(update, weighting)
     source = f"participant {update.participant} in round {update.round_index}"
-    tensors = with_aliases(update.tensors, width_map.aliases)
-    accumulator.add(window, tensors, weight * update.share, source=source)
+    try:
+        tensors = with_aliases(update.tensors, width_map.aliases)
+        accumulator.add(window, tensors, weight * update.share, source=source)
+    except UpdateError as error:
+        sentence = str(error)
+        told = sentence if sentence.startswith(source) else f"{source}: {sentence}"
+        raise UpdateError(told, update.participant) from error
     if update.share < 1:
         accumulator.add(window, extract(state, width_map, window), weight * (1 - update.share))

@@ -15,6 +15,8 @@ only; it trains nothing that it does not hold.
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from typing import Any
@@ -33,6 +35,9 @@ from msfusion.methods.training import TrainingSettings, mini_batches, seed_of
 
 MEASURED_BATCHES = 8
 """How many mini-batches a participant measures at most; its sums then count for all its examples."""
+
+MOST_APART = 10.0
+"""How many times the median of the participants one's counts, or activations, may be."""
 
 Moments = dict[str, Float64[Tensor, "3 channels"]]
 """By name of a running mean: the count, the sum and the sum of squares of each channel."""
@@ -96,22 +101,58 @@ def measured_outbound(model: nn.Module, tensors: Mapping[str, Tensor]) -> Outbou
 def pooled(state: Mapping[str, Tensor], updates: Iterable[Update]) -> dict[str, Tensor]:
     """The running statistics over all participants, by buffer name: independent of the order of the updates.
 
-    Raises UpdateError, naming the participant, for moments that do not fit the model.
+    Raises UpdateError, naming the participant, for moments that do not fit the model, or lie far from those of others.
     """
+    everybody = sorted(updates, key=lambda update: update.participant)
+    for update in everybody:
+        _check_moments(state, update)
+    for what, size in (("counts", _count_of), ("activations", _size_of)):
+        _check_alike(what, {update.participant: size(update) for update in everybody if update.tensors})
     moments: Moments = {}
     pairs: dict[str, str] = {}
-    for update in sorted(updates, key=lambda update: update.participant):
+    for update in everybody:
         for name, sums in update.tensors.items():
-            variance = str(update.metadata.get(name))
-            fits = name in state and variance in state and sums.shape == (3, *state[name].shape)
-            if not fits or not bool(torch.isfinite(sums).all()):
-                raise UpdateError(
-                    f"participant {update.participant} in round {update.round_index}: the moments of {name} "
-                    "do not fit the model or are not finite; lower the learning rate if training diverges"
-                )
-            pairs[name] = variance
+            pairs[name] = str(update.metadata.get(name))
             moments[name] = moments[name] + sums if name in moments else sums
     return {name: found.to(state[name]) for name, found in _statistics(moments, pairs).items()}
+
+
+def _check_moments(state: Mapping[str, Tensor], update: Update) -> None:
+    """UpdateError where a participant's moments cannot be those of any activations of this model."""
+    for name, sums in update.tensors.items():
+        variance = str(update.metadata.get(name))
+        fits = name in state and variance in state and sums.shape == (3, *state[name].shape)
+        if not fits or not bool(torch.isfinite(sums).all()) or float(sums[0].min()) < 0:
+            raise UpdateError(
+                f"participant {update.participant} in round {update.round_index}: the moments of {name} "
+                "do not fit the model or are not finite; lower the learning rate if training diverges",
+                update.participant,
+            )
+
+
+def _check_alike(what: str, sizes: Mapping[int, float]) -> None:
+    """UpdateError where one participant's size is far above the median of the others; of two nobody can say."""
+    if len(sizes) < 3:
+        return
+    median = statistics.median(sizes.values())
+    for participant, size in sizes.items():
+        if size > MOST_APART * median > 0:
+            raise UpdateError(
+                f"participant {participant}: the {what} that it measured are {size / median:.3g} times the median of "
+                "all participants",
+                participant,
+            )
+
+
+def _count_of(update: Update) -> float:
+    """For how many values of a channel one example counts, at most."""
+    return max(float(sums[0].max()) for sums in update.tensors.values()) / max(1, update.examples)
+
+
+def _size_of(update: Update) -> float:
+    """The root mean square of what the participant says that it saw in front of all BatchNorms, channels alike."""
+    squares = torch.cat([sums[2] / sums[0].clamp(min=1) for sums in update.tensors.values()])
+    return math.sqrt(max(0.0, float(squares.mean())))
 
 
 def _statistics(moments: Moments, pairs: Mapping[str, str]) -> dict[str, Tensor]:

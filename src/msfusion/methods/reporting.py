@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from msfusion.errors import UpdateError
 from msfusion.methods.base import Scalar, Task, Update
 from msfusion.methods.outbound import Outbound
+from msfusion.methods.wire import ABSURD
 from msfusion.objectives import Evaluation
 
 _SCORES = ("loss", "accuracy", "examples", "perplexity")
@@ -111,13 +112,19 @@ def _figures(evaluation: Evaluation, prefix: str) -> dict[str, Scalar]:
 def _evaluation(update: Update, prefix: str) -> Evaluation:
     """The scores in a report. Raises UpdateError where they cannot be those of any model."""
     loss, accuracy, examples, perplexity = (update.metadata.get(prefix + name) for name in _SCORES)
+    source = f"participant {update.participant} in round {update.round_index}"
     if not isinstance(examples, int) or not isinstance(accuracy, float) or not 0 <= accuracy < 1.001:
         raise UpdateError(
-            f"participant {update.participant} in round {update.round_index} reports an accuracy of {accuracy} on "
-            f"{examples} examples: it must be from 0 to 1, on a whole number of them"
+            f"{source} reports an accuracy of {accuracy} on {examples} examples: it must be from 0 to 1, on a whole "
+            "number of them",
+            update.participant,
+        )
+    if not isinstance(loss, float) or not abs(loss) < ABSURD:
+        raise UpdateError(
+            f"{source} reports a loss of {loss}: it must be a finite number", update.participant
         )
     return Evaluation(
-        float(loss or 0.0),
+        loss,
         accuracy,
         examples,
         None if perplexity is None else float(perplexity),

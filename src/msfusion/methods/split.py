@@ -133,6 +133,7 @@ class Server:
             loss = mean_cross_entropy(*scores(self.part, batch))
         if not math.isfinite(float(loss.detach())):
             raise TrainingError("the loss on the server is not finite: lower the learning rate")
+        self._check_buffers(before, len(request.targets))
         return Forward(request.message, received, loss, len(request.targets), before)
 
     def update(self, forwards: Sequence[Forward]) -> list[tuple[Message, float]]:
@@ -157,6 +158,21 @@ class Server:
         self.optimizer.step()
         return answers
 
+    def fault_of(self, request: Request) -> MsfusionError | None:
+        """What is wrong with one mini-batch, if a step on it alone would fail; nothing changes."""
+        before = self._buffers()
+        try:
+            forward = self._forward(request, self.wire.received(request.message), before)
+            self.optimizer.zero_grad(set_to_none=True)
+            forward.loss.backward()  # type: ignore[no-untyped-call]  # torch's own
+            self.wire.down(forward.received, request.message)
+            self._norm_of_gradients()
+        except MsfusionError as error:
+            return error
+        finally:
+            self._put_back(before)
+        return None
+
     def _norm_of_gradients(self) -> Tensor:
         gradients = [each.grad for each in self.part.parameters() if each.grad is not None]
         norm: Tensor = nn.utils.get_total_norm(gradients)
@@ -167,6 +183,17 @@ class Server:
     def _buffers(self) -> list[Tensor]:
         """Copies of what a forward pass may change: running statistics."""
         return [buffer.clone() for buffer in self.part.buffers()]
+
+    def _check_buffers(self, before: Sequence[Tensor], examples: int) -> None:
+        """TrainingError where a forward pass has spoilt running statistics, which a mini-batch of one does."""
+        for buffer, earlier in zip(self.part.buffers(), before, strict=True):
+            if not bool(torch.isfinite(buffer).all()) and bool(torch.isfinite(earlier).all()):
+                raise TrainingError(
+                    "a mini-batch of a single example has no variance that BatchNorm could divide by: give its "
+                    "participant a second example"
+                    if examples == 1
+                    else "the running statistics on the server are not finite: lower the learning rate"
+                )
 
     def _put_back(self, buffers: Sequence[Tensor]) -> None:
         with torch.no_grad():

@@ -14,6 +14,7 @@ from torch import nn
 
 from msfusion.batch import Batch
 from msfusion.errors import ConfigError, DataError, TrainingError
+from msfusion.mini_batches import epoch_sizes
 from msfusion.objectives import Objective, cross_entropy, gradient_step
 from msfusion.quoting import quoted
 
@@ -69,8 +70,8 @@ class TrainingSettings:
 
     def batch_sizes(self, examples: int) -> list[int]:
         """The sizes of a round's mini-batches, for a participant that has so many examples."""
-        full, rest = divmod(examples, self.batch_size)
-        epoch = [self.batch_size] * full + [rest] * (rest > 1 or rest == examples > 0)
+        full, last = epoch_sizes(examples, self.batch_size)
+        epoch = [self.batch_size] * full + [last] * (last > 0)
         return (epoch * self.local_epochs)[: self.max_steps]
 
 
@@ -139,14 +140,10 @@ def check_finite(
 
 
 def mini_batches(data: Batch, settings: TrainingSettings, generator: torch.Generator) -> Iterator[Batch]:
-    """The mini-batches of a round: each epoch all examples in a new order.
-
-    A last mini-batch with a single example is left out where there are others: BatchNorm cannot normalise it.
-    """
+    """The mini-batches of a round: each epoch all examples in a new order, in the sizes of `epoch_sizes`."""
+    full, last = epoch_sizes(len(data), settings.batch_size)
     for _ in range(settings.local_epochs):
-        for batch in data.shuffled(settings.batch_size, generator):
-            if len(batch) > 1 or settings.batch_size == 1 or len(data) == 1:
-                yield batch
+        yield from islice(data.shuffled(settings.batch_size, generator), full + (last > 0))
 
 
 def build_optimizer(model: nn.Module, settings: TrainingSettings, round_index: int) -> torch.optim.Optimizer:

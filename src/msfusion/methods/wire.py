@@ -19,6 +19,9 @@ from msfusion.codecs import Codec, Identity, Surviving, read_header, room_for
 from msfusion.errors import CodecError, ConfigError
 from msfusion.width.halves import Crossing
 
+ABSURD = 2.0**64
+"""No honest value is as large (about 1.8e19): its square is more than a float32 can hold."""
+
 Message = list[bytes]
 """One piece for each tensor that crosses."""
 
@@ -68,6 +71,7 @@ class Wire:
         tensor = self.activations.decode(piece, max_elements=self.max_elements)
         if not self.activations.in_float32 and not bool(torch.isfinite(tensor).all()):
             raise CodecError("activations with NaN or infinities came; find out where they come from")
+        _check_size("activations", tensor)
         return tensor.requires_grad_()
 
     def down(self, received: Sequence[Tensor], message: Message) -> Message:
@@ -109,6 +113,7 @@ class Wire:
                 f"a gradient of {gradient.dtype} and shape {list(gradient.shape)} came back where {dtype} of "
                 f"{list(shape)} was due: both sides must have the same model, cut and derivative"
             )
+        _check_size("gradients", gradient)
         return gradient
 
     @property
@@ -129,6 +134,15 @@ class Wire:
                 f"a message of {len(message)} tensors came where {wanted} cross: "
                 "both sides must have the same model and cut"
             )
+
+
+def _check_size(what: str, tensor: Tensor) -> None:
+    """CodecError for values that no honest side sends."""
+    largest = float(tensor.detach().abs().max()) if tensor.numel() else 0.0
+    if not largest < ABSURD:
+        raise CodecError(
+            f"{what} as large as {largest:.3g} came; lower the learning rate if training diverges"
+        )
 
 
 def check_derivative(derivative: Derivative, activations: Codec) -> None:

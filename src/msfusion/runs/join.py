@@ -37,6 +37,7 @@ def join(config: Config, connecting: Connecting, participant: int) -> int:
         participant=participant,
         participants=count,
         threads=config.run.threads,
+        meaning=run.meaning,
     )
 
 

@@ -63,5 +63,6 @@ class LocalRun:
             device=settings.device,
             test=self.data.test,
             conditions=self.conditions,
+            screening=self.config.screening,
             on_participant=on_participant,
         )

@@ -69,9 +69,20 @@ def closing_table(summary: Row) -> Table:
         lines.append(f"{coverage:.2%} of the model's entries were held by someone in some round")
     if "simulated_seconds" in summary:
         lines.append(f"{duration(summary['simulated_seconds'])} on the simulated clock")
+    if "left_out" in summary:
+        each = (f"{participant} ({rounds})" for participant, rounds in summary["left_out"].items())
+        lines.append(f"left out, with the number of rounds: participant {', '.join(each)}")
     lines += [target_line(target) for target in summary.get("targets", [])]
     table.caption = "\n".join(lines) or None
     return table
+
+
+def left_out_lines(metrics: Row) -> list[str]:
+    """Who was left out of a round and why, from its line of metrics: a sentence each."""
+    return [
+        f"participant {each['participant']} is left out of round {metrics['round']}: {each['reason']}"
+        for each in metrics.get("left_out", ())
+    ]
 
 
 def target_line(target: Row) -> str:

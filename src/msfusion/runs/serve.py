@@ -10,6 +10,7 @@ from typing import Any
 
 from msfusion.config import Config
 from msfusion.engines.results import ParticipantResult
+from msfusion.engines.screening import Screening
 from msfusion.engines.split import SplitRound
 from msfusion.engines.stream.federation import serve_split_rounds
 from msfusion.engines.stream.service import Listening
@@ -27,12 +28,18 @@ class ServedRun(SplitRun):
     def __init__(self, config: Config, parts: Parts, listening: Listening) -> None:
         super().__init__(config, parts)
         self._listening = listening
-        self._told: list[int] | None = None
+        self._told: dict[int, int] = {}
 
     @property
     def examples(self) -> list[int]:
         """How many each participant said it has; before any round, how many the server's own data would give it."""
-        return super().examples if self._told is None else self._told
+        return [self._told.get(index, own) for index, own in enumerate(super().examples)]
+
+    @property
+    def _screening(self) -> Screening:
+        """As configured; without participants.max_examples nobody may have more than the server's own data in all."""
+        screening = self.config.screening
+        return screening if screening.max_examples else replace(screening, max_examples=sum(super().examples))
 
     def rounds(
         self,
@@ -55,11 +62,14 @@ class ServedRun(SplitRun):
             threads=self.config.run.threads,
             test=self.data.test,
             language_modelling=self.data.task == "language_modelling",
+            screening=self._screening,
+            meaning=self.meaning,
             on_participant=on_participant,
         )
         with closing(served):
             for done in served:
-                self._told = [each.examples for each in done.participants]
+                for each in done.participants:
+                    self._told[each.participant] = each.examples
                 yield done
 
 

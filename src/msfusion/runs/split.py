@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+import hashlib
+import json
+from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -45,6 +47,18 @@ class SplitRun:
         return self.parts.data
 
     @property
+    def meaning(self) -> dict[str, int | float | str | bool | None]:
+        """Digests of what the data's labels and tokens stand for: everybody's must be the same."""
+        data = self.data
+        return {
+            "kind of data": f"{data.task}{', masked' if data.masked else ''}",
+            "class names": _digest(data.label_names),
+            "vocabulary": _digest(data.tokens),
+            "vocabulary size": data.vocabulary_size,
+            "padding token": data.padding,
+        }
+
+    @property
     def examples(self) -> list[int]:
         """How many each participant has."""
         return [len(own) for own in self.data.participants]
@@ -78,6 +92,7 @@ class SplitRun:
             threads=self.config.run.threads,
             test=self.data.test,
             language_modelling=self.data.task == "language_modelling",
+            screening=self.config.screening,
             on_participant=on_participant,
         )
 
@@ -156,6 +171,11 @@ class _Observer:
         """Of a round that has ended."""
         assert isinstance(result, SplitRound)
         return {f"{kind}_bytes": sum(getattr(each, kind) for each in result.traffic) for kind in TRAFFIC}
+
+
+def _digest(words: Sequence[str]) -> str | None:
+    """Equal for equal words in the same order; None where there are none."""
+    return hashlib.sha256(json.dumps(list(words)).encode()).hexdigest()[:16] if words else None
 
 
 def _side(costs: Costs, whole: Costs) -> dict[str, Any]:

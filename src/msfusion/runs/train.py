@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor
 
 from msfusion.config import Config, load_config
-from msfusion.engines.results import ParticipantResult, RoundResult
+from msfusion.engines.results import LeftOut, ParticipantResult, RoundResult
 from msfusion.errors import MsfusionError, RunDirectoryError
 from msfusion.methods.adaptive import model_state
 from msfusion.runs.directory import RunDirectory
@@ -193,15 +194,24 @@ def metrics_line(result: RoundResult, own: Mapping[str, Any]) -> dict[str, Any]:
         if result.evaluation.perplexity is not None:
             line["perplexity"] = result.evaluation.perplexity
     late_down, late_up = result.late_bytes
+    moved: list[ParticipantResult | LeftOut] = [*result.participants, *result.left_out]
     line |= {
-        "bytes_down": sum(each.bytes_down for each in result.participants) + late_down,
-        "bytes_up": sum(each.bytes_up for each in result.participants) + late_up,
+        "bytes_down": sum(each.bytes_down for each in moved) + late_down,
+        "bytes_up": sum(each.bytes_up for each in moved) + late_up,
         "measuring_bytes": result.measuring_bytes,
         "seconds": round(result.seconds, 4),
         **attendance_figures(result.attendance),
         **own,
     }
+    if result.left_out:
+        line["left_out"] = [_told(each, result.round_index) for each in result.left_out]
     return {key: _finite(value) for key, value in line.items()}
+
+
+def _told(each: LeftOut, round_index: int) -> dict[str, Any]:
+    """Who is left out of a round, why, and the round in which it began if that was an earlier one."""
+    began = {} if each.round_index == round_index else {"began": each.round_index + 1}
+    return {"participant": each.participant, **began, "reason": each.reason}
 
 
 def summarise(prepared: Prepared, metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -216,10 +226,18 @@ def summarise(prepared: Prepared, metrics: Sequence[Mapping[str, Any]]) -> dict[
         "training_loss": last["training_loss"],
         "entry_coverage": last.get("entry_coverage"),
         "seconds": round(sum(line["seconds"] for line in metrics), 3),
+        **left_out_figures(metrics),
         **simulated_figures(metrics),
         "targets": [first_reached(metrics, each, count) for each in prepared.config.evaluation.targets],
         **prepared.figures(),
     }
+
+
+def left_out_figures(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """In how many rounds which participant was left out, by its number, where anybody was."""
+    rounds = [{each["participant"] for each in line.get("left_out", ())} for line in metrics]
+    times = Counter(participant for round_ in rounds for participant in round_)
+    return {"left_out": {str(each): times[each] for each in sorted(times)}} if times else {}
 
 
 def _finite(value: Any) -> Any:

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from msfusion.engines.calendar import Calendar
 from msfusion.engines.results import ParticipantResult
 from msfusion.runs.prepared import Prepared
-from msfusion.runs.report import duration, quality
+from msfusion.runs.report import duration, left_out_lines, quality
 
 
 class Bar:
@@ -58,6 +58,10 @@ class Bar:
         self._done = line["round"]
         title = f"{self._title} round {line['round']}/{self._rounds}".strip()
         self._progress.update(self._task, completed=line["round"], description=title)
+        for sentence in left_out_lines(line):
+            self._progress.console.print(
+                f"{self._title} {sentence}".strip(), soft_wrap=True, highlight=False, markup=False
+            )
         if "loss" in line:
             self._progress.update(self._task, shown=quality(line))
 
@@ -91,8 +95,15 @@ class Lines:
     def round(self, line: Mapping[str, Any]) -> None:
         """Say how good the model is after the round."""
         loss = line["training_loss"]
-        told = "nobody was there in time" if loss is None else f"training loss {loss:.4f}"
+        nobody = (
+            "nobody's update counts, the model stays" if "left_out" in line else "nobody was there in time"
+        )
+        told = nobody if loss is None else f"training loss {loss:.4f}"
         told = quality(line) if "loss" in line else told
+        if "loss" in line and loss is None and "left_out" in line:
+            told = f"{nobody}, {told}"
+        for sentence in left_out_lines(line):
+            self._say(sentence)
         clock = f", {duration(line['simulated_seconds'])} simulated" if "simulated_seconds" in line else ""
         self._say(f"round {line['round']}/{self._rounds}: {told} ({line['seconds']:.2f} s{clock})")
 

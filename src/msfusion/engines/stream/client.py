@@ -25,6 +25,7 @@ from msfusion.engines.stream.contract import Contract, layers_message
 from msfusion.engines.stream.frames import (
     FORMAT,
     Again,
+    Agreement,
     Answer,
     Begin,
     Down,
@@ -91,6 +92,7 @@ def join_split_rounds(
     participant: int,
     participants: int,
     threads: int = 1,
+    meaning: Agreement | None = None,
 ) -> int:
     """Take part in all rounds of a server with `participants` participants, as one of them; how many there were.
 
@@ -98,7 +100,7 @@ def join_split_rounds(
     StreamError where the server refuses us, for whatever reason, and where it is away for too long; CodecError
     for gradients that are not those of our activations.
     """
-    contract = Contract(parts, settings, training, rounds, participants)
+    contract = Contract(parts, settings, training, rounds, participants, meaning=meaning)
     if not 0 <= participant < participants:
         raise ConfigError(f"there is no participant {participant}: they are 0 to {participants - 1}")
     trainee = _Trainee(parts, data, contract, participant, connecting)
@@ -114,6 +116,8 @@ class _Persistent:
 
     def run(self) -> int:
         """Until all rounds are done."""
+        where, patience = self._connecting.address, self._connecting.patience
+        self._connecting.on_event(f"looking for the server at {where}, for at most {patience:g} seconds")
         pause, last = 0.1, time.monotonic()
         while True:
             conversation = Conversation(self._connecting, self._contract)
@@ -222,7 +226,13 @@ class _Trainee:
         )
         if not conversation.ask(hello, Welcome).resumes:
             self._round = None
-        self._connecting.on_event("connected")
+        others = self._contract.participants - 1
+        waits = (
+            ""
+            if self._round
+            else f"; a round begins when all are there ({others} others), or back from the last"
+        )
+        self._connecting.on_event(f"connected{waits}")
         while True:
             if self._round is None:
                 begun: Layers | Over = conversation.ask(Begin(), Layers, Over)

@@ -21,6 +21,7 @@ from msfusion.batch import IGNORED
 from msfusion.codecs import read_header, room_for
 from msfusion.engines.calendar import RoundSettings
 from msfusion.engines.messages import payload_bytes
+from msfusion.engines.screening import DEFAULT, Screening
 from msfusion.engines.split import SplitSettings
 from msfusion.engines.stream.frames import FORMAT, LARGEST_HELLO, OVERHEAD, Agreement, Scalar
 from msfusion.engines.stream.terms import Terms
@@ -38,7 +39,8 @@ class Contract:
     """One model, cut and way of training, as both sides must have them.
 
     What crosses is measured once, by running both parts on two and on three examples: every length is a number,
-    or grows with the examples.
+    or grows with the examples. `meaning` is what the data's labels and tokens stand for, as far as it is known, which
+    must be agreed on too; `screening` what becomes of bad participants.
     """
 
     def __init__(
@@ -48,8 +50,12 @@ class Contract:
         training: TrainingSettings,
         rounds: RoundSettings,
         participants: int,
+        *,
+        screening: Screening = DEFAULT,
+        meaning: Agreement | None = None,
     ) -> None:
         self.participants, self.rounds, self.training = participants, rounds, training
+        self.screening = screening
         self.wire: Wire = settings.wire(parts)
         two, three = _measured(parts, 2), _measured(parts, 3)
         self._lengths = [_growing(one, other) for one, other in zip(two.shapes, three.shapes, strict=True)]
@@ -68,7 +74,8 @@ class Contract:
             max_steps=training.max_steps,
             largest_up=self._largest_up,
             largest_down=self._largest_down,
-            agreement=self._agreed(parts, settings),
+            agreement=self._agreed(parts, settings) | (meaning or {}),
+            max_examples=screening.max_examples,
         )
 
     def shapes(self, examples: int) -> list[Shape]:

@@ -103,8 +103,7 @@ class Desk:
                 f"there is no participant {hello.participant}: they are 0 to {self.terms.participants - 1}",
                 "FAILED_PRECONDITION",
             )
-        if not self.terms.steps(hello.examples):
-            raise StreamError("a participant needs examples", "FAILED_PRECONDITION")
+        self.terms.check_examples(hello.participant, hello.examples)
         seat = self._seats[hello.participant]
         if seat.session is not None and seat.session != hello.session:
             raise StreamError(
@@ -235,6 +234,13 @@ class Desk:
             seat.settle(StreamError(why, status))
         else:  # whoever asked that has gone, and this is another
             self._pass_on(participant)
+
+    def leave_out(self, participant: int, why: str) -> None:
+        """The round goes on without a participant, which may take part in the next."""
+        seat = self._seats[participant]
+        seat.with_round, seat.layers = None, None
+        if seat.asked is not None and not isinstance(seat.asked.asked, Begin):
+            seat.settle(StreamError(why))
 
     def say_over(self) -> None:
         """Tell all participants that the rounds are done."""

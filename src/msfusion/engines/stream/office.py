@@ -31,8 +31,15 @@ END_SECONDS = 10.0
 """How long the streams may take to end: they have two seconds to do so by themselves."""
 
 
+MOST_REFUSALS = 16
+"""So often a participant may send in a round what it should not, before the round goes on without it."""
+
 ROOM = 2**22
 """The bytes on the way to the other process for which nobody waits, as far as the system allows."""
+
+
+class Refused(StreamError):
+    """A participant has sent what it should not, and did not come back in time with something better."""
 
 
 @contextmanager
@@ -72,6 +79,9 @@ class Office:
         self._requests: dict[int, Request] = {}
         self._layers: dict[int, dict[str, Tensor]] = {}
         self._left: dict[int, float] = {}
+        self._refusals: dict[int, list[str]] = {}
+        self._out: set[int] = set()  # of this round
+        self._dropped: set[int] = set()  # in an earlier round, and not seen since
         self._listens = self._all_know = False
         self._calls: dict[str, Callable[..., None]] = {
             "listens": self._hear_address,
@@ -102,6 +112,9 @@ class Office:
         """A round begins. Its participants get the first layers by `hand_out`."""
         self._round, self._answered = round_index, [0] * self.contract.participants
         self._draws = [[] for _ in range(self.contract.participants)]
+        self._dropped |= self._out
+        self._refusals, self._out = {}, set()
+        self._requests, self._layers = {}, {}
         self._tell("open_round", round_index)
 
     def hand_out(self, participant: int, layers: bytes) -> None:
@@ -136,7 +149,15 @@ class Office:
         step = self._answered[participant]
         where = f"round {self._round}, participant {participant}, step {step}"
         status = error.status if isinstance(error, StreamError) else "INVALID_ARGUMENT"
+        self._refusals.setdefault(participant, []).append(str(error))
         self._tell("refuse", participant, f"{error} ({where})", status)
+
+    def leave_out(self, participant: int, error: MsfusionError) -> None:
+        """The round goes on without a participant."""
+        self._out.add(participant)
+        self._requests.pop(participant, None)
+        self._layers.pop(participant, None)
+        self._tell("leave_out", participant, f"this round goes on without participant {participant}: {error}")
 
     def finished(self, participant: int) -> dict[str, Tensor]:
         """A participant's first layers after the round. Raises StreamError as `request` does."""
@@ -162,20 +183,43 @@ class Office:
     def _wait(self, there: Callable[[], T | None], participants: Sequence[int]) -> T:
         """Hear what comes until something is there, which these participants bring.
 
-        Raises StreamError when one of them has been away for as long as patience lasts.
+        Raises StreamError when one of them has been away for as long as patience lasts; Refused where it was cut off,
+        and bad participants are to be left out.
         """
-        patience = self._listening.patience
         while (found := there()) is None:
-            away = [(self._left[each], each) for each in participants if each in self._left]
+            for each in participants:
+                self._check_refusals(each)
+            away = [
+                (self._left[each] + self._patience(each), each) for each in participants if each in self._left
+            ]
             try:
-                self._hear(min(away)[0] + patience - time.monotonic() if away else None)
+                self._hear(min(away)[0] - time.monotonic() if away else None)
             except TimeoutError:
+                self._check_refusals(min(away)[1], away=True)
+                patience = self._listening.patience
                 raise StreamError(
                     f"participant {min(away)[1]} has been away for {patience:g} seconds; "
                     "the same command goes on from the last checkpoint",
                     "ABORTED",
                 ) from None
         return found
+
+    def _patience(self, participant: int) -> float:
+        """How long to wait for a participant that is away: not as long for one that was cut off."""
+        where = self._listening
+        if self.contract.screening.bad_update == "stop" or participant not in self._refusals:
+            return 0.0 if participant in self._dropped else where.patience
+        return min(where.deadline, where.patience)
+
+    def _check_refusals(self, participant: int, away: bool = False) -> None:
+        """Refused, with the reason, for a participant for which nobody waits any longer."""
+        if self.contract.screening.bad_update == "stop":
+            return
+        refusals = self._refusals.get(participant, [])
+        if len(refusals) >= MOST_REFUSALS or (away and refusals):
+            raise Refused(refusals[-1])
+        if away and participant in self._dropped:
+            raise Refused("it was left out before, and has not come back")
 
     def _tell(self, name: str, *values: Any) -> None:
         try:
@@ -221,6 +265,7 @@ class Office:
 
     def _hear_of_coming(self, participant: int) -> None:
         self._left.pop(participant, None)
+        self._dropped.discard(participant)
 
     def _hear_of_leaving(self, participant: int, when: float) -> None:
         self._left[participant] = when
@@ -235,6 +280,8 @@ class Office:
         """A step or the first layers of a participant: kept where they are good, refused where they are not."""
         try:
             asked: Step | Finish = unpack(data, Step, Finish)
+            if asked.round != self._round or participant in self._out:
+                return  # it came while the round went on without this participant
             if isinstance(asked, Step):
                 self._requests[participant] = self._request(participant, asked)
                 return

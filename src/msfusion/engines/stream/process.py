@@ -72,6 +72,7 @@ async def _obey(link: LoopLink, desk: Desk) -> None:
         "answer": desk.answer,
         "accept": desk.accept,
         "refuse": desk.refuse,
+        "leave_out": desk.leave_out,
         "say_over": desk.say_over,
     }
     while True:

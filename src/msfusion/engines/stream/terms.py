@@ -7,11 +7,15 @@ from dataclasses import dataclass
 
 from msfusion.engines.stream.frames import Agreement, Scalar
 from msfusion.errors import StreamError
+from msfusion.mini_batches import epoch_sizes
 
 
 @dataclass(frozen=True)
 class Terms:
-    """How many come, for how many rounds of how many steps, the largest frames, and what must be agreed on."""
+    """How many come, for how many rounds of how many steps, the largest frames, and what must be agreed on.
+
+    `max_examples` is the most examples that a participant may say it has: a round lasts as long as it says.
+    """
 
     participants: int
     rounds: int
@@ -21,6 +25,7 @@ class Terms:
     largest_up: int
     largest_down: int
     agreement: Agreement
+    max_examples: int | None = None
 
     def steps(self, examples: int) -> int:
         """The mini-batches of a round, of a participant with so many examples: as many as `batch_sizes` lists."""
@@ -31,9 +36,20 @@ class Terms:
         """The examples in one of them."""
         return min(self.batch_size, examples - step % self._in_epoch(examples) * self.batch_size)
 
+    def check_examples(self, participant: int, examples: int) -> None:
+        """Raises StreamError for a participant without examples, or with more than are allowed."""
+        if not self.steps(examples):
+            raise StreamError("a participant needs examples", "FAILED_PRECONDITION")
+        if self.max_examples is not None and examples > self.max_examples:
+            raise StreamError(
+                f"participant {participant} says that it has {examples} examples, more than the {self.max_examples} "
+                "that this server allows (participants.max_examples)",
+                "FAILED_PRECONDITION",
+            )
+
     def _in_epoch(self, examples: int) -> int:
-        full, rest = divmod(examples, self.batch_size)
-        return full + (rest > 1 or rest == examples > 0)
+        full, last = epoch_sizes(examples, self.batch_size)
+        return full + (last > 0)
 
     def check_agreement(self, theirs: Mapping[str, Scalar]) -> None:
         """Raises StreamError, naming the first thing in which a participant differs."""

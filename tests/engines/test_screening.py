@@ -1,0 +1,257 @@
+"""One bad participant: left out by name whatever it does, or it stops the run; honest rounds are as they were."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from averaging import Averaging, Counting, Grouped, some_data
+
+from msfusion.batch import Batch
+from msfusion.engines.calendar import Conditions
+from msfusion.engines.held import Held
+from msfusion.engines.local import RoundResult, RoundSettings, run_rounds
+from msfusion.engines.screening import Norm, Screening, fault_of, norm_of, outliers
+from msfusion.errors import ConfigError, DataError, TrainingError, UpdateError
+from msfusion.methods.base import Task, Update
+
+STOP = Screening("stop")
+
+
+def spoilt(update: Update, how: str) -> Update:
+    """An update as a bad participant sends it."""
+    weight = update.tensors["weight"]
+    if how == "count":
+        return replace(update, examples=2**62)
+    if how == "fewer":
+        return replace(update, examples=update.examples - 1)
+    if how == "loss":
+        return replace(update, loss=math.nan)
+    if how == "steps":
+        return replace(update, tensors={**update.tensors, "steps": torch.tensor(2**40)})
+    bad = {
+        "nan": weight * math.nan,
+        "infinite": weight + math.inf,
+        "absurd": torch.full((4,), 1e30),
+        "large": weight * 1e4,
+    }
+    return replace(update, tensors={**update.tensors, "weight": bad[how]})
+
+
+@dataclass(frozen=True)
+class Lying(Averaging):
+    """Averaging whose failing participants lie as `failure` says, or diverge."""
+
+    def train(self, task: Task, data: Batch) -> Update:
+        if task.participant in self.failing and self.failure == "diverges":
+            raise TrainingError(f"participant {task.participant}'s loss became nan")
+        update = replace(self, failing=()).base_train(task, data)
+        return spoilt(update, self.failure) if task.participant in self.failing else update
+
+    def base_train(self, task: Task, data: Batch) -> Update:
+        return Averaging.train(self, task, data)
+
+
+ALL = ["count", "fewer", "loss", "steps", "nan", "infinite", "absurd", "large", "diverges"]
+WORD = {
+    "count": "examples",
+    "fewer": "examples",
+    "steps": "counts",
+    "nan": "not finite",
+    "infinite": "not finite",
+}
+
+
+def told(results: Sequence[RoundResult]) -> list[list[tuple[int, int, str]]]:
+    return [[(each.participant, each.round_index, each.reason) for each in one.left_out] for one in results]
+
+
+def states(results: Sequence[RoundResult]) -> list[list[float]]:
+    return [one.state["weight"].tolist() for one in results]
+
+
+@pytest.mark.parametrize("how", ALL)
+def test_a_bad_update_counts_for_nothing_and_is_named(how: str) -> None:
+    data, method = some_data(), Lying((3,), how)
+    (result,) = run_rounds(method, data, RoundSettings(rounds=1))
+    start = method.initial_state()
+    good = [Averaging().train(Averaging().assign(start, 0, p), data[p]) for p in (0, 1, 2, 4)]
+    assert torch.equal(result.state["weight"], Averaging().aggregate(start, good)["weight"])
+    assert [each.participant for each in result.participants] == [0, 1, 2, 4]
+    (left_out,) = result.left_out
+    assert (left_out.participant, left_out.bytes_down) == (3, 4 * 4 + 8)
+    assert WORD.get(how, "") in left_out.reason
+
+
+@pytest.mark.parametrize("how", ["large", "nan", "diverges", "count"])
+def test_workers_and_a_resume_change_nothing(how: str) -> None:
+    settings, method = RoundSettings(rounds=3, fraction=0.8, seed=1), Lying((1, 3), how)
+    one = list(run_rounds(method, some_data(), settings))
+    two = list(run_rounds(method, some_data(), settings, workers=2))
+    rest = list(run_rounds(method, some_data(), settings, state=one[0].state, first_round=1))
+    assert told(one) == told(two)
+    assert states(one) == states(two)
+    assert told(rest) == told(one)[1:]
+    assert states(rest) == states(one)[1:]
+    assert any(told(one))
+
+
+def test_where_everybody_is_left_out_the_model_stays() -> None:
+    method = Lying(tuple(range(5)), "nan")
+    (result,) = run_rounds(method, some_data(), RoundSettings(rounds=1), screening=Screening())
+    assert torch.equal(result.state["weight"], torch.zeros(4))
+    assert [each.participant for each in result.left_out] == [0, 1, 2, 3, 4]
+    assert result.participants == ()
+
+
+def test_where_nobody_can_train_the_run_ends() -> None:
+    with pytest.raises(TrainingError, match=r"^participant 0's loss"):
+        list(run_rounds(Lying(tuple(range(5)), "diverges"), some_data(), RoundSettings(rounds=1)))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("how", ["nan", "large", "diverges"])
+def test_a_run_that_is_to_stop_names_the_first(how: str, workers: int) -> None:
+    failing = (4,) if how == "large" else (2, 4)  # of several that lie alike, the median is theirs
+    rounds = run_rounds(
+        Lying(failing, how), some_data(), RoundSettings(rounds=1), workers=workers, screening=STOP
+    )
+    with pytest.raises((UpdateError, TrainingError), match=rf"^participant {failing[0]}\D"):
+        list(rounds)
+
+
+@dataclass(frozen=True)
+class Together(Grouped):
+    """Participants trained at once, of whom participant 2 diverges."""
+
+    def train(self, task: Task, data: Batch) -> Update:
+        if task.participant == 2:
+            raise TrainingError("participant 2's loss became nan")
+        return super().train(task, data)
+
+
+def test_of_a_group_only_the_bad_one_is_left_out() -> None:
+    alone, group = (
+        list(run_rounds(Together(), some_data(), RoundSettings(rounds=2), together=size)) for size in (1, 4)
+    )
+    assert told(group) == told(alone) == [[(2, index, "participant 2's loss became nan")] for index in (0, 1)]
+    assert states(group) == states(alone)
+
+
+@dataclass(frozen=True)
+class Remembering(Counting):
+    """Participant 1 sends NaN in round 0."""
+
+    def train(self, task: Task, data: Batch) -> Update:
+        update = super().train(task, data)
+        return spoilt(update, "nan") if (task.participant, task.round_index) == (1, 0) else update
+
+
+def test_what_came_with_a_bad_update_is_not_remembered() -> None:
+    first, second = run_rounds(Remembering(), some_data(3), RoundSettings(rounds=2))
+    assert sorted(first.memories) == [0, 2]
+    assert {who: int(kept["weight"][0]) for who, kept in second.memories.items()} == {0: 2, 1: 1, 2: 2}
+
+
+def test_a_late_update_is_judged_where_it_arrives() -> None:
+    conditions = Conditions(
+        seconds=lambda each, _: 10.5 if each == 3 else 1.0, deadline=10.0, late="downweight"
+    )
+    chosen = RoundSettings(rounds=4)
+    for how in ("nan", "large"):
+        run = list(run_rounds(Lying((3,), how), some_data(), chosen, conditions=conditions))
+        named = [[(who, began) for who, began, _ in one] for one in told(run)]
+        assert named[0] == []
+        assert (3, 0) in named[1] + named[2]
+        again = run_rounds(
+            Lying((3,), how),
+            some_data(),
+            chosen,
+            conditions=conditions,
+            state=run[0].state,
+            memories=run[0].memories,
+            first_round=1,
+        )
+        rest = list(again)
+        assert told(rest) == told(run)[1:]
+        assert states(rest) == states(run)[1:]
+
+
+def test_late_training_that_fails_arrives_nowhere() -> None:
+    conditions = Conditions(
+        seconds=lambda each, _: 10.5 if each == 3 else 1.0, deadline=10.0, late="downweight"
+    )
+    run = list(
+        run_rounds(Lying((3,), "diverges"), some_data(), RoundSettings(rounds=3), conditions=conditions)
+    )
+    assert [who for who, *_ in told(run)[0]] == [3]
+    assert all(one.attendance.arriving == () for one in run)
+
+
+def test_the_bound_by_hand() -> None:
+    """The lower median of 1, 2, 3 and 9 is 2: four times that is 8."""
+    norms = {0: Norm(1.0), 1: Norm(9.0), 2: Norm(2.0), 3: Norm(3.0)}
+    assert list(outliers(norms, 4.0)) == [1]
+    assert list(outliers(norms, 4.5)) == []
+    assert outliers(norms, 0.0) == {}
+    assert outliers({**norms, 1: Norm(9.0, sent=9.0)}, 3.0) == {}  # no more than what was sent
+    assert outliers({0: Norm(1.0), 1: Norm(1e9)}, 3.0) == {}  # of two nobody knows which is odd
+    nothing = {each: Norm() for each in range(5)}
+    assert outliers({**nothing, 5: Norm(1.0), 6: Norm(1.0)}, 3.0) == {}
+
+
+def test_the_norm_by_hand() -> None:
+    tensors = {"a": torch.tensor([4.0, 4.0]), "b": torch.tensor([[1.0, 1.0]]), "n": torch.tensor(7)}
+    sent = {"a": torch.tensor([1.0, 0.0]), "n": torch.tensor(1)}
+    assert norm_of(tensors, sent) == Norm(math.sqrt((9 + 16 + 1 + 1) / 4), math.sqrt(1 / 4))
+    assert norm_of({}, {}) == Norm()
+
+
+def test_what_did_not_change_is_nobodys_fault() -> None:
+    mask = {"mask": torch.tensor([0.0, -3e38]), "bias": torch.zeros(2)}
+    update = Update(0, 0, {**mask, "bias": torch.ones(2)}, 3, 0.5)
+    assert fault_of(update, mask, 3) is None
+    assert fault_of(replace(update, tensors={**mask, "mask": -mask["mask"]}), mask, 3) is not None
+
+
+def test_updates_on_the_disk_are_those_in_memory() -> None:
+    torch.manual_seed(0)
+    updates = [
+        Update(each, 0, {"w": torch.randn(5), "n": torch.tensor(each)}, 1, 0.5, share=0.5)
+        for each in (2, 0, 1)
+    ]
+    disk = Held(in_memory=30)  # one of 28 bytes
+    for update in updates:
+        disk.add(update)
+    disk.drop(1)
+    for _ in range(2):
+        found = list(disk.updates())
+        assert [each.participant for each in found] == [0, 2]
+        for each in found:
+            (same,) = (update for update in updates if update.participant == each.participant)
+            assert torch.equal(each.tensors["w"], same.tensors["w"])
+            assert each.share == 0.5
+    disk.close()
+
+
+def test_a_participants_tensors_may_be_overwritten_by_the_next() -> None:
+    held, working = Held(), torch.zeros(2)
+    for participant in range(2):
+        held.add(Update(participant, 0, {"w": working.fill_(participant)}, 1, 0.0))
+    assert [update.tensors["w"].tolist() for update in held.updates()] == [[0.0, 0.0], [1.0, 1.0]]
+
+
+def test_impossible_settings_are_refused() -> None:
+    with pytest.raises(DataError, match="participant 4 has 5 examples"):
+        run_rounds(Averaging(), some_data(), RoundSettings(rounds=1), screening=Screening(max_examples=4))
+    wrong: list[Callable[[], Screening]] = [
+        lambda: Screening(max_update_norm=0.5),
+        lambda: Screening(max_update_norm=math.nan),
+        lambda: Screening(max_examples=0),
+    ]
+    for make in wrong:
+        with pytest.raises(ConfigError, match="it must be at least 1"):
+            make()
