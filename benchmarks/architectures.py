@@ -33,8 +33,9 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "architectures.json"
+PAGE = HERE.parent / "docs" / "architectures.md"
 SECONDS = 120
-"""How long one architecture may take."""
+"""How long one architecture may take, where nothing else is said."""
 
 Row = dict[str, Any]
 
@@ -55,8 +56,8 @@ def work(connection: Connection, loud: bool) -> None:
 class Worker:
     """A process for one architecture at a time, started anew where one dies or does not end."""
 
-    def __init__(self, loud: bool) -> None:
-        self.loud = loud
+    def __init__(self, limit: int, loud: bool) -> None:
+        self.limit, self.loud = limit, loud
         self.start()
 
     def start(self) -> None:
@@ -73,11 +74,11 @@ class Worker:
         self.connection.send(name)
         row: Row = {"name": name, "kind": kind, "style": style, "verdict": "crashed"}
         try:
-            if self.connection.poll(SECONDS):
+            if self.connection.poll(self.limit):
                 row = self.connection.recv()
             else:
                 self.restart()
-                row["words"] = f"no end within {SECONDS} seconds"
+                row["words"] = f"no end within {self.limit} seconds"
         except EOFError:
             self.process.join()
             row["words"] = f"the process ended with code {self.process.exitcode}"
@@ -96,14 +97,14 @@ class Worker:
         self.connection.close()
 
 
-def run(names: list[str], jobs: int, loud: bool, done: Callable[[Row], None]) -> None:
+def run(names: list[str], options: argparse.Namespace, done: Callable[[Row], None]) -> None:
     """Measure architectures in several processes; `done` hears each row as it comes."""
     from architectures.catalogue import CATALOGUE
 
     waiting = iter(names)  # shared: each thread takes the next one
 
     def several(_: int) -> None:
-        worker = Worker(loud)
+        worker = Worker(options.limit, options.loud)
         try:
             for name in waiting:
                 each = CATALOGUE[name]
@@ -111,8 +112,8 @@ def run(names: list[str], jobs: int, loud: bool, done: Callable[[Row], None]) ->
         finally:
             worker.stop()
 
-    with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(several, range(min(jobs, len(names)))))
+    with ThreadPoolExecutor(options.jobs) as pool:
+        list(pool.map(several, range(min(options.jobs, len(names)))))
 
 
 def summary(rows: list[Row]) -> Row:
@@ -163,27 +164,36 @@ def measure_all(options: argparse.Namespace) -> Row:
         if not options.json:
             print(line(row), flush=True)
 
-    run(names, options.jobs, options.loud, done)
+    run(names, options, done)
     return result()
 
 
 def line(row: Row) -> str:
     """A row in words."""
-    figures = f"narrowed {row['reach']:.2f}, kept {row.get('kept', float('nan')):.2f}" if "reach" in row else ""
+    figures = (
+        f"narrowed {row['reach']:.2f}, kept {row.get('kept', float('nan')):.2f}" if "reach" in row else ""
+    )
     return f"{row['name']:32} {row['verdict']:8} {row['seconds']:5.1f} s  {figures}  {row['words']}"
 
 
 def main() -> None:
     """Measure all architectures, or those named; or write the page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these alone; nothing is saved")
     parser.add_argument("--jobs", type=int, default=1, help="how many processes")
+    parser.add_argument(
+        "--limit", type=int, default=SECONDS, help=f"seconds for each; {SECONDS} if not given"
+    )
     parser.add_argument("--resume", action="store_true", help="keep the rows that the same sources gave")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where the rows are saved")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.add_argument("--loud", action="store_true", help="let the libraries write to the terminal")
     parser.add_argument("--list", action="store_true", help="print the names")
-    parser.add_argument("--document", action="store_true", help="write docs/architectures.md from the results")
+    parser.add_argument(
+        "--document", action="store_true", help="write docs/architectures.md from the results"
+    )
     options = parser.parse_args()
     from architectures.catalogue import CATALOGUE
 
@@ -191,6 +201,11 @@ def main() -> None:
         sys.exit(f"there is no architecture named {', '.join(sorted(unknown))}; --list prints all names")
     if options.list:
         print("\n".join(CATALOGUE))
+        return
+    if options.document:
+        from architectures.page import page
+
+        PAGE.write_text(page(json.loads(options.out.read_text())))
         return
     result = measure_all(options)
     print(json.dumps(result, indent=1) if options.json else json.dumps(result["summary"]))

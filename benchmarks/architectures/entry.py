@@ -24,8 +24,8 @@ class Architecture:
     """One row of the table.
 
     `kind` is the part of the catalogue, `style` what the architecture stands for. `length` is the one that it is traced
-    with and `lengths` are others that it is called with; a model without a time axis has none. `answer` is the output
-    that is asked for where a model returns hidden states beside it, as the encoder-decoders of `transformers` do.
+    with and `lengths` are others that it is called with; a model without a time axis has none. `answer` names
+    what is asked for where a model returns hidden states beside it, as the encoder-decoders of `transformers` do.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Architecture:
     inputs: MakeInputs
     length: int = 8
     lengths: tuple[int, ...] = ()
-    answer: str | None = None
+    answer: str | int | tuple[str, ...] | None = None
 
     def build(self) -> nn.Module:
         """The model, with the same weights at each call; parameters that start with one value get some noise."""

@@ -66,7 +66,9 @@ class WideAndDeep(nn.Module):
         super().__init__()
         self.embeddings = nn.ModuleList(nn.Embedding(n, 8) for n in COLUMNS)
         self.wide = nn.Linear(sum(COLUMNS) + 4, 1)
-        self.deep = nn.Sequential(nn.Linear(28, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 1))
+        self.deep = nn.Sequential(
+            nn.Linear(28, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 1)
+        )
 
     def forward(self, categories: Tensor, numbers: Tensor) -> Tensor:
         ones = [F.one_hot(categories[:, i], n).to(numbers.dtype) for i, n in enumerate(COLUMNS)]
@@ -82,7 +84,11 @@ class FactorizationMachine(nn.Module):
         super().__init__()
         self.register_buffer("offsets", torch.tensor([0, 5, 12]), persistent=False)
         self.offsets: Tensor
-        self.first, self.factors, self.bias = nn.Embedding(21, 1), nn.Embedding(21, 16), nn.Parameter(torch.zeros(1))
+        self.first, self.factors, self.bias = (
+            nn.Embedding(21, 1),
+            nn.Embedding(21, 16),
+            nn.Parameter(torch.zeros(1)),
+        )
         self.deep = nn.Sequential(nn.Linear(52, 24), nn.ReLU(), nn.Dropout(0.2), nn.Linear(24, 1))
 
     def forward(self, categories: Tensor, numbers: Tensor) -> Tensor:
@@ -116,7 +122,10 @@ class NeuralCF(nn.Module):
         super().__init__()
         self.user, self.item = nn.Embedding(20, 16), nn.Embedding(30, 16)
         self.user_mlp, self.item_mlp = nn.Embedding(20, 12), nn.Embedding(30, 12)
-        self.mlp, self.head = nn.Sequential(nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 16), nn.ReLU()), nn.Linear(32, 1)
+        self.mlp, self.head = (
+            nn.Sequential(nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 16), nn.ReLU()),
+            nn.Linear(32, 1),
+        )
 
     def forward(self, users: Tensor, items: Tensor) -> Tensor:
         deep = self.mlp(torch.cat([self.user_mlp(users), self.item_mlp(items)], -1))
@@ -157,7 +166,9 @@ class TabTransformer(nn.Module):
         super().__init__()
         self.embeddings = nn.ModuleList(nn.Embedding(n, 16) for n in COLUMNS)
         self.column = nn.Parameter(0.1 * torch.randn(3, 16))
-        self.layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True, norm_first=True, activation="gelu")
+        self.layer = nn.TransformerEncoderLayer(
+            16, 4, 32, batch_first=True, norm_first=True, activation="gelu"
+        )
         self.norm, self.head = nn.LayerNorm(4), nn.Sequential(nn.Linear(52, 24), nn.SELU(), nn.Linear(24, 2))
 
     def forward(self, categories: Tensor, numbers: Tensor) -> Tensor:
@@ -170,9 +181,15 @@ class TabResNet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.last, self.temperature = nn.Linear(10, 24), nn.Linear(24, 3), nn.Parameter(torch.ones(()))
+        self.first, self.last, self.temperature = (
+            nn.Linear(10, 24),
+            nn.Linear(24, 3),
+            nn.Parameter(torch.ones(())),
+        )
         self.blocks = nn.ModuleList(
-            nn.Sequential(nn.BatchNorm1d(24), nn.Linear(24, 32), nn.ReLU(), nn.Dropout(0.1), nn.Linear(32, 24))
+            nn.Sequential(
+                nn.BatchNorm1d(24), nn.Linear(24, 32), nn.ReLU(), nn.Dropout(0.1), nn.Linear(32, 24)
+            )
             for _ in range(2)
         )
 
@@ -202,7 +219,14 @@ class PointNet(nn.Module):
         super().__init__()
         self.turn = nn.Sequential(nn.Conv1d(3, 16, 1), nn.BatchNorm1d(16), nn.ReLU())
         self.matrix = nn.Linear(16, 9)
-        self.body = nn.Sequential(nn.Conv1d(3, 16, 1), nn.BatchNorm1d(16), nn.ReLU(), nn.Conv1d(16, 32, 1), nn.BatchNorm1d(32), nn.ReLU())
+        self.body = nn.Sequential(
+            nn.Conv1d(3, 16, 1),
+            nn.BatchNorm1d(16),
+            nn.ReLU(),
+            nn.Conv1d(16, 32, 1),
+            nn.BatchNorm1d(32),
+            nn.ReLU(),
+        )
         self.head = nn.Sequential(nn.Linear(32, 24), nn.BatchNorm1d(24), nn.ReLU(), nn.Linear(24, 4))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -308,7 +332,9 @@ class SoftExperts(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.gate = nn.Linear(10, 4)
-        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(10, 24), nn.ReLU(), nn.Linear(24, 16)) for _ in range(4))
+        self.experts = nn.ModuleList(
+            nn.Sequential(nn.Linear(10, 24), nn.ReLU(), nn.Linear(24, 16)) for _ in range(4)
+        )
         self.head = nn.Linear(16, 3)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -323,7 +349,10 @@ class TopExperts(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem, self.gate, self.head = nn.Linear(10, 16), nn.Linear(16, 4, bias=False), nn.Linear(16, 3)
-        self.w1, self.w2 = nn.Parameter(0.2 * torch.randn(4, 16, 24)), nn.Parameter(0.2 * torch.randn(4, 24, 16))
+        self.w1, self.w2 = (
+            nn.Parameter(0.2 * torch.randn(4, 16, 24)),
+            nn.Parameter(0.2 * torch.randn(4, 24, 16)),
+        )
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = torch.tanh(self.stem(x))
@@ -340,7 +369,10 @@ class HyperNetwork(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.make, self.head = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 6 * 12 + 12)), nn.Linear(12, 3)
+        self.make, self.head = (
+            nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 6 * 12 + 12)),
+            nn.Linear(12, 3),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         made = self.make(x[:, :4])
@@ -353,7 +385,9 @@ class Coupling(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.nets = nn.ModuleList(nn.Sequential(nn.Linear(5, 24), nn.Tanh(), nn.Linear(24, 10)) for _ in range(3))
+        self.nets = nn.ModuleList(
+            nn.Sequential(nn.Linear(5, 24), nn.Tanh(), nn.Linear(24, 10)) for _ in range(3)
+        )
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         log_det = x.new_zeros(x.size(0))
@@ -418,7 +452,12 @@ class Highway(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.gate, self.value, self.max = nn.Linear(10, 24), nn.Linear(24, 24), nn.Linear(24, 24), nn.Linear(24, 32)
+        self.first, self.gate, self.value, self.max = (
+            nn.Linear(10, 24),
+            nn.Linear(24, 24),
+            nn.Linear(24, 24),
+            nn.Linear(24, 32),
+        )
         self.head = nn.Linear(16, 3)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -434,11 +473,16 @@ class MultiTask(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.trunk = nn.Sequential(nn.Linear(10, 32), nn.ReLU(), nn.Linear(32, 24), nn.ReLU())
-        self.heads = nn.ModuleDict({"age in years": nn.Linear(24, 1), "class": nn.Linear(24, 4), "2nd": nn.Linear(24, 2)})
+        self.heads = nn.ModuleDict(
+            {"age in years": nn.Linear(24, 1), "class": nn.Linear(24, 4), "2nd": nn.Linear(24, 2)}
+        )
 
     def forward(self, x: Tensor) -> dict[str, Any]:
         x = self.trunk(x)
-        return {"tasks": {name: head(x) for name, head in self.heads.items()}, "norm": x.detach().norm(dim=-1)}
+        return {
+            "tasks": {name: head(x) for name, head in self.heads.items()},
+            "norm": x.detach().norm(dim=-1),
+        }
 
 
 class Bilinear(nn.Module):
@@ -461,7 +505,10 @@ class KAN(nn.Module):
         super().__init__()
         self.register_buffer("grid", torch.linspace(-2, 2, 6))
         self.grid: Tensor
-        self.one, self.two = nn.Parameter(0.2 * torch.randn(16, 10, 6)), nn.Parameter(0.2 * torch.randn(3, 16, 6))
+        self.one, self.two = (
+            nn.Parameter(0.2 * torch.randn(16, 10, 6)),
+            nn.Parameter(0.2 * torch.randn(3, 16, 6)),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         for weight in (self.one, self.two):
@@ -471,7 +518,11 @@ class KAN(nn.Module):
 
 
 def _features(
-    name: str, style: str, model: Callable[[], nn.Module], inputs: MakeInputs = table, lengths: tuple[int, ...] = ()
+    name: str,
+    style: str,
+    model: Callable[[], nn.Module],
+    inputs: MakeInputs = table,
+    lengths: tuple[int, ...] = (),
 ) -> Architecture:
     return Architecture(name, "hand-written", style, model, inputs, 8, lengths)
 

@@ -40,7 +40,9 @@ def vgg() -> nn.Module:
         else:
             layers += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
             channels = width
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(32 * 4, 48), nn.ReLU(True), nn.Dropout(), nn.Linear(48, 10))
+    return nn.Sequential(
+        *layers, nn.Flatten(), nn.Linear(32 * 4, 48), nn.ReLU(True), nn.Dropout(), nn.Linear(48, 10)
+    )
 
 
 class BasicBlock(nn.Module):
@@ -53,7 +55,9 @@ class BasicBlock(nn.Module):
         self.bn1, self.bn2 = nn.BatchNorm2d(outer), nn.BatchNorm2d(outer)
         self.shortcut = nn.Sequential()
         if stride != 1 or inner != outer:
-            self.shortcut = nn.Sequential(nn.Conv2d(inner, outer, 1, stride, bias=False), nn.BatchNorm2d(outer))
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(inner, outer, 1, stride, bias=False), nn.BatchNorm2d(outer)
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(x)))
@@ -161,12 +165,20 @@ class InvertedResidual(nn.Module):
         super().__init__()
         hidden = inner * 3
         self.same = stride == 1 and inner == outer
-        self.expand = nn.Sequential(nn.Conv2d(inner, hidden, 1, bias=False), nn.BatchNorm2d(hidden), nn.Hardswish())
+        self.expand = nn.Sequential(
+            nn.Conv2d(inner, hidden, 1, bias=False), nn.BatchNorm2d(hidden), nn.Hardswish()
+        )
         self.depthwise = nn.Sequential(
-            nn.Conv2d(hidden, hidden, 3, stride, 1, groups=hidden, bias=False), nn.BatchNorm2d(hidden), nn.Hardswish()
+            nn.Conv2d(hidden, hidden, 3, stride, 1, groups=hidden, bias=False),
+            nn.BatchNorm2d(hidden),
+            nn.Hardswish(),
         )
         self.squeeze = nn.Sequential(
-            nn.AdaptiveAvgPool2d(1), nn.Conv2d(hidden, 8, 1), nn.ReLU(), nn.Conv2d(8, hidden, 1), nn.Hardsigmoid()
+            nn.AdaptiveAvgPool2d(1),
+            nn.Conv2d(hidden, 8, 1),
+            nn.ReLU(),
+            nn.Conv2d(8, hidden, 1),
+            nn.Hardsigmoid(),
         )
         self.project = nn.Sequential(nn.Conv2d(hidden, outer, 1, bias=False), nn.BatchNorm2d(outer))
 
@@ -209,7 +221,9 @@ class SEBlock(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.fc = nn.Sequential(nn.Linear(width, width // 4), nn.ReLU(), nn.Linear(width // 4, width), nn.Sigmoid())
+        self.fc = nn.Sequential(
+            nn.Linear(width, width // 4), nn.ReLU(), nn.Linear(width // 4, width), nn.Sigmoid()
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         b, c, _, _ = x.size()
@@ -238,7 +252,11 @@ class ConvNeXtBlock(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.depthwise = nn.Conv2d(width, width, 7, padding=3, groups=width)
-        self.norm, self.wide, self.narrow = nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.norm, self.wide, self.narrow = (
+            nn.LayerNorm(width),
+            nn.Linear(width, 4 * width),
+            nn.Linear(4 * width, width),
+        )
         self.gamma = nn.Parameter(1e-6 * torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -289,7 +307,10 @@ class Mixer(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.embed, self.blocks = nn.Conv2d(3, 32, 4, 4), nn.Sequential(MixerBlock(16, 32), MixerBlock(16, 32))
+        self.embed, self.blocks = (
+            nn.Conv2d(3, 32, 4, 4),
+            nn.Sequential(MixerBlock(16, 32), MixerBlock(16, 32)),
+        )
         self.norm, self.head = nn.LayerNorm(32), nn.Linear(32, 10)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -316,7 +337,11 @@ class Block(nn.Module):
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        self.norm1, self.norm2, self.attention = nn.LayerNorm(width), nn.LayerNorm(width), PatchAttention(width, heads)
+        self.norm1, self.norm2, self.attention = (
+            nn.LayerNorm(width),
+            nn.LayerNorm(width),
+            PatchAttention(width, heads),
+        )
         self.mlp = nn.Sequential(nn.Linear(width, 48), nn.GELU(), nn.Linear(48, width))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -332,7 +357,11 @@ class ViT(nn.Module):
         self.embed = nn.Conv2d(3, 32, 4, 4)
         self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, 32))
         self.positions = nn.Parameter(0.02 * torch.randn(1, 17, 32))
-        self.blocks, self.norm, self.head = nn.Sequential(Block(32, 4), Block(32, 4)), nn.LayerNorm(32), nn.Linear(32, 10)
+        self.blocks, self.norm, self.head = (
+            nn.Sequential(Block(32, 4), Block(32, 4)),
+            nn.LayerNorm(32),
+            nn.Linear(32, 10),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.embed(x).flatten(2).transpose(1, 2)
@@ -371,7 +400,11 @@ class Swin(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.embed, self.one, self.two = nn.Conv2d(3, 16, 2, 2), WindowBlock(16, 4, 0), WindowBlock(16, 4, 2)
-        self.norm, self.merge, self.three = nn.LayerNorm(64), nn.Linear(64, 32, bias=False), WindowBlock(32, 4, 0)
+        self.norm, self.merge, self.three = (
+            nn.LayerNorm(64),
+            nn.Linear(64, 32, bias=False),
+            WindowBlock(32, 4, 0),
+        )
         self.head = nn.Linear(32, 10)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -386,7 +419,9 @@ class VAE(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.encoder = nn.Sequential(nn.Conv2d(3, 16, 4, 2, 1), nn.ReLU(), nn.Conv2d(16, 24, 4, 2, 1), nn.ReLU())
+        self.encoder = nn.Sequential(
+            nn.Conv2d(3, 16, 4, 2, 1), nn.ReLU(), nn.Conv2d(16, 24, 4, 2, 1), nn.ReLU()
+        )
         self.mean, self.logvar, self.back = nn.Linear(384, 8), nn.Linear(384, 8), nn.Linear(8, 384)
         self.decoder = nn.Sequential(
             nn.ConvTranspose2d(24, 16, 4, 2, 1), nn.ReLU(), nn.ConvTranspose2d(16, 3, 4, 2, 1), nn.Sigmoid()
@@ -464,7 +499,9 @@ class SpatialTransformer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.find = nn.Sequential(nn.Conv2d(3, 8, 5, 2), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 6))
-        self.read = nn.Sequential(nn.Conv2d(3, 16, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10))
+        self.read = nn.Sequential(
+            nn.Conv2d(3, 16, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         grid = F.affine_grid(self.find(x).view(-1, 2, 3), list(x.size()), align_corners=False)
@@ -477,7 +514,11 @@ class Pyramid(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.one, self.two = nn.Conv2d(3, 16, 3, 2, 1), nn.Conv2d(16, 24, 3, 2, 1)
-        self.in1, self.in2, self.smooth = nn.Conv2d(16, 12, 1), nn.Conv2d(24, 12, 1), nn.Conv2d(12, 12, 3, 1, 1)
+        self.in1, self.in2, self.smooth = (
+            nn.Conv2d(16, 12, 1),
+            nn.Conv2d(24, 12, 1),
+            nn.Conv2d(12, 12, 3, 1, 1),
+        )
         self.boxes, self.classes = nn.Conv2d(12, 4, 1), nn.Conv2d(12, 6, 1)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
@@ -496,7 +537,11 @@ class PixelShuffle(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.one, self.two, self.three = nn.Conv2d(3, 24, 5, 1, 2), nn.Conv2d(24, 16, 3, 1, 1), nn.Conv2d(16, 12, 3, 1, 1)
+        self.one, self.two, self.three = (
+            nn.Conv2d(3, 24, 5, 1, 2),
+            nn.Conv2d(24, 16, 3, 1, 1),
+            nn.Conv2d(16, 12, 3, 1, 1),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return F.pixel_shuffle(self.three(torch.tanh(self.two(torch.tanh(self.one(x))))), 2)

@@ -143,7 +143,9 @@ class TensorHook(Body):
 def module_hook() -> nn.Module:
     """A hook on a module's gradient."""
     model = Body()
-    model.second.register_full_backward_hook(lambda module, given, out: tuple(None if g is None else 2 * g for g in given))
+    model.second.register_full_backward_hook(
+        lambda module, given, out: tuple(None if g is None else 2 * g for g in given)
+    )
     return model
 
 
@@ -247,7 +249,11 @@ class TeacherForcing(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.source, self.target = nn.Embedding(WORDS, 16), nn.Embedding(WORDS, 16)
-        self.encoder, self.decoder, self.head = nn.GRU(16, 24, batch_first=True), nn.GRUCell(16, 24), nn.Linear(24, WORDS)
+        self.encoder, self.decoder, self.head = (
+            nn.GRU(16, 24, batch_first=True),
+            nn.GRUCell(16, 24),
+            nn.Linear(24, WORDS),
+        )
 
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
         h = self.encoder(self.source(source))[1][0]
@@ -275,7 +281,11 @@ class Tied(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.weight, self.inner, self.outer = nn.Parameter(0.2 * torch.randn(24, 8)), nn.Parameter(torch.zeros(24)), nn.Parameter(torch.zeros(8))
+        self.weight, self.inner, self.outer = (
+            nn.Parameter(0.2 * torch.randn(24, 8)),
+            nn.Parameter(torch.zeros(24)),
+            nn.Parameter(torch.zeros(8)),
+        )
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         code = torch.sigmoid(F.linear(x, self.weight, self.inner))
@@ -299,9 +309,16 @@ class OddNames(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        layers = {"a-b": nn.Linear(8, 24), "two words": nn.Linear(24, 24), 'q"uote\\': nn.Linear(24, 24), "class": nn.Linear(24, 16)}
+        layers = {
+            "a-b": nn.Linear(8, 24),
+            "two words": nn.Linear(24, 24),
+            'q"uote\\': nn.Linear(24, 24),
+            "class": nn.Linear(24, 16),
+        }
         self.parts = nn.ModuleList([nn.ModuleDict(layers), nn.ModuleList([nn.Sequential(nn.Linear(16, 4))])])
-        self.scales = nn.ParameterDict({"1st": nn.Parameter(torch.ones(24)), "for": nn.Parameter(torch.ones(24))})
+        self.scales = nn.ParameterDict(
+            {"1st": nn.Parameter(torch.ones(24)), "for": nn.Parameter(torch.ones(24))}
+        )
         self.offsets = nn.ParameterList([nn.Parameter(torch.zeros(16)), nn.Parameter(torch.zeros(4))])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -442,7 +459,11 @@ class HalfwayGumbel(Body):
     """A categorical choice that is drawn, straight through."""
 
     def between(self, h: Tensor) -> Tensor:
-        choice = F.gumbel_softmax(h.view(-1, 4, 6), tau=0.7, hard=True) if self.training else h.view(-1, 4, 6).softmax(-1)
+        choice = (
+            F.gumbel_softmax(h.view(-1, 4, 6), tau=0.7, hard=True)
+            if self.training
+            else h.view(-1, 4, 6).softmax(-1)
+        )
         return choice.reshape(h.shape)
 
 
@@ -550,7 +571,9 @@ def _odd(
     length: int = 8,
     answer: str | None = None,
 ) -> Architecture:
-    return Architecture(name, "tuning, wrappers and odd training", style, model, inputs, length, lengths, answer)
+    return Architecture(
+        name, "tuning, wrappers and odd training", style, model, inputs, length, lengths, answer
+    )
 
 
 ODD = [

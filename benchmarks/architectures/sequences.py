@@ -71,7 +71,11 @@ class GPTBlock(nn.Module):
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        self.ln_1, self.ln_2, self.attn = nn.LayerNorm(width), nn.LayerNorm(width), CausalSelfAttention(width, heads)
+        self.ln_1, self.ln_2, self.attn = (
+            nn.LayerNorm(width),
+            nn.LayerNorm(width),
+            CausalSelfAttention(width, heads),
+        )
         self.mlp = nn.ModuleDict({"c_fc": nn.Linear(width, 2 * width), "c_proj": nn.Linear(2 * width, width)})
 
     def forward(self, x: Tensor) -> Tensor:
@@ -150,7 +154,11 @@ class LlamaLike(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.embed, self.norm, self.head = nn.Embedding(WORDS, 32), RMSNorm(32), nn.Linear(32, WORDS, bias=False)
+        self.embed, self.norm, self.head = (
+            nn.Embedding(WORDS, 32),
+            RMSNorm(32),
+            nn.Linear(32, WORDS, bias=False),
+        )
         self.layers = nn.ModuleList([LlamaBlock(32, 4, 2), LlamaBlock(32, 4, 2)])
         angles = torch.outer(torch.arange(64).float(), 10000 ** -(torch.arange(0, 8, 2).float() / 8))
         self.register_buffer("cos", angles.cos(), persistent=False)
@@ -172,7 +180,11 @@ class EinsumAttention(nn.Module):
         super().__init__()
         self.embed = nn.Embedding(WORDS, 24)
         self.q, self.k, self.v = (nn.Parameter(0.2 * torch.randn(24, 4, 6)) for _ in range(3))
-        self.o, self.norm, self.head = nn.Parameter(0.2 * torch.randn(4, 6, 24)), nn.LayerNorm(24), nn.Linear(24, 5)
+        self.o, self.norm, self.head = (
+            nn.Parameter(0.2 * torch.randn(4, 6, 24)),
+            nn.LayerNorm(24),
+            nn.Linear(24, 5),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.embed(x)
@@ -203,7 +215,11 @@ class Translator(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.source, self.target, self.head = nn.Embedding(WORDS, 32), nn.Embedding(WORDS, 32), nn.Linear(32, WORDS)
+        self.source, self.target, self.head = (
+            nn.Embedding(WORDS, 32),
+            nn.Embedding(WORDS, 32),
+            nn.Linear(32, WORDS),
+        )
         self.core = nn.Transformer(32, 4, 1, 1, 48, batch_first=True)
 
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
@@ -227,7 +243,10 @@ class Packed(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.rnn, self.head = nn.LSTM(8, 24, 2, batch_first=True, bidirectional=True, dropout=0.2), nn.Linear(48, 5)
+        self.rnn, self.head = (
+            nn.LSTM(8, 24, 2, batch_first=True, bidirectional=True, dropout=0.2),
+            nn.Linear(48, 5),
+        )
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         packed = nn.utils.rnn.pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
@@ -256,7 +275,11 @@ class CharRNN(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.embed, self.gru, self.fc = nn.Embedding(WORDS, 16), nn.GRU(16, 24, 2, batch_first=True), nn.Linear(24, WORDS)
+        self.embed, self.gru, self.fc = (
+            nn.Embedding(WORDS, 16),
+            nn.GRU(16, 24, 2, batch_first=True),
+            nn.Linear(24, WORDS),
+        )
 
     def forward(self, x: Tensor, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
         out, hidden = self.gru(self.embed(x), hidden)
@@ -270,7 +293,12 @@ class Attended(nn.Module):
         super().__init__()
         self.source, self.target = nn.Embedding(WORDS, 16), nn.Embedding(WORDS, 16)
         self.encoder, self.decoder = nn.GRU(16, 24, batch_first=True), nn.GRU(40, 24, batch_first=True)
-        self.w, self.u, self.v, self.head = nn.Linear(24, 20), nn.Linear(24, 20), nn.Linear(20, 1), nn.Linear(24, WORDS)
+        self.w, self.u, self.v, self.head = (
+            nn.Linear(24, 20),
+            nn.Linear(24, 20),
+            nn.Linear(20, 1),
+            nn.Linear(24, WORDS),
+        )
 
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
         states, h = self.encoder(self.source(source))
@@ -304,7 +332,10 @@ class TCN(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.blocks, self.head = nn.Sequential(*(TemporalBlock(i, 16, d) for i, d in ((1, 1), (16, 2), (16, 4)))), nn.Linear(16, 5)
+        self.blocks, self.head = (
+            nn.Sequential(*(TemporalBlock(i, 16, d) for i, d in ((1, 1), (16, 2), (16, 4)))),
+            nn.Linear(16, 5),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.blocks(x)[:, :, -1])
@@ -360,7 +391,12 @@ class LinearAttention(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.embed, self.qkv, self.out, self.head = nn.Embedding(WORDS, 32), nn.Linear(32, 96), nn.Linear(32, 32), nn.Linear(32, 5)
+        self.embed, self.qkv, self.out, self.head = (
+            nn.Embedding(WORDS, 32),
+            nn.Linear(32, 96),
+            nn.Linear(32, 32),
+            nn.Linear(32, 5),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.embed(x)
@@ -383,10 +419,12 @@ class StateSpace(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         u = self.inp(x).transpose(1, 2)
         time = torch.arange(u.size(-1), device=u.device)
-        kernel = (torch.exp(-self.decay.exp()[..., None] * time) * torch.cos(self.turn[..., None] * time))
+        kernel = torch.exp(-self.decay.exp()[..., None] * time) * torch.cos(self.turn[..., None] * time)
         kernel = torch.einsum("hn,hnt->ht", self.mix, kernel)
         size = 2 * u.size(-1)
-        y = torch.fft.irfft(torch.fft.rfft(u, n=size) * torch.fft.rfft(kernel, n=size), n=size)[..., : u.size(-1)]
+        y = torch.fft.irfft(torch.fft.rfft(u, n=size) * torch.fft.rfft(kernel, n=size), n=size)[
+            ..., : u.size(-1)
+        ]
         return self.out(F.gelu(y + u * self.skip[:, None]).transpose(1, 2))
 
 
@@ -417,7 +455,11 @@ class Siamese(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.embed, self.gru, self.out = nn.Embedding(WORDS, 16), nn.GRU(16, 24, batch_first=True), nn.Linear(24, 12)
+        self.embed, self.gru, self.out = (
+            nn.Embedding(WORDS, 16),
+            nn.GRU(16, 24, batch_first=True),
+            nn.Linear(24, 12),
+        )
 
     def tower(self, x: Tensor) -> Tensor:
         return F.normalize(self.out(self.gru(self.embed(x))[0].mean(1)), dim=-1)
@@ -433,9 +475,14 @@ def two_texts(examples: int, length: int) -> Inputs:
 
 
 def _sequence(
-    name: str, style: str, model: Callable[[], nn.Module], inputs: MakeInputs, length: int = 8
+    name: str,
+    style: str,
+    model: Callable[[], nn.Module],
+    inputs: MakeInputs,
+    length: int = 8,
+    answer: int | None = None,
 ) -> Architecture:
-    return Architecture(name, "hand-written", style, model, inputs, length, (length - 2, length + 4))
+    return Architecture(name, "hand-written", style, model, inputs, length, (length - 2, length + 4), answer)
 
 
 SEQUENCES = [
@@ -451,7 +498,7 @@ SEQUENCES = [
         lambda *a, **k: nn.LSTM(8, 48, proj_size=24, batch_first=True)), signal),
     _sequence("lstm-packed", "packed sequences, both directions", Packed, lengths),
     _sequence("lstm-cells", "a Python loop over time", Cells, signal),
-    _sequence("gru-language-model", "takes and returns its state", CharRNN, words),
+    _sequence("gru-language-model", "takes and returns its state", CharRNN, words, answer=0),
     _sequence("seq2seq-attention", "Bahdanau's attention in a loop over the answer", Attended, translated),
     _sequence("tcn", "dilated causal convolutions, weight norm", TCN, waves, 16),
     _sequence("wavenet", "gated convolutions, summed skips", WaveNet, waves, 16),

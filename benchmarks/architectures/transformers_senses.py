@@ -9,11 +9,11 @@ from architectures.entry import Architecture, Inputs, MakeInputs
 from architectures.transformers_text import BART, BERT, LLAMA, WORDS, family, ids
 
 VIT: dict[str, Any] = {
-    "image_size": 16, "patch_size": 4, "num_channels": 3, "hidden_size": 32, "num_hidden_layers": 2,
+    "image_size": 16, "patch_size": 4, "num_channels": 3, "hidden_size": 32, "num_hidden_layers": 1,
     "num_attention_heads": 4, "intermediate_size": 48, "num_labels": 3,
 }  # fmt: skip
 WAV: dict[str, Any] = {
-    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
+    "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48,
     "conv_dim": (16, 16), "conv_kernel": (4, 3), "conv_stride": (2, 2), "num_conv_pos_embeddings": 4,
     "num_conv_pos_embedding_groups": 2, "apply_spec_augment": False, "layerdrop": 0.0, "num_labels": 3,
     "classifier_proj_size": 24, "vocab_size": WORDS,
@@ -35,7 +35,11 @@ def spectrum(bands: int, name: str = "input_features", decoder: bool = True) -> 
     """Sound in bands, and the beginning of an answer."""
 
     def make(examples: int, length: int) -> Inputs:
-        shape = (examples, bands, length) if name == "input_features" and bands == 16 else (examples, length, bands)
+        shape = (
+            (examples, bands, length)
+            if name == "input_features" and bands == 16
+            else (examples, length, bands)
+        )
         answer = {"decoder_input_ids": torch.randint(3, WORDS, (examples, 6))} if decoder else {}
         return {name: torch.randn(shape)} | answer
 
@@ -102,7 +106,9 @@ def decisions(examples: int, length: int) -> Inputs:
     }  # fmt: skip
 
 
-def vision(name: str, model_class: str, settings: dict[str, Any], size: int = 16, /, **more: Any) -> Architecture:
+def vision(
+    name: str, model_class: str, settings: dict[str, Any], size: int = 16, /, **more: Any
+) -> Architecture:
     return family("vision", name, model_class, settings | more, pictures(size), lengths=())
 
 
@@ -110,22 +116,28 @@ def speech(name: str, model_class: str, settings: dict[str, Any], /, **more: Any
     return family("speech", name, model_class, settings | more, sound, 64, (48, 90))
 
 
-def dual(name: str, model_class: str, text: dict[str, Any], seen: dict[str, Any], /, **more: Any) -> Architecture:
+def dual(
+    name: str, model_class: str, text: dict[str, Any], seen: dict[str, Any], /, **more: Any
+) -> Architecture:
     settings = {"text_config": BERT | text, "vision_config": VIT | seen, "projection_dim": 16} | more
-    return family("multimodal", name, model_class, settings, captioned(16))
+    return family(
+        "multimodal",
+        name,
+        model_class,
+        settings,
+        captioned(16),
+        answer=("logits_per_image", "logits_per_text"),
+    )
 
 
 SENSES = [
-    vision("vit", "ViTForImageClassification", VIT),
-    vision("deit", "DeiTForImageClassification", VIT),
+    vision("vit", "ViTForImageClassification", VIT, num_hidden_layers=2),
     vision("beit", "BeitForImageClassification", VIT),
     vision("dinov2", "Dinov2ForImageClassification", VIT, mlp_ratio=2),
-    vision("vit_msn", "ViTMSNForImageClassification", VIT),
-    vision("data2vec-vision", "Data2VecVisionForImageClassification", VIT),
-    vision("swin", "SwinForImageClassification", STAGES, 32, image_size=32, patch_size=2, embed_dim=16, depths=[2, 2],
+    vision("swin", "SwinForImageClassification", STAGES, 32, image_size=32, patch_size=2, embed_dim=16, depths=[2, 1],
            num_heads=[2, 4], window_size=4),
     vision("swinv2", "Swinv2ForImageClassification", STAGES, 32, image_size=32, patch_size=2, embed_dim=16,
-           depths=[2, 2], num_heads=[2, 4], window_size=4),
+           depths=[2, 1], num_heads=[2, 4], window_size=4),
     vision("convnext", "ConvNextForImageClassification", STAGES, 32, hidden_sizes=[16, 24], depths=[1, 1],
            num_stages=2),
     vision("convnextv2", "ConvNextV2ForImageClassification", STAGES, 32, hidden_sizes=[16, 24], depths=[1, 1],
@@ -164,7 +176,6 @@ SENSES = [
     speech("hubert", "HubertForSequenceClassification", WAV),
     speech("wavlm", "WavLMForSequenceClassification", WAV, num_buckets=8, max_bucket_distance=16),
     speech("sew", "SEWForSequenceClassification", WAV, squeeze_factor=2),
-    speech("data2vec-audio", "Data2VecAudioForSequenceClassification", WAV),
     family("speech", "whisper", "WhisperForConditionalGeneration",
            BART | {"num_mel_bins": 16, "max_source_positions": 16, "max_target_positions": 32,
                    "suppress_tokens": None, "begin_suppress_tokens": None, "apply_spec_augment": False},
@@ -180,7 +191,9 @@ SENSES = [
     dual("clip", "CLIPModel", {"eos_token_id": 2}, {}),
     dual("siglip", "SiglipModel", {}, {}),
     dual("chinese_clip", "ChineseCLIPModel", {}, {}),
-    dual("blip", "BlipForImageTextRetrieval", {"encoder_hidden_size": 32}, {}, image_text_hidden_size=16),
+    family("multimodal", "blip", "BlipForImageTextRetrieval",
+           {"text_config": BERT | {"encoder_hidden_size": 32}, "vision_config": VIT, "image_text_hidden_size": 16},
+           captioned(16), answer="itm_score"),
     family("multimodal", "vilt", "ViltForQuestionAnswering", BERT | VIT | {"max_image_length": -1}, captioned(16)),
     family("multimodal", "git", "GitForCausalLM", BERT | {"vision_config": VIT}, captioned(16)),
     family("multimodal", "lxmert", "LxmertForQuestionAnswering",

@@ -72,7 +72,11 @@ class Backbone(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.embed, self.blocks, self.head = nn.Embedding(WORDS, 32), nn.ModuleList([GPTBlock(32, 4), GPTBlock(32, 4)]), nn.Linear(32, WORDS)
+        self.embed, self.blocks, self.head = (
+            nn.Embedding(WORDS, 32),
+            nn.ModuleList([GPTBlock(32, 4), GPTBlock(32, 4)]),
+            nn.Linear(32, WORDS),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.embed(x)
@@ -110,7 +114,12 @@ class Prefixed(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.embed, self.qkv, self.out, self.head = nn.Embedding(WORDS, 32), nn.Linear(32, 96), nn.Linear(32, 32), nn.Linear(32, 5)
+        self.embed, self.qkv, self.out, self.head = (
+            nn.Embedding(WORDS, 32),
+            nn.Linear(32, 96),
+            nn.Linear(32, 32),
+            nn.Linear(32, 5),
+        )
         self.requires_grad_(False)
         self.prefix = nn.Parameter(torch.randn(3, 16))
         self.make = nn.Sequential(nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 64))
@@ -120,7 +129,8 @@ class Prefixed(nn.Module):
         q, k, v = self.qkv(x).chunk(3, -1)
         key, value = self.make(self.prefix).expand(x.size(0), -1, -1).chunk(2, -1)
         q, k, v = (
-            z.unflatten(-1, (4, 8)).transpose(1, 2) for z in (q, torch.cat([key, k], 1), torch.cat([value, v], 1))
+            z.unflatten(-1, (4, 8)).transpose(1, 2)
+            for z in (q, torch.cat([key, k], 1), torch.cat([value, v], 1))
         )
         return self.head(x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)))
 
@@ -130,7 +140,9 @@ class FrozenFeatures(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(3, 16, 3, 2), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 24, 3, 2), nn.ReLU())
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 16, 3, 2), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 24, 3, 2), nn.ReLU()
+        )
         self.body.requires_grad_(False)
         self.head = nn.Sequential(nn.Linear(24, 32), nn.ReLU(), nn.Linear(32, 5))
 
@@ -153,12 +165,19 @@ def bitfit() -> nn.Module:
     return model
 
 
-def _by_hand(name: str, style: str, model: Callable[[], nn.Module], inputs: MakeInputs = words) -> Architecture:
+def _by_hand(
+    name: str, style: str, model: Callable[[], nn.Module], inputs: MakeInputs = words
+) -> Architecture:
     return Architecture(name, "tuning, wrappers and odd training", style, model, inputs, 8, (6, 11))
 
 
 def _peft(
-    name: str, model_class: str, settings: dict[str, Any], config: str, inputs: MakeInputs = ids, **options: Any
+    name: str,
+    model_class: str,
+    settings: dict[str, Any],
+    config: str,
+    inputs: MakeInputs = ids,
+    **options: Any,
 ) -> Architecture:
     def make() -> nn.Module:
         import peft
@@ -169,7 +188,14 @@ def _peft(
 
     answer = "logits" if inputs is translation else None
     return Architecture(
-        name, "tuning, wrappers and odd training", f"PEFT's {config} on {model_class}", make, inputs, 8, (6, 11), answer
+        name,
+        "tuning, wrappers and odd training",
+        f"PEFT's {config} on {model_class}",
+        make,
+        inputs,
+        8,
+        (6, 11),
+        answer,
     )
 
 
