@@ -79,7 +79,7 @@ class Worker:
             else:
                 self.restart()
                 row["words"] = f"no end within {self.limit} seconds"
-        except EOFError:
+        except (EOFError, OSError):
             self.process.join()
             row["words"] = f"the process ended with code {self.process.exitcode}"
             self.restart()

@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from architectures.entry import Architecture, Inputs, seed_everything
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from architectures.entry import Architecture, Inputs, seed_everything
 from msfusion.errors import MsfusionError
 from msfusion.width.groups import WidthMap
 from msfusion.width.submodel import narrow

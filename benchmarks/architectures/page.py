@@ -9,15 +9,16 @@ Row = Mapping[str, Any]
 
 HEAD = """# Architectures
 
-Which models can be narrowed, and is the sub-model that holds everything the user's own model? `benchmarks/architectures.py`
-traces each of these small models, and calls it beside one that msfusion never saw, with the same random numbers, on
-inputs that neither has seen: outputs in evaluation and in training mode, gradients of every parameter, parameters and
-buffers after two steps, other numbers of examples, other lengths. This is done in float64 where the model runs in it.
+Which models can be narrowed, and is the sub-model that holds everything the user's own model?
+`benchmarks/architectures.py` traces each of these small models, and calls the sub-model beside a model that msfusion
+never saw, with the same random numbers, on inputs that neither has seen: outputs in evaluation and in training mode,
+gradients of every parameter, parameters and buffers after two steps, other numbers of examples, other lengths. This is
+done in float64 where the model runs in it.
 
-- **narrowed**: the share of parameters that lie on a narrowed axis; **kept**: what a sub-model of a quarter of each group
-  holds of the parameters.
-- **outputs** and **gradients**: the largest difference, relative to the largest value. **draws** says that dropout takes
-  its random numbers in another order than the model; then it was compared without dropout.
+- **narrowed**: the share of parameters that lie on a narrowed axis; **kept**: what a sub-model of a quarter of each
+  group holds of the parameters.
+- **outputs** and **gradients**: the largest difference, relative to the largest value. **draws** says that dropout
+  takes its random numbers in another order than the model; then it was compared without dropout.
 - **other sizes**: `refused` where a call with another number of examples or another length is refused with a
   TypeError that says so.
 - **seconds**: of the processor, to trace.
@@ -56,7 +57,8 @@ def overview(summary: Row) -> str:
 def table(rows: Iterable[Row]) -> str:
     """One line for each architecture."""
     lines = [
-        "| architecture | what it stands for | verdict | narrowed | kept at 1/4 | outputs | gradients | other sizes | seconds |",
+        "| architecture | what it stands for | verdict | narrowed | kept at 1/4 | outputs | gradients | "
+        "other sizes | seconds |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from architectures.entry import Architecture, Inputs, MakeInputs
 from torch import Tensor, nn
+
+from architectures.entry import Architecture, Inputs, MakeInputs
 
 WORDS = 40
 

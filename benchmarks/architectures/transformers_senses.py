@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+
 from architectures.entry import Architecture, Inputs, MakeInputs
 from architectures.transformers_text import BART, BERT, LLAMA, WORDS, family, ids
 

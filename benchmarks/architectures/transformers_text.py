@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from architectures.entry import Architecture, Inputs, MakeInputs
 from torch import nn
+
+from architectures.entry import Architecture, Inputs, MakeInputs
 
 WORDS = 96
 
@@ -130,7 +131,8 @@ TEXT = [
     encoder("squeezebert", "SqueezeBertForSequenceClassification", embedding_size=32),
     encoder("mobilebert", "MobileBertForSequenceClassification", embedding_size=16, intra_bottleneck_size=16),
     encoder("fnet", "FNetForSequenceClassification", ids_alone),
-    encoder("modernbert", "ModernBertForSequenceClassification", num_hidden_layers=2, global_attn_every_n_layers=2, local_attention=8),
+    encoder("modernbert", "ModernBertForSequenceClassification", num_hidden_layers=2, global_attn_every_n_layers=2,
+            local_attention=8),
     encoder("esm", "EsmForSequenceClassification", position_embedding_type="rotary"),
     family("encoder", "funnel", "FunnelForSequenceClassification",
            {"vocab_size": WORDS, "block_sizes": [1, 1], "d_model": 32, "n_head": 4, "d_head": 8, "d_inner": 48,
@@ -143,7 +145,8 @@ TEXT = [
            BERT | {"num_landmarks": 4, "segment_means_seq_len": 8}, ids_alone, lengths=()),
 
     decoder("gpt2", "GPT2LMHeadModel", GPT, n_layer=2),
-    decoder("gpt_neo", "GPTNeoForCausalLM", BERT, num_hidden_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]],
+    decoder("gpt_neo", "GPTNeoForCausalLM", BERT, num_hidden_layers=2, num_heads=4,
+            attention_types=[[["global", "local"], 1]],
             window_size=4),
     decoder("gpt_neox", "GPTNeoXForCausalLM", BERT),
     decoder("gptj", "GPTJForCausalLM", GPT, rotary_dim=4),
@@ -168,7 +171,8 @@ TEXT = [
     both("led", "LEDForConditionalGeneration", BART, attention_window=4, max_encoder_position_embeddings=64,
          max_decoder_position_embeddings=64),
     both("prophetnet", "ProphetNetForConditionalGeneration",
-         {"vocab_size": WORDS, "hidden_size": 32, "max_position_embeddings": 64, "pad_token_id": 0}, num_encoder_layers=1, num_decoder_layers=1,
+         {"vocab_size": WORDS, "hidden_size": 32, "max_position_embeddings": 64, "pad_token_id": 0},
+         num_encoder_layers=1, num_decoder_layers=1,
          num_encoder_attention_heads=4, num_decoder_attention_heads=4, encoder_ffn_dim=48, decoder_ffn_dim=48,
          ngram=2, num_buckets=8, relative_max_distance=16),
 
@@ -178,7 +182,8 @@ TEXT = [
     experts("olmoe", "OlmoeForCausalLM"),
     experts("granitemoe", "GraniteMoeForCausalLM", num_local_experts=4),
     experts("deepseek_v3", "DeepseekV3ForCausalLM", n_routed_experts=4, n_shared_experts=1, n_group=2, topk_group=1,
-            first_k_dense_replace=1, num_hidden_layers=2, q_lora_rank=16, kv_lora_rank=16, qk_rope_head_dim=4, qk_nope_head_dim=4,
+            first_k_dense_replace=1, num_hidden_layers=2, q_lora_rank=16,
+            kv_lora_rank=16, qk_rope_head_dim=4, qk_nope_head_dim=4,
             v_head_dim=8, num_key_value_heads=4, head_dim=4),
     family("mixture of experts", "switch_transformers", "SwitchTransformersForConditionalGeneration",
            T5 | {"num_layers": 2, "num_experts": 4, "num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1,
@@ -191,7 +196,8 @@ TEXT = [
                                            "chunk_size": 2}),
     states("rwkv", "RwkvForCausalLM", {"vocab_size": WORDS, "hidden_size": 32, "num_hidden_layers": 2,
                                        "attention_hidden_size": 32, "intermediate_size": 48, "context_length": 32}),
-    states("jamba", "JambaForCausalLM", LLAMA | {"num_hidden_layers": 2, "num_experts": 4, "num_experts_per_tok": 2, "attn_layer_period": 2,
+    states("jamba", "JambaForCausalLM", LLAMA | {"num_hidden_layers": 2, "num_experts": 4, "num_experts_per_tok": 2,
+                                                 "attn_layer_period": 2,
                                                  "attn_layer_offset": 1, "expert_layer_period": 2,
                                                  "expert_layer_offset": 1, "mamba_d_state": 4, "mamba_dt_rank": 4,
                                                  "use_mamba_kernels": False}),

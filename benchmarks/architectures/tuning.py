@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from architectures.entry import Architecture, MakeInputs
-from architectures.images import Block
+from architectures.images_other import Block
 from architectures.sequences import WORDS, CausalSelfAttention, GPTBlock, words
 from architectures.transformers_text import BERT, GPT, LLAMA, T5, build, ids, pairs, translation
-from torch import Tensor, nn
 
 
 class LoRA(nn.Module):
