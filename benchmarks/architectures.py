@@ -16,10 +16,12 @@ gradients, buffers and parameters after training steps, other numbers of example
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import multiprocessing
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -135,12 +137,21 @@ def save(path: Path, result: Row) -> None:
     part.replace(path)
 
 
-def earlier(path: Path, machine: Row) -> dict[str, Row]:
-    """The rows of a run that was cut off, of the same sources on the same machine."""
-    if not path.is_file():
-        return {}
-    result = json.loads(path.read_text())
-    return {row["name"]: row for row in result["rows"]} if result["machine"] == machine else {}
+def sources() -> str:
+    """A digest of msfusion's own code, and of the catalogue."""
+    import msfusion
+
+    digest = hashlib.sha256()
+    for root in (Path(msfusion.__file__).parent, HERE / "architectures"):
+        for path in sorted(root.rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def earlier(path: Path, digest: str) -> dict[str, Row]:
+    """The rows of a run that was cut off, of the same sources."""
+    result = json.loads(path.read_text()) if path.is_file() else {}
+    return {row["name"]: row for row in result["rows"]} if result.get("sources") == digest else {}
 
 
 def measure_all(options: argparse.Namespace) -> Row:
@@ -149,20 +160,23 @@ def measure_all(options: argparse.Namespace) -> Row:
 
     from msfusion.runs.environment import environment
 
-    machine = environment()
-    rows = earlier(options.out, machine) if options.resume and not options.only else {}
+    machine, digest = environment(), sources()
+    rows = earlier(options.out, digest) if options.resume and not options.only else {}
     names = options.only or [name for name in CATALOGUE if name not in rows]
 
     def result() -> Row:
         ordered = [rows[name] for name in CATALOGUE if name in rows]
-        return {"machine": machine, "summary": summary(ordered), "rows": ordered}
+        return {"machine": machine, "sources": digest, "summary": summary(ordered), "rows": ordered}
+
+    alone = threading.Lock()
 
     def done(row: Row) -> None:
-        rows[row["name"]] = row
-        if not options.only:
-            save(options.out, result())
-        if not options.json:
-            print(line(row), flush=True)
+        with alone:
+            rows[row["name"]] = row
+            if not options.only:
+                save(options.out, result())
+            if not options.json:
+                print(line(row), flush=True)
 
     run(names, options, done)
     return result()
@@ -203,7 +217,7 @@ def main() -> None:
         print("\n".join(CATALOGUE))
         return
     if options.document:
-        from architectures.page import page
+        from architectures_page import page
 
         PAGE.write_text(page(json.loads(options.out.read_text())))
         return

@@ -168,13 +168,6 @@ TEXT = [
     both("bart", "BartForConditionalGeneration", BART),
     both("pegasus", "PegasusForConditionalGeneration", BART),
     both("m2m_100", "M2M100ForConditionalGeneration", BART, encoder_layerdrop=0.0, decoder_layerdrop=0.0),
-    both("led", "LEDForConditionalGeneration", BART, attention_window=4, max_encoder_position_embeddings=64,
-         max_decoder_position_embeddings=64),
-    both("prophetnet", "ProphetNetForConditionalGeneration",
-         {"vocab_size": WORDS, "hidden_size": 32, "max_position_embeddings": 64, "pad_token_id": 0},
-         num_encoder_layers=1, num_decoder_layers=1,
-         num_encoder_attention_heads=4, num_decoder_attention_heads=4, encoder_ffn_dim=48, decoder_ffn_dim=48,
-         ngram=2, num_buckets=8, relative_max_distance=16),
 
     experts("mixtral", "MixtralForCausalLM", num_local_experts=4),
     experts("qwen2_moe", "Qwen2MoeForCausalLM"),
@@ -202,5 +195,6 @@ TEXT = [
                                                  "expert_layer_offset": 1, "mamba_d_state": 4, "mamba_dt_rank": 4,
                                                  "use_mamba_kernels": False}),
     states("recurrent_gemma", "RecurrentGemmaForCausalLM", LLAMA | {"lru_width": 32, "attention_window_size": 4,
-                                                                    "num_hidden_layers": 3}),
+                                                                    "block_types": ("recurrent", "attention"),
+                                                                    "num_hidden_layers": 2}),
 ]  # fmt: skip
