@@ -77,7 +77,7 @@ def _measure(architecture: Architecture, row: dict[str, Any]) -> None:
 def _compare(architecture: Architecture, row: dict[str, Any], dropout: bool) -> None:
     """Trace the model, cut it, and compare the sub-model that holds everything with a model of its own."""
     model, dtype, precision = _exact_model(architecture, dropout)
-    reference, _, _ = _exact_model(architecture, dropout)  # msfusion never sees it
+    reference = without_cache(_exact_model(architecture, dropout)[0])  # msfusion never sees it
     row["parameters"] = sum(p.numel() for p in model.parameters())
     row["precision"] = str(precision).removeprefix("torch.")
     inputs, before = _typed(architecture.example(1), dtype), _snapshot(model)
@@ -386,6 +386,14 @@ def without_dropout(model: nn.Module) -> bool:
                     setattr(holder, name, 0.0)
                     found = True
     return found
+
+
+def without_cache(model: nn.Module) -> nn.Module:
+    """A model of `transformers` that returns no cache: it serves generation, and `trace` switches it off, too."""
+    for module in model.modules():
+        if getattr(getattr(module, "config", None), "use_cache", False):
+            module.config.use_cache = False
+    return model
 
 
 def tensors(output: Any) -> list[Tensor]:
