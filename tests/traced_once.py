@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from msfusion.width.groups import WidthMap
 
-Trace = Callable[[nn.Module, Any], WidthMap]
+Trace = Callable[..., WidthMap]
 
 _FIXED = ("torch.", "transformers.", "msfusion.")  # a test may write other modules anew, under the same name
 
@@ -49,12 +49,12 @@ def once(trace: Trace) -> Trace:
     """`trace`, with the maps that it has found kept. They are those of copies: nobody else trains what is kept."""
     found: dict[bytes, WidthMap] = {}
 
-    def traced(model: nn.Module, inputs: Any) -> WidthMap:
-        content = _content(model, inputs)
+    def traced(model: nn.Module, inputs: Any, outputs: Any = None) -> WidthMap:
+        content = _content(model, (inputs, outputs))
         if content is None:
-            return trace(model, inputs)
+            return trace(model, inputs, outputs)
         if content not in found:
-            found[content] = trace(copy.deepcopy(model), copy.deepcopy(inputs))
+            found[content] = trace(copy.deepcopy(model), copy.deepcopy(inputs), outputs)
         return found[content]
 
     return traced
