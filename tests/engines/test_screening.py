@@ -9,7 +9,9 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from averaging import Averaging, Counting, Grouped, some_data
+from torch import nn
 
+import msfusion
 from msfusion.batch import Batch
 from msfusion.engines.calendar import Conditions
 from msfusion.engines.held import Held
@@ -17,6 +19,10 @@ from msfusion.engines.local import RoundResult, RoundSettings, run_rounds
 from msfusion.engines.screening import Norm, Screening, fault_of, norm_of, outliers
 from msfusion.errors import ConfigError, DataError, TrainingError, UpdateError
 from msfusion.methods.base import Task, Update
+from msfusion.methods.capacities import Capacities
+from msfusion.methods.normalisation import pooled
+from msfusion.methods.table import build_method
+from msfusion.methods.training import TrainingSettings
 
 STOP = Screening("stop")
 
@@ -255,3 +261,34 @@ def test_impossible_settings_are_refused() -> None:
     for make in wrong:
         with pytest.raises(ConfigError, match="it must be at least 1"):
             make()
+
+
+@pytest.mark.parametrize(("row", "value", "what"), [(0, 2.0**62, "counts"), (2, 1e9, "activations")])
+def test_lying_moments_are_their_participants(row: int, value: float, what: str) -> None:
+    """Two honest participants that saw ten values of mean 2 and variance 0; the third lies."""
+    state = {"mean": torch.zeros(1), "variance": torch.ones(1)}
+    honest = torch.tensor([[10.0], [20.0], [40.0]], dtype=torch.float64)
+    lie = honest.clone()
+    lie[row] = value
+    updates = [
+        Update(who, 0, {"mean": sums}, 5, 0.0, {"mean": "variance"})
+        for who, sums in enumerate([honest, lie, honest])
+    ]
+    with pytest.raises(UpdateError, match=what) as caught:
+        pooled(state, updates)
+    assert caught.value.participant == 1
+    found = pooled(state, [updates[0], updates[2]])
+    assert (found["mean"].item(), found["variance"].item()) == (2.0, 0.0)
+
+
+def test_a_single_example_does_not_end_a_run_with_batch_normalisation() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 2))
+    data = [Batch(own.inputs, own.targets) for own in some_data(4)]
+    width_map = msfusion.trace(model, (torch.zeros(2, 4),))
+    training = TrainingSettings(learning_rate=0.01, batch_size=2)
+    method = build_method("fedavg", model, width_map, Capacities((1.0,) * 4), training)
+    results = list(run_rounds(method, data, RoundSettings(rounds=2), test=data[3]))
+    assert [[each.participant for each in one.left_out] for one in results] == [[0], [0]]
+    assert "single example" in results[0].left_out[0].reason
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in results[-1].state.values())
