@@ -369,11 +369,11 @@ def _own_gradients(program: Program) -> tuple[str | None, str | None]:
             return name or "the model itself", "a backward hook of the module"
     found: list[tuple[str, str]] = []
     stack: list[str] = []
-    apply, register = torch.autograd.Function.apply, torch.Tensor.register_hook
+    apply, register = vars(torch.autograd.Function)["apply"], torch.Tensor.register_hook
 
     def noted_apply(kind: Any, *args: Any, **kwargs: Any) -> Any:
         found.append((stack[-1] if stack else "the model itself", f"the autograd.Function {kind.__name__}"))
-        return apply.__func__(kind, *args, **kwargs)  # type: ignore[attr-defined]
+        return apply.__func__(kind, *args, **kwargs)
 
     def noted_register(tensor: Tensor, hook: Any) -> Any:
         found.append((stack[-1] if stack else "the model itself", "a hook on a tensor"))
@@ -391,7 +391,7 @@ def _own_gradients(program: Program) -> tuple[str | None, str | None]:
         with _hooked(program.model, enter, leave):
             answer_of_model(program, copies_of(program))
     finally:
-        torch.autograd.Function.apply = apply  # type: ignore[method-assign]
+        torch.autograd.Function.apply = apply  # the classmethod itself, not one that is bound already
         torch.Tensor.register_hook = register  # type: ignore[method-assign]
     return found[0] if found else (None, None)
 
