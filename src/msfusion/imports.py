@@ -19,7 +19,7 @@ from typing import Any
 from msfusion.errors import ConfigError, MsfusionError
 from msfusion.quoting import plain
 
-_INSTALLED = ("site-packages", "dist-packages")
+_PACKAGES = ("site-packages", "dist-packages")
 _REFERENCE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
@@ -119,7 +119,7 @@ def _with_neighbours(name: str, file: Path) -> dict[str, Path]:
     """The files of a module and of its neighbours that it imports, by their names."""
     folder = file.parents[name.count(".") + (file.stem == "__init__")]
     found = {name: file}
-    if set(_INSTALLED) & set(file.parts) or file.is_relative_to(sysconfig.get_path("stdlib")):
+    if set(_PACKAGES) & set(file.parts) or file.is_relative_to(sysconfig.get_path("stdlib")):
         return found
     waiting = [name]
     while waiting:
