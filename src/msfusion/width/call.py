@@ -47,7 +47,7 @@ class Signature:
 
     def _paths(self) -> list[tuple[str, Any]]:
         values = pytree.tree_unflatten(list(self.leaves), self.spec)
-        entries, _ = pytree.tree_flatten_with_path(values)
+        entries: list[tuple[Any, Any]] = pytree.tree_flatten_with_path(values)[0]
         return [(self.names[path[0].idx] + pytree.keystr(path[1:]), leaf) for path, leaf in entries]
 
     def flatten(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
@@ -92,7 +92,7 @@ class Signature:
         given = iter(tensors)
         leaves = [next(given) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
         values = dict(zip(self.names, pytree.tree_unflatten(leaves, self.spec), strict=True))
-        bound = inspect.BoundArguments(self.signature, {})  # type: ignore[arg-type]
+        bound = inspect.BoundArguments(self.signature, {})
         for name, parameter in self.signature.parameters.items():
             if parameter.kind is parameter.VAR_POSITIONAL:
                 bound.arguments[name] = tuple(v for n, v in values.items() if n.startswith(f"{name}["))

@@ -58,7 +58,7 @@ def _check_model(model: nn.Module) -> None:
                 "give the module that it was made from"
             )
     for name, parameter in model.named_parameters():
-        if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:  # type: ignore[attr-defined]
+        if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
             raise UntraceableModelError(
                 f"{kind} cannot be traced: the parameter {name!r} has a hook on its gradient, which its slices would "
                 "not have (operation register_hook); remove the hook"

@@ -197,11 +197,8 @@ def _replace_region(graph: fx.Graph, region: fx.Node, outputs: list[Any]) -> Non
 def sizes_of(exported: Any, call: Signature) -> Sizes:
     """Which sizes of the inputs an export left free, and under which conditions."""
     symbolic = [node.meta["val"] for node in exported.graph.nodes if node.op == "placeholder"]
-    environment = next(
-        (size.node.shape_env for value in symbolic if isinstance(value, Tensor) for size in value.shape
-         if isinstance(size, torch.SymInt)),
-        None,
-    )  # fmt: skip
+    sizes: list[Any] = [size for value in symbolic if isinstance(value, Tensor) for size in value.shape]
+    environment = next((size.node.shape_env for size in sizes if isinstance(size, torch.SymInt)), None)
     if environment is None:
         return Sizes(call)
     free: dict[Any, tuple[int, int]] = {}

@@ -200,8 +200,8 @@ def _check_graph(
 
     try:
         with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
-            inputs = [mode.from_tensor(tensor) for tensor in program.call.example]
-            execute(resizer.graph, inputs, lambda name: _fake_state(name, resizer, tensors), checked)
+            fakes: list[Tensor] = [mode.from_tensor(tensor) for tensor in program.call.example]
+            execute(resizer.graph, fakes, lambda name: _fake_state(name, resizer, tensors), checked)
         return
     except (DataDependentOutputException, DynamicOutputShapeException):
         if program.without_values:
