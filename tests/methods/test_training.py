@@ -144,15 +144,15 @@ def test_the_cosine_falls_from_the_learning_rate_to_zero() -> None:
     ("wrong", "sentence"),
     [
         ({"learning_rate": 0.0}, "learning_rate is 0.0: it must be above 0"),
-        ({"learning_rate": math.nan}, "learning_rate is nan"),
-        ({"learning_rate": math.inf}, "learning_rate is inf"),
+        ({"learning_rate": math.nan}, "learning_rate is NaN"),
+        ({"learning_rate": math.inf}, "learning_rate is Infinity"),
         ({"momentum": 1.0}, "momentum is 1.0"),
         ({"weight_decay": -1.0}, "weight_decay is -1.0"),
         ({"batch_size": 0}, "batch_size is 0: it must be at least 1"),
         ({"local_epochs": 0}, "local_epochs is 0"),
         ({"max_steps": 0}, "max_steps is 0"),
         ({"clip_norm": 0.0}, "clip_norm is 0.0"),
-        ({"optimizer": "lion"}, "optimizer is 'lion': it must be one of sgd, adam, adamw"),
+        ({"optimizer": "lion"}, "optimizer is .lion.: it must be one of sgd, adam, adamw"),
         ({"learning_rate_schedule": "cosine"}, "set rounds"),
     ],
 )

@@ -126,7 +126,7 @@ def test_an_example_of_one_token_is_not_silently_wrong(entry: Entry) -> None:
     model, inputs = entry.build().eval(), other_inputs(entry)
     try:
         found = call(narrow(model, trace(model, entry.inputs(2, 1)), {}), inputs)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         return  # export takes an axis of size 1 for a constant, so other lengths fail
     assert equal(found, call(model, inputs))
 

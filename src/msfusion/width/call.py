@@ -92,20 +92,17 @@ class Signature:
         given = iter(tensors)
         leaves = [next(given) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
         values = dict(zip(self.names, pytree.tree_unflatten(leaves, self.spec), strict=True))
-        bound = inspect.BoundArguments(self.signature, {})
-        for name, parameter in self.signature.parameters.items():
-            if parameter.kind is parameter.VAR_POSITIONAL:
-                bound.arguments[name] = tuple(v for n, v in values.items() if n.startswith(f"{name}["))
-            elif parameter.kind is parameter.VAR_KEYWORD:
-                own = set(self.signature.parameters)
-                bound.arguments[name] = {n: v for n, v in values.items() if n not in own and "[" not in n}
-            elif name in values:
-                bound.arguments[name] = values[name]
-            elif parameter.default is not parameter.empty:
-                bound.arguments[name] = parameter.default
-            else:
-                bound.arguments[name] = None  # a required argument that was given as None
-        return model(*bound.args, **bound.kwargs)
+        own = self.signature.parameters
+        starred = next((p.name for p in own.values() if p.kind is p.VAR_POSITIONAL), None)
+        positional: list[Any] = []
+        for parameter in own.values():  # those that only a position can reach; the others go by name
+            if parameter.kind is parameter.POSITIONAL_ONLY or (
+                starred is not None and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+            ):
+                default = None if parameter.default is parameter.empty else parameter.default
+                positional.append(values.pop(parameter.name, default))
+        positional += [values.pop(name) for name in list(values) if name.startswith(f"{starred}[")]
+        return model(*positional, **values)
 
 
 def signature_of(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Signature:
@@ -164,6 +161,20 @@ class Sizes:
     def fix(self, symbols: Sequence[Any]) -> None:
         """Allow only the example's sizes for these symbols from now on."""
         self.free = {s: place for s, place in self.free.items() if s not in symbols}
+        self._known.clear()
+
+    def is_fixed(self, symbol: Any) -> bool:
+        """Whether a symbol may only have the example's size."""
+        low, high = self.bounds.get(symbol, (1, None))
+        return low == high
+
+    def release(self, places: set[tuple[int, int]]) -> None:
+        """Let the sizes at these places vary, whatever was asked of each of them by itself."""
+        symbols = {symbol for symbol, place in self.free.items() if place in places}
+        self.bounds.update(dict.fromkeys(symbols, (1, None)))
+        self.conditions = tuple(
+            c for c in self.conditions if not (len(c.free_symbols) == 1 and c.free_symbols <= symbols)
+        )
         self._known.clear()
 
     def check(self, tensors: Sequence[Tensor], model: nn.Module) -> None:

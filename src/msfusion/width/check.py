@@ -402,6 +402,7 @@ def _own_gradients(program: Program) -> tuple[str | None, str | None]:
 
 def _try_other_sizes(program: Program) -> None:
     """Answers for other sizes of the free axes. Where they differ from the model's, the axis is fixed."""
+    _free_time_of_recurrent_layers(program)
     sizes = program.graphs[False].sizes
     symbols = list(sizes.free)
     if not symbols:
@@ -422,9 +423,32 @@ def _try_other_sizes(program: Program) -> None:
             for s, place in sizes.free.items()
             if _example_size(program, place) == _example_size(program, (number, axis)) and place[1] == axis
         }
-        if _differs_at_one(program, alike) is False:
+        if _differs_at(program, alike, 1) is False:
             for graph in program.graphs.values():
                 graph.sizes.ones |= alike
+
+
+_RECURRENT = {"aten::lstm", "aten::gru", "aten::rnn_tanh", "aten::rnn_relu"}
+
+
+def _free_time_of_recurrent_layers(program: Program) -> None:
+    """Let time vary where recurrent layers alone fixed it: export runs them step by step, the graph as one operator.
+
+    A loop over time of the user's own has a graph of the traced length, whose answers to other lengths differ.
+    """
+    nodes = program.graphs[False].graph.nodes
+    if not any(getattr(getattr(n.target, "_schema", None), "name", "") in _RECURRENT for n in nodes):
+        return
+    sizes = program.graphs[False].sizes
+    fixed = [place for symbol, place in sizes.free.items() if sizes.is_fixed(symbol)]
+    for axis in sorted({axis for _, axis in fixed}):
+        places = {place for place in fixed if place[1] == axis}
+        for length in {_example_size(program, place) for place in places}:
+            alike = {place for place in places if _example_size(program, place) == length}
+            trials = [length + 1, length + 2, *([length - 1] if length > 2 else [])]
+            if all(_differs_at(program, alike, size) is False for size in trials):
+                for graph in program.graphs.values():
+                    graph.sizes.release(alike)
 
 
 def _fix(program: Program, symbol: Any) -> None:
@@ -449,10 +473,10 @@ def _differs(program: Program, symbols: Sequence[Any], more: int) -> bool:
     return _other_answers(program, inputs) is True
 
 
-def _differs_at_one(program: Program, places: set[tuple[int, int]]) -> bool | None:
+def _differs_at(program: Program, places: set[tuple[int, int]], size: int) -> bool | None:
     inputs = list(program.call.example)
     for number, axis in places:
-        inputs[number] = _stretched(inputs[number], axis, 1)
+        inputs[number] = _stretched(inputs[number], axis, size)
     return _other_answers(program, inputs)
 
 
