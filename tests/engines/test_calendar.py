@@ -11,8 +11,9 @@ from test_local import outcome, same
 from torch import Tensor
 
 from msfusion.engines.calendar import Attendance, Calendar, Conditions, Late, RoundSettings
-from msfusion.engines.late import LATE, with_late, without_late
+from msfusion.engines.late import LATE, LateUpdate, with_late, without_late
 from msfusion.engines.local import RoundResult, run_rounds
+from msfusion.engines.screening import Norm
 from msfusion.errors import ConfigError
 from msfusion.methods.base import Task, Update
 
@@ -196,10 +197,11 @@ def test_a_round_in_which_nothing_arrives_leaves_the_state_as_it_is() -> None:
 def test_late_updates_beside_memories_come_back_whole() -> None:
     update = Update(3, 7, {"a.b": torch.randn(2, 3), "n": torch.tensor(4)}, 12, 0.1 + 0.2, {"steps": 5})
     memories = {1: {"x": torch.ones(2)}, 3: {"y": torch.zeros(1)}}
-    back, late = without_late(with_late(memories, {3: update}))
+    back, late = without_late(with_late(memories, {3: LateUpdate(update, Norm(0.5, 2.0))}))
     assert back.keys() == memories.keys()
     assert same(dict(back[3]), memories[3])
-    found = late[3]
+    found = late[3].update
+    assert (late[3].norm, late[3].fault) == (Norm(0.5, 2.0), None)
     assert same(dict(found.tensors), dict(update.tensors))
     assert (found.examples, found.loss, found.metadata, found.round_index) == (12, 0.1 + 0.2, {"steps": 5}, 7)
-    assert without_late(with_late({}, {3: update}))[0] == {}
+    assert without_late(with_late({}, {3: LateUpdate(update, Norm())}))[0] == {}

@@ -22,6 +22,8 @@ from msfusion.engines.stream.frames import Begin, Layers, pack, unpack
 from msfusion.engines.stream.service import Listening
 from msfusion.errors import StreamError
 
+pytestmark = pytest.mark.slow
+
 SERVER = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are started deaf to it
@@ -29,8 +31,6 @@ sys.path.insert(0, {tests!r})
 from streaming import Job, Served, NOTHING
 from msfusion.engines.stream import process
 from msfusion.engines.stream.service import Listening
-
-pytestmark = pytest.mark.slow
 
 start = process.start
 

@@ -20,7 +20,7 @@ from msfusion.objectives import Evaluation
 
 
 def test_reports_come_back_as_they_were_in_the_order_of_participants() -> None:
-    test, own = Evaluation(0.5, 0.75, 8, perplexity=math.inf), Evaluation(math.nan, 1.0, 3)
+    test, own = Evaluation(0.5, 0.75, 8, perplexity=math.inf), Evaluation(0.25, 1.0, 3)
     updates = [report_of(Task(4, 2, {}), test, own), nothing_to_report(Task(3, 2, {}))]
     updates.append(report_of(Task(1, 2, {}), test))
     first, last = reports_of(updates)
@@ -28,7 +28,7 @@ def test_reports_come_back_as_they_were_in_the_order_of_participants() -> None:
     assert first.test == last.test == test
     assert first.own is None
     assert last.own is not None
-    assert (math.isnan(last.own.loss), last.own.accuracy, last.own.examples) == (True, 1.0, 3)
+    assert (last.own.loss, last.own.accuracy, last.own.examples) == (0.25, 1.0, 3)
     for update in updates:
         assert not update.tensors
         REPORTED.select(update.tensors, update.metadata, "")
@@ -47,8 +47,13 @@ def test_their_mean_and_how_far_they_lie_apart() -> None:
     assert (spread.loss, spread.accuracy) == (pytest.approx(0.5**0.5), pytest.approx(0.08**0.5))
     assert spread.participants == 2
     assert (mean_of(()), spread_of(reports[:1])) == (None, None)
-    diverged = reports_of([report_of(Task(each, 0, {}), Evaluation(math.inf, 0.1, 1)) for each in range(2)])
-    assert math.isnan(spread_of(diverged).loss)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("loss", [math.inf, math.nan, 1e30])
+def test_a_loss_that_is_no_number_is_its_participants(loss: float) -> None:
+    with pytest.raises(UpdateError, match="participant 4 in round 2") as caught:
+        reports_of([report_of(Task(4, 2, {}), Evaluation(loss, 0.1, 1))])
+    assert caught.value.participant == 4
 
 
 @pytest.mark.parametrize("figures", [{"examples": math.inf}, {"accuracy": 2.0}, {"accuracy": math.nan}])

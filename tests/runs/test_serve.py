@@ -81,6 +81,7 @@ def test_killed_participants_and_servers_change_nothing(config: str, here: Path)
     (here / "wrong").mkdir()
     for directory, name in (("keys", "authority.pem"), ("other", "token")):
         (here / "wrong" / name).write_bytes((here / directory / name).read_bytes())
+        (here / "wrong" / name).chmod(0o600)
     serve = ["split", "serve", config, "--address", address, "--certificates", "keys", "--out", str(path)]
 
     def join(participant: int, *protection: str) -> list[str]:
