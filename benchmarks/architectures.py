@@ -25,6 +25,8 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -161,6 +163,8 @@ def measure_all(options: argparse.Namespace) -> Row:
     from msfusion.runs.environment import environment
 
     machine, digest = environment(), sources()
+    if find_spec("peft"):
+        machine["peft"] = version("peft")
     rows = earlier(options.out, digest) if options.resume and not options.only else {}
     names = options.only or [name for name in CATALOGUE if name not in rows]
 

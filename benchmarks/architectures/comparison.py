@@ -208,6 +208,7 @@ class _Pair:
     ) -> None:
         self.architecture, self.model, self.sub = architecture, model, sub
         self.dtype, self.tolerance = dtype, tolerance
+        self.kept = set(state_of(model, persistent=True))  # before a call makes more
 
     def inputs(self, seed: int, **sizes: Any) -> Inputs:
         return _typed(self.architecture.example(seed, **sizes), self.dtype)
@@ -316,23 +317,29 @@ class _Pair:
 
     def _state(self) -> float:
         """Parameters and buffers after a step; a buffer must need no gradient where the model's needs none."""
-        ours, theirs = (
-            {**dict(m.named_buffers()), **{n: t for n, t in m.state_dict().items() if isinstance(t, Tensor)}}
-            for m in (self.sub, self.model)
-        )
-        kept = {n for n, t in self.model.state_dict().items() if isinstance(t, Tensor)}
-        if missing := kept - set(ours):
-            raise Wrong(f"the state dict misses {', '.join(sorted(missing)[:3])}")
+        ours, theirs = state_of(self.sub), state_of(self.model)
+        if missing := self.kept - set(ours):
+            raise Wrong(f"the sub-model misses {', '.join(sorted(missing)[:3])}")
         worst = 0.0
         for name in theirs.keys() & ours.keys():
             if ours[name].requires_grad and not theirs[name].requires_grad:
                 raise Wrong(f"{name} requires a gradient after a step")
-            if name not in kept and ours[name].shape != theirs[name].shape:
+            if name not in self.kept and ours[name].shape != theirs[name].shape:
                 continue  # a table that the model makes anew for a longer input
             worst = max(
                 worst, self._within(distance(theirs[name], ours[name]), f"after a step, values of {name}")
             )
         return worst
+
+
+def state_of(model: nn.Module, persistent: bool = False) -> dict[str, Tensor]:
+    """Parameters and buffers by the names of their modules, a tied one under each; or what is saved of them."""
+    state = dict(model.named_parameters(remove_duplicate=False))
+    for name, buffer in model.named_buffers(remove_duplicate=False):
+        path, _, leaf = name.rpartition(".")
+        if not persistent or leaf not in model.get_submodule(path)._non_persistent_buffers_set:
+            state[name] = buffer
+    return state
 
 
 def _gradient(parameter: Tensor) -> Tensor:

@@ -142,8 +142,6 @@ TEXT = [
            ids, answer="logits"),
     encoder("longformer", "LongformerForSequenceClassification", attention_window=4),
     encoder("big_bird", "BigBirdForSequenceClassification", attention_type="original_full"),
-    family("encoder", "nystromformer", "NystromformerForSequenceClassification",
-           BERT | {"num_landmarks": 4, "segment_means_seq_len": 8}, ids_alone, lengths=()),
 
     decoder("gpt2", "GPT2LMHeadModel", GPT, n_layer=2),
     decoder("gpt_neo", "GPTNeoForCausalLM", BERT, num_hidden_layers=2, num_heads=4,
