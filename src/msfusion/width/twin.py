@@ -87,5 +87,6 @@ def _agrees(program: Program, twin: Graph) -> bool:
 
 def _same(a: Any, b: Any) -> bool:
     if isinstance(a, Tensor) and isinstance(b, Tensor):
+        a, b = a.detach(), b.detach()
         return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a.nan_to_num(), b.nan_to_num())
     return not isinstance(a, Tensor) and not isinstance(b, Tensor)
