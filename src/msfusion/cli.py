@@ -108,7 +108,7 @@ def _show_slices(setup: Setup, planned: dict[str, Any], as_json: bool, out: Path
     """The plan of a method of sub-models, with the picture of its windows."""
     from msfusion.runs.network_report import attendance_table
     from msfusion.runs.picture import save_picture, terminal_picture
-    from msfusion.runs.report import coverage_line
+    from msfusion.runs.report import checkpointing_line, coverage_line
     from msfusion.runs.tables import plan_tables
 
     rounds = range(min(4, setup.config.rounds))
@@ -122,6 +122,8 @@ def _show_slices(setup: Setup, planned: dict[str, Any], as_json: bool, out: Path
         console.print(table)
     if (attendance := attendance_table(planned)) is not None:
         console.print(attendance)
+    if planned["checkpointing"]:
+        print_line(console, checkpointing_line(planned["checkpointing"]))
     if planned["entry_coverage"] is not None:
         console.print(f"Entries held by someone, by round: {coverage_line(planned['entry_coverage'])}\n")
     console.print(terminal_picture(setup, rounds, width=console.width))
@@ -140,7 +142,7 @@ def inspect(
 ) -> None:
     """Show the width map of a model in words. What can be narrowed, where it stands, what cannot and why."""
     from msfusion.runs.describe import describe, frozen_lines
-    from msfusion.runs.report import count, groups_table
+    from msfusion.runs.report import checkpointing_line, count, groups_table
 
     description = describe(model, overrides or ())
     if as_json:
@@ -152,6 +154,8 @@ def inspect(
         f"{description['class']}: {count(description['parameters'])} parameters, "
         f"{description['reach']:.1%} of them in at least one group."
     )
+    if description["checkpointing"]:
+        print_line(console, checkpointing_line(description["checkpointing"]))
     console.print("Never narrowed:" if description["frozen"] else "Every axis can be narrowed.")
     for line in frozen_lines(description):
         print_line(console, f"  {line}")

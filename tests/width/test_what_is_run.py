@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from msfusion.errors import CutError, MsfusionError, UntraceableModelError
 from msfusion.width.cut import cut
@@ -487,3 +488,21 @@ def test_cumulative_batch_norm_is_refused_with_what_to_do(capsys: pytest.Capture
     with pytest.raises(UntraceableModelError, match="momentum"):
         trace(model, (X,))
     assert capsys.readouterr().err == ""
+
+
+class Checkpointed(Net):
+    def __init__(self, reentrant: bool) -> None:
+        super().__init__()
+        self.reentrant = reentrant
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.a(x))
+        return self.o(checkpoint(self.b, h, use_reentrant=self.reentrant))
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_activation_checkpointing_is_told(reentrant: bool) -> None:
+    model = Checkpointed(reentrant).train()
+    assert trace(model, (X,)).checkpointing == ("the model itself",)
+    assert trace(Net(), (X,)).checkpointing == ()
+    same_training(model, (X,))

@@ -45,6 +45,7 @@ def description(name: str, model: nn.Module, width_map: WidthMap) -> dict[str, A
         "class": type(model).__name__,
         "parameters": sum(torch.Size(width_map.shapes[name]).numel() for name in distinct),
         "reach": width_map.reach(),
+        "checkpointing": list(width_map.checkpointing),
         "groups": [
             {
                 "name": group.name,

@@ -22,6 +22,7 @@ def plan_run(setup: Setup) -> dict[str, Any]:
         "rounds": config.rounds,
         "data": setup.data.description,
         "reach": setup.width_map.reach(),
+        "checkpointing": list(setup.width_map.checkpointing),
         "entry_coverage": coverage_by_round(setup),
         **({} if seconds is None else {"simulated_seconds": seconds}),
         "attendance": planned_attendance(setup),

@@ -103,6 +103,15 @@ def plan_table(plan: Row) -> Table:
     return table
 
 
+def checkpointing_line(modules: Sequence[str]) -> str:
+    """What becomes of a model's activation checkpointing."""
+    more = f" and {len(modules) - 1} more" if len(modules) > 1 else ""
+    return (
+        f"Activation checkpointing in module {modules[0]}{more} is not kept: sub-models keep their activations, "
+        "which counts in their memory."
+    )
+
+
 def coverage_line(coverage: Sequence[float], shown: Iterable[int] = (1, 2, 3, 5, 8, 12, 20, 50, 100)) -> str:
     """Entry coverage after some rounds and after the last: `after round 1: 53.2 %, ...`."""
     rounds = sorted({number for number in shown if number < len(coverage)} | {len(coverage)})

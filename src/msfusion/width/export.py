@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+from torch.utils import checkpoint as checkpoint_module
 
 from msfusion.errors import UntraceableModelError
 from msfusion.width.call import signature_of
@@ -118,6 +119,7 @@ def _export(program: Program, training: bool) -> Graph:
         left_as_it_was(model),  # export leaves tensors without values where the model assigned some
         mode(model, training),
         _module_stack(model) as stack,
+        _noted_checkpointing(program, stack),
         _unlogged(),
         torch.enable_grad(),
         warnings.catch_warnings(),
@@ -132,6 +134,37 @@ def _export(program: Program, training: bool) -> Graph:
             raise _untraceable(model, stack, error) from error
     assert seen.spec is not None
     return clean(program, exported, seen.spec, seen.assigned)
+
+
+@contextmanager
+def _noted_checkpointing(program: Program, stack: list[str]) -> Iterator[None]:
+    """Note the modules that use activation checkpointing: a graph keeps their activations instead.
+
+    Both kinds are caught where `torch.utils.checkpoint.checkpoint` calls them, since models import it by name.
+    """
+    module: Any = checkpoint_module
+    without, reentrant = module._checkpoint_without_reentrant_generator, module.CheckpointFunction
+
+    def note() -> None:
+        where = stack[-1] if stack else "the model itself"
+        if where not in program.checkpointing:
+            program.checkpointing.append(where)
+
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        note()
+        return without(*args, **kwargs)
+
+    class Noted:
+        @staticmethod
+        def apply(*args: Any) -> Any:
+            note()
+            return reentrant.apply(*args)
+
+    try:
+        module._checkpoint_without_reentrant_generator, module.CheckpointFunction = noted, Noted
+        yield
+    finally:
+        module._checkpoint_without_reentrant_generator, module.CheckpointFunction = without, reentrant
 
 
 @contextmanager

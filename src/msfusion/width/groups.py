@@ -125,6 +125,11 @@ class WidthMap:
                         pairs.add(frozenset((group.name, other.name)))
         return frozenset(pairs)
 
+    @property
+    def checkpointing(self) -> tuple[str, ...]:
+        """The modules whose activations the model computes twice to save memory; sub-models keep theirs instead."""
+        return () if self.program is None else tuple(self.program.checkpointing)
+
     def full_window(self) -> dict[str, Tensor]:
         """The window that holds every unit of every group, in order."""
         return {group.name: torch.arange(group.units) for group in self.groups}
