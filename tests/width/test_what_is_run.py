@@ -178,7 +178,7 @@ class OwnGradients(Net):
         super().__init__()
         self.how = how
         if how == "module hook":
-            self.a.register_full_backward_hook(
+            self.b.register_full_backward_hook(
                 lambda m, i, o: tuple(None if g is None else g * 0.1 for g in i)
             )
         if how == "parameter hook":

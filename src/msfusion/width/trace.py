@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -52,7 +53,8 @@ def trace(
     from msfusion.width.check import check_runs_as_the_model
     from msfusion.width.submodel import check_narrow_shapes
 
-    with left_as_it_was(model), without_cache(model):
+    with left_as_it_was(model), without_cache(model), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what a model says of calls that are not the user's own
         try:
             program = export_program(model, example_inputs, outputs)
             analysis = analyse(program)
