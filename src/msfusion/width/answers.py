@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -61,10 +61,15 @@ def seeded(program: Program) -> Iterator[None]:
 
 
 def answer_of_model(
-    program: Program, tensors: dict[str, Tensor], inputs: Sequence[Tensor] | None = None
+    program: Program,
+    tensors: dict[str, Tensor],
+    inputs: Sequence[Tensor] | None = None,
+    then: Callable[[list[Any]], None] | None = None,
 ) -> list[Any]:
     """The model's own flat outputs, computed with these tensors in place of its own.
 
+    `then` is called with them while the tensors are still in place: activation checkpointing runs parts of the model
+    again in the backward pass.
     Buffers among them change as the model changes them; one that it assigns anew is replaced in `tensors`.
     """
     model = program.model
@@ -72,17 +77,22 @@ def answer_of_model(
     given = {f"model.{name}": tensors[name] for name in own if name in tensors}
     called = [tensor.clone() for tensor in (program.call.example if inputs is None else inputs)]
     with seeded(program):
-        outputs = functional_call(_Call(program), given, tuple(called))
+        outputs = functional_call(_Call(program, then), given, tuple(called))
     tensors.update({name.removeprefix("model."): tensor for name, tensor in given.items()})
-    return pytree.tree_leaves(outputs)
+    answer: list[Any] = outputs
+    return answer
 
 
 class _Call(torch.nn.Module):
     """The model, called with the tensors of the traced call."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, then: Callable[[list[Any]], None] | None) -> None:
         super().__init__()
+        self.then = then
         self.model, self.call, self.outputs = program.model, program.call, program.outputs
 
-    def forward(self, *tensors: Tensor) -> Any:
-        return selected(self.call.call(self.model, tensors), self.outputs, self.model)
+    def forward(self, *tensors: Tensor) -> list[Any]:
+        outputs = pytree.tree_leaves(selected(self.call.call(self.model, tensors), self.outputs, self.model))
+        if self.then is not None:
+            self.then(outputs)
+        return outputs

@@ -37,8 +37,8 @@ _CLOSE = 1e-4  # in the model's own precision, relative to the spread
 _CLOSE_IN_DOUBLE = 1e-6  # casts to float32 that are part of the graph round to about 1e-7
 _PYTHON = "Python's random"
 
-Answer = Callable[[dict[str, Tensor], Sequence[Tensor]], list[Any]]
-"""Flat outputs from tensors by name and inputs; buffers among the tensors change."""
+Answer = Callable[..., list[Any]]
+"""Flat outputs from tensors by name, inputs, and what to do with the outputs; buffers among the tensors change."""
 
 
 @dataclass
@@ -204,9 +204,18 @@ def _sub_model(program: Program, training: bool) -> Answer:
     """The compiled sub-model at full width."""
     forward = compiled(program, {}, True)[0][training]
 
-    def answer(tensors: dict[str, Tensor], inputs: Sequence[Tensor] = program.call.example) -> list[Any]:
+    def answer(
+        tensors: dict[str, Tensor],
+        inputs: Sequence[Tensor] = program.call.example,
+        then: Callable[[list[Any]], None] | None = None,
+    ) -> list[Any]:
         with seeded(program):
-            return list(forward.run([tensors[name] for name in forward.reads], [x.clone() for x in inputs]))
+            outputs = list(
+                forward.run([tensors[name] for name in forward.reads], [x.clone() for x in inputs])
+            )
+            if then is not None:
+                then(outputs)
+        return outputs
 
     return answer
 
@@ -223,11 +232,14 @@ def _step(
         for name, tensor in parameters.values():
             hook: Any = tensor.register_post_accumulate_grad_hook
             hook(partial(_digest, gradients, name))
+
+    def backward(outputs: list[Any]) -> None:
+        if (loss := _weighted_sum([x for x in outputs if isinstance(x, Tensor)])) is not None:
+            loss.backward()  # type: ignore[no-untyped-call]
+
     with torch.set_grad_enabled(training), _Drawing(drawing):
         own = dict(tensors)
-        outputs = [x for x in answer(own, inputs) if isinstance(x, Tensor)]
-        if training and (loss := _weighted_sum(outputs)) is not None:
-            loss.backward()  # type: ignore[no-untyped-call]
+        outputs = [x for x in answer(own, inputs, backward if training else None) if isinstance(x, Tensor)]
     buffers = {name: t.detach() for name, t in own.items() if not t.requires_grad or name not in tensors}
     buffers |= {name: t.detach() for name, t in own.items() if id(t) in parameters and t._version}
     return Step([x.detach() for x in outputs], buffers, gradients)

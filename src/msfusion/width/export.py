@@ -156,9 +156,11 @@ def _noted_checkpointing(program: Program, stack: list[str]) -> Iterator[None]:
 
     class Noted:
         @staticmethod
-        def apply(*args: Any) -> Any:
+        def apply(function: Any, _: bool, *args: Any) -> Any:
             note()
-            return reentrant.apply(*args)
+            return function(
+                *args
+            )  # the kind that runs it without gradients first, of which a graph needs nothing
 
     try:
         module._checkpoint_without_reentrant_generator, module.CheckpointFunction = noted, Noted
