@@ -39,6 +39,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from msfusion.batch import Batch
 from msfusion.errors import MsfusionError
+from msfusion.width.tensors import state_tensors
 
 Measured = TypeVar("Measured")
 
@@ -89,7 +90,7 @@ def costs_of(
     flops, activations = _training_step(module, batch, examples)
     gradients = _bytes(trained)
     held = _bytes([*module.parameters(), *module.buffers()])
-    state = {id(tensor): tensor for tensor in module.state_dict(keep_vars=True).values()}
+    state = {id(tensor): tensor for tensor in state_tensors(module).values()}
     message = _bytes(state.values())
     return Costs(
         parameters=sum(parameter.numel() for parameter in trained),

@@ -32,6 +32,7 @@ from msfusion.errors import UpdateError
 from msfusion.methods.base import Task, Update
 from msfusion.methods.outbound import Outbound
 from msfusion.methods.training import TrainingSettings, mini_batches, seed_of
+from msfusion.width.tensors import state_tensors
 
 MEASURED_BATCHES = 8
 """How many mini-batches a participant measures at most; its sums then count for all its examples."""
@@ -52,7 +53,7 @@ def has_running_statistics(model: nn.Module) -> bool:
 def recalibrate(model: nn.Module, batches: Iterable[Batch]) -> None:
     """Set a model's running statistics, in place, to those of some batches: one participant, or a test."""
     moments, pairs = measure(model, batches)
-    buffers = model.state_dict(keep_vars=True)
+    buffers = state_tensors(model)
     with torch.no_grad():
         for name, statistics in _statistics(moments, pairs).items():
             buffers[name].copy_(statistics)
@@ -64,7 +65,7 @@ def measure(model: nn.Module, batches: Iterable[Batch]) -> tuple[Moments, dict[s
     Leaves the model as it was. Works on whatever calls torch's batch normalisation with buffers of the
     model: a module, a function, or a traced graph.
     """
-    names = {id(tensor): name for name, tensor in model.state_dict(keep_vars=True).items()}
+    names = {id(tensor): name for name, tensor in state_tensors(model).items()}
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 
 from msfusion.errors import UpdateError
 from msfusion.width.groups import State
+from msfusion.width.tensors import state_tensors
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of all tensors in a model's state dict, by name."""
-    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    """Copies of all tensors of a model, by the names of its state dict."""
+    return {name: tensor.detach().clone() for name, tensor in state_tensors(model).items()}
 
 
 def placed(model: nn.Module, state: State) -> nn.Module:
@@ -23,8 +25,19 @@ def placed(model: nn.Module, state: State) -> nn.Module:
 
 
 def loaded(model: nn.Module, state: State) -> nn.Module:
-    """The model with copies of a state's tensors in place of its own values, on the device where they are."""
-    placed(model, state).load_state_dict(state)
+    """The model with copies of a state's tensors in place of its own values, on the device where they are.
+
+    Raises UpdateError where the state has other tensors than the model, or of other shapes.
+    """
+    own = state_tensors(placed(model, state))
+    for name in [*own, *state]:
+        if name not in own or name not in state or own[name].shape != state[name].shape:
+            raise UpdateError(
+                f"the tensor {name} does not fit {type(model).__name__}: it is of another model"
+            )
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(state[name])
     return model
 
 
@@ -35,7 +48,7 @@ def holding(model: nn.Module, state: State) -> Iterator[nn.Module]:
     The parameters stay the same objects, so whoever else refers to them (ties, the flat weights of an LSTM)
     sees the state as well. Meant for forward passes that change nothing; tensors that the state lacks stay.
     """
-    own = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if name in state}
+    own = {name: tensor for name, tensor in state_tensors(model).items() if name in state}
     kept = {name: tensor.data for name, tensor in own.items()}
     try:
         for name, tensor in own.items():
@@ -62,12 +75,10 @@ def with_aliases(state: State, aliases: Mapping[str, str]) -> dict[str, Tensor]:
 def aliases_of(model: nn.Module) -> dict[str, str]:
     """For each further name of a tied tensor the first one."""
     first: dict[int, str] = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
+    for name, tensor in state_tensors(model).items():
         first.setdefault(id(tensor), name)
     return {
-        name: first[id(tensor)]
-        for name, tensor in model.state_dict(keep_vars=True).items()
-        if first[id(tensor)] != name
+        name: first[id(tensor)] for name, tensor in state_tensors(model).items() if first[id(tensor)] != name
     }
 
 
