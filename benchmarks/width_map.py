@@ -5,6 +5,11 @@ tracing, less the resident size after a forward pass of the model, as a share of
 would be a second copy. The processor's seconds are given beside those of the clock, for a busy machine.
 
     python benchmarks/width_map.py --json
+
+`--before SRC` measures the sources of another commit too, in turns with these, and prints the ratios:
+
+    git worktree add /tmp/before f263c1a
+    python benchmarks/width_map.py gpt2 bert_large --before /tmp/before/src --json
 """
 
 from __future__ import annotations
@@ -13,6 +18,8 @@ import argparse
 import json
 import multiprocessing
 import os
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -31,6 +38,9 @@ from msfusion.width.trace import trace
 
 TARGET_SECONDS = 10.0
 TARGET_COPIES = 1.0
+TARGET_RATIO = 1.5
+REPEATS = 2
+COMPARED = ("trace_seconds", "trace_processor_seconds", "peak_memory_mb", "extra_memory_mb")
 
 
 def gpt2() -> tuple[nn.Module, dict[str, Tensor]]:
@@ -41,6 +51,24 @@ def gpt2() -> tuple[nn.Module, dict[str, Tensor]]:
     return model, {"input_ids": torch.randint(50257, (2, 32))}
 
 
+def bert_large() -> tuple[nn.Module, dict[str, Tensor]]:
+    """BERT-large (335 M parameters) with a classifier, two texts of 64 tokens."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    sizes = {
+        "hidden_size": 1024,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "intermediate_size": 4096,
+    }
+    model = BertForSequenceClassification(BertConfig(**sizes, num_labels=4))
+    texts = {
+        "input_ids": torch.randint(30000, (2, 64)),
+        "attention_mask": torch.ones(2, 64, dtype=torch.long),
+    }
+    return model, texts
+
+
 def vit_base() -> tuple[nn.Module, dict[str, Tensor]]:
     """ViT-B/16 (86 M parameters), two images of 224 pixels."""
     from transformers import ViTConfig, ViTForImageClassification
@@ -49,7 +77,7 @@ def vit_base() -> tuple[nn.Module, dict[str, Tensor]]:
     return model, {"pixel_values": torch.randn(2, 3, 224, 224)}
 
 
-MODELS = {"gpt2": gpt2, "vit_base": vit_base}
+MODELS = {"gpt2": gpt2, "bert_large": bert_large, "vit_base": vit_base}
 
 
 def resident() -> int:
@@ -107,9 +135,34 @@ def measure(name: str) -> dict[str, Any]:
         "of_which_proof": round(proof, 2),
         "narrow_seconds": round(time.perf_counter() - begin, 2),
         "half_wide_parameters": held,
+        "peak_memory_mb": round(memory.peak / 2**20),
         "extra_memory_mb": round((memory.peak - before) / 2**20),
         "extra_memory_in_copies": round((memory.peak - before) / size, 2),
         "within_targets": seconds <= TARGET_SECONDS and memory.peak - before < TARGET_COPIES * size,
+    }
+
+
+def compare(name: str, before: Path) -> dict[str, Any]:
+    """A model traced by the sources in `before` and by these, in turns, each in a process of its own; the ratios."""
+    sources = {"before": before, "after": Path(__file__).parents[1] / "src"}
+    measured: dict[str, list[dict[str, Any]]] = {"before": [], "after": []}
+    for _ in range(REPEATS):
+        for which, source in sources.items():
+            told = subprocess.run(
+                [sys.executable, __file__, name, "--json"],
+                env={**os.environ, "PYTHONPATH": str(source)}, capture_output=True, text=True, check=True,
+            )  # fmt: skip
+            measured[which] += json.loads(told.stdout)["results"]
+    best = {
+        which: {key: min(result[key] for result in results) for key in COMPARED}
+        for which, results in measured.items()
+    }
+    ratios = {key: round(best["after"][key] / best["before"][key], 2) for key in COMPARED}
+    return {
+        "model": name,
+        **best,
+        "ratio": ratios,
+        "within_target": max(ratios["trace_processor_seconds"], ratios["peak_memory_mb"]) <= TARGET_RATIO,
     }
 
 
@@ -118,7 +171,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="*", default=list(MODELS), help=f"of {', '.join(MODELS)}")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    parser.add_argument(
+        "--before", type=Path, metavar="SRC", help="the src folder of a commit to compare with"
+    )
     options = parser.parse_args()
+    if options.before is not None:
+        compared = [compare(name, options.before) for name in options.models]
+        print(json.dumps({"machine": environment(), "results": compared}, indent=2))
+        return
     spawn = multiprocessing.get_context("spawn")
     results = []
     for name in options.models:

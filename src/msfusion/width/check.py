@@ -12,6 +12,7 @@ are large, and of each gradient only three numbers are kept, as soon as it is co
 
 from __future__ import annotations
 
+import math
 import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -35,6 +36,7 @@ from msfusion.width.submodel import compiled
 
 _CLOSE = 1e-4  # in the model's own precision, relative to the spread
 _CLOSE_IN_DOUBLE = 1e-6  # casts to float32 that are part of the graph round to about 1e-7
+_PART = 2**20  # entries of a gradient that are summed in its own precision
 _PYTHON = "Python's random"
 
 Answer = Callable[..., list[Any]]
@@ -106,7 +108,7 @@ def _check_repeatable(program: Program, training: bool) -> None:
 
 def _answer(program: Program) -> list[Any]:
     with torch.no_grad():
-        return answer_of_model(program, copies_of(program))
+        return answer_of_model(program, copies_of(program), program.short)
 
 
 def _random_states() -> dict[str, Any]:
@@ -208,7 +210,7 @@ def _sub_model(program: Program, training: bool) -> Answer:
 
     def answer(
         tensors: dict[str, Tensor],
-        inputs: Sequence[Tensor] = program.call.example,
+        inputs: Sequence[Tensor],
         then: Callable[[list[Any]], None] | None = None,
     ) -> list[Any]:
         with seeded(program):
@@ -227,7 +229,8 @@ def _step(
 ) -> Step:
     """The outputs, and in training the gradients of their weighted sum, and the buffers afterwards."""
     tensors = copies_of(program, dtype)
-    inputs = [x.to(dtype) if dtype is not None and x.is_floating_point() else x for x in program.call.example]
+    example = program.short if training else program.call.example
+    inputs = [x.to(dtype) if dtype is not None and x.is_floating_point() else x for x in example]
     gradients: dict[str, Tensor] = {}
     parameters = {id(t): (name, t) for name, t in tensors.items() if t.requires_grad}
     if training:
@@ -255,12 +258,10 @@ def _digest(kept: dict[str, Tensor], name: str, parameter: Tensor) -> None:
         gradient = gradient.to_dense()
     flat = torch.view_as_real(gradient).flatten() if gradient.is_complex() else gradient.flatten()
     sums = torch.zeros(3, dtype=torch.float64, device=flat.device)
-    for start in range(0, len(flat), 2**20):  # in parts, so that no large gradient is copied to float64 whole
-        part = flat[start : start + 2**20].double()
-        weights = (
-            torch.arange(start, start + len(part), dtype=torch.float64, device=part.device).mul_(0.618).cos_()
-        )
-        sums += torch.stack([part.sum(), part.square().sum(), part @ weights])
+    weights = torch.arange(min(len(flat), _PART), device=flat.device).mul(0.618).cos().to(flat.dtype)
+    for number, part in enumerate(torch.split(flat, _PART)):
+        found = torch.stack([part.sum(), part.square().sum(), part @ weights[: len(part)]])
+        sums += found.double() * sums.new_tensor([1.0, 1.0, math.cos(number)])
     kept[name] = torch.stack([sums[0], sums[1].sqrt(), sums[2]]).cpu()
     parameter.grad = None
 
@@ -404,7 +405,7 @@ def _own_gradients(program: Program) -> tuple[str | None, str | None]:
         torch.autograd.Function.apply = classmethod(noted_apply)  # type: ignore[assignment,method-assign]
         torch.Tensor.register_hook = noted_register  # type: ignore[method-assign]
         with _hooked(program.model, enter, leave):
-            answer_of_model(program, copies_of(program))
+            answer_of_model(program, copies_of(program), program.short)
     finally:
         torch.autograd.Function.apply = apply  # type: ignore[method-assign]  # the classmethod itself, not one that is bound already
         torch.Tensor.register_hook = register  # type: ignore[method-assign]
@@ -431,12 +432,16 @@ def _try_other_sizes(program: Program) -> None:
             if _differs(program, left, 1):
                 for symbol in left:
                     _fix(program, symbol)
+    tried: set[tuple[int, int]] = set()
     for number, axis in dict.fromkeys(sizes.free.values()):
+        if (number, axis) in tried:
+            continue
         alike = {
             place
             for s, place in sizes.free.items()
             if _example_size(program, place) == _example_size(program, (number, axis)) and place[1] == axis
         }
+        tried |= alike
         if _differs_at(program, alike, 1) is False:
             for graph in program.graphs.values():
                 graph.sizes.ones |= alike

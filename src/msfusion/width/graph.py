@@ -54,6 +54,7 @@ class Program:
     kwargs: dict[str, Any]
     names: tuple[str, ...]  # of the model's tensors; a buffer that is None before the first call is not one
     outputs: tuple[str | int, ...] | None = None  # those that count; None where all do
+    short: tuple[Tensor, ...] = ()  # the example, cut short where the model is large
     checkpointing: list[str] = field(default_factory=list)  # modules whose activations are computed twice
     analysis: Analysis | None = None  # the axes of every tensor, once `trace` has found them
     groups: dict[Atom, str] = field(default_factory=dict)  # which width group an atom of these axes is

@@ -157,7 +157,10 @@ def run_in_double(program: Program, graph: Graph, read: Callable[[str], Any]) ->
 
     `read` gives a tensor of the model by name, in float64 where it is floating-point.
     """
-    inputs = [_perturbed_input(value, position) for position, value in enumerate(program.call.example)]
+    inputs = [
+        _perturbed_input(value, position)
+        for position, value in enumerate(program.short or program.call.example)
+    ]
     state = torch.get_rng_state()
     with torch.no_grad():
         results = execute(graph.graph, inputs, read, _apply)
