@@ -188,3 +188,24 @@ def test_what_cannot_be_cut_is_refused(build: Any, inputs: Any, at: str, message
     with pytest.raises(msfusion.CutError, match=message):
         msfusion.cut(model, width_map, at)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("crossing", "word"),
+    [
+        ((torch.zeros(2, 5),), "sizes"),
+        ((torch.zeros(2, 6, 1),), "sizes"),
+        ((torch.zeros(2, 6, dtype=torch.int64),), "type"),
+        ((torch.zeros(2, 6), torch.zeros(2, 6)), "2 tensors"),
+        ((), "0 tensors"),
+    ],
+)
+def test_the_server_part_refuses_what_the_client_part_never_gives(
+    crossing: tuple[torch.Tensor, ...], word: str
+) -> None:
+    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3))
+    parts = msfusion.cut(model, msfusion.trace(model, (torch.randn(2, 6),)), "1")
+    assert parts.server(torch.zeros(7, 6)).shape == (7, 3)
+    assert parts.server.double()(torch.zeros(1, 6, dtype=torch.float64)).dtype == torch.float64
+    with pytest.raises(TypeError, match=word):
+        parts.server(*crossing)

@@ -20,7 +20,7 @@ from msfusion.errors import CutError
 from msfusion.width.generate import Forward, compile_graph
 from msfusion.width.graph import Graph, Program
 from msfusion.width.groups import WidthMap
-from msfusion.width.halves import Crossing, Halves
+from msfusion.width.halves import Crossing, Halves, check_crossing
 from msfusion.width.mode import mode
 from msfusion.width.outputs import selected
 from msfusion.width.submodel import copy_tensors, resized, traced_from
@@ -42,12 +42,18 @@ class ClientPart(nn.Module):
 class ServerPart(nn.Module):
     """The rest. It is called with the tensors that cross and returns what the model returns."""
 
-    def __init__(self, specs: Mapping[bool, pytree.TreeSpec], forwards: Mapping[bool, Forward]) -> None:
+    def __init__(
+        self,
+        specs: Mapping[bool, pytree.TreeSpec],
+        forwards: Mapping[bool, Forward],
+        crossing: Mapping[bool, tuple[Crossing, ...]],
+    ) -> None:
         super().__init__()
-        self._specs, self._forwards = specs, forwards
+        self._specs, self._forwards, self._crossing = specs, forwards, crossing
 
     def forward(self, *crossing: Tensor) -> Any:
-        """The model's output, from what crossed."""
+        """The model's output, from what crossed. TypeError where that is not what the client part gives."""
+        check_crossing(crossing, self._crossing[self.training])
         spec = self._specs[self.training]
         outputs = self._forwards[self.training](self, *crossing)
         return outputs[0] if spec.is_leaf() else pytree.tree_unflatten(list(outputs), spec)
@@ -121,7 +127,11 @@ def cut(model: nn.Module, width_map: WidthMap, at: str) -> Cut:
         )
     client = ClientPart(program, {key: compile_graph(half.client) for key, half in halves.items()})
     specs = {key: program.graphs[key].out_spec for key in halves}
-    server = ServerPart(specs, {key: compile_graph(half.server) for key, half in halves.items()})
+    server = ServerPart(
+        specs,
+        {key: compile_graph(half.server) for key, half in halves.items()},
+        {key: half.crossing for key, half in halves.items()},
+    )
     _share_out(model, width_map, program, client, server, halves.values(), at)
     result = Cut(client.train(model.training), server.train(model.training), crossing)
     _check(result, model, program, at)

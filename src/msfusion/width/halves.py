@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
@@ -29,6 +29,25 @@ class Crossing:
     gradient: bool  # whether a gradient comes back
     shape: tuple[int | None, ...] = ()
     size: bool = False
+
+
+def check_crossing(given: Sequence[Tensor], crossing: Sequence[Crossing]) -> None:
+    """TypeError where tensors do not fit what crosses: their number, their types, and the sizes that are fixed."""
+    if len(given) != len(crossing):
+        raise TypeError(f"the server part is called with {len(given)} tensors, but {len(crossing)} cross")
+    for number, (tensor, known) in enumerate(zip(given, crossing, strict=True)):
+        alike = tensor.dtype == known.dtype or (
+            tensor.is_floating_point() and known.dtype.is_floating_point
+        )  # a part may have been converted to another precision
+        fits = tensor.dim() == len(known.shape) and all(
+            wanted in (None, size) for size, wanted in zip(tensor.shape, known.shape, strict=True)
+        )
+        if not (alike and fits):
+            wanted = ["any" if size is None else size for size in known.shape]
+            raise TypeError(
+                f"tensor {number} of those that cross, from module {known.module!r}, has type {tensor.dtype} and sizes "
+                f"{list(tensor.shape)}, but must have {known.dtype} and {wanted}"
+            )
 
 
 class Halves:
