@@ -409,6 +409,8 @@ def tensors(output: Any) -> list[Tensor]:
 
 
 def _tensors(value: Any, depth: int) -> Iterator[Tensor]:
+    if any(kind.__module__ == "transformers.cache_utils" for kind in type(value).__mro__):
+        return  # as in `without_cache`; prefix tuning hands one in, and so gets it back
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, dict):

@@ -10,18 +10,20 @@ import inspect
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils import _pytree as pytree
 from torch.utils import checkpoint as checkpoint_module
 
 from msfusion.errors import UntraceableModelError
 from msfusion.width.call import signature_of
+from msfusion.width.chance import NUMPY, Chances, random_states
 from msfusion.width.graph import Graph, Program
 from msfusion.width.mode import mode
 from msfusion.width.outputs import Outputs, as_names, selected
@@ -113,8 +115,13 @@ def _export(program: Program, training: bool) -> Graph:
     auto = torch.export.Dim.AUTO
     device = "meta" if program.without_values else None
     inputs = tuple(tensor.to(device) if device else tensor for tensor in program.call.example)
-    shapes = tuple({i: auto for i in range(min(2, x.dim())) if x.shape[i] > 1} for x in inputs)
-    seen = Seen()
+    seen, chances, numbers = Seen(), Chances(), random_states()
+
+    def export(axes: int) -> Any:
+        shapes = tuple({i: auto for i in range(min(axes, x.dim())) if x.shape[i] > 1} for x in inputs)
+        stack.clear()
+        return torch.export.export(Caller(program, seen), inputs, dynamic_shapes=(shapes,), strict=False)
+
     with (
         left_as_it_was(model),  # export leaves tensors without values where the model assigned some
         mode(model, training),
@@ -127,13 +134,40 @@ def _export(program: Program, training: bool) -> Graph:
     ):
         warnings.simplefilter("ignore")  # export warns of what it does to its own copies
         try:
-            exported = torch.export.export(
-                Caller(program, seen), inputs, dynamic_shapes=(shapes,), strict=False
-            )
+            exported = export(2)
         except Exception as error:
-            raise _untraceable(model, stack, error) from error
+            refusal = _untraceable(model, stack, error)
+            exported = _again(export, chances, error)
+            if exported is None:
+                why = "" if "LayerDrop" in str(refusal) else _by_chance(chances, numbers)
+                raise UntraceableModelError(f"{refusal}{why}") from error
     assert seen.spec is not None
     return clean(program, exported, seen.spec, seen.assigned)
+
+
+def _again(export: Callable[[int], Any], chances: Chances, error: Exception) -> Any:
+    """An export that failed at a decision: with chances that are none or certain, then with the example's lengths.
+
+    (A number that PyTorch computes from a length is known only where the length is fixed.) None where it fails too.
+    """
+    if not isinstance(error, GuardOnDataDependentSymNode):
+        return None
+    for axes in (2, 1):
+        with contextlib.suppress(Exception), chances:
+            return export(axes)
+    return None
+
+
+def _by_chance(chances: Chances, numbers: dict[str, Any]) -> str:
+    """Whether chance was the reason why an export failed, and what to do."""
+    if random_states()[NUMPY] != numbers[NUMPY]:
+        return "; it draws random numbers from numpy.random, which no graph can hold: draw them with torch"
+    if chances.decided:
+        return (
+            "; chance decides what is run (LayerDrop, stochastic depth), which no graph can hold: take it out, or draw a "
+            "number for each example and multiply by it (DropPath)"
+        )
+    return ""
 
 
 @contextmanager
