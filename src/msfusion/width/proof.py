@@ -197,7 +197,7 @@ def _drawn(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor
     if target in (aten.bernoulli.default, aten.poisson.default, aten.normal.Tensor_float):
         return cast(Tensor, mean.clone())
     if target is aten.normal.Tensor_Tensor:
-        return mean + torch.zeros_like(args[1])
+        return cast(Tensor, mean + torch.zeros_like(args[1]))
     drawn: Tensor = target(*args, **kwargs)
     return drawn.fill_(0.5 if drawn.is_floating_point() else 0)
 

@@ -33,7 +33,7 @@ def pointwise(analysis: Analysis, node: fx.Node) -> Outcome:
     "uniform", "exponential", "log_normal", "cauchy", "geometric", "random", "poisson",
     "relu6", "hardtanh", "prelu_unary", "rrelu", "selu", "celu", "elu", "silu", "mish", "hardswish", "hardsigmoid",
     "gelu", "leaky_relu", "softplus", "log_sigmoid", "hardshrink", "softshrink", "threshold", "square", "float_power",
-    "isnan", "isinf", "isfinite", "requires_grad", "resolve_conj", "resolve_neg", "real", "conj",
+    "isnan", "isinf", "isfinite", "requires_grad", "resolve_conj", "resolve_neg", "real", "imag", "conj", "_conj",
 )  # fmt: skip
 def unary(analysis: Analysis, node: fx.Node) -> Outcome:
     """The output has the axes of the first argument. Only a copy or cast is still the same tensor of the state."""
@@ -128,7 +128,19 @@ def normal(analysis: Analysis, node: fx.Node) -> Outcome:
     return analysis.broadcast(tensors) if tensors else constant(analysis, node)
 
 
-@rule("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty", "rand", "randn", "randint")
+@rule(
+    "zeros",
+    "ones",
+    "full",
+    "empty",
+    "new_zeros",
+    "new_ones",
+    "new_full",
+    "new_empty",
+    "rand",
+    "randn",
+    "randint",
+)
 def constant(analysis: Analysis, node: fx.Node) -> Outcome:
     """Equal (or identically distributed) values everywhere: any width will do."""
     return [fresh(size, weak=True) for size in analysis.shape(node)]
