@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributions import Normal, kl_divergence
 from zoo_entry import Entry, features, tokens
 
 
@@ -24,6 +25,23 @@ class Drawn(nn.Module):
             mean = mean * torch.poisson(spread) + torch.randint(3, (mean.size(0), 20)) * 0.1
             mean = mean + F.gumbel_softmax(mean.view(-1, 5, 4), hard=True).reshape(mean.shape)
         return self.head(torch.tanh(mean))
+
+
+class Distributions(nn.Module):
+    """Weights that are drawn (Bayes by backprop), and a latent variable, by torch.distributions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean, self.spread = nn.Parameter(torch.randn(20, 12) / 3), nn.Parameter(torch.randn(20, 12) - 3)
+        self.latent, self.scale = nn.Linear(20, 14), nn.Linear(20, 14)
+        self.head = nn.Linear(14, 10)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        weight = Normal(self.mean, F.softplus(self.spread))
+        h = torch.tanh(F.linear(x, weight.rsample() if self.training else weight.mean))
+        latent = Normal(self.latent(h), F.softplus(self.scale(h)) + 0.1)
+        divergence = kl_divergence(latent, Normal(0.0, 1.0)).mean(1)
+        return self.head(latent.rsample() if self.training else latent.mean), divergence
 
 
 class Bounded(nn.Module):
@@ -113,6 +131,7 @@ class Pairs(nn.Module):
 
 
 NUMBERS = (
+    Entry("distributions", Distributions, features(12), 0.99, whole=(10, 12)),
     Entry("drawn", Drawn, features(12), 0.99, whole=(10, 12)),
     Entry("bounded", Bounded, tokens(50), 0.99, sequence=True, whole=(10, 50)),
     Entry("bounded_cubic", lambda: Bounded(3.0), tokens(50), 0.99, sequence=True, whole=(10, 50)),

@@ -26,6 +26,13 @@ def pointwise(analysis: Analysis, node: fx.Node) -> Outcome:
     return analysis.broadcast([analysis.axes(n) for n in tensors_of(node)])
 
 
+@rule("broadcast_tensors")
+def broadcast_tensors(analysis: Analysis, node: fx.Node) -> Outcome:
+    """Each tensor with the axes of all."""
+    shared = analysis.broadcast([analysis.axes(n) for n in tensors_of(node)])
+    return [list(shared) for _ in node.meta["val"]]
+
+
 @rule(
     "dropout", "alpha_dropout", "feature_dropout", "feature_alpha_dropout", "native_dropout", "bernoulli",
     "contiguous", "clone", "detach", "alias", "lift_fresh_copy", "lift_fresh", "to", "_to_copy", "type_as",
