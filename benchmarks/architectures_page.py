@@ -59,7 +59,8 @@ def overview(summary: Row) -> str:
         f"**{every} architectures: {summary['mapped']} mapped, {summary['refused']} refused, {summary['wrong']} wrong, "
         f"{summary['crashed']} crashed. With at least 80 % of their parameters narrowed are mapped {wide} of all "
         f"{every} ({share(wide, every)}), and {mapped} of the {possible} that can be mapped "
-        f"({share(mapped, possible)}); {summary['refused_on_purpose']} of the other {summary['must_be_refused']} are refused, as they must be.**\n"
+        f"({share(mapped, possible)}); {summary['refused_on_purpose']} of the other {summary['must_be_refused']} are "
+        "refused, as they must be.**\n"
     )
 
 

@@ -25,7 +25,7 @@ def mode(model: nn.Module, training: bool) -> Iterator[None]:
     detect = transformer._detect_is_causal_mask
     validated: Any = Distribution._validate_args
     try:
-        Distribution.set_default_validate_args(False)  # type: ignore[no-untyped-call]
+        Distribution.set_default_validate_args(False)
         transformer._detect_is_causal_mask = lambda mask, is_causal=None, size=None: bool(is_causal)
         model.train(training)
         torch.backends.mha.set_fastpath_enabled(False)
@@ -33,7 +33,7 @@ def mode(model: nn.Module, training: bool) -> Iterator[None]:
             yield
     finally:
         transformer._detect_is_causal_mask = detect
-        Distribution.set_default_validate_args(validated)  # type: ignore[no-untyped-call]
+        Distribution.set_default_validate_args(validated)
         torch.backends.mha.set_fastpath_enabled(fast_path)
         for module, mode in modes.items():
             module.training = mode
