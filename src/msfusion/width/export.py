@@ -122,10 +122,10 @@ def _export(program: Program, training: bool) -> Graph:
     def export(axes: int) -> Any:
         shapes = tuple({i: auto for i in range(min(axes, x.dim())) if x.shape[i] > 1} for x in inputs)
         stack.clear()
-        return torch.export.export(Caller(program, seen), inputs, dynamic_shapes=(shapes,), strict=False)
+        with left_as_it_was(model):  # export leaves tensors without values where the model assigned some
+            return torch.export.export(Caller(program, seen), inputs, dynamic_shapes=(shapes,), strict=False)
 
     with (
-        left_as_it_was(model),  # export leaves tensors without values where the model assigned some
         mode(model, training),
         _module_stack(model) as stack,
         _noted_checkpointing(program, stack),
