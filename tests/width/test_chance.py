@@ -76,7 +76,29 @@ def test_a_chance_of_none_is_no_chance(kind: Any) -> None:
     assert torch.equal(sub.train()(x), model.train()(x))
 
 
-@pytest.mark.parametrize("kind", [Lycoris, Survival, Bernoulli, Item])
+class InPlace(Layers):
+    def run(self, x: Tensor) -> bool:
+        return bool(torch.rand(1).mul_(3).sub_(1) > 0.0)
+
+
+class ByItsView(Layers):
+    def run(self, x: Tensor) -> bool:
+        number = torch.rand(1)
+        number.view(1, 1).sub_(0.5)
+        return bool(number > 0.0)
+
+
+class Negated(Layers):
+    def run(self, x: Tensor) -> bool:
+        return bool((torch.rand(1) > 0.0).logical_and_(torch.rand(1) > 0.5))
+
+
+class Coarse(Layers):
+    def run(self, x: Tensor) -> bool:
+        return bool(torch.rand(1, dtype=torch.bfloat16) > 0.0)  # which is 0 once in 256 draws
+
+
+@pytest.mark.parametrize("kind", [Lycoris, Survival, Bernoulli, Item, InPlace, ByItsView, Negated, Coarse])
 def test_what_chance_decides_is_refused_with_what_to_do(kind: Any) -> None:
     with pytest.raises(UntraceableModelError, match="DropPath"):
         trace(kind(0.5), INPUTS)

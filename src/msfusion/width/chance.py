@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 
 PYTHON, NUMPY = "Python's random", "numpy.random"
 
@@ -45,17 +46,22 @@ class Chances(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.__bool__ and id(args[0]) in self.known:
             return self.known[id(args[0])][1]
-        if func in (Tensor.__bool__, Tensor.item, Tensor.__float__) and id(args[0]) in self.derived:
+        used = [each for each in pytree.tree_leaves((args, kwargs)) if id(each) in self.derived]
+        if used and func in (Tensor.__bool__, Tensor.item, Tensor.__float__):
             self.decided = True
         result = func(*args, **(kwargs or {}))
         if isinstance(result, Tensor) and result.numel() == 1:
-            if func in _UNIFORM:
+            if func in _UNIFORM and result.dtype in (torch.float32, torch.float64):
                 self.drawn[id(result)] = self.derived[id(result)] = result
-            elif func in _OTHERS:
+            elif used or func in _UNIFORM or func in _OTHERS:
                 self.derived[id(result)] = result
-            elif any(id(each) in self.derived for each in args):
-                self.derived[id(result)] = result
-                self._compare(func, args, result)
+            self._compare(func, args, result)
+        if (
+            func not in _COMPARED
+        ):  # it may write into what it is given, or give a view of it that is written into
+            for each in used:
+                self.drawn.pop(id(each), None)
+                self.known.pop(id(each), None)
         return result
 
     def _compare(self, func: Any, args: Any, result: Tensor) -> None:
