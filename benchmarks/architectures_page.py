@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from architectures.catalogue import MUST_BE_REFUSED
+
 Row = Mapping[str, Any]
 
 HEAD = """# Architectures
@@ -24,6 +26,8 @@ done in float64 where the model runs in it.
 - **seconds**: of the processor, to trace.
 
 A model is *mapped*, *refused* in a sentence, *wrong* (it differs without a word) or *crashed* (any other exception).
+Some models must be refused: no graph can hold what they do, so what is run would not be what was proved. They have a
+table of their own, and count among all.
 """
 
 
@@ -37,21 +41,47 @@ def page(result: Row) -> str:
     source = f"commit {str(machine.get('commit'))[:9]}, {versions}, `python benchmarks/architectures.py`"
     parts = [HEAD, overview(result["summary"]), f"({source}.)\n"]
     for kind in kinds:
-        chosen = [row for row in rows if row["kind"] == kind]
+        chosen = [row for row in rows if row["kind"] == kind and row["name"] not in MUST_BE_REFUSED]
         parts += [f"## {kind[0].upper()}{kind[1:]} ({len(chosen)})\n", table(chosen), ""]
-    parts += ["## What is not mapped, in its own words\n", refusals(rows), ""]
+    purpose = [row for row in rows if row["name"] in MUST_BE_REFUSED]
+    rest = [row for row in rows if row["name"] not in MUST_BE_REFUSED]
+    parts += [f"## Refused on purpose ({len(purpose)})\n", on_purpose(purpose), ""]
+    parts += ["## What else is not mapped, in its own words\n", refusals(rest), ""]
     parts += ["## Where less than 80 % is narrowed\n", unnarrowed(rows), ""]
     return "\n".join(parts)
 
 
 def overview(summary: Row) -> str:
     """How many got which verdict."""
-    share = 100 * summary["mapped_with_80_percent_narrowed"] / max(summary["architectures"], 1)
+    every, wide = summary["architectures"], summary["mapped_with_80_percent_narrowed"]
+    possible, mapped = every - summary["must_be_refused"], summary["can_be_mapped_with_80_percent_narrowed"]
     return (
-        f"**{summary['architectures']} architectures: {summary['mapped']} mapped, {summary['refused']} refused, "
-        f"{summary['wrong']} wrong, {summary['crashed']} crashed; {share:.0f} % are mapped with at least 80 % of their "
-        "parameters narrowed.**\n"
+        f"**{every} architectures: {summary['mapped']} mapped, {summary['refused']} refused, {summary['wrong']} wrong, "
+        f"{summary['crashed']} crashed. With at least 80 % of their parameters narrowed are mapped {wide} of all "
+        f"{every} ({share(wide, every)}), and {mapped} of the {possible} that can be mapped "
+        f"({share(mapped, possible)}); {summary['refused_on_purpose']} of the other {summary['must_be_refused']} are "
+        "refused, as they must be.**\n"
     )
+
+
+def share(part: int, whole: int) -> str:
+    """A share with one place, rounded down."""
+    return f"{1000 * part // max(whole, 1) / 10} %"
+
+
+def on_purpose(rows: Iterable[Row]) -> str:
+    """One line for each architecture that must be refused: why, and with what words it is."""
+    lines = [
+        "| architecture | what it stands for | why | verdict | its words |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        verdict = row["verdict"] if row["verdict"] == "refused" else f"**{row['verdict']}**"
+        words = cell(row["words"])
+        lines.append(
+            f"| {row['name']} | {cell(row['style'])} | {MUST_BE_REFUSED[row['name']]} | {verdict} | {words} |"
+        )
+    return "\n".join(lines)
 
 
 def table(rows: Iterable[Row]) -> str:

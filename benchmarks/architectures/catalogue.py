@@ -29,3 +29,24 @@ CATALOGUE: dict[str, Architecture] = {
         *TRAINING,
     ]
 }
+
+
+_OWN_GRADIENT = "its gradient is not that of its operators"
+_COIN = "what is run is decided by chance"
+MUST_BE_REFUSED: dict[str, str] = {
+    "scripted": "it is compiled",
+    "value-branch": "what is run is decided by a value",
+    "straight-through": _OWN_GRADIENT,
+    "gradient-reversal": _OWN_GRADIENT,
+    "tensor-hook": _OWN_GRADIENT,
+    "module-hook": _OWN_GRADIENT,
+    "parameter-hook": _OWN_GRADIENT,
+    "layer-drop": _COIN,
+    "bart-layerdrop": _COIN,
+    "stochastic-depth": _COIN,
+    "teacher-forcing": _COIN,
+    "spec-augment": "its numbers are drawn by NumPy, once for all calls",
+    "annealing": "what is run is decided by how often it was called",
+    "odd-norms": "its average goes by the value of a counter",
+}
+"""Architectures of which no graph can hold what they do, and why: what is run would not be what was proved."""

@@ -169,6 +169,10 @@ def _exact_model(architecture: Architecture, dropout: bool) -> tuple[nn.Module, 
             double(*args, **kwargs)
     except Exception:
         return made(), torch.float32, torch.float32
+    if any(
+        p.dtype is torch.float32 for p in double.parameters()
+    ):  # a model that converts a part of itself back
+        return made(), torch.float32, torch.float32
     return made().double(), torch.float64, torch.float32 if types.single else torch.float64
 
 
@@ -409,6 +413,8 @@ def tensors(output: Any) -> list[Tensor]:
 
 
 def _tensors(value: Any, depth: int) -> Iterator[Tensor]:
+    if any(kind.__module__ == "transformers.cache_utils" for kind in type(value).__mro__):
+        return  # as in `without_cache`; prefix tuning hands one in, and so gets it back
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, dict):

@@ -147,13 +147,56 @@ def test_a_call_of_another_size_may_be_refused_but_not_crash(
     assert row["words"] or "1 examples refused" in row["other_sizes"]
 
 
+def test_the_page_states_both_shares_and_what_must_be_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("benchmark", ROOT / "benchmarks" / "architectures.py")
+    assert spec is not None
+    assert spec.loader is not None
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    from architectures_page import page
+
+    names = {
+        "cnn": "mapped",
+        "vgg": "mapped",
+        "lstm": "refused",
+        "annealing": "refused",
+        "layer-drop": "mapped",
+    }
+    rows = [
+        {"name": name, "kind": "hand-written", "style": "a | b", "verdict": verdict, "words": f"why {name}"}
+        | (
+            {"reach": 0.5 if name == "vgg" else 0.9, "whole": {}, "unknown": {}}
+            if verdict == "mapped"
+            else {}
+        )
+        for name, verdict in names.items()
+    ]
+    summary = benchmark.summary(rows)
+    assert (
+        summary["mapped_with_80_percent_narrowed"],
+        summary["can_be_mapped_with_80_percent_narrowed"],
+    ) == (2, 1)
+    assert (summary["must_be_refused"], summary["refused_on_purpose"]) == (2, 1)
+    text = page({"rows": rows, "machine": {}, "summary": summary})
+    assert "2 of all 5 (40.0 %)" in text
+    assert "1 of the 3 that can be mapped (33.3 %)" in text
+    purpose = text.partition("## Refused on purpose (2)")[2].partition("\n## ")[0]
+    assert "why annealing" in purpose
+    assert "**mapped**" in purpose
+    assert "why lstm" in text.partition("## What else is not mapped")[2]
+
+
 def test_the_catalogue_is_as_large_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     from architectures import features, images, images_other, odd, sequences, tables, training, tuning
     from architectures import transformers_senses as senses
     from architectures import transformers_text as text
-    from architectures.catalogue import CATALOGUE
+    from architectures.catalogue import CATALOGUE, MUST_BE_REFUSED
 
+    assert MUST_BE_REFUSED.keys() <= CATALOGUE.keys()
     lists = (text.TEXT, senses.SENSES, images.IMAGES, images_other.OTHER_IMAGES, sequences.SEQUENCES, tables.TABLES,
              features.FEATURES, tuning.TUNING, odd.ODD, training.TRAINING)  # fmt: skip
     assert sum(map(len, lists)) == len(CATALOGUE)  # no name twice

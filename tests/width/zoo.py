@@ -7,6 +7,7 @@ from zoo_distance import DISTANCE
 from zoo_entry import Entry
 from zoo_handwritten import HANDWRITTEN
 from zoo_lookup import LOOKUP
+from zoo_numbers import NUMBERS
 from zoo_refused import REFUSED
 from zoo_sequence import SEQUENCE
 from zoo_small import SMALL
@@ -23,6 +24,7 @@ ZOO: tuple[Entry, ...] = (
     *SMALL,
     *LOOKUP,
     *DISTANCE,
+    *NUMBERS,
     *TRANSFORMERS,
 )
 

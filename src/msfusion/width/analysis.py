@@ -63,6 +63,9 @@ class Analysis:
     counted: dict[fx.Node, Axis] = field(
         default_factory=dict
     )  # group_norm and convolutions: the axis of groups
+    bounded: dict[fx.Node, list[Contraction]] = field(
+        default_factory=dict
+    )  # renorm: the axes over which the norm that is bounded is taken
     dependent: set[fx.Node] = field(default_factory=set)  # nodes whose value depends on the model's inputs
     unknown: dict[str, str] = field(
         default_factory=dict
@@ -119,10 +122,13 @@ class Analysis:
         factors = [(operand, dimension), *others]
         axes = [self.axes(factor)[d] for factor, d in factors]
         self.touched += axes
+        if any(operator_name_of(_origin(factor)) == "eye" for factor, _ in factors):
+            power = 0.0  # of the sum over a row of the identity one term is left, however wide it is
         self.contractions.setdefault(node, []).append(
             Contraction(operand, dimension % len(self.axes(operand)), axes[0], power)
         )
-        if len(factors) > 1 and all(factor in self.dependent for factor, _ in factors):
+        activations = len(factors) > 1 and all(factor in self.dependent for factor, _ in factors)
+        if activations and len({_origin(factor) for factor, _ in factors}) == len(factors):
             freeze(axes[0], "summed over in the product of two activations (a head dimension)")
         if len({factor for factor, _ in factors}) < len(factors):
             freeze(axes[0], "summed over in the product of a tensor with itself")
@@ -212,6 +218,24 @@ class Analysis:
     def origins(self) -> frozenset[tuple[str, int]]:
         """The (tensor, axis) pairs of the state over which a linear map sums."""
         return frozenset(pair for axis in self.touched for pair in axis.origin)
+
+
+_SAME_VALUES = {
+    "permute", "transpose", "t", "numpy_T", "mT", "movedim", "moveaxis", "swapaxes", "swapdims", "contiguous", "clone",
+    "to", "_to_copy", "type_as",
+}  # fmt: skip
+
+
+def _origin(node: fx.Node) -> fx.Node:
+    """The node of which this one has the values: its axes in another order, a copy, a cast."""
+    while operator_name_of(node) in _SAME_VALUES and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+    return node
+
+
+def operator_name_of(node: fx.Node) -> str:
+    """The name of the aten operator that a node calls; empty where it calls none."""
+    return operator_name(node) if isinstance(node.target, OpOverload) else ""
 
 
 def shape_of(value: Tensor) -> list[int]:

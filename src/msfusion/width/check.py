@@ -22,13 +22,13 @@ from functools import partial
 from types import FrameType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from msfusion.errors import UntraceableModelError
 from msfusion.width.answers import answer_of_model, copies_of, seeded
+from msfusion.width.chance import PYTHON, random_states
 from msfusion.width.graph import Program
 from msfusion.width.groups import WidthMap
 from msfusion.width.mode import mode
@@ -37,7 +37,6 @@ from msfusion.width.submodel import compiled
 _CLOSE = 1e-4  # in the model's own precision, relative to the spread
 _CLOSE_IN_DOUBLE = 1e-6  # casts to float32 that are part of the graph round to about 1e-7
 _PART = 2**20  # entries of a gradient that are summed in its own precision
-_PYTHON = "Python's random"
 
 Answer = Callable[..., list[Any]]
 """Flat outputs from tensors by name, inputs, and what to do with the outputs; buffers among the tensors change."""
@@ -74,12 +73,12 @@ def check_runs_as_the_model(width_map: WidthMap) -> None:
 
 def _check_repeatable(program: Program, training: bool) -> None:
     """The model must answer the same once more: nothing outside its tensors may decide what it does."""
-    before, numbers = _random_states(), _numbers(program.model)
+    before, numbers = random_states(), _numbers(program.model)
     first = _answer(program)
-    if after := [name for name, state in _random_states().items() if state != before[name]]:
+    if after := [name for name, state in random_states().items() if state != before[name]]:
         place, lines = _where_random(program)
-        if not lines and _PYTHON in after:
-            after.remove(_PYTHON)  # drawn by a library that checks types, which decides nothing by it
+        if not lines and PYTHON in after:
+            after.remove(PYTHON)  # drawn by a library that checks types, which decides nothing by it
         if after:
             raise _refusal(
                 program, place, f"draws random numbers from {after[0]} (operation: {(lines or ['its forward'])[0]}), "
@@ -111,15 +110,6 @@ def _answer(program: Program) -> list[Any]:
         return answer_of_model(program, copies_of(program), program.short)
 
 
-def _random_states() -> dict[str, Any]:
-    numpy: Any = np.random.get_state(legacy=False)
-    state = numpy["state"]
-    return {
-        _PYTHON: random.getstate(),
-        "numpy.random": (state.get("pos"), np.asarray(state.get("key", 0)).tobytes()),
-    }
-
-
 def _numbers(model: nn.Module) -> dict[tuple[nn.Module, str], Any]:
     """The attributes of a model's modules that are numbers."""
     return {
@@ -137,10 +127,10 @@ def _where_random(program: Program) -> tuple[str, list[str]]:
     states: list[Any] = []
 
     def enter(module: nn.Module, _: Any) -> None:
-        states.append(_random_states())
+        states.append(random_states())
 
     def leave(module: nn.Module, _: Any, __: Any) -> None:
-        if states.pop() != _random_states():
+        if states.pop() != random_states():
             found.append(_name_of(program, module))
 
     def watch(frame: FrameType, event: str, called: Any) -> None:
@@ -300,7 +290,7 @@ class _Drawing(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return (
                 args[0].copy_(probability) if isinstance(probability, Tensor) else args[0].fill_(probability)
             )
-        if name in ("uniform_", "normal_", "exponential_"):
+        if name in _FILLING:
             return args[0].fill_(0.5)
         result = func(*args, **(kwargs or {}))
         if torch.Tag.nondeterministic_seeded in func.tags and name in _DRAWN:
@@ -308,6 +298,7 @@ class _Drawing(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
+_FILLING = {"uniform_", "normal_", "exponential_", "log_normal_", "cauchy_", "geometric_"}
 _DRAWN = {"rand", "randn", "rand_like", "randn_like", "bernoulli", "normal", "randint", "randint_like"}
 
 

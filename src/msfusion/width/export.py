@@ -9,19 +9,23 @@ import contextlib
 import inspect
 import io
 import logging
+import traceback
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 from torch.utils import checkpoint as checkpoint_module
 
 from msfusion.errors import UntraceableModelError
 from msfusion.width.call import signature_of
+from msfusion.width.chance import NUMPY, Chances, random_states
 from msfusion.width.graph import Graph, Program
 from msfusion.width.mode import mode
 from msfusion.width.outputs import Outputs, as_names, selected
@@ -113,13 +117,19 @@ def _export(program: Program, training: bool) -> Graph:
     auto = torch.export.Dim.AUTO
     device = "meta" if program.without_values else None
     inputs = tuple(tensor.to(device) if device else tensor for tensor in program.call.example)
-    shapes = tuple({i: auto for i in range(min(2, x.dim())) if x.shape[i] > 1} for x in inputs)
-    seen = Seen()
+    seen, chances, numbers = Seen(), Chances(), random_states()
+
+    def export(axes: int) -> Any:
+        shapes = tuple({i: auto for i in range(min(axes, x.dim())) if x.shape[i] > 1} for x in inputs)
+        stack.clear()
+        with left_as_it_was(model):  # export leaves tensors without values where the model assigned some
+            return torch.export.export(Caller(program, seen), inputs, dynamic_shapes=(shapes,), strict=False)
+
     with (
-        left_as_it_was(model),  # export leaves tensors without values where the model assigned some
         mode(model, training),
         _module_stack(model) as stack,
         _noted_checkpointing(program, stack),
+        _idle_conversions(),
         _unlogged(),
         torch.enable_grad(),
         warnings.catch_warnings(),
@@ -127,13 +137,39 @@ def _export(program: Program, training: bool) -> Graph:
     ):
         warnings.simplefilter("ignore")  # export warns of what it does to its own copies
         try:
-            exported = torch.export.export(
-                Caller(program, seen), inputs, dynamic_shapes=(shapes,), strict=False
-            )
+            exported = export(2)
         except Exception as error:
-            raise _untraceable(model, stack, error) from error
+            try:
+                exported = _again(export, chances, error)
+            except Exception as last:
+                raise _untraceable(model, stack, last, _by_chance(chances, numbers)) from error
     assert seen.spec is not None
     return clean(program, exported, seen.spec, seen.assigned)
+
+
+def _again(export: Callable[[int], Any], chances: Chances, error: Exception) -> Any:
+    """An export that failed at a decision: with chances that are none or certain, then with the example's lengths.
+
+    (A number that PyTorch computes from a length is known only where the length is fixed.) The last error is raised.
+    """
+    if not isinstance(error, GuardOnDataDependentSymNode):
+        raise error
+    with chances:
+        with contextlib.suppress(GuardOnDataDependentSymNode):
+            return export(2)
+        return export(1)
+
+
+def _by_chance(chances: Chances, numbers: dict[str, Any]) -> str:
+    """Whether chance was the reason why an export failed, and what to do."""
+    if random_states()[NUMPY] != numbers[NUMPY]:
+        return "; it draws random numbers from numpy.random, which no graph can hold: draw them with torch"
+    if chances.decided:
+        return (
+            "; chance decides what is run (LayerDrop, stochastic depth), which no graph can hold: take it out, or draw "
+            "a number for each example and multiply by it (DropPath)"
+        )
+    return ""
 
 
 @contextmanager
@@ -170,6 +206,28 @@ def _noted_checkpointing(program: Program, stack: list[str]) -> Iterator[None]:
 
 
 @contextmanager
+def _idle_conversions() -> Iterator[None]:
+    """A module that converts itself in `forward` (`self.gate = self.gate.to(self.dtype)`) stays where it is so already.
+
+    Export stands in for its parameters with values of its own, which a module cannot be given.
+    """
+    apply: Any = nn.Module._apply
+
+    def idle(module: nn.Module, function: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        tensors = [*module.parameters(recurse), *module.buffers(recurse)]
+        if all(function(tensor) is tensor for tensor in tensors):
+            return module
+        converted: nn.Module = apply(module, function, recurse)
+        return converted
+
+    try:
+        nn.Module._apply = idle  # type: ignore[method-assign]
+        yield
+    finally:
+        nn.Module._apply = apply  # type: ignore[method-assign]
+
+
+@contextmanager
 def _unlogged() -> Iterator[None]:
     """Without the warnings that a failing export logs: its error becomes one sentence."""
     before = logging.root.manager.disable
@@ -202,18 +260,27 @@ def _module_stack(model: nn.Module) -> Iterator[list[str]]:
             handle.remove()
 
 
-def _untraceable(model: nn.Module, stack: list[str], error: Exception) -> UntraceableModelError:
+def _untraceable(
+    model: nn.Module, stack: list[str], error: Exception, why: str = ""
+) -> UntraceableModelError:
     where = stack[-1] if stack else "the model itself"
     module = dict(model.named_modules()).get(where, model)
     cause = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return UntraceableModelError(
         f"{type(model).__name__} cannot be traced: module {where!r} ({type(module).__name__}) failed on the operation "
-        f"{_operation(error)}: {type(error).__name__}: {cause[:300]}{_advice(model, module)}"
+        f"{_operation(error)}: {type(error).__name__}: {cause[:300]}{_advice(model, module, error) or why}"
     )
 
 
-def _advice(model: nn.Module, module: nn.Module) -> str:
+def _advice(model: nn.Module, module: nn.Module, error: Exception) -> str:
     """What to do about the known reasons why an export fails."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if isinstance(module, nn.RNNBase) and any(
+        isinstance(value, PackedSequence) for frame in frames for value in frame.f_locals.values()
+    ):
+        return "; the sizes of a packed sequence depend on its values: give the padded sequence to the layer instead"
+    if "_apply(): Couldn't swap" in str(error):
+        return "; forward converts a module of its own: call the model once before it is traced, and it stays converted"
     if isinstance(module, nn.modules.batchnorm._NormBase) and module.momentum is None:
         return "; momentum=None (a cumulative average) depends on a counter's value: give it a number, such as 0.1"
     config = getattr(model, "config", None)

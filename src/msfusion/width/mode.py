@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributions import Distribution
 from torch.nn.modules import transformer
 
 
@@ -16,12 +17,15 @@ def mode(model: nn.Module, training: bool) -> Iterator[None]:
     """The model in one mode, put back afterwards; and torch's transformers without what cannot be traced.
 
     That is the fused kernels of nn.TransformerEncoder, and the look at a mask's values for whether it is causal (the
-    mask is applied either way). What `torch.compile` made runs as it was written.
+    mask is applied either way). torch's distributions do not look whether their arguments are valid, which no graph
+    can hold. What `torch.compile` made runs as it was written.
     """
     modes = {module: module.training for module in model.modules()}
     fast_path = torch.backends.mha.get_fastpath_enabled()
     detect = transformer._detect_is_causal_mask
+    validated: Any = Distribution._validate_args
     try:
+        Distribution.set_default_validate_args(False)
         transformer._detect_is_causal_mask = lambda mask, is_causal=None, size=None: bool(is_causal)
         model.train(training)
         torch.backends.mha.set_fastpath_enabled(False)
@@ -29,6 +33,7 @@ def mode(model: nn.Module, training: bool) -> Iterator[None]:
             yield
     finally:
         transformer._detect_is_causal_mask = detect
+        Distribution.set_default_validate_args(validated)
         torch.backends.mha.set_fastpath_enabled(fast_path)
         for module, mode in modes.items():
             module.training = mode

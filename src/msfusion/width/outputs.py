@@ -28,6 +28,7 @@ def selected(output: Any, names: tuple[str | int, ...] | None, model: nn.Module)
     A kind that cannot go without its other fields (a named tuple, a dataclass) has None there.
     Raises UntraceableModelError for a name that the output does not have.
     """
+    output = _without_cache(output)
     if names is None:
         return output
     known = _parts(output)
@@ -56,6 +57,23 @@ def selected(output: Any, names: tuple[str | int, ...] | None, model: nn.Module)
     if isinstance(output, (tuple, list)):
         return type(output)(kept.values())
     return type(output)(**{field.name: kept.get(field.name) for field in fields(output)})
+
+
+def _without_cache(output: Any) -> Any:
+    """An output of `transformers` without keys and values for generating more text, of which training has no use.
+
+    `use_cache=False` switches them off, except where they were given (prefix tuning).
+    """
+    if isinstance(output, dict) and hasattr(output, "__dataclass_fields__"):
+        if any(map(_is_cache, output.values())):
+            return type(output)(**{name: part for name, part in output.items() if not _is_cache(part)})
+    elif type(output) is tuple and any(map(_is_cache, output)):
+        return tuple(part for part in output if not _is_cache(part))
+    return output
+
+
+def _is_cache(value: Any) -> bool:
+    return any(kind.__module__ == "transformers.cache_utils" for kind in type(value).__mro__)
 
 
 def _parts(output: Any) -> dict[str | int, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
@@ -20,6 +20,8 @@ from msfusion.width.analysis import base_name, module_of
 from msfusion.width.execute import execute
 from msfusion.width.graph import Graph, Program
 from msfusion.width.groups import Group, Place, WidthMap
+
+aten = torch.ops.aten
 
 _TOLERANCE = 1e-8  # relative to the spread of the outputs; float64 leaves errors of about 1e-13
 _SMALL = 8  # units
@@ -35,10 +37,11 @@ _IDENTITY = {
     "alpha_dropout",
     "feature_dropout",
     "native_dropout",
-    "bernoulli",
-    "bernoulli_",
 }
-_RANDOM = {"rand", "randn", "rand_like", "randn_like"}
+_RANDOM = {
+    "rand", "randn", "randint", "rand_like", "randn_like", "randint_like", "normal", "uniform", "exponential",
+    "log_normal", "cauchy", "geometric", "bernoulli", "poisson",
+}  # fmt: skip
 
 
 def prove(width_map: WidthMap) -> None:
@@ -165,7 +168,8 @@ def run_in_double(program: Program, graph: Graph, read: Callable[[str], Any]) ->
     with torch.no_grad():
         results = execute(graph.graph, inputs, read, _apply)
     torch.set_rng_state(state)
-    return [value for value in results if isinstance(value, Tensor) and value.is_floating_point()]
+    tensors = [torch.view_as_real(x) if x.is_complex() else x for x in results if isinstance(x, Tensor)]
+    return [value for value in tensors if value.is_floating_point()]
 
 
 def _apply(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -176,8 +180,8 @@ def _apply(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     name = base_name(target) if isinstance(target, OpOverload) else ""
     if name in _IDENTITY:
         return args[0]
-    if name in _RANDOM:
-        return torch.full_like(target(*args, **kwargs), 0.5)
+    if name.removesuffix("_") in _RANDOM:
+        return _drawn(target, args, kwargs)
     arguments = target._schema.arguments if isinstance(target, OpOverload) else ()
     for position, argument in enumerate(arguments):  # attention and recurrent layers drop out inside
         if argument.name in {"dropout_p", "dropout"} and position < len(args):
@@ -186,6 +190,19 @@ def _apply(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             kwargs[argument.name] = 0.0
     result = target(*args, **kwargs)
     return in_double(result) if isinstance(result, Tensor) else result
+
+
+def _drawn(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """The mean where it is an argument (torch.bernoulli(p), torch.normal(mean, spread)), or one value everywhere."""
+    mean = args[0]
+    if target._schema.is_mutable:
+        return cast(Tensor, mean.fill_(0.5 if mean.is_floating_point() else 0))
+    if target in (aten.bernoulli.default, aten.poisson.default, aten.normal.Tensor_float):
+        return cast(Tensor, mean.clone())
+    if target is aten.normal.Tensor_Tensor:
+        return cast(Tensor, mean + torch.zeros_like(args[1]))
+    drawn: Tensor = target(*args, **kwargs)
+    return drawn.fill_(0.5 if drawn.is_floating_point() else 0)
 
 
 def in_double(tensor: Tensor) -> Tensor:
@@ -225,7 +242,7 @@ class _Reader:
                     self._permute(index, group, place)
             if self.permutations:
                 value = value.index_select(axis, index)
-        return value.to(torch.float64)
+        return in_double(value)
 
     def _permute(self, index: Tensor, group: Group, place: Place) -> None:
         identity = place.positions(torch.arange(group.units))
@@ -234,6 +251,9 @@ class _Reader:
 
 def invented(tensor: Tensor, name: str) -> Tensor:
     """Values for a tensor that has none (on the meta device): noise, which depends on its name alone."""
+    if tensor.is_complex():
+        parts = (torch.empty(tensor.shape, dtype=tensor.real.dtype, device="meta") for _ in range(2))
+        return torch.complex(*(invented(part, f"{name}.{i}") for i, part in enumerate(parts)))
     if not tensor.is_floating_point():
         return torch.zeros_like(tensor, device="cpu")
     generator = torch.Generator().manual_seed(int(hashlib.sha256(name.encode()).hexdigest()[:8], 16))
@@ -245,7 +265,11 @@ def perturbed(tensor: Tensor, name: str, is_parameter: bool = True) -> Tensor:
     """The tensor in float64, with noise that depends on its name alone; what may be a variance stays positive."""
     spread = float(tensor.std()) if tensor.numel() > 1 else 0.0
     generator = torch.Generator().manual_seed(int(hashlib.sha256(name.encode()).hexdigest()[:8], 16))
-    value = tensor.to(torch.float64)
+    value = in_double(tensor)
+    if value.is_complex():
+        return value + (0.5 * spread or 0.1) * torch.randn(
+            value.shape, generator=generator, dtype=value.dtype
+        )
     if not is_parameter and value.min() >= 0 and value.max() > 0:  # all zeros is a mean, not a variance
         return value + (0.3 * value + 0.1) * torch.rand(value.shape, generator=generator)
     return value + (0.5 * spread or 0.1) * torch.randn(value.shape, generator=generator)
@@ -254,7 +278,7 @@ def perturbed(tensor: Tensor, name: str, is_parameter: bool = True) -> Tensor:
 def _perturbed_input(value: Tensor, position: int) -> Tensor:
     """Inputs that vary: floating-point ones get noise, indices and masks stay."""
     if not value.is_floating_point():
-        return value.clone()
+        return in_double(value).clone()
     generator = torch.Generator().manual_seed(position)
     return value.detach().to(torch.float64) + 0.5 * torch.randn(
         value.shape, generator=generator, dtype=torch.float64

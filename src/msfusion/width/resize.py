@@ -184,13 +184,15 @@ def _set(node: fx.Node, name: str, value: Any) -> None:
 
 
 @_rewrites("view", "reshape", "_unsafe_view", "expand", "zeros", "ones", "full", "empty", "new_zeros", "new_ones",
-           "new_full", "new_empty", "rand", "randn", "unflatten", "broadcast_to")  # fmt: skip
+           "new_full", "new_empty", "rand", "randn", "randint", "normal", "unflatten", "broadcast_to")  # fmt: skip
 def _sizes(resizer: Resizer, node: fx.Node, copy: fx.Node) -> None:
     """A list of sizes, one for each axis of the output (of the unflattened axis)."""
     axes = resizer.axes(node)
     if not resizer.changed(axes):
         return
-    name = next(name for name in ("size", "shape", "sizes") if name in arguments(node))
+    name = next((name for name in ("size", "shape", "sizes") if name in arguments(node)), None)
+    if name is None:  # torch.normal with tensors
+        return
     given: Any = resizer.analysis.argument(copy, name)
     if operator_name(node) == "unflatten":
         first = resizer.analysis.argument(node, "dim") % len(resizer.axes(node.args[0]))
@@ -263,14 +265,51 @@ def _complex(resizer: Resizer, node: fx.Node, copy: fx.Node) -> None:
         copy.args = (resizer.graph.call_function(aten.contiguous.default, (copy.args[0],)),)
 
 
+@_rewrites("eye")
+def _identity(resizer: Resizer, node: fx.Node, copy: fx.Node) -> None:
+    """As many rows, and columns, as its axes have."""
+    for name, axis in zip(("n", "m"), resizer.axes(node), strict=True):
+        if name in arguments(node) and resizer.changed([axis]):
+            _set(copy, name, resizer.widths(axis))
+
+
+@_rewrites("repeat", "tile")
+def _repeats(resizer: Resizer, node: fx.Node, copy: fx.Node) -> None:
+    """One value is repeated as often as the axis is wide; anything else as often as in the model."""
+    axes, source = resizer.axes(node), resizer.axes(node.args[0])
+    name = next(name for name in ("repeats", "dims") if name in arguments(node))
+    times: list[Any] = list(resizer.analysis.argument(copy, name))
+    for position in range(1, len(times) + 1):
+        one = position > len(source) or source[-position].size == 1
+        if one and resizer.changed([axes[-position]]):
+            times[-position] = resizer.widths(axes[-position])
+    if times != list(resizer.analysis.argument(copy, name)):
+        _set(copy, name, times)
+
+
 @_rewrites("repeat_interleave")
 def _repeated(resizer: Resizer, node: fx.Node, copy: fx.Node) -> None:
-    """The size of the output along the axis repeated, where it was told."""
-    if resizer.analysis.argument(node, "output_size") is None:
-        return
+    """The size of the output along the axis repeated, where it was told; and how often one value is repeated."""
     axes, dim = resizer.axes(node), resizer.analysis.argument(node, "dim")
-    if dim is not None and resizer.changed([axes[dim]]):
+    if dim is None or not resizer.changed([axes[dim]]):
+        return
+    if resizer.analysis.argument(node, "output_size") is not None:
         _set(copy, "output_size", resizer.widths(axes[dim]))
+    if resizer.axes(node.args[0])[dim].size == 1:
+        _set(copy, "repeats", resizer.widths(axes[dim]))
+
+
+@_rewrites("renorm", "embedding_renorm")
+def _bound(resizer: Resizer, node: fx.Node, copy: fx.Node) -> None:
+    """The bound of a p-norm over a narrowed axis: w of K equal units have (w/K)**(1/p) of the whole's."""
+    if not resizer.scaling:
+        return
+    factor = 1.0
+    for contraction in resizer.analysis.bounded.get(node, ()):
+        factor *= (resizer.widths(contraction.axis) / contraction.axis.size) ** contraction.power
+    if factor != 1:
+        name = next(name for name in ("maxnorm", "max_norm") if name in arguments(node))
+        _set(copy, name, resizer.analysis.argument(node, name) * factor)
 
 
 @_rewrites("squeeze")

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from torch import fx
 
-from msfusion.width.analysis import Analysis, Outcome, operator_name, rule
+from msfusion.width.analysis import Analysis, Contraction, Outcome, operator_name, rule
 from msfusion.width.axes import Axes, Axis, freeze, unify
 from msfusion.width.rules_elementwise import dimensions, reduced_axes, tensors_of
 
@@ -30,6 +30,23 @@ def linalg_norm(analysis: Analysis, node: fx.Node) -> Outcome:
         return None
     _sum_of_powers(analysis, node, tensors_of(node)[:1], over, None if order == "fro" else order)
     return reduced_axes(analysis, node, over)
+
+
+@rule("renorm", "embedding_renorm")
+def bounded_norm(analysis: Analysis, node: fx.Node) -> Outcome:
+    """Slices along one axis, or rows that are looked up, are shortened to a p-norm of at most a bound."""
+    by_rows = operator_name(node).startswith("embedding")
+    source, axes = tensors_of(node)[0], analysis.axes(node.args[0])
+    kept = 0 if by_rows else analysis.argument(node, "dim") % len(axes)
+    order = float(analysis.argument(node, "norm_type" if by_rows else "p"))
+    power = 0.0 if order == float("inf") else 1 / order
+    for d, axis in enumerate(axes):
+        if d != kept:
+            analysis.touched.append(axis)
+            analysis.bounded.setdefault(node, []).append(Contraction(source, d, axis, power))
+    if by_rows:
+        freeze(axes[0], "looked up by index (a vocabulary)")
+    return [Axis(axis.terms) for axis in axes]
 
 
 def _sum_of_powers(

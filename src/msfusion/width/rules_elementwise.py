@@ -19,19 +19,28 @@ def tensors_of(node: fx.Node) -> list[fx.Node]:
     "pointwise", "copy", "where", "masked_fill", "addcmul", "addcdiv", "lerp", "fill", "zero", "floor_divide",
     "__and__", "__or__", "__xor__", "multiply", "subtract", "divide", "true_divide", "negative", "absolute",
     "greater", "greater_equal", "less", "less_equal", "not_equal", "clip", "fix",
+    "complex", "polar",
 )  # fmt: skip
 def pointwise(analysis: Analysis, node: fx.Node) -> Outcome:
     """Element by element with broadcasting."""
     return analysis.broadcast([analysis.axes(n) for n in tensors_of(node)])
 
 
+@rule("broadcast_tensors")
+def broadcast_tensors(analysis: Analysis, node: fx.Node) -> Outcome:
+    """Each tensor with the axes of all."""
+    shared = analysis.broadcast([analysis.axes(n) for n in tensors_of(node)])
+    return [list(shared) for _ in node.meta["val"]]
+
+
 @rule(
     "dropout", "alpha_dropout", "feature_dropout", "feature_alpha_dropout", "native_dropout", "bernoulli",
     "contiguous", "clone", "detach", "alias", "lift_fresh_copy", "lift_fresh", "to", "_to_copy", "type_as",
-    "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like",
+    "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "randint_like",
+    "uniform", "exponential", "log_normal", "cauchy", "geometric", "random", "poisson",
     "relu6", "hardtanh", "prelu_unary", "rrelu", "selu", "celu", "elu", "silu", "mish", "hardswish", "hardsigmoid",
     "gelu", "leaky_relu", "softplus", "log_sigmoid", "hardshrink", "softshrink", "threshold", "square", "float_power",
-    "isnan", "isinf", "isfinite", "requires_grad", "resolve_conj", "resolve_neg", "real", "conj",
+    "isnan", "isinf", "isfinite", "requires_grad", "resolve_conj", "resolve_neg", "real", "imag", "conj", "_conj",
 )  # fmt: skip
 def unary(analysis: Analysis, node: fx.Node) -> Outcome:
     """The output has the axes of the first argument. Only a copy or cast is still the same tensor of the state."""
@@ -119,13 +128,42 @@ def glu(analysis: Analysis, node: fx.Node) -> Outcome:
     return axes
 
 
-@rule("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty", "rand", "randn")
+@rule("normal")
+def normal(analysis: Analysis, node: fx.Node) -> Outcome:
+    """Random numbers around a mean and with a spread, each a tensor or one number."""
+    tensors = [analysis.axes(n) for n in tensors_of(node)]
+    return analysis.broadcast(tensors) if tensors else constant(analysis, node)
+
+
+@rule(
+    "zeros",
+    "ones",
+    "full",
+    "empty",
+    "new_zeros",
+    "new_ones",
+    "new_full",
+    "new_empty",
+    "rand",
+    "randn",
+    "randint",
+)
 def constant(analysis: Analysis, node: fx.Node) -> Outcome:
     """Equal (or identically distributed) values everywhere: any width will do."""
     return [fresh(size, weak=True) for size in analysis.shape(node)]
 
 
-@rule("arange", "eye", "linspace", "scalar_tensor", "tril_indices", "triu_indices", "randperm", "one_hot")
+@rule("eye")
+def eye(analysis: Analysis, node: fx.Node) -> Outcome:
+    """The identity matrix: in any order of its rows it is the same, where its columns are in that order too."""
+    rows, columns = analysis.shape(node)
+    if rows != columns:
+        return analysis.frozen(node, "made by counting")
+    both = fresh(rows, weak=True)
+    return [both, Axis(both.terms)]
+
+
+@rule("arange", "linspace", "scalar_tensor", "tril_indices", "triu_indices", "randperm", "one_hot")
 def counted(analysis: Analysis, node: fx.Node) -> Outcome:
     """Values that depend on the position: never narrowed."""
     if operator_name(node).startswith("one_hot"):

@@ -108,6 +108,8 @@ def repeat_interleave(analysis: Analysis, node: fx.Node) -> Outcome:
 def _repeated(axis: Axis, times: int, inner: bool) -> Axis:
     if times == 1:
         return axis
+    if axis.size == 1:  # equal values, as `expand` gives them
+        return fresh(times, weak=True)
     if is_frozen(axis):
         return fresh(axis.size * times, "a repeated axis that is not narrowed")
     factor = fresh(times, "repeated").terms[0]

@@ -90,7 +90,7 @@ def analyse(program: Program) -> Analysis:
 
 def _state_axes(name: str, tensor: Tensor) -> Axes:
     """One atom per axis; tensors of whole numbers (counters, masks, indices) are never narrowed."""
-    reason = None if tensor.is_floating_point() else "a tensor of whole numbers"
+    reason = None if tensor.is_floating_point() or tensor.is_complex() else "a tensor of whole numbers"
     axes = [fresh(size, reason) for size in tensor.shape]
     return [type(axis)(axis.terms, frozenset({(name, d)})) for d, axis in enumerate(axes)]
 
