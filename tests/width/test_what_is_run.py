@@ -506,3 +506,46 @@ def test_activation_checkpointing_is_told(reentrant: bool) -> None:
     assert trace(model, (X,)).checkpointing == ("the model itself",)
     assert trace(Net(), (X,)).checkpointing == ()
     same_training(model, (X,))
+
+
+# -- which module it is ------------------------------------------------------------------------------------------------
+
+
+class OtherwiseWhenExported(nn.Module):
+    """Doubles what its layer gives, but only while it is exported."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(24, 24)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layer(x)
+        return y * 2 if torch.compiler.is_exporting() else y
+
+
+class Residual(Net):
+    """Two layers inside, of which only the second is exported otherwise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Linear(24, 24), OtherwiseWhenExported()])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.a(x))
+        for block in self.blocks:
+            x = x + block(x)
+        return self.o(x)
+
+
+class OtherwiseBetweenModules(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.a(x))
+        return self.o(x) * (2 if torch.compiler.is_exporting() else 1)
+
+
+@pytest.mark.parametrize(
+    ("model", "module"), [(Residual(), "'blocks.1'"), (OtherwiseBetweenModules(), "'the model itself'")]
+)
+def test_a_difference_in_answers_names_the_module(model: nn.Module, module: str) -> None:
+    with pytest.raises(UntraceableModelError, match=f"module {module} answers otherwise"):
+        trace(model, (X,))

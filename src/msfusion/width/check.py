@@ -13,21 +13,17 @@ are large, and of each gradient only three numbers are kept, as soon as it is co
 from __future__ import annotations
 
 import math
-import random
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from msfusion.errors import UntraceableModelError
 from msfusion.width.answers import answer_of_model, copies_of, seeded
+from msfusion.width.causes import difference, in_words, name_of, refusal, where_random
 from msfusion.width.chance import PYTHON, random_states
 from msfusion.width.graph import Program
 from msfusion.width.groups import WidthMap
@@ -76,11 +72,11 @@ def _check_repeatable(program: Program, training: bool) -> None:
     before, numbers = random_states(), _numbers(program.model)
     first = _answer(program)
     if after := [name for name, state in random_states().items() if state != before[name]]:
-        place, lines = _where_random(program)
+        place, lines = where_random(program)
         if not lines and PYTHON in after:
             after.remove(PYTHON)  # drawn by a library that checks types, which decides nothing by it
         if after:
-            raise _refusal(
+            raise refusal(
                 program, place, f"draws random numbers from {after[0]} (operation: {(lines or ['its forward'])[0]}), "
                 "once for all calls, when the model is traced; draw them with torch and use them as tensors"
             )  # fmt: skip
@@ -97,11 +93,11 @@ def _check_repeatable(program: Program, training: bool) -> None:
     if counted:
         module, name = counted[0]
         cause = f"its forward changes its attribute {name!r} and goes by it"
-    where = _name_of(program, counted[0][0]) if counted else "the model itself"
-    raise _refusal(
+    where = name_of(program, counted[0][0]) if counted else "the model itself"
+    raise refusal(
         program,
         where,
-        f"gives another answer when it is called again in {_mode(training)} mode (operation: {cause})",
+        f"gives another answer when it is called again in {in_words(training)} mode (operation: {cause})",
     )
 
 
@@ -118,52 +114,6 @@ def _numbers(model: nn.Module) -> dict[tuple[nn.Module, str], Any]:
         for name, value in vars(module).items()
         if isinstance(value, (bool, int, float)) and name != "training"
     }
-
-
-def _where_random(program: Program) -> tuple[str, list[str]]:
-    """The module in whose forward Python's or NumPy's random state changes, and the lines of Python that draw."""
-    found: list[str] = []
-    lines: list[str] = []
-    states: list[Any] = []
-
-    def enter(module: nn.Module, _: Any) -> None:
-        states.append(random_states())
-
-    def leave(module: nn.Module, _: Any, __: Any) -> None:
-        if states.pop() != random_states():
-            found.append(_name_of(program, module))
-
-    def watch(frame: FrameType, event: str, called: Any) -> None:
-        drawn = event == "c_call" and isinstance(getattr(called, "__self__", None), random.Random)
-        if not drawn or called.__name__ in ("getstate", "setstate"):
-            return
-        while frame.f_back is not None and frame.f_code.co_filename == random.__file__:
-            frame = frame.f_back
-        file = frame.f_code.co_filename
-        if not file.startswith("<@beartype"):
-            lines.append(f"{frame.f_code.co_name}, {file.rsplit('/', 1)[-1]}:{frame.f_lineno}")
-
-    profile = sys.getprofile()
-    try:
-        sys.setprofile(watch)
-        with _hooked(program.model, enter, leave):
-            _answer(program)
-            _answer(program)
-    finally:
-        sys.setprofile(profile)
-    return (found or ["the model itself"])[0], lines
-
-
-@contextmanager
-def _hooked(model: nn.Module, enter: Any, leave: Any) -> Iterator[None]:
-    handles = []
-    for module in model.modules():
-        handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 # -- the comparison ---------------------------------------------------------------------------------------------------
@@ -191,7 +141,7 @@ def _compare(program: Program, training: bool) -> None:
             return
     problem = close or problem
     kind, where, size = problem
-    raise _difference(program, training, kind, where, size)
+    raise difference(program, training, kind, where, size)
 
 
 def _sub_model(program: Program, training: bool) -> Answer:
@@ -347,62 +297,6 @@ def _same_outputs(one: Sequence[Any], two: Sequence[Any]) -> bool:
     return len(one) == len(two) and all(distance(a, b) <= 1e-6 for a, b in pairs)
 
 
-def _difference(program: Program, training: bool, kind: str, name: str, size: float) -> UntraceableModelError:
-    much = f"by {size:.1e} of its spread" if size < float("inf") else "in its shape, type or finiteness"
-    if kind == "gradient":
-        where, cause = _own_gradients(program)
-        return _refusal(
-            program, where or name.rpartition(".")[0] or "the model itself",
-            f"trains otherwise than its graph: the gradient of {name!r} differs {much} (operation: "
-            f"{cause or 'gradients that are not those of its operators'})",
-        )  # fmt: skip
-    if kind == "tensor":
-        return _refusal(
-            program, name.rpartition(".")[0] or "the model itself",
-            f"changes its tensor {name!r} otherwise than its graph in {_mode(training)} mode, {much} "
-            "(operation: an update that tracing does not see)",
-        )  # fmt: skip
-    return _refusal(
-        program, "the model itself",
-        f"answers otherwise than its graph in {_mode(training)} mode, {much} (operation: something that Python "
-        "decided while tracing)",
-    )  # fmt: skip
-
-
-def _own_gradients(program: Program) -> tuple[str | None, str | None]:
-    """In which module the user's own gradients are made, and how."""
-    for name, module in program.model.named_modules():
-        if module._backward_hooks or module._backward_pre_hooks:
-            return name or "the model itself", "a backward hook of the module"
-    found: list[tuple[str, str]] = []
-    stack: list[str] = []
-    apply, register = vars(torch.autograd.Function)["apply"], torch.Tensor.register_hook
-
-    def noted_apply(kind: Any, *args: Any, **kwargs: Any) -> Any:
-        found.append((stack[-1] if stack else "the model itself", f"the autograd.Function {kind.__name__}"))
-        return apply.__func__(kind, *args, **kwargs)
-
-    def noted_register(tensor: Tensor, hook: Any) -> Any:
-        found.append((stack[-1] if stack else "the model itself", "a hook on a tensor"))
-        return register(tensor, hook)  # type: ignore[no-untyped-call]
-
-    def enter(module: nn.Module, _: Any) -> None:
-        stack.append(_name_of(program, module))
-
-    def leave(module: nn.Module, _: Any, __: Any) -> None:
-        stack.pop()
-
-    try:
-        torch.autograd.Function.apply = classmethod(noted_apply)  # type: ignore[assignment,method-assign]
-        torch.Tensor.register_hook = noted_register  # type: ignore[method-assign]
-        with _hooked(program.model, enter, leave):
-            answer_of_model(program, copies_of(program), program.short)
-    finally:
-        torch.autograd.Function.apply = apply  # type: ignore[method-assign]  # the classmethod itself, not one that is bound already
-        torch.Tensor.register_hook = register  # type: ignore[method-assign]
-    return found[0] if found else (None, None)
-
-
 # -- other sizes ------------------------------------------------------------------------------------------------------
 
 
@@ -507,22 +401,6 @@ def _other_answers(program: Program, inputs: Sequence[Tensor]) -> bool | None:
         return True
     pairs = [(a, b) for a, b in zip(expected, found, strict=True) if isinstance(a, Tensor)]
     return any(distance(a, b) > _CLOSE for a, b in pairs)
-
-
-# -- words ------------------------------------------------------------------------------------------------------------
-
-
-def _mode(training: bool) -> str:
-    return "training" if training else "evaluation"
-
-
-def _name_of(program: Program, module: nn.Module) -> str:
-    names = {m: name for name, m in program.model.named_modules()}
-    return names.get(module) or "the model itself"
-
-
-def _refusal(program: Program, where: str, what: str) -> UntraceableModelError:
-    return UntraceableModelError(f"{type(program.model).__name__} cannot be traced: module {where!r} {what}")
 
 
 __all__ = ["check_runs_as_the_model", "distance"]
