@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from msfusion.costs import Costs
-from msfusion.methods.small import SmallMethod
+from msfusion.methods.base import OwnModels
 from msfusion.runs.setup import Setup
 from msfusion.windows import EntryCoverage
 
@@ -18,7 +18,7 @@ def coverage_by_round(setup: Setup) -> list[float] | None:
     Who is absent or too late counts for nothing. (The small model is trained whole, but no full model ever
     is.) Where feedback sets the overlap, with that of the first round.
     """
-    if isinstance(setup.method, SmallMethod):
+    if isinstance(setup.method, OwnModels):
         return None
     reached = Reached(setup)
     shares = []

@@ -19,9 +19,9 @@ from msfusion.data.load import load_data
 from msfusion.engines.calendar import Calendar, Conditions, RoundSettings
 from msfusion.errors import ConfigError
 from msfusion.methods.adaptive import OVERLAP, AdaptiveMethod
+from msfusion.methods.base import OwnModels
 from msfusion.methods.capacities import Capacities
 from msfusion.methods.narrow import NarrowMethod
-from msfusion.methods.small import SmallMethod
 from msfusion.methods.table import METHODS, AnyMethod, build_method
 from msfusion.methods.training import TrainingSettings
 from msfusion.models.build import build_model
@@ -143,8 +143,8 @@ class Setup:
 
     def _model_at(self, ratio: float) -> nn.Module:
         """What a participant of this ratio holds and trains, or a model of the same shapes."""
-        if isinstance(self.method, SmallMethod):
-            return self.method.model
+        if isinstance(self.method, OwnModels):
+            return self.method.trained_at(ratio)
         schedule = full if METHODS[self.config.method.name] is full else static
         window = schedule(self.width_map, 0, 0, ratio, participants=1)
         if all(len(window[group.name]) == group.units for group in self.width_map.groups):
@@ -190,6 +190,8 @@ def prepare(config: Config, parts: Parts | None = None) -> Setup:
         overlap=config.overlap,
         contrastive=config.method.contrastive,
         between_rounds=config.method.between_rounds,
+        start=config.method.start,
+        blocks=config.blocks,
     )
     rounds = RoundSettings(
         rounds=config.rounds,

@@ -7,7 +7,7 @@ from typing import Any
 
 from msfusion.engines.calendar import Calendar
 from msfusion.engines.results import RoundResult
-from msfusion.methods.small import SmallMethod
+from msfusion.methods.base import OwnModels
 from msfusion.runs.figures import Reached, run_figures
 from msfusion.runs.local import LocalRun
 from msfusion.runs.plan import plan_run
@@ -46,7 +46,7 @@ class _Observer:
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
-        self._reached = None if isinstance(setup.method, SmallMethod) else Reached(setup)
+        self._reached = None if isinstance(setup.method, OwnModels) else Reached(setup)
 
     def again(self, line: Mapping[str, Any]) -> None:
         """A round that was run before."""

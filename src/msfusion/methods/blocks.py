@@ -1,0 +1,395 @@
+"""MSfusion by remembered logits: the large model is a sum of blocks, each trained on what the others leave.
+
+With f_b the b-th of m models of the small model's shape, the large model is
+
+    f(x)  =  f_0(x) + f_1(x) + ... + f_{m-1}(x)                        logits are added
+
+and a participant, which can hold one of them, trains it on the loss of the whole:
+
+    loss(f_b(x) + c(x), y)      with c(x) = sum of f_a(x) over a != b                             train
+
+c(x) it remembers: a block that has changed is sent to it once, it keeps the block's logits for its own examples, and
+from then on they are constants. All participants train the same block in a round, or neighbours different ones
+(`methods.phases`); each block is the weighted average of those who trained it (McMahan et al., AISTATS 2017):
+
+    theta_b  <-  sum a_p theta_{p,b} / sum a_p     over the participants p that trained b         aggregate
+
+Block 0 is the model of `small`, with the same first weights. The others begin with other units of the large model's
+weights and without a say (`methods.silence`), so that the whole never begins worse than the small model. Round for
+round this is boosting in the first pass over the blocks and backfitting after it (Friedman, Hastie & Tibshirani, Annals
+of Statistics 28, 2000), with networks for trees and averaging for one machine. Who can hold k blocks trains k at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from msfusion.batch import Batch
+from msfusion.errors import ConfigError, UpdateError
+from msfusion.fusion import Accumulator
+from msfusion.methods.base import Kind, Task, Update
+from msfusion.methods.capacities import Capacities
+from msfusion.methods.narrow import TRAINED, add_update
+from msfusion.methods.outbound import Outbound
+from msfusion.methods.phases import Answered, Order, Phases, Versions, blocks_in, finished_label, label
+from msfusion.methods.silence import silenced
+from msfusion.methods.small import SmallMethod, fresh_weights
+from msfusion.methods.states import (
+    labelled,
+    loaded,
+    model_state,
+    part,
+    state_of,
+    with_aliases,
+    without_aliases,
+)
+from msfusion.methods.sums import SumOfBlocks
+from msfusion.methods.together import groups_of, refuse_contrastive, updates_together
+from msfusion.methods.training import local_steps
+from msfusion.objectives import Evaluation, Objective, cross_entropy, evaluate, logits_of
+from msfusion.width.groups import State, WidthMap
+from msfusion.width.stacked import check_stackable
+from msfusion.windows import window_size
+
+CHANGES = "changes"
+"""In metadata: the number of changes so far (`Versions.total`), by which an update of an earlier round is known."""
+
+LOGITS = "logits"
+"""In a memory: the name of a finished block's logits."""
+
+REMEMBERED_BYTES = 2**28
+"""How much a participant remembers as logits by default; where they are more, it remembers the blocks themselves."""
+
+
+@dataclass(frozen=True)
+class BlocksSettings:
+    """How the large model is divided and trained. Raises ConfigError, naming the setting, for impossible values.
+
+    `rounds` are those of the whole run. `blocks` is how many there are (None: as many as small models fit side by side
+    into the large one). `passes` is how often each is trained, at most: a phase has at least one round. `order`:
+    everybody on one block ("together") or neighbours on different ones ("spread"). A participant whose logits would
+    take more than `remembered_bytes` remembers the blocks and computes their logits anew in each step.
+    """
+
+    rounds: int
+    blocks: int | None = None
+    passes: int = 8
+    order: Order = "together"
+    remembered_bytes: int = REMEMBERED_BYTES
+
+    def phases(self, smallest: float) -> Phases:
+        """The plan of a run in which the smallest participant has this width ratio."""
+        return Phases(self.rounds, blocks_for(self.blocks, smallest), self.passes, self.order)
+
+
+def blocks_for(blocks: int | None, smallest: float) -> int:
+    """The number of blocks: as given, or as many as small models of that width ratio fit side by side."""
+    return max(1, round(1 / smallest)) if blocks is None else blocks
+
+
+@dataclass(frozen=True, eq=False)
+class BlocksMethod:
+    """A sum of blocks. `small` is the small model and how it is trained, `starts` the first weights of each block.
+
+    `outputs` is how many logits a block has for each target, and the type in which they are remembered.
+    """
+
+    name: str
+    small: SmallMethod
+    starts: tuple[State, ...]
+    phases: Phases
+    capacities: Capacities
+    outputs: tuple[int, torch.dtype]
+    remembered_bytes: int = REMEMBERED_BYTES
+    _sums: dict[tuple[str, int], SumOfBlocks] = field(default_factory=dict, repr=False)
+
+    def held(self, participant: int, round_index: int) -> tuple[int, ...]:
+        """The blocks that a participant trains in a round; known to both sides, so it does not travel."""
+        count = self.count_at(self.capacities.ratio(participant, round_index))
+        return self.phases.held(participant, round_index, count)
+
+    def count_at(self, ratio: float) -> int:
+        """How many blocks a participant of this width ratio trains at once."""
+        return min(len(self.starts), max(1, math.floor(ratio / self.capacities.smallest + 1e-9)))
+
+    def initial_state(self) -> dict[str, Tensor]:
+        """The blocks' first weights, of which nobody remembers anything."""
+        blocks = [labelled(label(number), start) for number, start in enumerate(self.starts)]
+        first = Versions.first(len(self.capacities.each), len(self.starts)).tensors()
+        return {name: tensor.clone() for each in (*blocks, first) for name, tensor in each.items()}
+
+    def assign(self, state: State, round_index: int, participant: int) -> Task:
+        """The blocks that the participant trains, and those that have changed since it was sent them."""
+        held, versions = self.held(participant, round_index), Versions.of(state)
+        tensors: dict[str, Tensor] = {}
+        for block in held:
+            tensors |= labelled(label(block), self._sent(state, block))
+        for block in versions.due(participant, self.phases.phase(round_index), held):
+            tensors |= labelled(finished_label(block), self._sent(state, block))
+        return Task(participant, round_index, tensors, {CHANGES: versions.total})
+
+    def train(self, task: Task, data: Batch) -> Update:
+        """Some steps on the participant's own examples, on the loss of the whole."""
+        held = self.held(task.participant, task.round_index)
+        memory, examples, objective = self._remembering(task, data, held)
+        model = loaded(self.sum_of(len(held)), self._as_numbered(task.tensors, held))
+        trained = local_steps(
+            model,
+            examples,
+            self.small.training[task.participant],
+            seed=self.small.seed,
+            round_index=task.round_index,
+            participant=task.participant,
+            objective=objective,
+        )
+        tensors: dict[str, Tensor] = {}
+        for block, own in zip(held, model.children(), strict=True):
+            tensors |= labelled(label(block), without_aliases(state_of(own), self.small.width_map.aliases))
+        metadata = {"steps": trained.steps, "examples_seen": trained.examples_seen}
+        return self._answer(task, tensors, len(data), trained.loss, metadata, memory)
+
+    def outbound(self, kind: Kind, task: Task) -> Outbound:
+        """The tensors of the blocks that it trained, as they came. What it remembers stays."""
+        held = tuple(f"{label(block)}." for block in self.held(task.participant, task.round_index))
+        trained = {name: tensor for name, tensor in task.tensors.items() if name.startswith(held)}
+        return Outbound.like(trained, TRAINED | {CHANGES})
+
+    def aggregate(self, state: State, updates: Iterable[Update]) -> dict[str, Tensor]:
+        """Each block becomes the weighted average of those who trained it; others keep their values."""
+        versions, sums, answered = Versions.of(state), dict[int, Accumulator](), list[Answered]()
+        for update in updates:
+            held = self.held(update.participant, update.round_index)
+            self._check_names(update, held)
+            for block in held:
+                own = part(state, label(block))
+                if block not in sums:
+                    sums[block] = Accumulator(own, self.small.width_map)
+                tensors = replace(update, tensors=part(update.tensors, label(block)))
+                add_update(sums[block], own, {}, tensors, self.small.weighting, self.small.width_map)
+            now = update.metadata.get(CHANGES) == versions.total
+            phase = self.phases.phase(update.round_index)
+            answered.append(Answered(update.participant, phase, held, now))
+        averaged = {
+            name: tensor
+            for block, total in sums.items()
+            for name, tensor in labelled(label(block), total.result()).items()
+        }
+        return {**state, **averaged, **versions.after(answered).tensors()}
+
+    def evaluate(self, state: State, data: Batch) -> Evaluation:
+        """How good the sum of all blocks is."""
+        whole = loaded(self.whole, model_state(state))
+        return evaluate(whole, data, self.small.evaluation_batch_size, self.small.language_modelling)
+
+    def check_together(self) -> None:
+        """Raise ConfigError where the blocks cannot be stacked."""
+        refuse_contrastive(self.small.contrastive)
+        check_stackable(self.small.model)
+
+    def groups(
+        self, round_index: int, participants: Sequence[int], data: Sequence[Batch], limit: int
+    ) -> list[tuple[int, ...]]:
+        """Everybody with one block and remembered logits; the others train by themselves."""
+
+        def alike(participant: int) -> int | None:
+            one = len(self.held(participant, round_index)) == 1
+            return None if one and not self.recomputes(data[participant]) else participant
+
+        return groups_of(participants, data, self.small.training, limit, alike)
+
+    def train_together(self, tasks: Sequence[Task], data: Sequence[Batch]) -> list[Update]:
+        """What `train` gives for each of a group."""
+        blocks = [self.held(task.participant, task.round_index)[0] for task in tasks]
+        given = [
+            self._remembering(task, own, (block,))
+            for task, own, block in zip(tasks, data, blocks, strict=True)
+        ]
+        plain = [
+            replace(task, tensors=part(task.tensors, label(block)), memory={})
+            for task, block in zip(tasks, blocks, strict=True)
+        ]
+        examples = self._all_offset([batch for _, batch, _ in given])
+        settings = self.small.training[tasks[0].participant]
+        updates = updates_together(self.small.model, plain, examples, settings, self.small.seed)
+        return [
+            self._answer(
+                task,
+                labelled(label(block), update.tensors),
+                update.examples,
+                update.loss,
+                dict(update.metadata),
+                memory,
+            )
+            for task, block, update, (memory, _, _) in zip(tasks, blocks, updates, given, strict=True)
+        ]
+
+    def recomputes(self, data: Batch) -> bool:
+        """Whether a participant with this data remembers blocks, as their logits would be too many bytes."""
+        return len(self.starts) * self.logits_bytes(data) > self.remembered_bytes
+
+    def logits_bytes(self, data: Batch) -> int:
+        """What one block's logits for some examples take: one for each class and target."""
+        classes, dtype = self.outputs
+        return data.targets.numel() * classes * dtype.itemsize
+
+    @property
+    def whole(self) -> SumOfBlocks:
+        """The large model: working space, its tensors are to be overwritten."""
+        return self.sum_of(len(self.starts))
+
+    def sum_of(self, count: int, use: str = "training") -> SumOfBlocks:
+        """So many blocks as one model, with tensors that are to be overwritten: one per process, use and count."""
+        if (use, count) not in self._sums:
+            self._sums[use, count] = SumOfBlocks([deepcopy(self.small.model) for _ in range(count)])
+        return self._sums[use, count]
+
+    def trained_at(self, ratio: float) -> nn.Module:
+        """What a participant of this ratio trains."""
+        return self.sum_of(self.count_at(ratio))
+
+    def _sent(self, state: State, block: int) -> dict[str, Tensor]:
+        return without_aliases(part(state, label(block)), self.small.width_map.aliases)
+
+    def _as_numbered(self, tensors: State, blocks: Sequence[int], named: bool = True) -> dict[str, Tensor]:
+        """The tensors of some blocks, trained or finished ones, as those of a sum of so many."""
+        found: dict[str, Tensor] = {}
+        for number, block in enumerate(blocks):
+            own = part(tensors, label(block) if named else finished_label(block))
+            found |= labelled(label(number), with_aliases(own, self.small.width_map.aliases))
+        return found
+
+    def _remembering(
+        self, task: Task, data: Batch, held: Sequence[int]
+    ) -> tuple[dict[str, Tensor], Batch, Objective]:
+        """What the participant keeps from now on, its examples with what the other blocks say of them, and the loss."""
+        count, fresh = len(self.starts), dict[str, Tensor]()
+        for block in blocks_in(task.tensors, count):
+            own = part(task.tensors, finished_label(block))
+            if self.recomputes(data):
+                fresh |= labelled(finished_label(block), own)
+            else:
+                fresh |= labelled(finished_label(block), {LOGITS: self.logits(own, data)})
+        memory = {**task.memory, **fresh}
+        others = [block for block in blocks_in(memory, count) if block not in held]
+        if not others:
+            return fresh and memory, data, cross_entropy
+        if self.recomputes(data):
+            model = self.sum_of(len(others), "finished")
+            return fresh and memory, data, Recomputed(loaded(model, self._as_numbered(memory, others, False)))
+        offset = torch.stack([memory[f"{finished_label(block)}.{LOGITS}"] for block in others]).sum(0)
+        return fresh and memory, replace(data, offset=offset), cross_entropy
+
+    def logits(self, block: State, data: Batch) -> Float[Tensor, "examples *time classes"]:
+        """What one block, by the small model's names, says of all examples: in evaluation mode, without gradients."""
+        model = loaded(self.small.model, with_aliases(block, self.small.width_map.aliases)).eval()
+        _, dtype = self.outputs
+        with torch.no_grad():
+            parts = [
+                logits_of(batch.call(model)).to(dtype)
+                for batch in data.split(self.small.evaluation_batch_size)
+            ]
+        return torch.cat(parts)
+
+    def _all_offset(self, batches: Sequence[Batch]) -> list[Batch]:
+        """The batches, with an offset of zero where others have one: what is stacked must be alike."""
+        if all(batch.offset is None for batch in batches):
+            return list(batches)
+        classes, dtype = self.outputs
+        return [
+            replace(
+                each,
+                offset=torch.zeros(*each.targets.shape, classes, dtype=dtype, device=each.targets.device),
+            )
+            if each.offset is None
+            else each
+            for each in batches
+        ]
+
+    def _answer(
+        self,
+        task: Task,
+        tensors: State,
+        examples: int,
+        loss: float,
+        metadata: dict[str, float | int | str | bool],
+        memory: State,
+    ) -> Update:
+        told = {**metadata, CHANGES: task.metadata[CHANGES]}
+        return Update(task.participant, task.round_index, tensors, examples, loss, told, memory)
+
+    def _check_names(self, update: Update, held: Sequence[int]) -> None:
+        """UpdateError where there are tensors of other blocks than those that the participant was to train."""
+        ours = tuple(f"{label(block)}." for block in held)
+        strange = [name for name in update.tensors if not name.startswith(ours)]
+        if strange:
+            raise UpdateError(
+                f"participant {update.participant} in round {update.round_index}: the update has a tensor "
+                f"{strange[0]!r}, which is of no block that it was to train",
+                update.participant,
+            )
+
+
+class Recomputed:
+    """The loss of the whole where the other blocks' logits are too many to be kept: they are computed in each step."""
+
+    def __init__(self, others: nn.Module) -> None:
+        self.others = others.eval()
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Raises as `cross_entropy` does."""
+        with torch.no_grad():
+            offset = logits_of(batch.call(self.others))
+        return cross_entropy(model, replace(batch, offset=offset))
+
+
+def blocks_method(
+    name: str,
+    small: SmallMethod,
+    model: nn.Module,
+    width_map: WidthMap,
+    settings: BlocksSettings,
+    capacities: Capacities,
+) -> BlocksMethod:
+    """A sum of blocks of the shape of `small`, from other units of the model's weights each.
+
+    Raises ConfigError where a block cannot begin without a say.
+    """
+    if small.contrastive.weight > 0:
+        raise ConfigError(
+            "method.contrastive_weight does not go with method.start = 'blocks', whose blocks are not to say the same: "
+            "set it to 0"
+        )
+    phases = settings.phases(capacities.smallest)
+    starts = first_weights(small, model, width_map, capacities.smallest, phases.blocks)
+    silent = [silenced(small.model, start, width_map.aliases) for start in starts[1:]]
+    remembered_bytes, outputs = settings.remembered_bytes, _outputs_of(small)
+    return BlocksMethod(name, small, (starts[0], *silent), phases, capacities, outputs, remembered_bytes)
+
+
+def _outputs_of(small: SmallMethod) -> tuple[int, torch.dtype]:
+    """What `BlocksMethod.outputs` says, from the example that was traced."""
+    program, model = small.model.program, loaded(small.model, small.start).eval()
+    with torch.no_grad():
+        logits = logits_of(model(*program.args, **program.kwargs))
+    return logits.shape[-1], torch.promote_types(logits.dtype, torch.float32)
+
+
+def first_weights(
+    small: SmallMethod, model: nn.Module, width_map: WidthMap, ratio: float, count: int
+) -> list[State]:
+    """Weights of so many models of the small model's shape: the first has its own, the next the units after those."""
+    starts: list[State] = [small.start]
+    for block in range(1, count):
+        window = {}
+        for group in width_map.groups:
+            width = window_size(ratio, group.units)
+            window[group.name] = (torch.arange(width) + block * width) % group.units
+        starts.append(fresh_weights(model, width_map, window))
+    return starts
