@@ -112,7 +112,10 @@ class MethodSection(Section):
         description="of msfusion: slices of a model of fresh weights (the paper), or a sum of blocks, trained in turn",
     )
     blocks: int | None = Field(
-        default=None, ge=1, le=1024, description="of a sum of blocks or an ensemble; by default 1 / the least ratio"
+        default=None,
+        ge=1,
+        le=1024,
+        description="of a sum of blocks or an ensemble; by default 1 / the least ratio",
     )
     passes: int = Field(default=8, ge=1, description="how often each block of a sum is trained, at most")
     order: Order = Field(

@@ -19,8 +19,8 @@ Kind = Literal["train", "measure", "report"]
 """What a participant does with a task."""
 
 __all__ = [
-    "Evaluation", "Kind", "Method", "OwnModels", "Recalibrating", "Released", "Reporting", "Scalar", "Task", "TrainsTogether",
-    "Update",
+    "Evaluation", "Kind", "Method", "OwnModels", "Recalibrating", "Released", "Reporting", "Scalar", "Task",
+    "TrainsTogether", "Update",
 ]  # fmt: skip
 
 

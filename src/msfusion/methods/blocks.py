@@ -26,6 +26,7 @@ import math
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from functools import reduce
 
 import torch
 from jaxtyping import Float
@@ -138,8 +139,10 @@ class BlocksMethod:
     def train(self, task: Task, data: Batch) -> Update:
         """Some steps on the participant's own examples, on the loss of the whole."""
         held = self.held(task.participant, task.round_index)
-        memory, examples, objective = self._remembering(task, data, held)
-        model = loaded(self.sum_of(len(held)), self._as_numbered(task.tensors, held))
+        kept = self._kept(task, data)
+        examples, objective = self._of_the_whole(kept, data, held)
+        own = self._numbered(task.tensors, [label(block) for block in held])
+        model = loaded(self.sum_of(len(held)), own)
         trained = local_steps(
             model,
             examples,
@@ -150,10 +153,11 @@ class BlocksMethod:
             objective=objective,
         )
         tensors: dict[str, Tensor] = {}
-        for block, own in zip(held, model.children(), strict=True):
-            tensors |= labelled(label(block), without_aliases(state_of(own), self.small.width_map.aliases))
+        for block, each in zip(held, model.children(), strict=True):
+            tensors |= labelled(label(block), without_aliases(state_of(each), self.small.width_map.aliases))
         metadata = {"steps": trained.steps, "examples_seen": trained.examples_seen}
-        return self._answer(task, tensors, len(data), trained.loss, metadata, memory)
+        update = Update(task.participant, task.round_index, tensors, len(data), trained.loss, metadata)
+        return self._told(update, task, kept)
 
     def outbound(self, kind: Kind, task: Task) -> Outbound:
         """The tensors of the blocks that it trained, as they came. What it remembers stays."""
@@ -207,27 +211,20 @@ class BlocksMethod:
     def train_together(self, tasks: Sequence[Task], data: Sequence[Batch]) -> list[Update]:
         """What `train` gives for each of a group."""
         blocks = [self.held(task.participant, task.round_index)[0] for task in tasks]
-        given = [
-            self._remembering(task, own, (block,))
-            for task, own, block in zip(tasks, data, blocks, strict=True)
+        kept = [self._kept(task, own) for task, own in zip(tasks, data, strict=True)]
+        examples = [
+            self._of_the_whole(mine, own, (block,))[0]
+            for mine, own, block in zip(kept, data, blocks, strict=True)
         ]
         plain = [
             replace(task, tensors=part(task.tensors, label(block)), memory={})
             for task, block in zip(tasks, blocks, strict=True)
         ]
-        examples = self._all_offset([batch for _, batch, _ in given])
         settings = self.small.training[tasks[0].participant]
-        updates = updates_together(self.small.model, plain, examples, settings, self.small.seed)
+        updates = updates_together(self.small.model, plain, self._alike(examples), settings, self.small.seed)
         return [
-            self._answer(
-                task,
-                labelled(label(block), update.tensors),
-                update.examples,
-                update.loss,
-                dict(update.metadata),
-                memory,
-            )
-            for task, block, update, (memory, _, _) in zip(tasks, blocks, updates, given, strict=True)
+            self._told(replace(update, tensors=labelled(label(block), update.tensors)), task, mine)
+            for task, block, update, mine in zip(tasks, blocks, updates, kept, strict=True)
         ]
 
     def recomputes(self, data: Batch) -> bool:
@@ -257,34 +254,32 @@ class BlocksMethod:
     def _sent(self, state: State, block: int) -> dict[str, Tensor]:
         return without_aliases(part(state, label(block)), self.small.width_map.aliases)
 
-    def _as_numbered(self, tensors: State, blocks: Sequence[int], named: bool = True) -> dict[str, Tensor]:
-        """The tensors of some blocks, trained or finished ones, as those of a sum of so many."""
+    def _numbered(self, tensors: State, labels: Sequence[str]) -> dict[str, Tensor]:
+        """The tensors under some labels as those of the blocks of a sum of so many."""
         found: dict[str, Tensor] = {}
-        for number, block in enumerate(blocks):
-            own = part(tensors, label(block) if named else finished_label(block))
-            found |= labelled(label(number), with_aliases(own, self.small.width_map.aliases))
+        for number, each in enumerate(labels):
+            found |= labelled(label(number), with_aliases(part(tensors, each), self.small.width_map.aliases))
         return found
 
-    def _remembering(
-        self, task: Task, data: Batch, held: Sequence[int]
-    ) -> tuple[dict[str, Tensor], Batch, Objective]:
-        """What the participant keeps from now on, its examples with what the other blocks say of them, and the loss."""
-        count, fresh = len(self.starts), dict[str, Tensor]()
-        for block in blocks_in(task.tensors, count):
+    def _kept(self, task: Task, data: Batch) -> dict[str, Tensor]:
+        """What the participant remembers once it has this task: of every block that it was sent the newest."""
+        kept = dict(task.memory)
+        for block in blocks_in(task.tensors, len(self.starts)):
             own = part(task.tensors, finished_label(block))
-            if self.recomputes(data):
-                fresh |= labelled(finished_label(block), own)
-            else:
-                fresh |= labelled(finished_label(block), {LOGITS: self.logits(own, data)})
-        memory = {**task.memory, **fresh}
-        others = [block for block in blocks_in(memory, count) if block not in held]
+            new = own if self.recomputes(data) else {LOGITS: self.logits(own, data)}
+            kept |= labelled(finished_label(block), new)
+        return kept
+
+    def _of_the_whole(self, kept: State, data: Batch, held: Sequence[int]) -> tuple[Batch, Objective]:
+        """The participant's examples with what the other blocks say of them, and the loss of the whole."""
+        others = [block for block in blocks_in(kept, len(self.starts)) if block not in held]
         if not others:
-            return fresh and memory, data, cross_entropy
+            return data, cross_entropy
         if self.recomputes(data):
-            model = self.sum_of(len(others), "finished")
-            return fresh and memory, data, Recomputed(loaded(model, self._as_numbered(memory, others, False)))
-        offset = torch.stack([memory[f"{finished_label(block)}.{LOGITS}"] for block in others]).sum(0)
-        return fresh and memory, replace(data, offset=offset), cross_entropy
+            finished = self._numbered(kept, [finished_label(block) for block in others])
+            return data, Recomputed(loaded(self.sum_of(len(others), "finished"), finished))
+        logits = [kept[f"{finished_label(block)}.{LOGITS}"] for block in others]
+        return replace(data, offset=reduce(torch.add, logits)), cross_entropy
 
     def logits(self, block: State, data: Batch) -> Float[Tensor, "examples *time classes"]:
         """What one block, by the small model's names, says of all examples: in evaluation mode, without gradients."""
@@ -297,7 +292,7 @@ class BlocksMethod:
             ]
         return torch.cat(parts)
 
-    def _all_offset(self, batches: Sequence[Batch]) -> list[Batch]:
+    def _alike(self, batches: Sequence[Batch]) -> list[Batch]:
         """The batches, with an offset of zero where others have one: what is stacked must be alike."""
         if all(batch.offset is None for batch in batches):
             return list(batches)
@@ -312,17 +307,10 @@ class BlocksMethod:
             for each in batches
         ]
 
-    def _answer(
-        self,
-        task: Task,
-        tensors: State,
-        examples: int,
-        loss: float,
-        metadata: dict[str, float | int | str | bool],
-        memory: State,
-    ) -> Update:
-        told = {**metadata, CHANGES: task.metadata[CHANGES]}
-        return Update(task.participant, task.round_index, tensors, examples, loss, told, memory)
+    def _told(self, update: Update, task: Task, kept: State) -> Update:
+        """The update with what its participant keeps, if that is new, and the number that says what it was sent."""
+        new = kept if blocks_in(task.tensors, len(self.starts)) else {}
+        return replace(update, metadata={**update.metadata, CHANGES: task.metadata[CHANGES]}, memory=new)
 
     def _check_names(self, update: Update, held: Sequence[int]) -> None:
         """UpdateError where there are tensors of other blocks than those that the participant was to train."""

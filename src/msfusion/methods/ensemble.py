@@ -146,4 +146,6 @@ def ensemble_method(
     """
     wanted = settings.phases(ratio).blocks
     phases = Phases(settings.rounds, min(wanted, settings.rounds), passes=1)
-    return EnsembleMethod(name, small, tuple(first_weights(small, model, width_map, ratio, phases.blocks)), phases)
+    return EnsembleMethod(
+        name, small, tuple(first_weights(small, model, width_map, ratio, phases.blocks)), phases
+    )

@@ -21,14 +21,16 @@ from msfusion.width.graph import Program
 from msfusion.width.groups import State
 from msfusion.width.submodel import SubModel
 
-_SAME = frozenset(
-    "alias clone contiguous detach dropout expand flatten gather index_select native_dropout permute reshape select "
-    "slice squeeze t to transpose unflatten unsqueeze unsafe_view _unsafe_view view _to_copy "
-    "div gelu mean neg silu sum tanh".split()
-)
+_SAME = {
+    "alias", "clone", "contiguous", "detach", "dropout", "expand", "flatten", "gather", "index_select", "permute",
+    "reshape", "select", "slice", "squeeze", "t", "to", "transpose", "unflatten", "unsqueeze", "view", "_to_copy",
+    "_unsafe_view", "div", "gelu", "mean", "neg", "silu", "sum", "tanh",
+}  # fmt: skip
 """Operators that make zero of zero in their first argument, and let gradients through it (so not relu)."""
 
-_PRODUCTS = frozenset("addmm baddbmm bmm linear matmul mm mul convolution conv1d conv2d conv3d".split())
+_PRODUCTS = {
+    "addmm", "baddbmm", "bmm", "linear", "matmul", "mm", "mul", "convolution", "conv1d", "conv2d", "conv3d",
+}  # fmt: skip
 _NORMS: Mapping[str, tuple[int, int | None]] = {
     "layer_norm": (2, 3),
     "group_norm": (2, 3),

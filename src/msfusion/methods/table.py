@@ -37,6 +37,11 @@ METHODS: Mapping[str, Schedule | None] = {
 """Every method by its name in configurations, with its schedule of windows."""
 
 
+def trains_own_models(name: str, start: Start) -> bool:
+    """Whether participants of a method train small models rather than windows of a large one (`base.OwnModels`)."""
+    return (name in METHODS and METHODS[name] is None) or (name == "msfusion" and start == "blocks")
+
+
 def build_method(
     name: str,
     model: nn.Module,
@@ -74,7 +79,7 @@ def build_method(
         )
     schedule = METHODS[name]
     common = (seed, weighting, language_modelling, evaluation_batch_size, contrastive)
-    if schedule is None or (name == "msfusion" and start == "blocks"):
+    if schedule is None or trains_own_models(name, start):
         small = small_method(model, width_map, capacities.smallest, tuple(each), *common)
         if name == "small":
             return small

@@ -20,6 +20,7 @@ from msfusion.engines.calendar import Calendar, Conditions, RoundSettings
 from msfusion.errors import ConfigError
 from msfusion.methods.adaptive import OVERLAP, AdaptiveMethod
 from msfusion.methods.base import OwnModels
+from msfusion.methods.blocks import BlocksMethod
 from msfusion.methods.capacities import Capacities
 from msfusion.methods.narrow import NarrowMethod
 from msfusion.methods.table import METHODS, AnyMethod, build_method
@@ -27,6 +28,7 @@ from msfusion.methods.training import TrainingSettings
 from msfusion.models.build import build_model
 from msfusion.network import Machine, machines_of
 from msfusion.objectives import evaluate, name_of_logits, require_embeddings
+from msfusion.runs.forecast import Forecast
 from msfusion.width.groups import WidthMap, Window
 from msfusion.width.submodel import narrow
 from msfusion.width.trace import trace
@@ -71,7 +73,7 @@ class Setup:
         """
         if isinstance(self.method, AdaptiveMethod):
             return self.method.first_overlap if state is None else float(state[OVERLAP])
-        if self.config.method.name != "msfusion":
+        if self.config.method.name != "msfusion" or isinstance(self.method, OwnModels):
             return None
         ratios, overlap = self.config.participants.ratios, self.config.overlap
         return overlap.applied(round_index, ratios) if isinstance(overlap, Overlap) else even_overlap(ratios)
@@ -111,9 +113,18 @@ class Setup:
     def simulated_seconds(self, participant: int, round_index: int) -> float:
         """How long a participant's round takes on the simulated clock; there must be a network."""
         assert self.machines is not None
+        machine = self.machines[participant]
+        if self.forecast is not None:
+            spent = self.forecast.spent(participant, round_index)
+            return machine.seconds(spent.bytes_down, spent.flops, spent.bytes_up)
         ratio = self.capacities.ratio(participant, round_index)
         costs, flops = self.costs(ratio), self.flops(participant, ratio)
-        return self.machines[participant].seconds(costs.bytes_down, flops, costs.bytes_up)
+        return machine.seconds(costs.bytes_down, flops, costs.bytes_up)
+
+    @cached_property
+    def forecast(self) -> Forecast | None:
+        """What each round asks of a participant, where that changes from round to round."""
+        return Forecast(self, self.method) if isinstance(self.method, BlocksMethod) else None
 
     @cached_property
     def calendar(self) -> Calendar:

@@ -11,6 +11,7 @@ from msfusion.methods.base import OwnModels
 from msfusion.runs.figures import Reached, run_figures
 from msfusion.runs.local import LocalRun
 from msfusion.runs.plan import plan_run
+from msfusion.runs.prepared import Observer
 from msfusion.runs.setup import Setup
 from msfusion.runs.simulated import arrivals
 from msfusion.width.groups import State
@@ -28,7 +29,7 @@ class SlicesRun(LocalRun):
         """Who takes part in each round, on the simulated clock if there is one."""
         return self.setup.calendar
 
-    def observer(self) -> _Observer:
+    def observer(self) -> Observer:
         """Entry coverage and overlap."""
         return _Observer(self.setup)
 
