@@ -21,12 +21,12 @@ from msfusion.engines.local import RoundSettings, run_rounds
 from msfusion.engines.results import RoundResult
 from msfusion.errors import ConfigError, PrivacyError, UpdateError
 from msfusion.methods.base import Recalibrating, Update
-from msfusion.methods.blocks import BlocksMethod, BlocksSettings
+from msfusion.methods.blocks import BlocksMethod, BlocksSettings, is_one_wide_model, one_wide_state
 from msfusion.methods.contrastive import ContrastiveSettings
 from msfusion.methods.phases import Answered, Phases, Versions, finished_label, label
 from msfusion.methods.silence import silenced
 from msfusion.methods.small import small_method
-from msfusion.methods.states import labelled, loaded, part
+from msfusion.methods.states import holding, labelled, loaded, model_state, part
 from msfusion.methods.table import build_method
 from msfusion.methods.training import TrainingSettings, local_steps
 from msfusion.models.transformer import DecoderLM
@@ -165,6 +165,22 @@ def test_a_model_that_cannot_be_silenced_is_refused() -> None:
     traced = model, trace(model, (torch.randn(2, 6),))
     with pytest.raises(ConfigError, match="begin without a say"):
         build(model=traced)
+
+
+def test_where_nothing_couples_blocks_the_sum_is_the_wide_model_with_zeros() -> None:
+    model, width_map = wide()
+    method, (data, *_) = build(), some_data()
+    assert is_one_wide_model(method, model, width_map)
+    state = run(method, [data] * 4, 8)[-1].state
+    one = one_wide_state(method, width_map, model_state(state))
+    assert one is not None
+    with holding(model, one) as whole:
+        assert evaluate(whole, data).loss == pytest.approx(method.evaluate(state, data).loss, rel=1e-12)
+    assert not is_one_wide_model(build(blocks=3), model, width_map)  # units are left over
+    torch.manual_seed(0)
+    normed = nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.Tanh(), nn.Linear(8, 3)).double()
+    traced = normed, trace(normed, (torch.randn(2, 6).double(),))
+    assert not is_one_wide_model(build(model=traced), *traced)
 
 
 def test_statistics_of_batchnorm_are_averaged_and_nobody_measures() -> None:

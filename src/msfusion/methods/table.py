@@ -65,8 +65,8 @@ def build_method(
     The model's present weights are the initial state. `overlap` is msfusion's alone; the others have none to
     choose, nor `between_rounds`, whether its windows move from round to round. Every method may train with
     the contrastive loss; without `contrastive` it is plain cross-entropy. `start` is msfusion's; with "blocks", and
-    for an ensemble, `blocks` says how many models there are and when each is trained. Raises ConfigError for an unknown
-    name or impossible ratios.
+    for an ensemble, `blocks` says how many models there are and when each is trained, and must be given. Raises
+    ConfigError for an unknown name or impossible ratios.
     """
     if name not in METHODS:
         raise ConfigError(f"there is no method {name!r}: choose one of {', '.join(METHODS)}")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from msfusion.engines.results import RoundResult
-from msfusion.methods.blocks import BlocksMethod
+from msfusion.methods.blocks import BlocksMethod, is_one_wide_model
 from msfusion.methods.phases import Versions
 from msfusion.runs.forecast import Forecast
 from msfusion.runs.setup import Setup
@@ -30,8 +30,10 @@ class BlocksRun(SlicesRun):
         return self._with_totals(super().figures())
 
     def plan(self) -> dict[str, Any]:
-        """As of all methods, with the same additions."""
-        return self._with_totals(super().plan())
+        """As of all methods, with the same additions; and whether the sum is one wide model with zeros in it."""
+        planned = self._with_totals(super().plan())
+        one = is_one_wide_model(self._method, self.setup.model, self.setup.width_map)
+        return {**planned, "sum_of_blocks": {**planned["sum_of_blocks"], "one_wide_model": one}}
 
     def _with_totals(self, figures: dict[str, Any]) -> dict[str, Any]:
         """`peak_memory` with what is remembered; totals of bytes and FLOPs, of the whole run."""

@@ -20,7 +20,7 @@ from msfusion.engines.calendar import Calendar, Conditions, RoundSettings
 from msfusion.errors import ConfigError
 from msfusion.methods.adaptive import OVERLAP, AdaptiveMethod
 from msfusion.methods.base import OwnModels
-from msfusion.methods.blocks import BlocksMethod
+from msfusion.methods.blocks import BlocksMethod, block_window
 from msfusion.methods.capacities import Capacities
 from msfusion.methods.narrow import NarrowMethod
 from msfusion.methods.table import METHODS, AnyMethod, build_method
@@ -62,6 +62,10 @@ class Setup:
             return self.method.at(known).window(round_index, participant)
         if isinstance(self.method, NarrowMethod):
             return self.method.window(round_index, participant)
+        if isinstance(self.method, BlocksMethod):
+            smallest, held = self.method.capacities.smallest, self.method.held(participant, round_index)
+            parts = [block_window(self.width_map, smallest, block) for block in held]
+            return {name: torch.unique(torch.cat([each[name] for each in parts])) for name in parts[0]}
         smallest = self.capacities.smallest  # the small model: what everybody can hold in every round
         return static(self.width_map, 0, round_index, smallest, participants=1)
 
