@@ -183,6 +183,30 @@ def test_where_nothing_couples_blocks_the_sum_is_the_wide_model_with_zeros() -> 
     assert not is_one_wide_model(build(model=traced), *traced)
 
 
+@pytest.mark.slow
+def test_blocks_learn_together_what_one_of_them_cannot() -> None:
+    """Exclusive or: one hidden unit cannot tell it, four can. The same rounds, steps and sub-models for both."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    traced = model, trace(model, (torch.randn(2, 2).double(),))
+    x = torch.randn(96, 2).double()
+    x += 0.3 * x.sign()
+    y = (x[:, 0] * x[:, 1] > 0).long()
+    data, test, rounds = [Batch((x[each::3],), y[each::3]) for each in range(3)], Batch((x,), y), 24
+    training = TrainingSettings(optimizer="adam", learning_rate=0.1, batch_size=16, local_epochs=2)
+    small = build_method("small", *traced, (0.25,) * 3, training)
+    blocks = build(rounds, (0.25,) * 3, model=traced, training=training, passes=2)
+    settings = RoundSettings(rounds, evaluate_every=rounds)
+    found = [
+        run(each, data, rounds, settings=settings, test=test, together=3)[-1].evaluation
+        for each in (blocks, small)
+    ]
+    assert found[0] is not None
+    assert found[1] is not None
+    assert found[0].loss < 0.85 * found[1].loss
+    assert found[0].accuracy > found[1].accuracy
+
+
 def test_statistics_of_batchnorm_are_averaged_and_nobody_measures() -> None:
     model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)).double()
     traced = model, trace(model, (torch.randn(2, 6).double(),))
