@@ -85,7 +85,12 @@ _OWN_TABLES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 """The methods that have a table of their own: its name, and what has no meaning for them (yet)."""
 
 _STARTS: Mapping[str, Mapping[str, Any]] = {
-    "fresh": {"method.passes": 8, "method.order": "together", "method.remembered_bytes": REMEMBERED_BYTES},
+    "fresh": {
+        "method.passes": 8,
+        "method.order": "together",
+        "method.first_block": 0.0,
+        "method.remembered_bytes": REMEMBERED_BYTES,
+    },
     "blocks": {
         "participants.budget": None,
         "method.overlap": None,
@@ -210,7 +215,12 @@ class Config(Section):
         """How many models a sum of blocks or an ensemble has, and when each is trained."""
         method = self.method
         return BlocksSettings(
-            self.rounds, method.blocks, method.passes, method.order, method.remembered_bytes
+            self.rounds,
+            method.blocks,
+            method.passes,
+            method.order,
+            method.first_block,
+            method.remembered_bytes,
         )
 
     @property

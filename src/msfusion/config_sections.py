@@ -122,6 +122,12 @@ class MethodSection(Section):
         default="together",
         description="everybody on the same block of a sum, or neighbours on different ones (spread)",
     )
+    first_block: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share of the rounds in which the first block is trained before the others have their turns",
+    )
     remembered_bytes: Bytes = Field(
         default=REMEMBERED_BYTES,
         ge=0,

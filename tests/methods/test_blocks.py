@@ -285,16 +285,24 @@ def test_versions_follow_what_was_merged() -> None:
     assert late.due(0, 1, (1,)) == [0]  # what it was sent then is not known: once more
 
 
+@pytest.mark.parametrize("first", [0.0, 0.01, 0.5, 0.99])
 @pytest.mark.parametrize(
-    ("rounds", "blocks", "passes", "count"), [(160, 4, 8, 32), (10, 4, 8, 10), (7, 3, 2, 6), (2, 4, 8, 2)]
+    ("rounds", "blocks", "passes"),
+    [(160, 4, 8), (10, 4, 8), (7, 3, 2), (2, 4, 8), (1, 1, 1), (9, 1, 1), (24, 1, 3), (100, 3, 1)],
 )
-def test_phases_divide_the_rounds_evenly(rounds: int, blocks: int, passes: int, count: int) -> None:
-    phases = Phases(rounds, blocks, passes)
+def test_phases_divide_the_rounds_evenly(rounds: int, blocks: int, passes: int, first: float) -> None:
+    phases = Phases(rounds, blocks, passes, first=first)
     each = [phases.phase(round_index) for round_index in range(rounds)]
-    lengths = [each.count(phase) for phase in range(count)]
+    lengths = [each.count(phase) for phase in range(phases.count)]
     assert sorted(each) == each
     assert sum(lengths) == rounds
+    alone = int(first * rounds) if blocks * passes > 1 else 0
+    assert phases.count == min(blocks * passes, rounds - alone + (alone > 0))
+    if alone:
+        assert lengths[0] == alone
+        lengths = lengths[1:]
     assert max(lengths) - min(lengths) <= 1
+    lengths = [each.count(phase) for phase in range(phases.count)]
     places = [(round_index, *phases.place(round_index)) for round_index in range(rounds)]
     assert all(length == lengths[each[at]] and 0 <= step < length for at, step, length in places)
     assert all(step == each[:at].count(each[at]) for at, step, _ in places)
@@ -305,6 +313,8 @@ def test_neighbours_are_on_different_blocks_when_spread() -> None:
     assert [phases.held(each, 0) for each in range(5)] == [(0,), (1,), (2,), (3,), (0,)]
     assert [phases.held(2, each) for each in range(4)] == [(2,), (3,), (0,), (1,)]
     assert phases.held(3, 0, 9) == (0, 1, 2, 3)
+    alone = Phases(8, 4, 2, "spread", first=0.5)
+    assert [alone.held(2, each) for each in range(6)] == [(0,)] * 4 + [(3,), (0,)]
 
 
 @pytest.mark.parametrize("order", ["together", "spread"])

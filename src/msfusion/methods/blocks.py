@@ -77,19 +77,22 @@ class BlocksSettings:
 
     `rounds` are those of the whole run. `blocks` is how many there are (None: as many as small models fit side by side
     into the large one). `passes` is how often each is trained, at most: a phase has at least one round. `order`:
-    everybody on one block ("together") or neighbours on different ones ("spread"). A participant whose logits would
-    take more than `remembered_bytes` remembers the blocks and computes their logits anew in each step.
+    everybody on one block ("together") or neighbours on different ones ("spread"). `first` is the share of the rounds
+    in which block 0 is trained before the others have their turns (0: as long as they have). A participant whose logits
+    would take more than `remembered_bytes` remembers the blocks and computes their logits anew in each step.
     """
 
     rounds: int
     blocks: int | None = None
     passes: int = 8
     order: Order = "together"
+    first: float = 0.0
     remembered_bytes: int = REMEMBERED_BYTES
 
     def phases(self, smallest: float) -> Phases:
         """The plan of a run in which the smallest participant has this width ratio."""
-        return Phases(self.rounds, blocks_for(self.blocks, smallest), self.passes, self.order)
+        blocks = blocks_for(self.blocks, smallest)
+        return Phases(self.rounds, blocks, self.passes, self.order, self.first)
 
 
 def blocks_for(blocks: int | None, smallest: float) -> int:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from msfusion.batch import Batch
 from msfusion.fusion import Accumulator
 from msfusion.methods.base import Kind, Task, Update
-from msfusion.methods.blocks import BlocksSettings, first_weights
+from msfusion.methods.blocks import BlocksSettings, blocks_for, first_weights
 from msfusion.methods.contrastive import recalled
 from msfusion.methods.narrow import add_update
 from msfusion.methods.outbound import Outbound
@@ -144,7 +144,7 @@ def ensemble_method(
 
     Running statistics (BatchNorm) are averaged with the tensors.
     """
-    wanted = settings.phases(ratio).blocks
+    wanted = blocks_for(settings.blocks, ratio)
     phases = Phases(settings.rounds, min(wanted, settings.rounds), passes=1)
     return EnsembleMethod(
         name, small, tuple(first_weights(small, model, width_map, ratio, phases.blocks)), phases

@@ -6,7 +6,8 @@ The rounds are divided into phases as evenly as they can be; in each phase every
     block      f mod m                        order = "together": everybody on the same one
                (p + f) mod m                  order = "spread": neighbours on different ones
 
-Who can hold k blocks trains this one and the k - 1 after it.
+Who can hold k blocks trains this one and the k - 1 after it. The first phase may be given a share of the rounds that is
+larger than that of the others; everybody is on the first block then.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ class Phases:
     blocks: int
     passes: int = 8
     order: Order = "together"
+    first: float = 0.0
 
     def __post_init__(self) -> None:
         for name, value in (("rounds", self.rounds), ("blocks", self.blocks), ("passes", self.passes)):
@@ -40,26 +42,45 @@ class Phases:
                 raise ConfigError(f"{name} is {value}: it must be at least 1")
         if self.order not in get_args(Order):
             raise ConfigError(f"order is {self.order!r}: it must be one of {', '.join(get_args(Order))}")
+        if not 0 <= self.first < 1:
+            raise ConfigError(
+                f"first is {self.first}: it must be a share of the rounds, at least 0 and below 1"
+            )
 
     @property
     def count(self) -> int:
         """How many phases there are: each has at least one round."""
-        return min(self.blocks * self.passes, self.rounds)
+        return min(self.blocks * self.passes, self.rounds - self._alone + (self._alone > 0))
 
     def phase(self, round_index: int) -> int:
         """The phase of a round; both count from 0."""
-        return min(round_index, self.rounds - 1) * self.count // self.rounds
+        done, first = min(round_index, self.rounds - 1) - self._alone, int(self._alone > 0)
+        return 0 if done < 0 else first + done * (self.count - first) // (self.rounds - self._alone)
 
     def place(self, round_index: int) -> tuple[int, int]:
         """How many rounds of its phase have gone before this one, and how many rounds the phase has."""
         phase = self.phase(round_index)
-        first, after = (-(-each * self.rounds // self.count) for each in (phase, phase + 1))
+        first, after = self._begin(phase), self._begin(phase + 1)
         return round_index - first, after - first
 
     def held(self, participant: int, round_index: int, count: int = 1) -> tuple[int, ...]:
         """The blocks, ascending, that a participant trains in a round if it can hold `count`."""
-        first = self.phase(round_index) + (participant if self.order == "spread" else 0)
+        apart = self.order == "spread" and round_index >= self._alone
+        first = self.phase(round_index) + (participant if apart else 0)
         return tuple(sorted((first + step) % self.blocks for step in range(min(count, self.blocks))))
+
+    @property
+    def _alone(self) -> int:
+        """The rounds of the first phase, where it is not as long as the others."""
+        return int(self.first * self.rounds) if self.blocks * self.passes > 1 else 0
+
+    def _begin(self, phase: int) -> int:
+        """The first round of a phase, or for the number of phases that of all rounds."""
+        first = int(self._alone > 0)
+        if phase < first:
+            return 0
+        rest = (phase - first) * (self.rounds - self._alone)
+        return self._alone - (-rest // (self.count - first))
 
 
 @dataclass(frozen=True)
