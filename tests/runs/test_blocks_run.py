@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from quick import QUICK_SETTINGS, QUICK_TEXT
 from safetensors.torch import load_file
+from torch.utils.flop_counter import FlopCounterMode
 from watching import Stopping
 
 from msfusion.config import Config, load_config
@@ -16,6 +17,7 @@ from msfusion.errors import ConfigError
 from msfusion.models.build import build_model
 from msfusion.models.spec import ModelSpec
 from msfusion.objectives import evaluate
+from msfusion.runs import setup
 from msfusion.runs.directory import RunDirectory
 from msfusion.runs.export import export
 from msfusion.runs.prepare import prepare
@@ -152,3 +154,20 @@ def test_a_start_is_msfusions_alone() -> None:
     """A comparison changes nothing but the method's name."""
     for name in ("small", "ensemble", "heterofl"):
         assert images().changed({"method.name": name}).method.start == "blocks"
+
+
+@pytest.mark.parametrize("limit", ["'1 MB'", "0"], ids=["remembered", "recomputed"])
+def test_foreseen_flops_are_those_that_a_counter_sees(parts: Parts, limit: str) -> None:
+    """Of a participant's round in which it trains one block and is sent another one."""
+    made = setup.prepare(images(f"method.remembered_bytes={limit}", "participants.ratio=0.25"), parts)
+    method, forecast = made.method, made.forecast
+    assert forecast is not None
+    state, data = method.initial_state(), made.data.participants
+    for round_index in range(2):
+        tasks = [method.assign(state, round_index, each) for each in range(3)]
+        with FlopCounterMode(display=False) as counter:
+            updates = [method.train(task, data[task.participant]) for task in tasks]
+        spent = [forecast.spent(each, round_index) for each in range(3)]
+        assert counter.get_total_flops() == sum(each.flops for each in spent)
+        assert [each.finished for each in spent] == [round_index] * 3
+        state = method.aggregate(state, updates)
