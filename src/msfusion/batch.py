@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 IGNORED = -100
@@ -20,22 +20,20 @@ class Batch:
 
     `inputs` are the model's positional (tuple) or keyword (dict) arguments, each with the examples on axis 0.
     `targets` has one class label per example (shape [examples]) or, for language modelling, one token per position
-    (shape [examples, time]); IGNORED marks positions that do not count.
+    (shape [examples, time]); IGNORED marks positions that do not count. `offset`, where there is one, is added to the
+    model's logits wherever they are scored: what other models say of the same examples.
     """
 
     inputs: tuple[Tensor, ...] | dict[str, Tensor]
     targets: Int[Tensor, "examples ..."]
+    offset: Float[Tensor, "examples *time classes"] | None = None
 
     def __len__(self) -> int:
         return int(self.targets.shape[0])
 
     def take(self, indices: Int[Tensor, " chosen"] | slice) -> Batch:
         """The examples at the given indices, in that order."""
-        if isinstance(self.inputs, dict):
-            return Batch(
-                {name: tensor[indices] for name, tensor in self.inputs.items()}, self.targets[indices]
-            )
-        return Batch(tuple(tensor[indices] for tensor in self.inputs), self.targets[indices])
+        return self._each(lambda tensor: tensor[indices])
 
     def split(self, size: int) -> Iterator[Batch]:
         """The examples in order, in mini-batches of at most `size`."""
@@ -50,11 +48,16 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same examples on a device."""
-        if isinstance(self.inputs, dict):
-            inputs = {name: tensor.to(device) for name, tensor in self.inputs.items()}
-            return Batch(inputs, self.targets.to(device))
-        return Batch(tuple(tensor.to(device) for tensor in self.inputs), self.targets.to(device))
+        return self._each(lambda tensor: tensor.to(device))
 
     def call(self, model: Callable[..., Any]) -> Any:
         """What the model returns for these inputs."""
         return model(**self.inputs) if isinstance(self.inputs, dict) else model(*self.inputs)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The batch with all its tensors changed in the same way."""
+        offset = None if self.offset is None else change(self.offset)
+        if isinstance(self.inputs, dict):
+            inputs = {name: change(tensor) for name, tensor in self.inputs.items()}
+            return Batch(inputs, change(self.targets), offset)
+        return Batch(tuple(change(tensor) for tensor in self.inputs), change(self.targets), offset)

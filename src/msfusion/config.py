@@ -38,6 +38,7 @@ from msfusion.engines.screening import Screening
 from msfusion.engines.split import SplitSettings
 from msfusion.errors import ConfigError
 from msfusion.folders import PREFIX, folder_of, has_tokenizer
+from msfusion.methods.blocks import REMEMBERED_BYTES, BlocksSettings
 from msfusion.methods.capacities import Capacities
 from msfusion.methods.grow_settings import GrowSettings
 from msfusion.methods.training import TrainingSettings
@@ -83,6 +84,22 @@ _OWN_TABLES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 }
 """The methods that have a table of their own: its name, and what has no meaning for them (yet)."""
 
+_STARTS: Mapping[str, Mapping[str, Any]] = {
+    "fresh": {
+        "method.passes": 8,
+        "method.order": "together",
+        "method.first_block": 0.0,
+        "method.remembered_bytes": REMEMBERED_BYTES,
+    },
+    "blocks": {
+        "participants.budget": None,
+        "method.overlap": None,
+        "method.between_rounds": True,
+        "method.contrastive_weight": 0.0,
+    },
+}
+"""By msfusion's start: keys that must stay as they are by default, as they have no meaning for it."""
+
 METHOD_NAMES: tuple[str, ...] = typing.get_args(MethodName)
 
 
@@ -120,12 +137,18 @@ class Config(Section):
         own, meaningless = _OWN_TABLES.get(self.method.name, (None, {}))
         if own is not None and getattr(self, own) is None:
             raise ValueError(f"method.name is '{self.method.name}', which needs a [{own}] table")
-        for key, usual in meaningless.items():
+        self._refuse_meaningless(meaningless, f"method.name = '{self.method.name}'")
+        if self.method.name == "msfusion":
+            self._refuse_meaningless(_STARTS[self.method.start], f"method.start = '{self.method.start}'")
+        return self
+
+    def _refuse_meaningless(self, usual: Mapping[str, Any], without: str) -> None:
+        """ValueError where a key that has no meaning here is set to something else than by default."""
+        for key, default in usual.items():
             section, _, name = key.partition(".")
             value = getattr(self, section)
-            if (getattr(value, name) if name else value) != usual:
-                raise ValueError(f"{key} has no meaning for method.name = '{self.method.name}'; leave it out")
-        return self
+            if (getattr(value, name) if name else value) != default:
+                raise ValueError(f"{key} has no meaning for {without}; leave it out")
 
     @model_validator(mode="after")
     def _own_labels_are_asked_for_where_participants_answer(self) -> Config:
@@ -186,6 +209,19 @@ class Config(Section):
         """What becomes of a participant whose update is no good."""
         method = self.method
         return Screening(method.bad_update, method.max_update_norm, self.participants.max_examples)
+
+    @property
+    def blocks(self) -> BlocksSettings:
+        """How many models a sum of blocks or an ensemble has, and when each is trained."""
+        method = self.method
+        return BlocksSettings(
+            self.rounds,
+            method.blocks,
+            method.passes,
+            method.order,
+            method.first_block,
+            method.remembered_bytes,
+        )
 
     @property
     def overlap(self) -> Overlap | Feedback | None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from msfusion.budgets import Budget
-from msfusion.config_sections import Section
+from msfusion.config_sections import Bytes, Section
 from msfusion.methods.capacities import Capacities, Capacity, FromRound, OneOf
 
 
@@ -68,19 +68,6 @@ def _is_ratio(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1
 
 
-_UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
-
-
-def _checked_bytes(value: Any) -> Any:
-    """A number of bytes, from a text such as "64 MB" too."""
-    if not isinstance(value, str):
-        return value
-    found = re.fullmatch(r"([0-9]+(?:[.][0-9]+)?) *([A-Za-z]+)", value.strip())
-    if found is None or found[2] not in _UNITS:
-        raise ValueError(f"should be a number of bytes, with or without a unit ({', '.join(_UNITS)})")
-    return round(float(found[1]) * _UNITS[found[2]])
-
-
 def _checked_budget(value: Any) -> Any:
     """A table, or a list of them as a tuple."""
     return tuple(value) if isinstance(value, list) else value
@@ -89,9 +76,9 @@ def _checked_budget(value: Any) -> Any:
 class BudgetSection(Section):
     """What a participant's machine can bear: numbers, or for bytes texts such as "64 MB"."""
 
-    memory: Annotated[int | None, BeforeValidator(_checked_bytes)] = Field(default=None, gt=0)
+    memory: Bytes | None = Field(default=None, gt=0)
     flops_per_example: float | None = Field(default=None, gt=0)
-    bytes_per_round: Annotated[int | None, BeforeValidator(_checked_bytes)] = Field(default=None, gt=0)
+    bytes_per_round: Bytes | None = Field(default=None, gt=0)
 
     @property
     def budget(self) -> Budget:

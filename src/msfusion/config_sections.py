@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import typing
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -14,13 +15,18 @@ from msfusion.data.spec import DataSpec
 from msfusion.engines.screening import DEFAULT, BadUpdate
 from msfusion.engines.split import Clients, ServerStep, SplitSettings
 from msfusion.errors import ConfigError
+from msfusion.methods.blocks import REMEMBERED_BYTES
 from msfusion.methods.contrastive import WITHOUT, ContrastiveSettings
+from msfusion.methods.phases import Order
+from msfusion.methods.table import Start
 from msfusion.methods.training import TrainingSettings
 from msfusion.methods.wire import Derivative
 from msfusion.models.spec import ModelSpec
 from msfusion.windows.overlap import OverlapShape
 
-MethodName = Literal["msfusion", "fedrolex", "heterofl", "feddropout", "fedavg", "small", "split", "fedgrow"]
+MethodName = Literal[
+    "msfusion", "fedrolex", "heterofl", "feddropout", "fedavg", "small", "ensemble", "split", "fedgrow"
+]
 
 
 class Section(BaseModel):
@@ -64,6 +70,23 @@ else:
     TrainingSection = section_of(TrainingSettings, without=("rounds",))
 
 
+_UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+
+
+def _checked_bytes(value: Any) -> Any:
+    """A number of bytes, from a text such as "64 MB" too."""
+    if not isinstance(value, str):
+        return value
+    found = re.fullmatch(r"([0-9]+(?:[.][0-9]+)?) *([A-Za-z]+)", value.strip())
+    if found is None or found[2] not in _UNITS:
+        raise ValueError(f"should be a number of bytes, with or without a unit ({', '.join(_UNITS)})")
+    return round(float(found[1]) * _UNITS[found[2]])
+
+
+Bytes = Annotated[int, BeforeValidator(_checked_bytes)]
+"""A number of bytes, or a text such as "64 MB"."""
+
+
 class OverlapSection(Section):
     """How much of its window a participant shares with its neighbour: from `start` to `end` over the rounds, or
     from `start` on by feedback.
@@ -83,6 +106,32 @@ class MethodSection(Section):
     weighting: Literal["examples", "uniform"] = Field(
         default="examples",
         description="a participant's weight in the average: how many examples it has, or 1",
+    )
+    start: Start = Field(
+        default="fresh",
+        description="of msfusion: slices of a model of fresh weights (the paper), or a sum of blocks, trained in turn",
+    )
+    blocks: int | None = Field(
+        default=None,
+        ge=1,
+        le=1024,
+        description="of a sum of blocks or an ensemble; by default 1 / the least ratio",
+    )
+    passes: int = Field(default=8, ge=1, description="how often each block of a sum is trained, at most")
+    order: Order = Field(
+        default="together",
+        description="everybody on the same block of a sum, or neighbours on different ones (spread)",
+    )
+    first_block: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share of the rounds in which the first block is trained before the others have their turns",
+    )
+    remembered_bytes: Bytes = Field(
+        default=REMEMBERED_BYTES,
+        ge=0,
+        description="of other blocks' logits that a participant keeps; beyond it they are computed in each step",
     )
     overlap: OverlapSection | None = Field(
         default=None, description="of msfusion's windows; by default they are spread evenly"

@@ -107,6 +107,11 @@ def step_flops(module: nn.Module, batch: Batch) -> StepFlops:
     return StepFlops(fixed=3 * two - 2 * three, per_example=three - two)
 
 
+def inference_flops(module: nn.Module, batch: Batch) -> int:
+    """The FLOPs of a forward pass, for one example like those of `batch`. Raises as `costs_of` does."""
+    return round(_on_fakes(module, batch, 2, _count_forward) / 2)
+
+
 def _training_step(module: nn.Module, batch: Batch, examples: int) -> tuple[int, int]:
     """FLOPs of one forward and backward pass over so many examples, and the bytes saved between the two."""
     return _on_fakes(module, batch, examples, lambda *fakes: (_count_flops(*fakes), _saved_bytes(*fakes)))
@@ -145,6 +150,13 @@ def _count_flops(module: nn.Module, tensors: dict[str, Tensor], batch: Batch) ->
         if not outputs:
             raise MsfusionError(f"the output of {type(module).__name__} depends on no trained parameter")
         torch.autograd.backward([output.sum() for output in outputs])
+    return counter.get_total_flops()
+
+
+def _count_forward(module: nn.Module, tensors: dict[str, Tensor], batch: Batch) -> int:
+    counter = FlopCounterMode(display=False)
+    with _plain_kernels(), counter:
+        _run(module, tensors, batch)
     return counter.get_total_flops()
 
 

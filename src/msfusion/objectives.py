@@ -85,11 +85,14 @@ def scores(
 ) -> tuple[Float[Tensor, "targets classes"], Int[Tensor, " targets"]]:
     """The logits and the targets of a batch, one row for each target, checked against each other.
 
-    The logits are float32 at least: a sum over a vocabulary in 16 bits loses what training needs.
+    The logits are float32 at least: a sum over a vocabulary in 16 bits loses what training needs. The batch's offset,
+    if it has one, is in them.
     Raises TrainingError and DataError as `cross_entropy` does.
     """
     logits, targets = aligned(batch.call(model), batch.targets)
     check_labels(targets, logits.shape[-1])
+    if batch.offset is not None:
+        logits = logits + batch.offset.reshape(logits.shape)
     return logits, targets
 
 

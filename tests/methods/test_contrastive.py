@@ -17,6 +17,7 @@ from msfusion.batch import IGNORED, Batch
 from msfusion.engines.local import RoundResult, RoundSettings, run_rounds
 from msfusion.errors import ConfigError
 from msfusion.methods.base import Method, Task, Update
+from msfusion.methods.blocks import BlocksSettings
 from msfusion.methods.contrastive import (
     ROUND,
     ContrastiveObjective,
@@ -95,7 +96,8 @@ def decoder() -> tuple[nn.Module, WidthMap]:
 
 
 def method_for(name: str = "msfusion", contrastive: ContrastiveSettings = ON) -> NarrowMethod | SmallMethod:
-    return build_method(name, *mlp(), (0.5,) * 4, SETTINGS, seed=3, contrastive=contrastive)
+    blocks = BlocksSettings(8, 2)
+    return build_method(name, *mlp(), (0.5,) * 4, SETTINGS, seed=3, contrastive=contrastive, blocks=blocks)
 
 
 def second_task(method: Method, data: Batch, participant: int = 1) -> Task:

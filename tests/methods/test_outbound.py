@@ -76,7 +76,7 @@ def test_nobody_else_makes_shared_tensors() -> None:
             Shared(WHOLE, made_by)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "ensemble"])
 def test_narrow_methods_declare_their_sub_model_and_nothing_of_what_they_remember(name: str) -> None:
     model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
     width_map = msfusion.trace(model, (torch.randn(2, 4),))

@@ -158,9 +158,11 @@ def test_settings_and_shapes_of_examples_part_participants() -> None:
 
 def test_short_mini_batches_are_filled_with_what_does_not_count() -> None:
     long, short = (Batch({"x": torch.arange(n).float()[:, None]}, torch.arange(n)) for n in (3, 2))
-    inputs, targets = stacked_batches([long, short])
-    assert inputs["x"].squeeze(-1).tolist() == [[0, 1, 2], [0, 1, 1]]
-    assert targets.tolist() == [[0, 1, 2], [0, 1, IGNORED]]
+    stacked = stacked_batches([long, short])
+    assert isinstance(stacked.inputs, dict)
+    assert stacked.inputs["x"].squeeze(-1).tolist() == [[0, 1, 2], [0, 1, 1]]
+    assert stacked.targets.tolist() == [[0, 1, 2], [0, 1, IGNORED]]
+    assert stacked.offset is None
     assert short.targets.tolist() == [0, 1]
 
 

@@ -33,13 +33,13 @@ def without_times(path: Path) -> list[dict[str, Any]]:
     return [{**line, "seconds": 0} for line in RunDirectory(path).read_metrics()]
 
 
-@pytest.mark.parametrize("method", ["fedrolex", "heterofl", "feddropout", "fedavg", "small"])
+@pytest.mark.parametrize("method", ["fedrolex", "heterofl", "feddropout", "fedavg", "small", "ensemble"])
 def test_every_method_runs(parts: Parts, tmp_path: Path, method: str) -> None:
     summary = train(quick(f"method.name={method}", "rounds=2"), tmp_path, parts=parts)
     assert 0 <= summary["accuracy"] <= 1
     shares = {participant["share"] for participant in summary["participants"]}
     assert (shares == {1.0}) == (method == "fedavg")
-    assert (summary["entry_coverage"] is None) == (method == "small")
+    assert (summary["entry_coverage"] is None) == (method in ("small", "ensemble"))
 
 
 def test_the_overlap_that_was_set_is_what_the_windows_have(parts: Parts, tmp_path: Path) -> None:

@@ -19,18 +19,13 @@ from msfusion.errors import ConfigError
 from msfusion.methods.base import Kind, Task, Update
 from msfusion.methods.narrow import NarrowMethod, weight_of
 from msfusion.methods.outbound import Outbound
-from msfusion.methods.states import with_aliases
+from msfusion.methods.states import model_state, with_aliases
 from msfusion.objectives import Evaluation
 from msfusion.width.groups import State, WidthMap
 from msfusion.windows import Feedback, Overlap, double_shift_for
 
 OVERLAP = ".overlap"
 """Its name in the global state. No tensor of a model is called so: their names never begin with a dot."""
-
-
-def model_state(state: State) -> dict[str, Tensor]:
-    """The global state without what belongs to the method."""
-    return {name: tensor for name, tensor in state.items() if name != OVERLAP}
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NewType, Protocol, runtime_checkable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from msfusion.batch import Batch
 from msfusion.methods.outbound import Outbound
@@ -19,8 +19,8 @@ Kind = Literal["train", "measure", "report"]
 """What a participant does with a task."""
 
 __all__ = [
-    "Evaluation", "Kind", "Method", "Recalibrating", "Released", "Reporting", "Scalar", "Task", "TrainsTogether",
-    "Update",
+    "Evaluation", "Kind", "Method", "OwnModels", "Recalibrating", "Released", "Reporting", "Scalar", "Task",
+    "TrainsTogether", "Update",
 ]  # fmt: skip
 
 
@@ -133,6 +133,18 @@ class Reporting(Protocol):
 
         Made with `reporting.report_of`; without metadata if it has no model yet.
         """
+
+
+@runtime_checkable
+class OwnModels(Protocol):
+    """A method whose participants train small models, one or several, that are not windows of one large model."""
+
+    def trained_at(self, ratio: float) -> nn.Module:
+        """What a participant of this width ratio trains, or a module of the same shapes."""
+
+    @property
+    def whole(self) -> nn.Module:
+        """What they have trained in the end, as one model; its tensors are to be overwritten."""
 
 
 @runtime_checkable

@@ -31,7 +31,7 @@ from msfusion.methods.states import loaded, state_of, with_aliases, without_alia
 from msfusion.methods.together import groups_of, refuse_contrastive, updates_together
 from msfusion.methods.training import TrainingSettings
 from msfusion.objectives import Evaluation, Objective, cross_entropy, evaluate
-from msfusion.width.groups import State, WidthMap
+from msfusion.width.groups import State, WidthMap, Window
 from msfusion.width.slices import extract
 from msfusion.width.stacked import check_stackable
 from msfusion.width.submodel import SubModel, narrow
@@ -120,6 +120,15 @@ class SmallMethod:
         """The state with the running statistics pooled over the participants."""
         return {**state, **normalisation.pooled(state, updates)}
 
+    def trained_at(self, ratio: float) -> nn.Module:
+        """What everybody trains, whatever its ratio."""
+        return self.model
+
+    @property
+    def whole(self) -> nn.Module:
+        """The model that everybody trains."""
+        return self.model
+
     def _objective(self, task: Task) -> Objective:
         """Cross-entropy; with the contrastive loss where the participant remembers a model of its own."""
         if self.contrastive.weight == 0 or not task.memory:
@@ -148,7 +157,7 @@ def small_method(
 ) -> SmallMethod:
     """FedAvg of `model` narrowed to one ratio, from weights that suit that width."""
     window = static(width_map, 0, 0, ratio, participants=1, seed=seed)
-    start = reinitialised(extract(state_of(model), width_map, window), width_map)
+    start = fresh_weights(model, width_map, window)
     shapes = {name: tuple(tensor.shape) for name, tensor in start.items()}
     return SmallMethod(
         name="small",
@@ -163,6 +172,11 @@ def small_method(
         evaluation_batch_size=evaluation_batch_size,
         contrastive=contrastive,
     )
+
+
+def fresh_weights(model: nn.Module, width_map: WidthMap, window: Window) -> dict[str, Tensor]:
+    """A window of a model's weights, as those of a model of its own."""
+    return reinitialised(extract(state_of(model), width_map, window), width_map)
 
 
 def reinitialised(sub_state: State, width_map: WidthMap) -> dict[str, Tensor]:

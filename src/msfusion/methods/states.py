@@ -82,6 +82,11 @@ def aliases_of(model: nn.Module) -> dict[str, str]:
     }
 
 
+def model_state(state: State) -> dict[str, Tensor]:
+    """The global state without what belongs to the method: its names, as no model's, begin with a dot."""
+    return {name: tensor for name, tensor in state.items() if not name.startswith(".")}
+
+
 def labelled(label: str, tensors: State) -> dict[str, Tensor]:
     """Tensors that stand beside those of other models, as `<label>.<name>`."""
     return {f"{label}.{name}": tensor for name, tensor in tensors.items()}

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from torch import nn
 
 from msfusion import windows
 from msfusion.errors import ConfigError
 from msfusion.methods.adaptive import AdaptiveMethod
+from msfusion.methods.blocks import BlocksMethod, BlocksSettings, blocks_method
 from msfusion.methods.capacities import Capacities
 from msfusion.methods.contrastive import WITHOUT, ContrastiveSettings
+from msfusion.methods.ensemble import EnsembleMethod, ensemble_method
 from msfusion.methods.narrow import NarrowMethod, Weighting
 from msfusion.methods.small import SmallMethod, small_method
 from msfusion.methods.training import TrainingSettings
 from msfusion.width.groups import WidthMap
 from msfusion.windows import Feedback, Overlap, Schedule
 
-AnyMethod = NarrowMethod | AdaptiveMethod | SmallMethod
+AnyMethod = NarrowMethod | AdaptiveMethod | SmallMethod | BlocksMethod | EnsembleMethod
+
+Start = Literal["fresh", "blocks"]
+"""How msfusion begins: slices of a model of fresh weights (the paper), or a sum of blocks (`methods.blocks`)."""
 
 METHODS: Mapping[str, Schedule | None] = {
     "msfusion": windows.double_shift,  # Xie & Li, arXiv 2407.03622
@@ -26,8 +32,14 @@ METHODS: Mapping[str, Schedule | None] = {
     "feddropout": windows.random,  # Caldas et al., arXiv 1812.07210
     "fedavg": windows.full,  # McMahan et al., AISTATS 2017
     "small": None,  # FedAvg of a small model, the floor
+    "ensemble": None,  # several small models, one after the other
 }
 """Every method by its name in configurations, with its schedule of windows."""
+
+
+def trains_own_models(name: str, start: Start) -> bool:
+    """Whether participants of a method train small models rather than windows of a large one (`base.OwnModels`)."""
+    return (name in METHODS and METHODS[name] is None) or (name == "msfusion" and start == "blocks")
 
 
 def build_method(
@@ -44,14 +56,17 @@ def build_method(
     overlap: Overlap | Feedback | None = None,
     contrastive: ContrastiveSettings = WITHOUT,
     between_rounds: bool = True,
+    start: Start = "fresh",
+    blocks: BlocksSettings | None = None,
 ) -> AnyMethod:
     """A method by its name, for participants with a ratio each (or with ratios that change from round to
     round), and training settings each or for all.
 
     The model's present weights are the initial state. `overlap` is msfusion's alone; the others have none to
     choose, nor `between_rounds`, whether its windows move from round to round. Every method may train with
-    the contrastive loss; without `contrastive` it is plain cross-entropy. Raises ConfigError for an unknown
-    name or impossible ratios.
+    the contrastive loss; without `contrastive` it is plain cross-entropy. `start` is msfusion's; with "blocks", and
+    for an ensemble, `blocks` says how many models there are and when each is trained, and must be given. Raises
+    ConfigError for an unknown name or impossible ratios.
     """
     if name not in METHODS:
         raise ConfigError(f"there is no method {name!r}: choose one of {', '.join(METHODS)}")
@@ -64,8 +79,15 @@ def build_method(
         )
     schedule = METHODS[name]
     common = (seed, weighting, language_modelling, evaluation_batch_size, contrastive)
-    if schedule is None:
-        return small_method(model, width_map, capacities.smallest, tuple(each), *common)
+    if schedule is None or trains_own_models(name, start):
+        small = small_method(model, width_map, capacities.smallest, tuple(each), *common)
+        if name == "small":
+            return small
+        if blocks is None:
+            raise ConfigError(f"{name} needs to know how many models there are: give blocks")
+        if name == "ensemble":
+            return ensemble_method(name, small, model, width_map, blocks, capacities.smallest)
+        return blocks_method(name, small, model, width_map, blocks, capacities)
     if name == "msfusion":
         fixed = overlap if isinstance(overlap, Overlap) else None
         schedule = windows.double_shift_for(ratios, fixed, between_rounds=between_rounds)

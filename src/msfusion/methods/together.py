@@ -163,9 +163,9 @@ class _Group:
 
     def _step(self, batches: Sequence[Batch]) -> list[float]:
         """One step of gradient descent; the losses before it."""
-        inputs, targets = stacked_batches(batches)
+        stacked = stacked_batches(batches)
         self.optimizer.zero_grad(set_to_none=True)
-        losses = self._losses(inputs, targets)
+        losses = self._losses(stacked)
         losses.sum().backward()  # type: ignore[no-untyped-call]  # nobody's loss knows another's weights
         if self.settings.clip_norm is not None:
             clip_each(list(self.parameters.values()), self.settings.clip_norm)
@@ -173,17 +173,21 @@ class _Group:
         found: list[float] = losses.detach().tolist()
         return found
 
-    def _losses(self, inputs: Any, targets: Tensor) -> Float[Tensor, " participants"]:
+    def _losses(self, stacked: Batch) -> Float[Tensor, " participants"]:
         """Everybody's mean cross-entropy, as `objectives.mean_cross_entropy` has it."""
 
-        def loss(call: Callable[..., Any], own_inputs: Any, own_targets: Tensor) -> Tensor:
+        def loss(call: Callable[..., Any], own_inputs: Any, own_targets: Tensor, *offset: Tensor) -> Tensor:
             output = Batch(own_inputs, own_targets).call(call)
             logits, flat = aligned(output, own_targets)
-            check_labels(targets, logits.shape[-1])  # everybody's: values cannot be asked for one by one
+            # everybody's: values cannot be asked for one by one
+            check_labels(stacked.targets, logits.shape[-1])
+            for added in offset:
+                logits = logits + added.reshape(logits.shape)
             total = F.cross_entropy(logits, flat, ignore_index=IGNORED, reduction="sum")
             return total / (flat != IGNORED).sum().clamp(min=1)
 
-        losses: Tensor = run_stacked(self.model, {**self.parameters, **self.others}, loss, inputs, targets)
+        given = (stacked.inputs, stacked.targets, *([] if stacked.offset is None else [stacked.offset]))
+        losses: Tensor = run_stacked(self.model, {**self.parameters, **self.others}, loss, *given)
         return losses
 
     def _keep(self, count: int) -> None:
@@ -216,12 +220,17 @@ def clip_each(parameters: Sequence[nn.Parameter], clip_norm: float) -> None:
         gradient.mul_(factors.view(-1, *[1] * (gradient.ndim - 1)))
 
 
-def stacked_batches(batches: Sequence[Batch]) -> tuple[Any, Tensor]:
-    """Inputs and targets with the participants on axis 0, short mini-batches filled up to the longest."""
+def stacked_batches(batches: Sequence[Batch]) -> Batch:
+    """Everything with the participants on axis 0, short mini-batches filled up to the longest.
+
+    Either all of them have an offset or none.
+    """
     most = max(len(batch) for batch in batches)
     filled = [_filled(batch, most) for batch in batches]
     inputs = pytree.tree_map(lambda *each: torch.stack(each), *[batch.inputs for batch in filled])
-    return inputs, torch.stack([batch.targets for batch in filled])
+    offsets = [batch.offset for batch in filled if batch.offset is not None]
+    targets = torch.stack([batch.targets for batch in filled])
+    return Batch(inputs, targets, torch.stack(offsets) if offsets else None)
 
 
 def _filled(batch: Batch, size: int) -> Batch:

@@ -85,6 +85,7 @@ def _cell(path: Path, runs: Sequence[Planned]) -> dict[str, Any]:
             _total_flops(summary, metrics, run.config)
             for run, (summary, metrics) in zip(runs, results, strict=True)
         ),
+        "inference_flops_per_example": summary.get("trained_model", {}).get("inference_flops_per_example"),
         "total_bytes": statistics.fmean(_total_bytes(metrics) / len(participants) for _, metrics in results),
         "runs": [
             {"seed": run.seed, "directory": run.name, **_quality(summary), "seconds": summary["seconds"]}

@@ -1,7 +1,8 @@
 """A trained model as a folder that other programs can load.
 
 - of `transformers`: what `save_pretrained` writes, and the tokenizer's files where data.tokenizer is such a folder
-- any other: `model.safetensors`, and in `model.json` the name and options with which `build_model` makes it
+- any other: `model.safetensors`, and in `model.json` the name and options with which `build_model` makes it; a small
+  model, a sum of blocks and an ensemble are made of narrow copies (`models.several`)
 - `vocabulary.json`, a list of all tokens by their id, where the vocabulary was made of the training texts
 """
 
@@ -14,18 +15,23 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from msfusion.batch import Batch
 from msfusion.config import Config, load_config
-from msfusion.data.federated import FederatedData
+from msfusion.data.federated import FederatedData, example_inputs
 from msfusion.data.load import load_data
 from msfusion.data.spec import is_pretrained
 from msfusion.data.text import pretrained_tokenizer
 from msfusion.errors import ConfigError, RunDirectoryError
+from msfusion.methods.base import OwnModels
+from msfusion.methods.table import trains_own_models
 from msfusion.models.build import build_model, full_options
+from msfusion.models.several import options_of, several
+from msfusion.models.spec import ModelSpec
 from msfusion.runs.directory import RunDirectory
 from msfusion.runs.files import read_tensors, write_folder_with, write_json, write_tensors
 from msfusion.runs.fingerprint import code_of
 from msfusion.runs.grow import GrowRun
-from msfusion.runs.setup import settle_process
+from msfusion.runs.setup import prepare, settle_process
 
 
 def export(path: Path, out: Path, participant: int | None = None) -> list[Path]:
@@ -44,34 +50,42 @@ def export(path: Path, out: Path, participant: int | None = None) -> list[Path]:
     directory.check_end()
     directory.read_fingerprint().refuse_other_code(code_of(config), config, path)
     find = _grown if config.method.name == "fedgrow" else _common
-    model, data = find(config, directory, participant)
-    write_folder_with(out, lambda folder: _write(folder, model, config, data))
+    model, data, spec = find(config, directory, participant)
+    write_folder_with(out, lambda folder: _write(folder, model, config, data, spec))
     return sorted(out.iterdir())
 
 
-def _common(
-    config: Config, directory: RunDirectory, participant: int | None
-) -> tuple[nn.Module, FederatedData]:
+Found = tuple[nn.Module, FederatedData, ModelSpec]
+"""The model, the data of its run, and how a model of its shapes is made."""
+
+
+def _common(config: Config, directory: RunDirectory, participant: int | None) -> Found:
     """The model that all participants trained together."""
     if participant is not None:
         raise ConfigError(
             f"all participants of {config.method.name} share one model: leave --participant out."
         )
-    if config.method.name == "small":
-        raise ConfigError(
-            f"the model of method 'small' is a narrow copy of {config.model_spec.name} that no options describe; its "
-            f"tensors are in {directory.model}."
-        )
+    if trains_own_models(config.method.name, config.method.start):
+        return _own(config, directory)
     data = load_data(config.data_spec)
     model = build_model(config.model_spec, data)
     data = data.for_model(model)
     directory.read_fingerprint().refuse_other_data(data.digests, config, directory.path)
-    return _with_tensors(model, read_tensors(directory.model)[0]), data
+    return _with_tensors(model, read_tensors(directory.model)[0]), data, config.model_spec
 
 
-def _grown(
-    config: Config, directory: RunDirectory, participant: int | None
-) -> tuple[nn.Module, FederatedData]:
+def _own(config: Config, directory: RunDirectory) -> Found:
+    """A small model, or several as one: narrow copies of the model of the configuration."""
+    setup = prepare(config)
+    directory.read_fingerprint().refuse_other_data(setup.data.digests, config, directory.path)
+    assert isinstance(setup.method, OwnModels)  # as the table of methods says
+    model = _with_tensors(setup.method.whole, read_tensors(directory.model)[0])
+    shown = Batch(example_inputs(setup.data), setup.data.test.targets)
+    options = options_of(model, setup.capacities.smallest, config.model_spec, setup.data, shown)
+    return model, setup.data, ModelSpec(f"{several.__module__}:{several.__name__}", options)
+
+
+def _grown(config: Config, directory: RunDirectory, participant: int | None) -> Found:
     """A participant's grown model, or the target that they averaged."""
     run, count = GrowRun(config), config.participants.count
     began = directory.read_fingerprint()
@@ -100,7 +114,7 @@ def _grown(
         task = replace(task, memory=checkpoint.memories[participant])
     grown = run.method.grown(task)
     assert grown is not None  # it has a memory, or there is a common target
-    return _with_tensors(run.method.target, grown), run.data
+    return _with_tensors(run.method.target, grown), run.data, config.model_spec
 
 
 def _with_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
@@ -108,14 +122,13 @@ def _with_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
     return model.eval()
 
 
-def _write(folder: Path, model: nn.Module, config: Config, data: FederatedData) -> None:
+def _write(folder: Path, model: nn.Module, config: Config, data: FederatedData, spec: ModelSpec) -> None:
     save: Any = getattr(model, "save_pretrained", None)
     tokenizer = config.data_spec.tokenizer or ""
     if save is not None:
         save(folder)
     else:
         write_tensors(folder / "model.safetensors", model.state_dict(), {"format": 1})
-        spec = config.model_spec
         write_json(folder / "model.json", {"name": spec.name, "options": full_options(spec, data)})
     if data.tokens:
         write_json(folder / "vocabulary.json", list(data.tokens))

@@ -6,8 +6,8 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from msfusion.costs import Costs
-from msfusion.methods.small import SmallMethod
+from msfusion.costs import Costs, inference_flops
+from msfusion.methods.base import OwnModels
 from msfusion.runs.setup import Setup
 from msfusion.windows import EntryCoverage
 
@@ -18,7 +18,7 @@ def coverage_by_round(setup: Setup) -> list[float] | None:
     Who is absent or too late counts for nothing. (The small model is trained whole, but no full model ever
     is.) Where feedback sets the overlap, with that of the first round.
     """
-    if isinstance(setup.method, SmallMethod):
+    if isinstance(setup.method, OwnModels):
         return None
     reached = Reached(setup)
     shares = []
@@ -58,7 +58,8 @@ def run_figures(setup: Setup) -> dict[str, Any]:
 
     Nothing is trained. `share` is of the full model's parameters; FLOPs are those of training on one example;
     memory and bytes in bytes, the latter for each round in which the participant takes part. Where a
-    participant's ratio changes, `ratio` and the figures are its largest, and `by_ratio` has all.
+    participant's ratio changes, `ratio` and the figures are its largest, and `by_ratio` has all. `trained_model` is
+    what is evaluated and exported: its parameters, and the FLOPs with which it answers one example.
     """
     full = setup.full_costs
     participants = []
@@ -69,7 +70,19 @@ def run_figures(setup: Setup) -> dict[str, Any]:
         ]
         row = {"participant": participant, "examples": len(own), **figures[0]}
         participants.append(row if len(figures) == 1 else {**row, "by_ratio": figures})
-    return {"participants": participants, "full_model": _figures(full, full)}
+    return {
+        "participants": participants,
+        "full_model": _figures(full, full),
+        "trained_model": _trained_model(setup),
+    }
+
+
+def _trained_model(setup: Setup) -> dict[str, int]:
+    model = setup.method.whole if isinstance(setup.method, OwnModels) else setup.model
+    return {
+        "parameters": sum(each.numel() for each in model.parameters() if each.requires_grad),
+        "inference_flops_per_example": inference_flops(model, setup.data.participants[0]),
+    }
 
 
 def mean_flops_per_example(setup: Setup) -> float:

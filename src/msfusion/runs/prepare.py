@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from msfusion.config import Config
+from msfusion.methods.blocks import BlocksMethod
 from msfusion.runs import setup
+from msfusion.runs.blocks import BlocksRun
 from msfusion.runs.grow import GrowRun
 from msfusion.runs.prepared import Prepared
 from msfusion.runs.setup import Parts
@@ -17,7 +19,10 @@ def prepare(config: Config, parts: Parts | None = None) -> Prepared:
         return GrowRun(config)
     if config.method.name == "split":
         return SplitRun(config, parts or setup.prepare_parts(config))
-    return SlicesRun(setup.prepare(config, parts))
+    made = setup.prepare(config, parts)
+    if isinstance(made.method, BlocksMethod) and made.forecast is not None:
+        return BlocksRun(made, made.method, made.forecast)
+    return SlicesRun(made)
 
 
 def shared_parts(config: Config) -> Parts | None:

@@ -64,7 +64,7 @@ def closing_table(summary: Row) -> Table:
     """What each participant held, computed and sent in a run, against the full model."""
     table = _costs_table(f"{summary['method']} after {summary['rounds']} rounds: {quality(summary)}")
     _add_costs(table, summary["participants"], summary["full_model"])
-    coverage, lines = summary.get("entry_coverage"), []
+    coverage, lines = summary.get("entry_coverage"), [*sum_lines(summary)]
     if coverage is not None:
         lines.append(f"{coverage:.2%} of the model's entries were held by someone in some round")
     if "simulated_seconds" in summary:
@@ -100,7 +100,26 @@ def plan_table(plan: Row) -> Table:
     clock = f", {duration(plan['simulated_seconds'])} simulated" if "simulated_seconds" in plan else ""
     table = _costs_table(f"{plan['method']}, {plan['rounds']} rounds{clock}", memory=True)
     _add_costs(table, plan["participants"], plan["full_model"], memory=True)
+    table.caption = "\n".join(sum_lines(plan)) or None
     return table
+
+
+def sum_lines(figures: Row) -> list[str]:
+    """Of a sum of blocks: what its phases ask of a participant beside the costs of each round, and of its users."""
+    if "sum_of_blocks" not in figures:
+        return []
+    blocks, rows, whole = figures["sum_of_blocks"], figures["participants"], figures["trained_model"]
+    weights = count(whole["parameters"])
+    sent = span([row["finished_blocks"] for row in rows])
+    kept = span([row["remembered_bytes"] for row in rows], size, " - ")
+    flops = span([row["total_flops"] for row in rows], count, " - ")
+    answer = count(whole["inference_flops_per_example"])
+    return [
+        f"a sum of {blocks['blocks']} blocks in {blocks['phases']} phases ({blocks['order']}): {weights} weights "
+        f"in all, {answer} FLOPs to answer one example",
+        f"in the whole run each participant is sent {sent} finished blocks besides, remembers {kept}, and computes "
+        f"{flops} FLOPs with what that takes",
+    ]
 
 
 def checkpointing_line(modules: Sequence[str]) -> str:

@@ -19,14 +19,16 @@ from msfusion.data.load import load_data
 from msfusion.engines.calendar import Calendar, Conditions, RoundSettings
 from msfusion.errors import ConfigError
 from msfusion.methods.adaptive import OVERLAP, AdaptiveMethod
+from msfusion.methods.base import OwnModels
+from msfusion.methods.blocks import BlocksMethod, block_window
 from msfusion.methods.capacities import Capacities
 from msfusion.methods.narrow import NarrowMethod
-from msfusion.methods.small import SmallMethod
 from msfusion.methods.table import METHODS, AnyMethod, build_method
 from msfusion.methods.training import TrainingSettings
 from msfusion.models.build import build_model
 from msfusion.network import Machine, machines_of
 from msfusion.objectives import evaluate, name_of_logits, require_embeddings
+from msfusion.runs.forecast import Forecast
 from msfusion.width.groups import WidthMap, Window
 from msfusion.width.submodel import narrow
 from msfusion.width.trace import trace
@@ -60,6 +62,10 @@ class Setup:
             return self.method.at(known).window(round_index, participant)
         if isinstance(self.method, NarrowMethod):
             return self.method.window(round_index, participant)
+        if isinstance(self.method, BlocksMethod):
+            smallest, held = self.method.capacities.smallest, self.method.held(participant, round_index)
+            parts = [block_window(self.width_map, smallest, block) for block in held]
+            return {name: torch.unique(torch.cat([each[name] for each in parts])) for name in parts[0]}
         smallest = self.capacities.smallest  # the small model: what everybody can hold in every round
         return static(self.width_map, 0, round_index, smallest, participants=1)
 
@@ -71,7 +77,7 @@ class Setup:
         """
         if isinstance(self.method, AdaptiveMethod):
             return self.method.first_overlap if state is None else float(state[OVERLAP])
-        if self.config.method.name != "msfusion":
+        if self.config.method.name != "msfusion" or isinstance(self.method, OwnModels):
             return None
         ratios, overlap = self.config.participants.ratios, self.config.overlap
         return overlap.applied(round_index, ratios) if isinstance(overlap, Overlap) else even_overlap(ratios)
@@ -111,9 +117,18 @@ class Setup:
     def simulated_seconds(self, participant: int, round_index: int) -> float:
         """How long a participant's round takes on the simulated clock; there must be a network."""
         assert self.machines is not None
+        machine = self.machines[participant]
+        if self.forecast is not None:
+            spent = self.forecast.spent(participant, round_index)
+            return machine.seconds(spent.bytes_down, spent.flops, spent.bytes_up)
         ratio = self.capacities.ratio(participant, round_index)
         costs, flops = self.costs(ratio), self.flops(participant, ratio)
-        return self.machines[participant].seconds(costs.bytes_down, flops, costs.bytes_up)
+        return machine.seconds(costs.bytes_down, flops, costs.bytes_up)
+
+    @cached_property
+    def forecast(self) -> Forecast | None:
+        """What each round asks of a participant, where that changes from round to round."""
+        return Forecast(self, self.method) if isinstance(self.method, BlocksMethod) else None
 
     @cached_property
     def calendar(self) -> Calendar:
@@ -143,8 +158,8 @@ class Setup:
 
     def _model_at(self, ratio: float) -> nn.Module:
         """What a participant of this ratio holds and trains, or a model of the same shapes."""
-        if isinstance(self.method, SmallMethod):
-            return self.method.model
+        if isinstance(self.method, OwnModels):
+            return self.method.trained_at(ratio)
         schedule = full if METHODS[self.config.method.name] is full else static
         window = schedule(self.width_map, 0, 0, ratio, participants=1)
         if all(len(window[group.name]) == group.units for group in self.width_map.groups):
@@ -190,6 +205,8 @@ def prepare(config: Config, parts: Parts | None = None) -> Setup:
         overlap=config.overlap,
         contrastive=config.method.contrastive,
         between_rounds=config.method.between_rounds,
+        start=config.method.start,
+        blocks=config.blocks,
     )
     rounds = RoundSettings(
         rounds=config.rounds,

@@ -7,10 +7,11 @@ from typing import Any
 
 from msfusion.engines.calendar import Calendar
 from msfusion.engines.results import RoundResult
-from msfusion.methods.small import SmallMethod
+from msfusion.methods.base import OwnModels
 from msfusion.runs.figures import Reached, run_figures
 from msfusion.runs.local import LocalRun
 from msfusion.runs.plan import plan_run
+from msfusion.runs.prepared import Observer
 from msfusion.runs.setup import Setup
 from msfusion.runs.simulated import arrivals
 from msfusion.width.groups import State
@@ -28,7 +29,7 @@ class SlicesRun(LocalRun):
         """Who takes part in each round, on the simulated clock if there is one."""
         return self.setup.calendar
 
-    def observer(self) -> _Observer:
+    def observer(self) -> Observer:
         """Entry coverage and overlap."""
         return _Observer(self.setup)
 
@@ -46,7 +47,7 @@ class _Observer:
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
-        self._reached = None if isinstance(setup.method, SmallMethod) else Reached(setup)
+        self._reached = None if isinstance(setup.method, OwnModels) else Reached(setup)
 
     def again(self, line: Mapping[str, Any]) -> None:
         """A round that was run before."""

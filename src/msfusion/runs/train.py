@@ -15,7 +15,7 @@ from torch import Tensor
 from msfusion.config import Config, load_config
 from msfusion.engines.results import LeftOut, ParticipantResult, RoundResult
 from msfusion.errors import MsfusionError, RunDirectoryError
-from msfusion.methods.adaptive import model_state
+from msfusion.methods.states import model_state
 from msfusion.runs.directory import RunDirectory
 from msfusion.runs.events import Events
 from msfusion.runs.fingerprint import Fingerprint, code_of

@@ -1,0 +1,438 @@
+"""MSfusion by remembered logits: the large model is a sum of blocks, each trained on what the others leave.
+
+With f_b the b-th of m models of the small model's shape, the large model is
+
+    f(x)  =  f_0(x) + f_1(x) + ... + f_{m-1}(x)                        logits are added
+
+and a participant, which can hold one of them, trains it on the loss of the whole:
+
+    loss(f_b(x) + c(x), y)      with c(x) = sum of f_a(x) over a != b                             train
+
+c(x) it remembers: a block that has changed is sent to it once, it keeps the block's logits for its own examples, and
+from then on they are constants. All participants train the same block in a round, or neighbours different ones
+(`methods.phases`); each block is the weighted average of those who trained it (McMahan et al., AISTATS 2017):
+
+    theta_b  <-  sum a_p theta_{p,b} / sum a_p     over the participants p that trained b         aggregate
+
+Block 0 is the model of `small`, with the same first weights. The others begin with other units of the large model's
+weights and without a say (`methods.silence`), so that the whole never begins worse than the small model. Round for
+round this is boosting in the first pass over the blocks and backfitting after it (Friedman, Hastie & Tibshirani, Annals
+of Statistics 28, 2000), with networks for trees and averaging for one machine. Who can hold k blocks trains k at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from functools import reduce
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from msfusion.batch import Batch
+from msfusion.errors import ConfigError, UpdateError
+from msfusion.fusion import Accumulator
+from msfusion.methods.base import Kind, Task, Update
+from msfusion.methods.capacities import Capacities
+from msfusion.methods.narrow import TRAINED, add_update
+from msfusion.methods.outbound import Outbound
+from msfusion.methods.phases import Answered, Order, Phases, Versions, blocks_in, finished_label, label
+from msfusion.methods.silence import silenced
+from msfusion.methods.small import SmallMethod, fresh_weights
+from msfusion.methods.states import (
+    holding,
+    labelled,
+    loaded,
+    model_state,
+    part,
+    state_of,
+    with_aliases,
+    without_aliases,
+)
+from msfusion.methods.sums import SumOfBlocks
+from msfusion.methods.together import groups_of, refuse_contrastive, updates_together
+from msfusion.methods.training import local_steps
+from msfusion.objectives import Evaluation, Objective, cross_entropy, evaluate, logits_of
+from msfusion.width.groups import State, WidthMap
+from msfusion.width.slices import plan
+from msfusion.width.stacked import check_stackable
+from msfusion.windows import window_size
+
+CHANGES = "changes"
+"""In metadata: the number of changes so far (`Versions.total`), by which an update of an earlier round is known."""
+
+LOGITS = "logits"
+"""In a memory: the name of a finished block's logits."""
+
+REMEMBERED_BYTES = 2**28
+"""How much a participant remembers as logits by default; where they are more, it remembers the blocks themselves."""
+
+
+@dataclass(frozen=True)
+class BlocksSettings:
+    """How the large model is divided and trained. Raises ConfigError, naming the setting, for impossible values.
+
+    `rounds` are those of the whole run. `blocks` is how many there are (None: as many as small models fit side by side
+    into the large one). `passes` is how often each is trained, at most: a phase has at least one round. `order`:
+    everybody on one block ("together") or neighbours on different ones ("spread"). `first` is the share of the rounds
+    in which block 0 is trained before the others have their turns (0: as long as they have). A participant whose logits
+    would take more than `remembered_bytes` remembers the blocks and computes their logits anew in each step.
+    """
+
+    rounds: int
+    blocks: int | None = None
+    passes: int = 8
+    order: Order = "together"
+    first: float = 0.0
+    remembered_bytes: int = REMEMBERED_BYTES
+
+    def phases(self, smallest: float) -> Phases:
+        """The plan of a run in which the smallest participant has this width ratio."""
+        blocks = blocks_for(self.blocks, smallest)
+        return Phases(self.rounds, blocks, self.passes, self.order, self.first)
+
+
+def blocks_for(blocks: int | None, smallest: float) -> int:
+    """The number of blocks: as given, or as many as small models of that width ratio fit side by side."""
+    return max(1, round(1 / smallest)) if blocks is None else blocks
+
+
+@dataclass(frozen=True, eq=False)
+class BlocksMethod:
+    """A sum of blocks. `small` is the small model and how it is trained, `starts` the first weights of each block.
+
+    `outputs` is how many logits a block has for each target, and the type in which they are remembered.
+    """
+
+    name: str
+    small: SmallMethod
+    starts: tuple[State, ...]
+    phases: Phases
+    capacities: Capacities
+    outputs: tuple[int, torch.dtype]
+    remembered_bytes: int = REMEMBERED_BYTES
+    _sums: dict[tuple[str, int], SumOfBlocks] = field(default_factory=dict, repr=False)
+
+    def held(self, participant: int, round_index: int) -> tuple[int, ...]:
+        """The blocks that a participant trains in a round; known to both sides, so it does not travel."""
+        count = self.count_at(self.capacities.ratio(participant, round_index))
+        return self.phases.held(participant, round_index, count)
+
+    def count_at(self, ratio: float) -> int:
+        """How many blocks a participant of this width ratio trains at once."""
+        return min(len(self.starts), max(1, math.floor(ratio / self.capacities.smallest + 1e-9)))
+
+    def initial_state(self) -> dict[str, Tensor]:
+        """The blocks' first weights, of which nobody remembers anything."""
+        blocks = [labelled(label(number), start) for number, start in enumerate(self.starts)]
+        first = Versions.first(len(self.capacities.each), len(self.starts)).tensors()
+        return {name: tensor.clone() for each in (*blocks, first) for name, tensor in each.items()}
+
+    def assign(self, state: State, round_index: int, participant: int) -> Task:
+        """The blocks that the participant trains, and those that have changed since it was sent them."""
+        held, versions = self.held(participant, round_index), Versions.of(state)
+        tensors: dict[str, Tensor] = {}
+        for block in held:
+            tensors |= labelled(label(block), self._sent(state, block))
+        for block in versions.due(participant, self.phases.phase(round_index), held):
+            tensors |= labelled(finished_label(block), self._sent(state, block))
+        return Task(participant, round_index, tensors, {CHANGES: versions.total})
+
+    def train(self, task: Task, data: Batch) -> Update:
+        """Some steps on the participant's own examples, on the loss of the whole."""
+        held = self.held(task.participant, task.round_index)
+        kept = self._kept(task, data)
+        examples, objective = self._of_the_whole(kept, data, held)
+        own = self._numbered(task.tensors, [label(block) for block in held])
+        model = loaded(self.sum_of(len(held)), own)
+        trained = local_steps(
+            model,
+            examples,
+            self.small.training[task.participant],
+            seed=self.small.seed,
+            round_index=task.round_index,
+            participant=task.participant,
+            objective=objective,
+        )
+        tensors: dict[str, Tensor] = {}
+        for block, each in zip(held, model.children(), strict=True):
+            tensors |= labelled(label(block), without_aliases(state_of(each), self.small.width_map.aliases))
+        metadata = {"steps": trained.steps, "examples_seen": trained.examples_seen}
+        update = Update(task.participant, task.round_index, tensors, len(data), trained.loss, metadata)
+        return self._told(update, task, kept)
+
+    def outbound(self, kind: Kind, task: Task) -> Outbound:
+        """The tensors of the blocks that it trained, as they came. What it remembers stays."""
+        held = tuple(f"{label(block)}." for block in self.held(task.participant, task.round_index))
+        trained = {name: tensor for name, tensor in task.tensors.items() if name.startswith(held)}
+        return Outbound.like(trained, TRAINED | {CHANGES})
+
+    def aggregate(self, state: State, updates: Iterable[Update]) -> dict[str, Tensor]:
+        """Each block becomes the weighted average of those who trained it; others keep their values."""
+        versions, sums, answered = Versions.of(state), dict[int, Accumulator](), list[Answered]()
+        for update in updates:
+            held = self.held(update.participant, update.round_index)
+            self._check_names(update, held)
+            for block in held:
+                own = part(state, label(block))
+                if block not in sums:
+                    sums[block] = Accumulator(own, self.small.width_map)
+                tensors = replace(update, tensors=part(update.tensors, label(block)))
+                add_update(sums[block], own, {}, tensors, self.small.weighting, self.small.width_map)
+            now = update.metadata.get(CHANGES) == versions.total
+            phase = self.phases.phase(update.round_index)
+            answered.append(Answered(update.participant, phase, held, now))
+        averaged = {
+            name: tensor
+            for block, total in sums.items()
+            for name, tensor in labelled(label(block), total.result()).items()
+        }
+        return {**state, **averaged, **versions.after(answered).tensors()}
+
+    def evaluate(self, state: State, data: Batch) -> Evaluation:
+        """How good the sum of all blocks is."""
+        whole = loaded(self.whole, model_state(state))
+        return evaluate(whole, data, self.small.evaluation_batch_size, self.small.language_modelling)
+
+    def check_together(self) -> None:
+        """Raise ConfigError where the blocks cannot be stacked."""
+        refuse_contrastive(self.small.contrastive)
+        check_stackable(self.small.model)
+
+    def groups(
+        self, round_index: int, participants: Sequence[int], data: Sequence[Batch], limit: int
+    ) -> list[tuple[int, ...]]:
+        """Everybody with one block and remembered logits; the others train by themselves."""
+
+        def alike(participant: int) -> int | None:
+            one = len(self.held(participant, round_index)) == 1
+            return None if one and not self.recomputes(data[participant]) else participant
+
+        return groups_of(participants, data, self.small.training, limit, alike)
+
+    def train_together(self, tasks: Sequence[Task], data: Sequence[Batch]) -> list[Update]:
+        """What `train` gives for each of a group."""
+        blocks = [self.held(task.participant, task.round_index)[0] for task in tasks]
+        kept = [self._kept(task, own) for task, own in zip(tasks, data, strict=True)]
+        examples = [
+            self._of_the_whole(mine, own, (block,))[0]
+            for mine, own, block in zip(kept, data, blocks, strict=True)
+        ]
+        plain = [
+            replace(task, tensors=part(task.tensors, label(block)), memory={})
+            for task, block in zip(tasks, blocks, strict=True)
+        ]
+        settings = self.small.training[tasks[0].participant]
+        updates = updates_together(self.small.model, plain, self._alike(examples), settings, self.small.seed)
+        return [
+            self._told(replace(update, tensors=labelled(label(block), update.tensors)), task, mine)
+            for task, block, update, mine in zip(tasks, blocks, updates, kept, strict=True)
+        ]
+
+    def recomputes(self, data: Batch) -> bool:
+        """Whether a participant with this data remembers blocks, as their logits would be too many bytes."""
+        return len(self.starts) * self.logits_bytes(data) > self.remembered_bytes
+
+    def logits_bytes(self, data: Batch) -> int:
+        """What one block's logits for some examples take: one for each class and target."""
+        classes, dtype = self.outputs
+        return data.targets.numel() * classes * dtype.itemsize
+
+    @property
+    def whole(self) -> SumOfBlocks:
+        """The large model: working space, its tensors are to be overwritten."""
+        return self.sum_of(len(self.starts))
+
+    def sum_of(self, count: int, use: str = "training") -> SumOfBlocks:
+        """So many blocks as one model, with tensors that are to be overwritten: one per process, use and count."""
+        if (use, count) not in self._sums:
+            self._sums[use, count] = SumOfBlocks([deepcopy(self.small.model) for _ in range(count)])
+        return self._sums[use, count]
+
+    def trained_at(self, ratio: float) -> nn.Module:
+        """What a participant of this ratio trains."""
+        return self.sum_of(self.count_at(ratio))
+
+    def _sent(self, state: State, block: int) -> dict[str, Tensor]:
+        return without_aliases(part(state, label(block)), self.small.width_map.aliases)
+
+    def _numbered(self, tensors: State, labels: Sequence[str]) -> dict[str, Tensor]:
+        """The tensors under some labels as those of the blocks of a sum of so many."""
+        found: dict[str, Tensor] = {}
+        for number, each in enumerate(labels):
+            found |= labelled(label(number), with_aliases(part(tensors, each), self.small.width_map.aliases))
+        return found
+
+    def _kept(self, task: Task, data: Batch) -> dict[str, Tensor]:
+        """What the participant remembers once it has this task: of every block that it was sent the newest."""
+        kept = dict(task.memory)
+        for block in blocks_in(task.tensors, len(self.starts)):
+            own = part(task.tensors, finished_label(block))
+            new = own if self.recomputes(data) else {LOGITS: self.logits(own, data)}
+            kept |= labelled(finished_label(block), new)
+        return kept
+
+    def _of_the_whole(self, kept: State, data: Batch, held: Sequence[int]) -> tuple[Batch, Objective]:
+        """The participant's examples with what the other blocks say of them, and the loss of the whole."""
+        others = [block for block in blocks_in(kept, len(self.starts)) if block not in held]
+        if not others:
+            return data, cross_entropy
+        if self.recomputes(data):
+            finished = self._numbered(kept, [finished_label(block) for block in others])
+            return data, Recomputed(loaded(self.sum_of(len(others), "finished"), finished))
+        logits = [kept[f"{finished_label(block)}.{LOGITS}"] for block in others]
+        return replace(data, offset=reduce(torch.add, logits)), cross_entropy
+
+    def logits(self, block: State, data: Batch) -> Float[Tensor, "examples *time classes"]:
+        """What one block, by the small model's names, says of all examples: in evaluation mode, without gradients."""
+        model = loaded(self.small.model, with_aliases(block, self.small.width_map.aliases)).eval()
+        _, dtype = self.outputs
+        with torch.no_grad():
+            parts = [
+                logits_of(batch.call(model)).to(dtype)
+                for batch in data.split(self.small.evaluation_batch_size)
+            ]
+        return torch.cat(parts)
+
+    def _alike(self, batches: Sequence[Batch]) -> list[Batch]:
+        """The batches, with an offset of zero where others have one: what is stacked must be alike."""
+        if all(batch.offset is None for batch in batches):
+            return list(batches)
+        classes, dtype = self.outputs
+        return [
+            replace(
+                each,
+                offset=torch.zeros(*each.targets.shape, classes, dtype=dtype, device=each.targets.device),
+            )
+            if each.offset is None
+            else each
+            for each in batches
+        ]
+
+    def _told(self, update: Update, task: Task, kept: State) -> Update:
+        """The update with what its participant keeps, if that is new, and the number that says what it was sent."""
+        new = kept if blocks_in(task.tensors, len(self.starts)) else {}
+        return replace(update, metadata={**update.metadata, CHANGES: task.metadata[CHANGES]}, memory=new)
+
+    def _check_names(self, update: Update, held: Sequence[int]) -> None:
+        """UpdateError where there are tensors of other blocks than those that the participant was to train."""
+        ours = tuple(f"{label(block)}." for block in held)
+        strange = [name for name in update.tensors if not name.startswith(ours)]
+        if strange:
+            raise UpdateError(
+                f"participant {update.participant} in round {update.round_index}: the update has a tensor "
+                f"{strange[0]!r}, which is of no block that it was to train",
+                update.participant,
+            )
+
+
+class Recomputed:
+    """The loss of the whole where the other blocks' logits are too many to be kept: they are computed in each step."""
+
+    def __init__(self, others: nn.Module) -> None:
+        self.others = others.eval()
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Raises as `cross_entropy` does."""
+        with torch.no_grad():
+            offset = logits_of(batch.call(self.others))
+        return cross_entropy(model, replace(batch, offset=offset))
+
+
+def blocks_method(
+    name: str,
+    small: SmallMethod,
+    model: nn.Module,
+    width_map: WidthMap,
+    settings: BlocksSettings,
+    capacities: Capacities,
+) -> BlocksMethod:
+    """A sum of blocks of the shape of `small`, from other units of the model's weights each.
+
+    Raises ConfigError where a block cannot begin without a say.
+    """
+    if small.contrastive.weight > 0:
+        raise ConfigError(
+            "method.contrastive_weight does not go with method.start = 'blocks', whose blocks are not to say the same: "
+            "set it to 0"
+        )
+    phases = settings.phases(capacities.smallest)
+    starts = first_weights(small, model, width_map, capacities.smallest, phases.blocks)
+    silent = [silenced(small.model, start, width_map.aliases) for start in starts[1:]]
+    remembered_bytes, outputs = settings.remembered_bytes, _outputs_of(small)
+    return BlocksMethod(name, small, (starts[0], *silent), phases, capacities, outputs, remembered_bytes)
+
+
+def _outputs_of(small: SmallMethod) -> tuple[int, torch.dtype]:
+    """What `BlocksMethod.outputs` says, from the example that was traced."""
+    program, model = small.model.program, loaded(small.model, small.start).eval()
+    with torch.no_grad():
+        logits = logits_of(model(*program.args, **program.kwargs))
+    return logits.shape[-1], torch.promote_types(logits.dtype, torch.float32)
+
+
+def first_weights(
+    small: SmallMethod, model: nn.Module, width_map: WidthMap, ratio: float, count: int
+) -> list[State]:
+    """Weights of so many models of the small model's shape: the first has its own, the next the units after those."""
+    others = (block_window(width_map, ratio, block) for block in range(1, count))
+    return [small.start, *(fresh_weights(model, width_map, window) for window in others)]
+
+
+def block_window(width_map: WidthMap, ratio: float, block: int) -> dict[str, Tensor]:
+    """The units of the large model that a block stands for: its first weights are theirs."""
+    window = {}
+    for group in width_map.groups:
+        width = window_size(ratio, group.units)
+        window[group.name] = (torch.arange(width) + block * width) % group.units
+    return window
+
+
+def one_wide_state(method: BlocksMethod, width_map: WidthMap, state: State) -> dict[str, Tensor] | None:
+    """The sum of blocks as a state of the large model, with zeros between the blocks; None where it is not the same.
+
+    It is where no operator couples units of different blocks (a norm over all of them does) and the blocks' units are
+    all of them, none twice. That is tried, on the example that was traced, with blocks that all have a say.
+    """
+    ratio, count = method.capacities.smallest, len(method.starts)
+    if any(window_size(ratio, group.units) * count != group.units for group in width_map.groups):
+        return None
+    wide: dict[str, Tensor] = {}
+    for block in range(count):
+        cuts = plan(width_map, block_window(width_map, ratio, block))
+        for name, tensor in part(state, label(block)).items():
+            if name not in wide:
+                wide[name] = torch.zeros(width_map.shapes[name], dtype=tensor.dtype)
+            if cuts[name].axes:
+                cuts[name].put(wide[name], tensor)
+            elif tensor.is_floating_point():
+                wide[name] += tensor  # nothing in it is a block's own: a bias of the logits
+            else:
+                wide[name].copy_(tensor)
+    return wide
+
+
+def is_one_wide_model(method: BlocksMethod, model: nn.Module, width_map: WidthMap) -> bool:
+    """Whether the sum of blocks is the large model with weights of zero between the blocks (`one_wide_state`)."""
+    generator = torch.Generator().manual_seed(0)
+    state = {
+        f"{label(block)}.{name}": tensor
+        + 0.1 * torch.randn(tensor.shape, generator=generator).to(tensor.dtype)
+        if tensor.is_floating_point()
+        else tensor
+        for block, start in enumerate(method.starts)
+        for name, tensor in start.items()
+    }
+    wide = one_wide_state(method, width_map, state)
+    if wide is None:
+        return False
+    program = method.small.model.program
+    with holding(model, wide) as whole, torch.no_grad():
+        training = whole.training
+        found = logits_of(whole.eval()(*program.args, **program.kwargs))
+        whole.train(training)
+        expected = loaded(method.whole, state).eval()(*program.args, **program.kwargs)
+    return torch.allclose(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
