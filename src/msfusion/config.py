@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import typing
 from collections.abc import Iterable, Mapping
 from importlib import resources
@@ -39,6 +40,7 @@ from msfusion.engines.split import SplitSettings
 from msfusion.errors import ConfigError
 from msfusion.folders import PREFIX, folder_of, has_tokenizer
 from msfusion.methods.capacities import Capacities
+from msfusion.methods.copies import CopiesSettings
 from msfusion.methods.grow_settings import GrowSettings
 from msfusion.methods.training import TrainingSettings
 from msfusion.models.spec import ModelSpec
@@ -186,6 +188,14 @@ class Config(Section):
         """What becomes of a participant whose update is no good."""
         method = self.method
         return Screening(method.bad_update, method.max_update_norm, self.participants.max_examples)
+
+    @property
+    def copies(self) -> CopiesSettings | None:
+        """How far copies may come apart in each round; None where msfusion starts from weights of its own."""
+        method = self.method
+        if method.start != "copies":
+            return None
+        return CopiesSettings(math.ceil(method.grow_at * self.rounds), method.apart)
 
     @property
     def overlap(self) -> Overlap | Feedback | None:

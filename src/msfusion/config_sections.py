@@ -99,6 +99,24 @@ class MethodSection(Section):
         default=DEFAULT.max_update_norm,
         description="times the median of the round; an update that changes more is a bad one; 0 is any",
     )
+    start: Literal["fresh", "copies"] = Field(
+        default="fresh",
+        description="of msfusion's model: weights of its own, or copies of those of 'small'",
+    )
+    grow_at: float = Field(
+        default=0.33,
+        ge=0,
+        le=1,
+        description="for start = 'copies': the share of the rounds in which all copies stay equal (FedAvg of 'small')",
+    )
+    apart: float = Field(
+        default=1.0, ge=0, le=1, description="for start = 'copies': how far copies may come apart after that"
+    )
+    recalibrate: bool | None = Field(
+        default=None,
+        description="whether BatchNorm's statistics are measured anew, in a pass over the whole model, before it is "
+        "evaluated; by default unless msfusion starts as copies",
+    )
     contrastive_weight: float = Field(
         default=WITHOUT.weight, ge=0, description="of the loss against drift; 0 is without"
     )

@@ -11,6 +11,7 @@ from msfusion.errors import ConfigError
 from msfusion.methods.adaptive import AdaptiveMethod
 from msfusion.methods.capacities import Capacities
 from msfusion.methods.contrastive import WITHOUT, ContrastiveSettings
+from msfusion.methods.copies import CopiesSettings, copies_method
 from msfusion.methods.narrow import NarrowMethod, Weighting
 from msfusion.methods.small import SmallMethod, small_method
 from msfusion.methods.training import TrainingSettings
@@ -44,13 +45,17 @@ def build_method(
     overlap: Overlap | Feedback | None = None,
     contrastive: ContrastiveSettings = WITHOUT,
     between_rounds: bool = True,
+    copies: CopiesSettings | None = None,
+    recalibrate: bool | None = None,
 ) -> AnyMethod:
     """A method by its name, for participants with a ratio each (or with ratios that change from round to
     round), and training settings each or for all.
 
     The model's present weights are the initial state. `overlap` is msfusion's alone; the others have none to
-    choose, nor `between_rounds`, whether its windows move from round to round. Every method may train with
-    the contrastive loss; without `contrastive` it is plain cross-entropy. Raises ConfigError for an unknown
+    choose, nor `between_rounds`, whether its windows move from round to round, nor `copies`, with which it begins
+    as copies of a small model. Every method may train with
+    the contrastive loss; without `contrastive` it is plain cross-entropy. `recalibrate` says whether BatchNorm's
+    statistics are measured anew before an evaluation (None: but for `copies`). Raises ConfigError for an unknown
     name or impossible ratios.
     """
     if name not in METHODS:
@@ -64,12 +69,25 @@ def build_method(
         )
     schedule = METHODS[name]
     common = (seed, weighting, language_modelling, evaluation_batch_size, contrastive)
+    measured = recalibrate is not False
     if schedule is None:
-        return small_method(model, width_map, capacities.smallest, tuple(each), *common)
+        return small_method(model, width_map, capacities.smallest, tuple(each), *common, measured)
+    if name == "msfusion" and copies is not None:
+        if isinstance(overlap, Feedback):
+            raise ConfigError(
+                "an overlap by feedback goes by how much slices of fresh weights disagree: choose another shape of "
+                "method.overlap, or method.start = 'fresh'"
+            )
+        return copies_method(
+            copies, model, width_map, capacities, tuple(each), *common, recalibrate is True,
+            overlap=overlap, between_rounds=between_rounds,
+        )  # fmt: skip
     if name == "msfusion":
         fixed = overlap if isinstance(overlap, Overlap) else None
         schedule = windows.double_shift_for(ratios, fixed, between_rounds=between_rounds)
-    method = NarrowMethod(name, model, width_map, schedule, ratios, tuple(each), *common, capacities)
+    method = NarrowMethod(
+        name, model, width_map, schedule, ratios, tuple(each), *common, capacities, measured
+    )
     if name == "msfusion" and isinstance(overlap, Feedback):
         return AdaptiveMethod(method, overlap, between_rounds)
     return method
