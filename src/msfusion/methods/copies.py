@@ -28,7 +28,7 @@ from msfusion.methods.capacities import Capacities
 from msfusion.methods.contrastive import WITHOUT, ContrastiveSettings
 from msfusion.methods.narrow import NarrowMethod, Weighting, blamed, weight_of
 from msfusion.methods.small import reinitialised
-from msfusion.methods.states import holding, loaded, state_of, with_aliases
+from msfusion.methods.states import holding, loaded, state_of, with_aliases, without_aliases
 from msfusion.methods.training import TrainingSettings
 from msfusion.objectives import scores
 from msfusion.width.analysis import module_of
@@ -143,8 +143,7 @@ class CopiesMethod(NarrowMethod):
 
         The weights are moved off their first values, behind which a difference could hide.
         """
-        small = _moved(self._small_start(), frozenset(self.width_map.parameters))
-        state = self._copied(small)
+        state = self._copied(moved(self._small_start(), self.width_map))
         with torch.no_grad(), mode(self.model, False), holding(self.model, state) as model:
             whole = scores(model, example)[0]
         farthest = 0.0
@@ -249,17 +248,14 @@ def _times(tensor: Tensor, factor: float | Tensor) -> Tensor:
     return (tensor * on).to(tensor.dtype)
 
 
-def _moved(state: State, trained: frozenset[str]) -> dict[str, Tensor]:
-    """A state in which nothing is zero or one any more: what is wrong with copies could hide behind that."""
-    generator = torch.Generator().manual_seed(0)
-    moved: dict[int, Tensor] = {}
-    for name, tensor in state.items():
-        noise = 0.3 * torch.randn(tensor.shape, generator=generator)
-        if id(tensor) in moved or not tensor.is_floating_point():
-            continue
-        if name in trained:
+def moved(state: State, width_map: WidthMap) -> dict[str, Tensor]:
+    """A small model's state in which nothing is zero or one any more: a mistake could hide behind that."""
+    generator, trained = torch.Generator().manual_seed(0), frozenset(width_map.parameters)
+    found: dict[str, Tensor] = {}
+    for name, tensor in without_aliases(state, width_map.aliases).items():
+        found[name] = tensor
+        if tensor.is_floating_point():
+            noise = 0.3 * torch.randn(tensor.shape, generator=generator, dtype=torch.float32).to(tensor)
             size = float(tensor.std()) if tensor.numel() > 1 else 0.0
-            moved[id(tensor)] = tensor + (size or 0.3) * noise.to(tensor)
-        else:
-            moved[id(tensor)] = tensor * (1 + noise.abs()).to(tensor)
-    return {name: moved.get(id(tensor), tensor) for name, tensor in state.items()}
+            found[name] = tensor + (size or 0.3) * noise if name in trained else tensor * (1 + noise.abs())
+    return {name: found[width_map.aliases.get(name, name)] for name in state}

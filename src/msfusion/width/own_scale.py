@@ -28,7 +28,8 @@ TensorAxis = tuple[str, int]
 
 _IN_PASSING = {
     "dropout", "alias", "clone", "contiguous", "to", "_to_copy", "view", "reshape", "_unsafe_view", "flatten",
-    "unflatten", "permute", "transpose", "t", "squeeze", "unsqueeze", "slice", "select", "narrow", "expand",
+    "unflatten", "permute", "transpose", "t", "numpy_T", "mT", "swapaxes", "movedim",
+    "squeeze", "unsqueeze", "slice", "select", "narrow", "expand",
 }  # fmt: skip
 """What makes no difference to a factor on its way: twice the input gives twice the output."""
 
