@@ -14,6 +14,7 @@ The other sums (over activations alone, of a norm that is computed from a weight
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -142,7 +143,7 @@ def _used(node: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
             yield user, node
         elif not has_tensor(user.meta.get("val")):
             continue  # asks for a size
-        elif _passes(user):
+        elif _passes(user) or _is_piece(user):
             yield from _used(user)
         else:
             yield user, node
@@ -153,6 +154,18 @@ def _passes(node: fx.Node) -> bool:
     if not isinstance(node.target, OpOverload) or len(_tensors(node)) != 1:
         return False
     return operator_name(node) in _IN_PASSING or operator_name(node) in {"mul", "div"}
+
+
+def _is_piece(node: fx.Node) -> bool:
+    """Whether a node cuts a tensor in pieces (the projections of an attention), or is one of them."""
+    if node.target is operator.getitem:
+        return True
+    return isinstance(node.target, OpOverload) and operator_name(node) in {
+        "split",
+        "split_with_sizes",
+        "chunk",
+        "unbind",
+    }
 
 
 def _tensors(node: fx.Node) -> list[fx.Node]:
