@@ -506,3 +506,28 @@ def test_activation_checkpointing_is_told(reentrant: bool) -> None:
     assert trace(model, (X,)).checkpointing == ("the model itself",)
     assert trace(Net(), (X,)).checkpointing == ()
     same_training(model, (X,))
+
+
+class RarelyDropped(nn.Module):
+    """A branch that training skips so seldom that its answers mostly agree with those of evaluation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x).relu()
+        if self.training:
+            hidden = hidden * (torch.rand(x.shape[0], 1) < 0.999)
+        result: Tensor = self.last(hidden)
+        return result
+
+
+def test_what_only_training_draws_is_not_in_the_evaluation_graph() -> None:
+    width_map = trace(RarelyDropped(), (torch.randn(2, 4),))
+    assert width_map.program is not None
+    drawn = {
+        training: any("rand" in node.name for node in graph.graph.nodes)
+        for training, graph in width_map.program.graphs.items()
+    }
+    assert drawn == {True: True, False: False}
