@@ -14,6 +14,7 @@ from msfusion.batch import Batch
 from msfusion.engines.calendar import Conditions
 from msfusion.engines.local import RoundSettings, run_rounds
 from msfusion.errors import ConfigError
+from msfusion.methods.capacities import Capacities, FromRound, OneOf
 from msfusion.methods.copies import CopiesMethod, CopiesSettings
 from msfusion.methods.small import SmallMethod
 from msfusion.methods.states import holding
@@ -22,7 +23,7 @@ from msfusion.methods.training import TrainingSettings
 from msfusion.width.groups import WidthMap
 from msfusion.width.slices import extract
 from msfusion.width.trace import trace
-from msfusion.windows import Feedback
+from msfusion.windows import Feedback, Overlap
 
 ADAM = TrainingSettings("adamw", learning_rate=0.01, batch_size=4)
 
@@ -164,6 +165,26 @@ def test_absent_participants_and_equal_weights_change_nothing_about_that() -> No
     method = copies("text", copies=CopiesSettings(apart=0.0), weighting="uniform")
     found = folded_back(method, last(method, "text", 6, **chosen))
     assert apart(found, last(small("text", weighting="uniform"), "text", 6, **chosen)) < 1e-12
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"overlap": Overlap("linear", 0.6, 1.0, 3)}, {"between_rounds": False}],
+    ids=["overlap", "fixed"],
+)
+def test_windows_that_overlap_or_stay_change_nothing_about_that(options: dict[str, Any]) -> None:
+    method = copies("plain", copies=CopiesSettings(apart=0.0), **options)
+    assert apart(folded_back(method, last(method, "plain", 3)), last(small("plain"), "plain", 3)) < 1e-12
+
+
+def test_ratios_that_come_and_go_are_multiples_of_the_smallest() -> None:
+    capacities = Capacities((OneOf((0.25, 0.5, 1.0)), FromRound(((0, 0.5), (1, 0.25))), 0.25, 0.25))
+    method = copies("plain", capacities)  # type: ignore[arg-type]
+    widths = [{len(method.window(t, p)["0"]) for t in range(6)} for p in range(4)]
+    assert widths[0] <= {2, 4, 8}
+    assert widths[1:] == [{2, 4}, {2}, {2}]
+    state = last(method, "plain", 3)
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in state.values())
 
 
 @pytest.mark.parametrize("name", ["images", "text"])
