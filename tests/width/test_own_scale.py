@@ -24,9 +24,11 @@ ROUNDS = 20
 
 IN_OPERATORS = {
     "normalised", "low_rank", "prototypes_2", "prototypes_pairwise", "prototypes_cubic", "prototypes_normalised",
-    "within_a_batch", "dora", "BitForImageClassification",
+    "within_a_batch", "dora", "BitForImageClassification", "language_lstm", "GemmaForCausalLM",
 }  # fmt: skip
-"""Sums over activations alone, or with a weight that is computed from others: no parameter holds their factor."""
+"""No parameter holds the factor of a sum: it is over activations alone or with a weight that is computed from others,
+or of an output layer that is the embedding, fed by an LSTM or by a norm that multiplies with 1 + weight.
+"""
 
 NOT_EQUAL = {"sinusoidal_hidden"}
 """A constant that differs from unit to unit: no copies."""
