@@ -12,10 +12,14 @@ from zoo import ZOO
 from zoo_checks import tensors
 from zoo_entry import Entry, call
 
+from msfusion.batch import Batch
 from msfusion.methods.capacities import Capacities
 from msfusion.methods.copies import CopiesMethod, CopiesSettings, copies_method, moved
 from msfusion.methods.states import holding, loaded, with_aliases
 from msfusion.methods.training import TrainingSettings
+from msfusion.models.build import build_model
+from msfusion.models.spec import ModelSpec
+from msfusion.runs.describe import _images, _labelled_text, _running_text
 from msfusion.width.own_scale import folding
 from msfusion.width.submodel import narrow
 from msfusion.width.trace import trace
@@ -119,3 +123,26 @@ def test_the_whole_and_its_slices_compute_what_the_small_model_does(entry: Entry
     assert bool(folding(analysis).left) == (entry.name in IN_OPERATORS)
     if entry.name not in IN_OPERATORS:
         assert apart(whole, expected) < close
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_in_double")
+@pytest.mark.parametrize("name", ["convnet", "resnet", "text_classifier", "decoder_lm"])
+def test_the_built_in_models_are_their_slices(name: str) -> None:
+    data = {"text_classifier": _labelled_text, "decoder_lm": _running_text}.get(name, _images)()
+    torch.manual_seed(0)
+    model = build_model(ModelSpec(name), data).eval()
+    batch = data.for_model(model).test
+    inputs = pytree.tree_map_only(
+        Tensor, lambda tensor: tensor.double() if tensor.is_floating_point() else tensor, batch.inputs
+    )
+    example = Batch(inputs, batch.targets)
+    method = copies_method(
+        CopiesSettings(),
+        model,
+        trace(model, example.inputs),
+        Capacities((0.25, 0.5)),
+        (TrainingSettings(),) * 2,
+    )
+    assert method.left_in_operators() == ()
+    assert method.difference(example) < 1e-10
