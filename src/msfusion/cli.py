@@ -108,7 +108,7 @@ def _show_slices(setup: Setup, planned: dict[str, Any], as_json: bool, out: Path
     """The plan of a method of sub-models, with the picture of its windows."""
     from msfusion.runs.network_report import attendance_table
     from msfusion.runs.picture import save_picture, terminal_picture
-    from msfusion.runs.report import checkpointing_line, coverage_line
+    from msfusion.runs.report import checkpointing_line, copies_lines, coverage_line
     from msfusion.runs.tables import plan_tables
 
     rounds = range(min(4, setup.config.rounds))
@@ -124,6 +124,8 @@ def _show_slices(setup: Setup, planned: dict[str, Any], as_json: bool, out: Path
         console.print(attendance)
     if planned["checkpointing"]:
         print_line(console, checkpointing_line(planned["checkpointing"]))
+    for line in copies_lines(planned["copies"], planned["rounds"]) if "copies" in planned else ():
+        print_line(console, line)
     if planned["entry_coverage"] is not None:
         console.print(f"Entries held by someone, by round: {coverage_line(planned['entry_coverage'])}\n")
     console.print(terminal_picture(setup, rounds, width=console.width))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import typing
 from collections.abc import Iterable, Mapping
 from importlib import resources
@@ -40,6 +41,7 @@ from msfusion.errors import ConfigError
 from msfusion.folders import PREFIX, folder_of, has_tokenizer
 from msfusion.methods.blocks import REMEMBERED_BYTES, BlocksSettings
 from msfusion.methods.capacities import Capacities
+from msfusion.methods.copies import CopiesSettings
 from msfusion.methods.grow_settings import GrowSettings
 from msfusion.methods.training import TrainingSettings
 from msfusion.models.spec import ModelSpec
@@ -63,6 +65,10 @@ _SLICES_ONLY: Mapping[str, Any] = {
     "participants.minimum_ratio": None,
     "method.overlap": None,
     "method.between_rounds": True,
+    "method.start": "fresh",
+    "method.grow_at": 0.33,
+    "method.apart": 1.0,
+    "method.recalibrate": None,
     "method.contrastive_weight": 0.0,
     "run.together": 1,
     "network": None,
@@ -84,19 +90,24 @@ _OWN_TABLES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 }
 """The methods that have a table of their own: its name, and what has no meaning for them (yet)."""
 
+_BLOCKS_ONLY: Mapping[str, Any] = {
+    "method.passes": 8,
+    "method.order": "together",
+    "method.first_block": 0.0,
+    "method.remembered_bytes": REMEMBERED_BYTES,
+}
+_COPIES_ONLY: Mapping[str, Any] = {"method.grow_at": 0.33, "method.apart": 1.0}
 _STARTS: Mapping[str, Mapping[str, Any]] = {
-    "fresh": {
-        "method.passes": 8,
-        "method.order": "together",
-        "method.first_block": 0.0,
-        "method.remembered_bytes": REMEMBERED_BYTES,
-    },
+    "fresh": {**_BLOCKS_ONLY, **_COPIES_ONLY},
     "blocks": {
+        **_COPIES_ONLY,
         "participants.budget": None,
         "method.overlap": None,
         "method.between_rounds": True,
+        "method.recalibrate": None,
         "method.contrastive_weight": 0.0,
     },
+    "copies": _BLOCKS_ONLY,
 }
 """By msfusion's start: keys that must stay as they are by default, as they have no meaning for it."""
 
@@ -222,6 +233,14 @@ class Config(Section):
             method.first_block,
             method.remembered_bytes,
         )
+
+    @property
+    def copies(self) -> CopiesSettings | None:
+        """How far copies may come apart in each round; None where msfusion starts from weights of its own."""
+        method = self.method
+        if method.start != "copies":
+            return None
+        return CopiesSettings(math.ceil(method.grow_at * self.rounds), method.apart)
 
     @property
     def overlap(self) -> Overlap | Feedback | None:

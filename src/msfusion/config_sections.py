@@ -109,7 +109,8 @@ class MethodSection(Section):
     )
     start: Start = Field(
         default="fresh",
-        description="of msfusion: slices of a model of fresh weights (the paper), or a sum of blocks, trained in turn",
+        description="of msfusion: slices of a model of fresh weights (the paper), a sum of blocks, trained in turn, or "
+        "slices that begin as copies of the model of 'small'",
     )
     blocks: int | None = Field(
         default=None,
@@ -147,6 +148,20 @@ class MethodSection(Section):
     max_update_norm: float = Field(
         default=DEFAULT.max_update_norm,
         description="times the median of the round; an update that changes more is a bad one; 0 is any",
+    )
+    grow_at: float = Field(
+        default=0.33,
+        ge=0,
+        le=1,
+        description="for start = 'copies': the share of the rounds in which all copies stay equal (FedAvg of 'small')",
+    )
+    apart: float = Field(
+        default=1.0, ge=0, le=1, description="for start = 'copies': how far copies may come apart after that"
+    )
+    recalibrate: bool | None = Field(
+        default=None,
+        description="whether BatchNorm's statistics are measured anew, in a pass over the whole model, before it is "
+        "evaluated; by default unless msfusion starts as copies",
     )
     contrastive_weight: float = Field(
         default=WITHOUT.weight, ge=0, description="of the loss against drift; 0 is without"

@@ -79,11 +79,11 @@ class Accumulator:
         self._largest: dict[str, Tensor] = {}
         for name, tensor in self._joined(self._state):
             if self._alike[name] == name:
-                self._weights[name] = ExactSum(_outline(whole[name]), tensor.device)
+                self._weights[name] = ExactSum(outline_of(whole[name]), tensor.device)
             if tensor.is_floating_point():
                 self._sums[name] = ExactSum(tensor.shape, tensor.device)
             else:
-                self._largest[name] = torch.full_like(tensor, _least(tensor.dtype))
+                self._largest[name] = torch.full_like(tensor, least_of(tensor.dtype))
 
     def add(self, window: Mapping[str, Tensor], sub_state: State, weight: float, *, source: str = "") -> None:
         """Add one participant's tensors, trained under a window, with a weight such as the examples it saw.
@@ -97,7 +97,7 @@ class Accumulator:
         held = dict(self._joined(sub_state))
         self._check_values(held, sub_state, weight, source)
         for name, total in self._weights.items():
-            shape = _outline(cuts[name], held=True)
+            shape = outline_of(cuts[name], held=True)
             total.add(
                 cuts[name], [torch.full(shape, float(weight), dtype=torch.float64, device=total.device)]
             )
@@ -213,7 +213,7 @@ def _value_problem(tensor: Tensor, weight: float) -> str | None:
     return None
 
 
-def _outline(cut: Cut, held: bool = False) -> tuple[int, ...]:
+def outline_of(cut: Cut, held: bool = False) -> tuple[int, ...]:
     """The cut's full (or held) shape, with length 1 on all axes that are not narrowed."""
     shape = [1] * len(cut.shape)
     for axis, selection in cut.axes:
@@ -233,5 +233,6 @@ def _row_chunks(shape: Sequence[int]) -> Iterator[slice | EllipsisType]:
         yield slice(start, start + step)
 
 
-def _least(dtype: torch.dtype) -> int | bool:
+def least_of(dtype: torch.dtype) -> int | bool:
+    """The smallest value of a type of whole numbers or truth values."""
     return False if dtype == torch.bool else torch.iinfo(dtype).min

@@ -549,3 +549,28 @@ class OtherwiseBetweenModules(Net):
 def test_a_difference_in_answers_names_the_module(model: nn.Module, module: str) -> None:
     with pytest.raises(UntraceableModelError, match=f"module {module} answers otherwise"):
         trace(model, (X,))
+
+
+class RarelyDropped(nn.Module):
+    """A branch that training skips so seldom that its answers mostly agree with those of evaluation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x).relu()
+        if self.training:
+            hidden = hidden * (torch.rand(x.shape[0], 1) < 0.999)
+        result: Tensor = self.last(hidden)
+        return result
+
+
+def test_what_only_training_draws_is_not_in_the_evaluation_graph() -> None:
+    width_map = trace(RarelyDropped(), (torch.randn(2, 4),))
+    assert width_map.program is not None
+    drawn = {
+        training: any("rand" in node.name for node in graph.graph.nodes)
+        for training, graph in width_map.program.graphs.items()
+    }
+    assert drawn == {True: True, False: False}

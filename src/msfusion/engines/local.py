@@ -20,7 +20,16 @@ from msfusion.engines.results import LeftOut, ParticipantResult, RoundResult
 from msfusion.engines.screening import DEFAULT, Answers, Norm, Screening, fault_of, fault_of_count, norm_of
 from msfusion.engines.workers import Done, InProcess, Workers, check_execution, threads_set
 from msfusion.errors import ConfigError, DataError, TrainingError, UpdateError
-from msfusion.methods.base import Evaluation, Method, Recalibrating, Reporting, Task, TrainsTogether, Update
+from msfusion.methods.base import (
+    Deferring,
+    Evaluation,
+    Method,
+    Recalibrating,
+    Reporting,
+    Task,
+    TrainsTogether,
+    Update,
+)
 from msfusion.methods.memory import Memories
 from msfusion.methods.reporting import Report, mean_of, reports_of
 from msfusion.width.groups import State
@@ -215,6 +224,8 @@ class _Federation:
         norm = Norm() if fault else norm_of(update.tensors, sent)
         memory, update = _copies(update.memory), replace(update, memory={})
         if late:
+            if isinstance(self.method, Deferring) and fault is None:
+                update = self.method.deferred(update, sent)
             self.late[who] = LateUpdate(replace(update, tensors=_copies(update.tensors)), norm, fault)
             if memory and fault is None:
                 self.memories[who] = memory

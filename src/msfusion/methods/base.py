@@ -19,8 +19,8 @@ Kind = Literal["train", "measure", "report"]
 """What a participant does with a task."""
 
 __all__ = [
-    "Evaluation", "Kind", "Method", "OwnModels", "Recalibrating", "Released", "Reporting", "Scalar", "Task",
-    "TrainsTogether", "Update",
+    "Deferring", "Evaluation", "Kind", "Method", "OwnModels", "Recalibrating", "Released", "Reporting", "Scalar",
+    "Task", "TrainsTogether", "Update",
 ]  # fmt: skip
 
 
@@ -113,6 +113,14 @@ class Recalibrating(Protocol):
 
     def settle(self, state: State, updates: Iterable[Update]) -> dict[str, Tensor]:
         """The global state with the pooled statistics, whatever the order of the updates."""
+
+
+@runtime_checkable
+class Deferring(Protocol):
+    """A method to which it matters what a late update changed, since the state is another when it arrives."""
+
+    def deferred(self, update: Update, sent: State) -> Update:
+        """The late update as `aggregate` takes it later, given the tensors that it answers (in the server)."""
 
 
 @runtime_checkable

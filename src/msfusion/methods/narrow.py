@@ -13,7 +13,8 @@ windows:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
@@ -40,10 +41,11 @@ from msfusion.methods.together import groups_of, refuse_contrastive, updates_tog
 from msfusion.methods.training import TrainingSettings, local_steps
 from msfusion.objectives import Evaluation, Objective, cross_entropy, evaluate
 from msfusion.width.groups import State, WidthMap, Window
+from msfusion.width.own_scale import OwnScale
 from msfusion.width.slices import extract
 from msfusion.width.stacked import check_stackable
 from msfusion.width.submodel import SubModel, narrow
-from msfusion.windows import Schedule
+from msfusion.windows import Schedule, full, static
 
 TRAINED = frozenset({"steps", "examples_seen"})
 """The numbers in an update's metadata."""
@@ -76,6 +78,7 @@ class NarrowMethod:
     evaluation_batch_size: int = 256
     contrastive: ContrastiveSettings = WITHOUT
     capacities: Capacities | None = None
+    recalibrate: bool = True
     _submodels: dict[tuple[Use | int, ...], SubModel] = field(default_factory=dict, repr=False)
     _windows: dict[int, dict[int, Window]] = field(default_factory=dict, repr=False)
 
@@ -152,8 +155,8 @@ class NarrowMethod:
 
     @property
     def recalibrates(self) -> bool:
-        """Whether the model has BatchNorm: its statistics in narrow models are not the fused one's."""
-        return normalisation.has_running_statistics(self.model)
+        """Whether BatchNorm's statistics, which in narrow models are not the fused one's, are to be measured anew."""
+        return self.recalibrate and normalisation.has_running_statistics(self.model)
 
     def measurement(self, state: State, round_index: int, participant: int) -> Task:
         """The fused model, for a forward pass."""
@@ -196,11 +199,23 @@ class NarrowMethod:
     def _submodel(self, window: Window, use: Use = "training") -> SubModel:
         """A sub-model for a window: one per process, use and sizes, its tensors to be overwritten."""
         if self.constants_narrow:
-            return narrow(self.model, self.width_map, window, scaling=True)
+            return narrow(self.model, self.width_map, window, self.scaling)
         key = (use, *self._sizes(window))
         if key not in self._submodels:
-            self._submodels[key] = narrow(self.model, self.width_map, window, scaling=True)
+            self._submodels[key] = narrow(self.model, self.width_map, window, self.scaling)
         return self._submodels[key]
+
+    @property
+    def scaling(self) -> bool | OwnScale:
+        """How sums over narrowed axes are scaled in sub-models."""
+        return True
+
+    def template(self, ratio: float) -> nn.Module:
+        """A model of the shapes that a participant of a ratio trains: the model itself where nothing is narrowed."""
+        window = static(self.width_map, 0, 0, ratio, participants=1)
+        if self.schedule is full or all(len(window[g.name]) == g.units for g in self.width_map.groups):
+            return self.model
+        return narrow(self.model, self.width_map, window)
 
     def _sizes(self, window: Window) -> tuple[int, ...]:
         """How many units of each group a window holds."""
@@ -261,13 +276,20 @@ def add_update(
     else held moves by that part instead of falling back to the round in which the update began.
     """
     weight = weight_of(update, weighting)
-    source = f"participant {update.participant} in round {update.round_index}"
-    try:
+    with blamed(update) as source:
         tensors = with_aliases(update.tensors, width_map.aliases)
         accumulator.add(window, tensors, weight * update.share, source=source)
+    if update.share < 1:
+        accumulator.add(window, extract(state, width_map, window), weight * (1 - update.share))
+
+
+@contextmanager
+def blamed(update: Update) -> Iterator[str]:
+    """Make an UpdateError that is raised in here name the participant; what it is called is yielded."""
+    source = f"participant {update.participant} in round {update.round_index}"
+    try:
+        yield source
     except UpdateError as error:
         sentence = str(error)
         told = sentence if sentence.startswith(source) else f"{source}: {sentence}"
         raise UpdateError(told, update.participant) from error
-    if update.share < 1:
-        accumulator.add(window, extract(state, width_map, window), weight * (1 - update.share))

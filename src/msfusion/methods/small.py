@@ -154,6 +154,7 @@ def small_method(
     language_modelling: bool = False,
     evaluation_batch_size: int = 256,
     contrastive: ContrastiveSettings = WITHOUT,
+    recalibrate: bool = True,
 ) -> SmallMethod:
     """FedAvg of `model` narrowed to one ratio, from weights that suit that width."""
     window = static(width_map, 0, 0, ratio, participants=1, seed=seed)
@@ -165,7 +166,7 @@ def small_method(
         width_map=WidthMap((), shapes, width_map.parameters, aliases=width_map.aliases),
         start=start,
         training=training,
-        recalibrates=normalisation.has_running_statistics(model),
+        recalibrates=recalibrate and normalisation.has_running_statistics(model),
         seed=seed,
         weighting=weighting,
         language_modelling=language_modelling,

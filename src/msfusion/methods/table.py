@@ -13,6 +13,7 @@ from msfusion.methods.adaptive import AdaptiveMethod
 from msfusion.methods.blocks import BlocksMethod, BlocksSettings, blocks_method
 from msfusion.methods.capacities import Capacities
 from msfusion.methods.contrastive import WITHOUT, ContrastiveSettings
+from msfusion.methods.copies import CopiesSettings, copies_method
 from msfusion.methods.ensemble import EnsembleMethod, ensemble_method
 from msfusion.methods.narrow import NarrowMethod, Weighting
 from msfusion.methods.small import SmallMethod, small_method
@@ -22,8 +23,9 @@ from msfusion.windows import Feedback, Overlap, Schedule
 
 AnyMethod = NarrowMethod | AdaptiveMethod | SmallMethod | BlocksMethod | EnsembleMethod
 
-Start = Literal["fresh", "blocks"]
-"""How msfusion begins: slices of a model of fresh weights (the paper), or a sum of blocks (`methods.blocks`)."""
+Start = Literal["fresh", "blocks", "copies"]
+"""How msfusion begins: slices of a model of fresh weights (the paper), a sum of blocks (`methods.blocks`), or copies of
+a small model (`methods.copies`)."""
 
 METHODS: Mapping[str, Schedule | None] = {
     "msfusion": windows.double_shift,  # Xie & Li, arXiv 2407.03622
@@ -58,15 +60,18 @@ def build_method(
     between_rounds: bool = True,
     start: Start = "fresh",
     blocks: BlocksSettings | None = None,
+    copies: CopiesSettings | None = None,
+    recalibrate: bool | None = None,
 ) -> AnyMethod:
     """A method by its name, for participants with a ratio each (or with ratios that change from round to
     round), and training settings each or for all.
 
     The model's present weights are the initial state. `overlap` is msfusion's alone; the others have none to
-    choose, nor `between_rounds`, whether its windows move from round to round. Every method may train with
-    the contrastive loss; without `contrastive` it is plain cross-entropy. `start` is msfusion's; with "blocks", and
-    for an ensemble, `blocks` says how many models there are and when each is trained, and must be given. Raises
-    ConfigError for an unknown name or impossible ratios.
+    choose, nor `between_rounds`, whether its windows move from round to round. `start` is msfusion's too: "blocks" asks
+    for `blocks` (as an ensemble does), which says how many models there are and when each is trained; "copies" asks
+    for `copies`, how far copies of a small model may come apart. Every method may train with the contrastive loss;
+    without `contrastive` it is plain cross-entropy. `recalibrate` says whether BatchNorm's statistics are measured
+    anew before an evaluation (None: but for copies). Raises ConfigError for an unknown name or impossible ratios.
     """
     if name not in METHODS:
         raise ConfigError(f"there is no method {name!r}: choose one of {', '.join(METHODS)}")
@@ -78,9 +83,10 @@ def build_method(
             f"there are {len(ratios)} ratios but {len(each)} training settings: give one for each"
         )
     schedule = METHODS[name]
+    measured = recalibrate is not False
     common = (seed, weighting, language_modelling, evaluation_batch_size, contrastive)
     if schedule is None or trains_own_models(name, start):
-        small = small_method(model, width_map, capacities.smallest, tuple(each), *common)
+        small = small_method(model, width_map, capacities.smallest, tuple(each), *common, measured)
         if name == "small":
             return small
         if blocks is None:
@@ -88,10 +94,24 @@ def build_method(
         if name == "ensemble":
             return ensemble_method(name, small, model, width_map, blocks, capacities.smallest)
         return blocks_method(name, small, model, width_map, blocks, capacities)
+    if name == "msfusion" and start == "copies":
+        if copies is None:
+            raise ConfigError("copies of a small model need to know how far they may come apart: give copies")
+        if isinstance(overlap, Feedback):
+            raise ConfigError(
+                "an overlap by feedback goes by how much slices of fresh weights disagree: choose another shape of "
+                "method.overlap, or method.start = 'fresh'"
+            )
+        return copies_method(
+            copies, model, width_map, capacities, tuple(each), *common, recalibrate is True,
+            overlap=overlap, between_rounds=between_rounds,
+        )  # fmt: skip
     if name == "msfusion":
         fixed = overlap if isinstance(overlap, Overlap) else None
         schedule = windows.double_shift_for(ratios, fixed, between_rounds=between_rounds)
-    method = NarrowMethod(name, model, width_map, schedule, ratios, tuple(each), *common, capacities)
+    method = NarrowMethod(
+        name, model, width_map, schedule, ratios, tuple(each), *common, capacities, measured
+    )
     if name == "msfusion" and isinstance(overlap, Feedback):
         return AdaptiveMethod(method, overlap, between_rounds)
     return method

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -129,6 +129,26 @@ def checkpointing_line(modules: Sequence[str]) -> str:
         f"Activation checkpointing in module {modules[0]}{more} is not kept: sub-models keep their activations, "
         "which counts in their memory."
     )
+
+
+def copies_lines(copies: Mapping[str, Any], rounds: int) -> Iterator[str]:
+    """What a start as copies of the small model means for this model and these ratios."""
+    equal = min(copies["from_round"], rounds)
+    yield f"The model begins as copies of the small one, which stay equal for {equal} of {rounds} rounds."
+    for ratio, groups in copies["held"].items():
+        name, (held, asked, units) = next(iter(groups.items()))
+        more = f" (and so in {len(groups) - 1} more groups)" if len(groups) > 1 else ""
+        yield (
+            f"At ratio {ratio} a window holds {held} of the {units} units of {name}, not {asked}{more}: "
+            "the units of a window must divide those of the group."
+        )
+    if copies["left_in_operators"]:
+        names = copies["left_in_operators"]
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        yield (
+            f"In {names[0]}{more} no parameter can hold the factor of a sum: there all slices differ from the small "
+            "model by this factor, but not from each other or from the whole."
+        )
 
 
 def coverage_line(coverage: Sequence[float], shown: Iterable[int] = (1, 2, 3, 5, 8, 12, 20, 50, 100)) -> str:

@@ -22,17 +22,17 @@ from msfusion.methods.adaptive import OVERLAP, AdaptiveMethod
 from msfusion.methods.base import OwnModels
 from msfusion.methods.blocks import BlocksMethod, block_window
 from msfusion.methods.capacities import Capacities
+from msfusion.methods.copies import CopiesMethod
 from msfusion.methods.narrow import NarrowMethod
-from msfusion.methods.table import METHODS, AnyMethod, build_method
+from msfusion.methods.table import AnyMethod, build_method
 from msfusion.methods.training import TrainingSettings
 from msfusion.models.build import build_model
 from msfusion.network import Machine, machines_of
 from msfusion.objectives import evaluate, name_of_logits, require_embeddings
 from msfusion.runs.forecast import Forecast
 from msfusion.width.groups import WidthMap, Window
-from msfusion.width.submodel import narrow
 from msfusion.width.trace import trace
-from msfusion.windows import Feedback, Overlap, even_overlap, full, static
+from msfusion.windows import Feedback, Overlap, even_overlap, static
 
 
 @dataclass(frozen=True)
@@ -160,11 +160,8 @@ class Setup:
         """What a participant of this ratio holds and trains, or a model of the same shapes."""
         if isinstance(self.method, OwnModels):
             return self.method.trained_at(ratio)
-        schedule = full if METHODS[self.config.method.name] is full else static
-        window = schedule(self.width_map, 0, 0, ratio, participants=1)
-        if all(len(window[group.name]) == group.units for group in self.width_map.groups):
-            return self.model
-        return narrow(self.model, self.width_map, window)
+        base = self.method.base if isinstance(self.method, AdaptiveMethod) else self.method
+        return base.template(ratio)
 
 
 @dataclass(frozen=True)
@@ -207,7 +204,11 @@ def prepare(config: Config, parts: Parts | None = None) -> Setup:
         between_rounds=config.method.between_rounds,
         start=config.method.start,
         blocks=config.blocks,
+        copies=config.copies,
+        recalibrate=config.method.recalibrate,
     )
+    if isinstance(method, CopiesMethod):
+        method.check(data.test.take(slice(0, 2)))
     rounds = RoundSettings(
         rounds=config.rounds,
         fraction=config.participants.fraction,

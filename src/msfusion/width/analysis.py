@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx
@@ -17,6 +17,9 @@ from torch._ops import OpOverload
 
 from msfusion.width.axes import Axes, Axis, atoms_of, find, freeze, fresh, is_frozen, unify
 from msfusion.width.graph import Graph, Program
+
+if TYPE_CHECKING:
+    from msfusion.width.own_scale import Folding
 
 Outcome = Axes | list[Axes] | None
 Rule = Callable[["Analysis", fx.Node], Outcome]
@@ -41,12 +44,16 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 
 @dataclass(frozen=True)
 class Contraction:
-    """A sum over `axis`: `operand` is multiplied by (K/w)**power along `dimension` in a narrow model."""
+    """A sum over `axis`: `operand` is multiplied by (K/w)**power along `dimension` in a narrow model.
+
+    `factors` are what is multiplied before it is summed, `operand` among them, each with the axis that is summed over.
+    """
 
     operand: fx.Node
     dimension: int
     axis: Axis
     power: float = 1.0
+    factors: tuple[tuple[fx.Node, int], ...] = ()
 
 
 @dataclass
@@ -71,6 +78,7 @@ class Analysis:
         default_factory=dict
     )  # operators that no rule could follow, and the first module they stood in
     touched: list[Axis] = field(default_factory=list)
+    folding: Folding | None = None  # which parameters can hold the factors of sums, once it is asked for
 
     # -- what rules ask -----------------------------------------------------------------------------------------
 
@@ -125,7 +133,13 @@ class Analysis:
         if any(operator_name_of(_origin(factor)) == "eye" for factor, _ in factors):
             power = 0.0  # of the sum over a row of the identity one term is left, however wide it is
         self.contractions.setdefault(node, []).append(
-            Contraction(operand, dimension % len(self.axes(operand)), axes[0], power)
+            Contraction(
+                operand,
+                dimension % len(self.axes(operand)),
+                axes[0],
+                power,
+                tuple((factor, d % len(self.axes(factor))) for factor, d in factors),
+            )
         )
         activations = len(factors) > 1 and all(factor in self.dependent for factor, _ in factors)
         if activations and len({_origin(factor) for factor, _ in factors}) == len(factors):

@@ -17,7 +17,8 @@ from torch import Tensor, fx
 from torch._ops import OpOverload
 
 from msfusion.width.analysis import Analysis, Contraction, arguments, operator_name
-from msfusion.width.axes import Atom, Axes, Axis, Product, find, resolved, size_of
+from msfusion.width.axes import Atom, Axes, Axis, Product, find, resolved
+from msfusion.width.own_scale import folding
 
 aten = torch.ops.aten
 
@@ -48,11 +49,16 @@ class Widths:
 
 @dataclass
 class Resizer:
-    """Makes the graph of a sub-model; `scales` are the factors it reads where they differ along an axis."""
+    """Makes the graph of a sub-model; `scales` are the factors it reads where they differ along an axis.
+
+    `own` are the widths of the model in whose scale the parameters are, where some of them hold the factors
+    (`msfusion.width.own_scale`).
+    """
 
     analysis: Analysis
     widths: Widths
     scaling: bool
+    own: Widths | None = None
     graph: fx.Graph = field(default_factory=fx.Graph)
     copies: dict[fx.Node, Any] = field(default_factory=dict)
     scales: dict[str, Tensor] = field(default_factory=dict)
@@ -102,15 +108,17 @@ class Resizer:
 
     def _scale(self, node: fx.Node, contraction: Contraction) -> None:
         """Multiply what is summed by K/w, part by part of the axis; leave out what a norm undoes."""
-        axis, dimension = contraction.axis, contraction.dimension
-        parts = [(self.widths.product(term), size_of(term)) for term in resolved(axis)]
+        axis, dimension, full = contraction.axis, contraction.dimension, Widths({}, {})
+        if self.own is not None and contraction in folding(self.analysis).sums:
+            full = self.own  # a parameter holds the rest of the factor
+        parts = [(self.widths.product(term), full.product(term)) for term in resolved(axis)]
         if self.axes(contraction.operand)[dimension].size != axis.size:  # one factor for the whole axis
-            parts = [(self.widths(axis), axis.size)]
-        factors = [(full / width) ** contraction.power for width, full in parts]
+            parts = [(self.widths(axis), full(axis))]
+        factors = [(whole / width) ** contraction.power for width, whole in parts]
         if all(factor == 1 for factor in factors):
             return
         uniform = len(set(factors)) == 1
-        if uniform and _normalised_after(node):
+        if uniform and self.own is None and _normalised_after(node):
             return
         consumer, operand = self.copies[node], self.copies[contraction.operand]
         operand = self.scaled.get((consumer, operand), operand)  # one operand may be summed over several axes

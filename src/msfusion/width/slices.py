@@ -226,13 +226,13 @@ class _Axis:
             unit_runs = runs.get(name, [(0, place.units)])
             if len(unit_runs) * place.repeat > MOST_BLOCKS:
                 return self._one_by_one(window)
-            _extend(found, cursor, place.offset)
+            join_run(found, cursor, place.offset)
             for block in range(place.repeat):
                 first = place.offset + block * place.units * place.thickness
                 for start, stop in unit_runs:
-                    _extend(found, first + start * place.thickness, first + stop * place.thickness)
+                    join_run(found, first + start * place.thickness, first + stop * place.thickness)
             cursor = place.offset + place.length
-        _extend(found, cursor, self.length)
+        join_run(found, cursor, self.length)
         return Selection(self.length, sum(stop - start for start, stop in found), tuple(found))
 
     def _one_by_one(self, window: Window) -> Selection:
@@ -285,11 +285,11 @@ def _sizes(width_map: WidthMap) -> dict[str, int]:
 def _runs(units: Sequence[int]) -> Runs:
     runs: Runs = []
     for unit in units:
-        _extend(runs, unit, unit + 1)
+        join_run(runs, unit, unit + 1)
     return runs
 
 
-def _extend(runs: Runs, start: int, stop: int) -> None:
+def join_run(runs: Runs, start: int, stop: int) -> None:
     """Append a run, joined with the last one where it continues that; an empty run is left out."""
     if start == stop:
         return

@@ -20,6 +20,7 @@ from msfusion.width.generate import Forward, compile_graph
 from msfusion.width.graph import Compiled, Program
 from msfusion.width.groups import WidthMap, Window
 from msfusion.width.measure import depends_on_data
+from msfusion.width.own_scale import OwnScale
 from msfusion.width.resize import Resizer, Widths
 from msfusion.width.slices import checked_units, extract
 from msfusion.width.stacked import stackable
@@ -70,12 +71,15 @@ def copy_tensors(source: nn.Module, target: nn.Module, memo: dict[int, Any] | No
         place_tensor(target, name, buffer.detach().clone(), name in persistent)
 
 
-def narrow(model: nn.Module, width_map: WidthMap, window: Window, scaling: bool = True) -> SubModel:
+def narrow(
+    model: nn.Module, width_map: WidthMap, window: Window, scaling: bool | OwnScale = True
+) -> SubModel:
     """Cut the sub-model that a window holds out of a model; the model's tensors are copied, not shared.
 
     `window` maps group names to the indices of the units held, any and in any order; a group that it does not name is
     held whole. With `scaling`, what is summed over a narrowed axis is multiplied by K/w, so that the sub-model
-    answers as the whole model would; without, it is a model of its own (see docs/width-scaling.md).
+    answers as the whole model would; without, it is a model of its own (see docs/width-scaling.md). With an `OwnScale`
+    only the part of the factors is in the operators that no parameter holds; the tensors are copied as they are.
 
     Raises MsfusionError for a window that does not fit, or a model that is not the traced one.
     """
@@ -133,7 +137,7 @@ def _cut(tensor: Tensor, width_map: WidthMap, name: str, window: Window) -> Tens
     return tensor.clone()
 
 
-def compiled(program: Program, sizes: Mapping[str, int], scaling: bool) -> Compiled:
+def compiled(program: Program, sizes: Mapping[str, int], scaling: bool | OwnScale) -> Compiled:
     """The forward functions for these sizes, in both modes, and the factors they read; made once."""
     key = (tuple(sorted(sizes.items())), scaling)
     if key not in program.compiled:
@@ -154,9 +158,10 @@ def resized(program: Program, training: bool) -> tuple[fx.Graph, Mapping[fx.Node
     return resizer.run(program.graphs[training].graph), resizer.copies
 
 
-def _resizer(program: Program, sizes: Mapping[str, int], scaling: bool) -> Resizer:
+def _resizer(program: Program, sizes: Mapping[str, int], scaling: bool | OwnScale) -> Resizer:
     assert program.analysis is not None, "a width map's program has been analysed"
-    return Resizer(program.analysis, Widths(program.groups, sizes), scaling)
+    own = Widths(program.groups, dict(scaling.sizes)) if isinstance(scaling, OwnScale) else None
+    return Resizer(program.analysis, Widths(program.groups, sizes), bool(scaling), own)
 
 
 def check_narrow_shapes(width_map: WidthMap) -> None:

@@ -39,6 +39,8 @@ def evaluation_twin(program: Program, training: Graph) -> Graph | None:
             elif node.target._schema.name in _FLAGGED:
                 _switch_off(node)
     graph.eliminate_dead_code()
+    if any(_draws(node) for node in graph.nodes):
+        return None  # random numbers that only training may draw could agree by chance
     twin = Graph(graph, [copies[node] for node in training.inputs], training.out_spec, training.sizes)
     return twin if not program.without_values and _agrees(program, twin) else None
 
@@ -52,6 +54,15 @@ def _updates_state(node: fx.Node) -> bool:
             break
         target = target.args[0]
     return isinstance(target, fx.Node) and target.op == "get_attr"
+
+
+def _draws(node: fx.Node) -> bool:
+    """Whether an operator draws random numbers, and has no flag by which it has been told not to."""
+    return (
+        isinstance(node.target, OpOverload)
+        and torch.Tag.nondeterministic_seeded in node.target.tags
+        and node.target._schema.name not in _FLAGGED
+    )
 
 
 def _switch_off(node: fx.Node) -> None:

@@ -12,6 +12,7 @@ from msfusion.windows.schedules import (
     static,
     window_size,
 )
+from msfusion.windows.transversals import held_sizes, small_sizes, transversal
 
 __all__ = [
     "SCHEDULES",
@@ -24,8 +25,11 @@ __all__ = [
     "double_shift_for",
     "even_overlap",
     "full",
+    "held_sizes",
     "random",
     "rolling",
+    "small_sizes",
     "static",
+    "transversal",
     "window_size",
 ]

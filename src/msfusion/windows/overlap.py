@@ -9,7 +9,7 @@ in a round; the shift between rounds still reaches them all. At 1 all participan
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal, get_args
@@ -105,12 +105,16 @@ def even_overlap(ratios: Sequence[float]) -> float:
 
 
 def double_shift_for(
-    ratios: Sequence[float], overlap: Overlap | None = None, *, between_rounds: bool = True
+    ratios: Sequence[float],
+    overlap: Overlap | None = None,
+    *,
+    between_rounds: bool = True,
+    windows: Callable[..., dict[str, Tensor]] = double_shift,
 ) -> Schedule:
     """MSfusion's windows for participants of these width ratios, with an overlap of its own in each round.
 
     Spread evenly if `overlap` is None. Without `between_rounds` they stay where they are in the first round,
-    which shows what that shift is good for.
+    which shows what that shift is good for. `windows` is `double_shift`, or what takes the same arguments.
     """
     factor = place_factor(len(ratios), sum(ratios) / len(ratios))
 
@@ -119,7 +123,7 @@ def double_shift_for(
     ) -> dict[str, Tensor]:
         shift = None if overlap is None else overlap.shift(round_index, ratios)
         moved = round_index if between_rounds else 0
-        return double_shift(width_map, participant, moved, ratio, shift=shift, factor=factor, **others)
+        return windows(width_map, participant, moved, ratio, shift=shift, factor=factor, **others)
 
     return schedule
 

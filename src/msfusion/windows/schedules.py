@@ -17,6 +17,8 @@ that meet.
 | `random`       | (any w units, anew for each participant, round)  | Federated Dropout, 1812.07210          |
 | `full`         | (w = K)                 | (w = K)                | FedAvg, McMahan et al., 1602.05629     |
 
+Windows of a model made of copies, which hold one copy of each unit: `msfusion.windows.transversals`.
+
 Why groups that meet need other places and strides, and which: `msfusion.windows.strides`.
 """
 
@@ -72,20 +74,37 @@ def double_shift(
     None: where ratios differ give one for all). `seed` orders the units of groups that meet themselves.
     Raises ConfigError as every `Schedule`.
     """
-    _check(participant, round_index, participants)
-    between = {} if shift is None or not isinstance(shift, Mapping) else shift
-    default = Fraction(1, participants) if shift is None or isinstance(shift, Mapping) else Fraction(shift)
-    strides = round_strides(width_map)
-    place = places(width_map, participant, participants, factor or place_factor(participants, ratio))
+    starts = window_starts(width_map, participant, round_index, ratio, participants, shift, factor)
     window = {}
     for group in width_map.groups:
-        apart = Fraction(between.get(group.name, default))
-        offset = place[group.name] * apart + round_index * strides[group.name]
-        units = _neighbours(math.floor(group.units * offset), window_size(ratio, group.units), group.units)
+        units = neighbours(starts[group.name], window_size(ratio, group.units), group.units)
         if round_index > 0 and frozenset([group.name]) in width_map.meetings:
             units = _permutation(group, seed, round_index)[units]
         window[group.name] = units
     return window
+
+
+def window_starts(
+    width_map: WidthMap,
+    participant: int,
+    round_index: int,
+    ratio: float,
+    participants: int,
+    shift: float | Fraction | Mapping[str, Fraction | float] | None = None,
+    factor: int | None = None,
+) -> dict[str, int]:
+    """Where MSfusion's windows begin, by group; not yet modulo the group's units. Arguments as in `double_shift`."""
+    check_round(participant, round_index, participants)
+    between = {} if shift is None or not isinstance(shift, Mapping) else shift
+    default = Fraction(1, participants) if shift is None or isinstance(shift, Mapping) else Fraction(shift)
+    strides = round_strides(width_map)
+    place = places(width_map, participant, participants, factor or place_factor(participants, ratio))
+    starts = {}
+    for group in width_map.groups:
+        apart = Fraction(between.get(group.name, default))
+        offset = place[group.name] * apart + round_index * strides[group.name]
+        starts[group.name] = math.floor(group.units * offset)
+    return starts
 
 
 def rolling(
@@ -101,8 +120,8 @@ def rolling(
 
     (The authors' code rolls the other way round, which reaches the mirror image of the same entries.)
     """
-    _check(participant, round_index, participants)
-    return {g.name: _neighbours(round_index, window_size(ratio, g.units), g.units) for g in width_map.groups}
+    check_round(participant, round_index, participants)
+    return {g.name: neighbours(round_index, window_size(ratio, g.units), g.units) for g in width_map.groups}
 
 
 def static(
@@ -115,7 +134,7 @@ def static(
     seed: int = 0,
 ) -> dict[str, Tensor]:
     """HeteroFL's windows: always the first units."""
-    _check(participant, round_index, participants)
+    check_round(participant, round_index, participants)
     return {g.name: torch.arange(window_size(ratio, g.units)) for g in width_map.groups}
 
 
@@ -129,7 +148,7 @@ def random(
     seed: int = 0,
 ) -> dict[str, Tensor]:
     """Federated Dropout's windows: random units, ascending, drawn for each participant, round and group."""
-    _check(participant, round_index, participants)
+    check_round(participant, round_index, participants)
     window = {}
     for group in width_map.groups:
         order = _permutation(group, seed, round_index, participant)
@@ -147,7 +166,7 @@ def full(
     seed: int = 0,
 ) -> dict[str, Tensor]:
     """FedAvg's windows: everything, whatever the ratio."""
-    _check(participant, round_index, participants)
+    check_round(participant, round_index, participants)
     return width_map.full_window()
 
 
@@ -171,20 +190,26 @@ def window_size(ratio: float, units: int) -> int:
     return max(1, math.ceil(ratio * units - 1e-9))
 
 
-def _check(participant: int, round_index: int, participants: int) -> None:
+def check_round(participant: int, round_index: int, participants: int) -> None:
+    """Raise ConfigError where there is no such participant or round."""
     if not 0 <= participant < participants:
         raise ConfigError(f"there is no participant {participant}: they count from 0 to {participants - 1}")
     if round_index < 0:
         raise ConfigError(f"rounds count from 0, so there is no round {round_index}")
 
 
-def _neighbours(start: int, held: int, units: int) -> Tensor:
+def neighbours(start: int, held: int, units: int) -> Tensor:
+    """So many units from `start` on, on a circle."""
     return (torch.arange(held) + start % units) % units
 
 
 def _permutation(group: Group, *key: int) -> Tensor:
     """The group's units in a random order that depends on nothing but the group's name and the key."""
+    return torch.randperm(group.units, generator=generator_of(group, *key))
+
+
+def generator_of(group: Group, *key: int) -> torch.Generator:
+    """Random numbers that depend on nothing but the group's name and the key."""
     digest = hashlib.sha256(repr((group.name, *key)).encode()).digest()
     # 63 bits: a generator's seed is a signed integer
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-    return torch.randperm(group.units, generator=generator)
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
