@@ -34,9 +34,16 @@ QUICK_MODELS = {
 """Of the zoo (tests/width), those on which the fast tests run."""
 
 
+SLOW = Path(__file__).with_name("slow.txt")
+"""The tests that have taken more than half a second, written anew by `scripts/check --note-slow`."""
+
+_seconds: dict[str, float] = {}
+
+
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that share a trace or a module's fixture run in one process; those of most zoo models are slow."""
+    slow = set(SLOW.read_text().split())
     for item in items:
         folder, group = item.path.parent.name, item.path.stem
         given = getattr(getattr(item, "callspec", None), "params", {})
@@ -44,7 +51,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             group = str(model)
             if group not in QUICK_MODELS:
                 item.add_marker(pytest.mark.slow)
+        elif _function(item.nodeid) in slow:
+            item.add_marker(pytest.mark.slow)
         item.add_marker(pytest.mark.xdist_group(folder if folder == "growth" else group))
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Note how long a test has taken; of one with parameters the longest case, fixtures included."""
+    if os.environ.get("MSFUSION_NOTE_SLOW") == "1" and "PYTEST_XDIST_WORKER" not in os.environ:
+        case = _function(report.nodeid)
+        _seconds[case] = max(_seconds.get(case, 0.0), report.duration)
+
+
+def pytest_sessionfinish() -> None:
+    """Write the list of slow tests, where that was asked for."""
+    if _seconds:
+        SLOW.write_text("".join(f"{name}\n" for name, seconds in sorted(_seconds.items()) if seconds > 0.5))
+
+
+def _function(name: str) -> str:
+    """A test's file and function, without its parameters and the group that pytest-xdist writes behind it."""
+    return name.partition("[")[0].partition("@")[0]
 
 
 @pytest.fixture(autouse=True)
