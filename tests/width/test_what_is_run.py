@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import warnings
+from collections import deque
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -210,8 +213,45 @@ def test_gradients_that_the_user_wrote_are_refused(how: str, word: str) -> None:
         trace(model, (X,))
 
 
-def test_a_function_with_the_usual_gradient_trains() -> None:
-    same_training(OwnGradients("Identity"), (X,))
+class Clipped(torch.autograd.Function):
+    """Passes values on, and their gradients where these are small: on most examples nothing shows."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient.clamp(-1, 1)
+
+
+class RarelyItsOwn(OwnGradients):
+    """Gradients that differ only where they are large."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.a(x))
+        if self.how == "function":
+            h = Clipped.apply(h)  # type: ignore[no-untyped-call]
+        if self.how == "tensor hook" and h.requires_grad:
+            h.register_hook(lambda g: g.clamp(-1, 1))
+        if self.how == "parameter hook" and not hasattr(self, "hooked"):
+            self.hooked = self.b.weight.register_hook(lambda g: g.clamp(-1, 1))
+        return self.o(self.b(h))
+
+
+@pytest.mark.parametrize(
+    ("how", "word"), [("function", "Clipped"), ("tensor hook", "hook"), ("parameter hook", "hook")]
+)
+def test_gradients_of_the_users_own_are_refused_even_where_they_do_not_show(how: str, word: str) -> None:
+    with pytest.raises(UntraceableModelError, match=word):
+        trace(RarelyItsOwn(how), (X,))
+
+
+def test_a_module_with_a_hook_on_its_gradient_is_refused() -> None:
+    model = Net()
+    model.b.register_full_backward_hook(lambda module, inputs, outputs: None)
+    with pytest.raises(UntraceableModelError, match="'b' has a hook"):
+        trace(model, (X,))
 
 
 class Average(Net):
@@ -309,6 +349,103 @@ class Counts(Net):
 def test_a_counter_that_decides_is_refused(every: int) -> None:
     with pytest.raises(UntraceableModelError, match="calls"):
         trace(Counts(every), (X,))
+
+
+class Keeps(Net):
+    """Keeps something between its calls where no attribute of a module is a number."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what = what
+        self.counts = {"calls": 0}
+        self.history: list[float] = []
+        self.recent: deque[float] = deque(maxlen=50)
+        self.helper = SimpleNamespace(calls=0)
+        self.left = 700
+        self.number = np.int64(0)
+        self.numbers = itertools.count()
+        self.chance = np.random.default_rng(0)
+        self.python_chance = random.Random(0)
+        self.steps = torch.zeros(())
+        self.last: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (2 if self.late(x) else 1)
+
+    def late(self, x: Tensor) -> bool:
+        method: Any = getattr(self, self.what.replace(" ", "_"))
+        return bool(method(x))
+
+    def dict(self, x: Tensor) -> bool:
+        self.counts["calls"] += 1
+        return self.counts["calls"] > 500
+
+    def list(self, x: Tensor) -> bool:
+        self.history.append(0.0)
+        return len(self.history) > 500
+
+    def deque(self, x: Tensor) -> bool:
+        self.recent.append(0.0)
+        return len(self.recent) == 50
+
+    def object(self, x: Tensor) -> bool:
+        self.helper.calls += 1
+        return bool(self.helper.calls > 500)
+
+    def down(self, x: Tensor) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+    def between(self, x: Tensor) -> bool:
+        self.left += 1
+        return 710 < self.left < 720
+
+    def numpy(self, x: Tensor) -> bool:
+        self.number = self.number + np.int64(1)
+        return bool(self.number == 1000)
+
+    def module(self, x: Tensor) -> bool:
+        COUNTED["calls"] += 1
+        return COUNTED["calls"] > 500
+
+    def iterator(self, x: Tensor) -> bool:
+        return next(self.numbers) > 500
+
+    def own_generator(self, x: Tensor) -> bool:
+        return bool(self.chance.random() < 1e-6)
+
+    def own_generator_of_Python(self, x: Tensor) -> bool:
+        return self.python_chance.random() < 1e-6
+
+    def not_read(self, x: Tensor) -> bool:
+        self.history.append(0.0)
+        self.counts["calls"] += 1
+        self.helper.calls += 1
+        self.last = x
+        return False
+
+
+COUNTED = {"calls": 0}
+
+
+@pytest.mark.parametrize(
+    ("what", "word"),
+    [
+        ("dict", "counts"), ("list", "history"), ("deque", "recent"), ("object", "helper.calls"), ("down", "left"),
+        ("numpy", "number"), ("between", "left"), ("module", "COUNTED"), ("iterator", "numbers"),
+        ("own generator", "chance"), ("own generator of Python", "python_chance"),
+    ],
+)  # fmt: skip
+def test_what_python_keeps_between_calls_is_refused_where_the_model_goes_by_it(what: str, word: str) -> None:
+    with pytest.raises(UntraceableModelError, match=word):
+        trace(Keeps(what), (X,))
+    assert COUNTED["calls"] < 500
+
+
+def test_what_python_keeps_and_nobody_reads_is_left_as_it_was() -> None:
+    model = Keeps("not read")
+    trace(model, (X,))
+    assert (model.history, model.counts, model.helper.calls, model.last) == ([], {"calls": 0}, 0, None)
 
 
 def test_a_counter_that_nobody_reads_is_none_of_our_business() -> None:

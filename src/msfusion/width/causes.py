@@ -33,11 +33,10 @@ def difference(program: Program, training: bool, kind: str, name: str, size: flo
     """The error for a comparison that failed: an "answer", a "tensor" after a step or a "gradient"; `name` is whose."""
     much = f"by {size:.1e} of its spread" if size < float("inf") else "in its shape, type or finiteness"
     if kind == "gradient":
-        where, cause = own_gradients(program)
         return refusal(
-            program, where or name.rpartition(".")[0] or _WHOLE,
-            f"trains otherwise than its graph: the gradient of {name!r} differs {much} (operation: "
-            f"{cause or 'gradients that are not those of its operators'})",
+            program, name.rpartition(".")[0] or _WHOLE,
+            f"trains otherwise than its graph: the gradient of {name!r} differs {much} (operation: gradients that are "
+            "not those of its operators)",
         )  # fmt: skip
     if kind == "tensor":
         return refusal(
@@ -129,43 +128,6 @@ def _alike(one: tuple[Any, ...], two: tuple[Any, ...]) -> bool:
     )
 
 
-# -- gradients --------------------------------------------------------------------------------------------------------
-
-
-def own_gradients(program: Program) -> tuple[str | None, str | None]:
-    """In which module the user's own gradients are made, and how."""
-    for name, module in program.model.named_modules():
-        if module._backward_hooks or module._backward_pre_hooks:
-            return name or _WHOLE, "a backward hook of the module"
-    found: list[tuple[str, str]] = []
-    stack: list[str] = []
-    apply, register = vars(torch.autograd.Function)["apply"], torch.Tensor.register_hook
-
-    def noted_apply(kind: Any, *args: Any, **kwargs: Any) -> Any:
-        found.append((stack[-1] if stack else _WHOLE, f"the autograd.Function {kind.__name__}"))
-        return apply.__func__(kind, *args, **kwargs)
-
-    def noted_register(tensor: Tensor, hook: Any) -> Any:
-        found.append((stack[-1] if stack else _WHOLE, "a hook on a tensor"))
-        return register(tensor, hook)  # type: ignore[no-untyped-call]
-
-    def enter(module: nn.Module, _: Any) -> None:
-        stack.append(name_of(program, module))
-
-    def leave(module: nn.Module, _: Any, __: Any) -> None:
-        stack.pop()
-
-    try:
-        torch.autograd.Function.apply = classmethod(noted_apply)  # type: ignore[assignment,method-assign]
-        torch.Tensor.register_hook = noted_register  # type: ignore[method-assign]
-        with _hooked(program.model, enter, leave):
-            answer_of_model(program, copies_of(program), program.short)
-    finally:
-        torch.autograd.Function.apply = apply  # type: ignore[method-assign]  # the classmethod itself, not one that is bound already
-        torch.Tensor.register_hook = register  # type: ignore[method-assign]
-    return found[0] if found else (None, None)
-
-
 # -- random numbers ---------------------------------------------------------------------------------------------------
 
 
@@ -224,7 +186,6 @@ __all__ = [
     "difference",
     "in_words",
     "name_of",
-    "own_gradients",
     "refusal",
     "where_answers_differ",
     "where_random",

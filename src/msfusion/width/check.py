@@ -16,10 +16,11 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import zip_longest
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from msfusion.width.answers import answer_of_model, copies_of, seeded
@@ -28,6 +29,13 @@ from msfusion.width.chance import PYTHON, random_states
 from msfusion.width.graph import Program
 from msfusion.width.groups import WidthMap
 from msfusion.width.mode import mode
+from msfusion.width.python_state import (
+    Place,
+    can_be_noticed,
+    noticed,
+    other_numbers,
+    python_state,
+)
 from msfusion.width.submodel import compiled
 
 _CLOSE = 1e-4  # in the model's own precision, relative to the spread
@@ -69,51 +77,80 @@ def check_runs_as_the_model(width_map: WidthMap) -> None:
 
 def _check_repeatable(program: Program, training: bool) -> None:
     """The model must answer the same once more: nothing outside its tensors may decide what it does."""
-    before, numbers = random_states(), _numbers(program.model)
+    before, drawn = python_state(program.model), random_states()
     first = _answer(program)
-    if after := [name for name, state in random_states().items() if state != before[name]]:
-        place, lines = where_random(program)
-        if not lines and PYTHON in after:
-            after.remove(PYTHON)  # drawn by a library that checks types, which decides nothing by it
-        if after:
-            raise refusal(
-                program, place, f"draws random numbers from {after[0]} (operation: {(lines or ['its forward'])[0]}), "
-                "once for all calls, when the model is traced; draw them with torch and use them as tensors"
-            )  # fmt: skip
-    counted = [key for key, value in _numbers(program.model).items() if numbers.get(key) != value]
-    answers = [_answer(program)]
-    for by in (1000, 1_000_003) if counted else ():
-        for module, name in counted:
-            value = vars(module)[name]
-            vars(module)[name] = not value if isinstance(value, bool) else value + by
-        answers.append(_answer(program))
-    if all(_same_outputs(first, answer) for answer in answers):
+    _refuse_other_randomness(program, drawn)
+    between = python_state(program.model)
+    second = _answer(program)
+    after = python_state(program.model)
+    counted = before.changed_numbers(between)
+    for place in between.changed_others(after):
+        if can_be_noticed(place.value()):
+            counted.append(place)
+            continue
+        raise refusal(
+            program, name_of(program, place.module),
+            f"keeps something in its {place.path!r} from call to call (operation: a Python object that its forward "
+            "changes), which no graph can hold: keep it in a buffer, or outside of the model",
+        )  # fmt: skip
+    again = f"when it is called again in {in_words(training)} mode"
+    if counted and _goes_by(program, counted, first):
+        raise refusal(
+            program, name_of(program, counted[0].module),
+            f"gives another answer {again} (operation: its forward changes its {counted[0].path!r} and goes by it)",
+        )  # fmt: skip
+    if not _same_outputs(first, second):
+        raise refusal(
+            program, "the model itself",
+            f"gives another answer {again} (operation: its forward keeps something between calls)",
+        )  # fmt: skip
+
+
+def _refuse_other_randomness(program: Program, before: dict[str, Any]) -> None:
+    """UntraceableModelError where a call has drawn random numbers that are not torch's."""
+    after = [name for name, state in random_states().items() if state != before[name]]
+    if not after:
         return
-    cause = "its forward keeps something between calls"
-    if counted:
-        module, name = counted[0]
-        cause = f"its forward changes its attribute {name!r} and goes by it"
-    where = name_of(program, counted[0][0]) if counted else "the model itself"
-    raise refusal(
-        program,
-        where,
-        f"gives another answer when it is called again in {in_words(training)} mode (operation: {cause})",
-    )
+    place, lines = where_random(program)
+    if not lines and PYTHON in after:
+        after.remove(PYTHON)  # drawn by a library that checks types, which decides nothing by it
+    if after:
+        raise refusal(
+            program, place, f"draws random numbers from {after[0]} (operation: {(lines or ['its forward'])[0]}), "
+            "once for all calls, when the model is traced; draw them with torch and use them as tensors"
+        )  # fmt: skip
+
+
+def _goes_by(program: Program, changed: Sequence[Place], first: list[Any]) -> bool:
+    """Whether the model's answer, or what Python does in its forward, depends on what its forward changes."""
+    before = [place.value() for place in changed]
+    uses: list[str] = []
+    trials = [[noticed(value, uses), *other_numbers(value)] for value in before]
+    try:
+        for values in zip_longest(*trials):
+            _put(program, changed, values)
+            uses.clear()  # of looking for the places
+            if not _same_outputs(first, _answer(program)) or uses:
+                return True
+    except Exception:  # with another number it cannot even run
+        return True
+    finally:
+        _put(program, changed, before)
+    return False
+
+
+def _put(program: Program, places: Sequence[Place], values: Sequence[Any]) -> None:
+    """Put values where these places are now: a model may have made the container anew."""
+    state = python_state(program.model)
+    now = {place: place for place in (*state.numbers, *state.others)}
+    for place, value in zip(places, values, strict=True):
+        if value is not None and place in now:
+            now[place].put(value)
 
 
 def _answer(program: Program) -> list[Any]:
     with torch.no_grad():
         return answer_of_model(program, copies_of(program), program.short)
-
-
-def _numbers(model: nn.Module) -> dict[tuple[nn.Module, str], Any]:
-    """The attributes of a model's modules that are numbers."""
-    return {
-        (module, name): value
-        for module in model.modules()
-        for name, value in vars(module).items()
-        if isinstance(value, (bool, int, float)) and name != "training"
-    }
 
 
 # -- the comparison ---------------------------------------------------------------------------------------------------

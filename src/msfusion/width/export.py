@@ -25,6 +25,7 @@ from torch.utils import checkpoint as checkpoint_module
 
 from msfusion.errors import UntraceableModelError
 from msfusion.width.call import signature_of
+from msfusion.width.causes import refusal
 from msfusion.width.chance import NUMPY, Chances, random_states
 from msfusion.width.graph import Graph, Program
 from msfusion.width.mode import mode
@@ -61,6 +62,12 @@ def _check_model(model: nn.Module) -> None:
             raise UntraceableModelError(
                 f"{kind} cannot be traced: module {name or 'the model itself'!r} is compiled by TorchScript; "
                 "give the module that it was made from"
+            )
+    for name, module in model.named_modules():
+        if module._backward_hooks or module._backward_pre_hooks:
+            raise UntraceableModelError(
+                f"{kind} cannot be traced: module {name or 'the model itself'!r} has a hook on its gradient, which its "
+                "sub-models would not have (operation register_full_backward_hook); remove the hook"
             )
     for name, parameter in model.named_parameters():
         if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
@@ -129,6 +136,7 @@ def _export(program: Program, training: bool) -> Graph:
         mode(model, training),
         _module_stack(model) as stack,
         _noted_checkpointing(program, stack),
+        _noted_gradients(stack) as own_gradients,
         _idle_conversions(),
         _unlogged(),
         torch.enable_grad(),
@@ -143,6 +151,12 @@ def _export(program: Program, training: bool) -> Graph:
                 exported = _again(export, chances, error)
             except Exception as last:
                 raise _untraceable(model, stack, last, _by_chance(chances, numbers)) from error
+    if own_gradients:
+        where, what = own_gradients[0]
+        raise refusal(
+            program, where, f"makes gradients of its own (operation: {what}): a graph has only those of its operators, "
+            "so it would train otherwise; write it with operators whose gradients are right, or take it out"
+        )  # fmt: skip
     assert seen.spec is not None
     return clean(program, exported, seen.spec, seen.assigned)
 
@@ -170,6 +184,51 @@ def _by_chance(chances: Chances, numbers: dict[str, Any]) -> str:
             "a number for each example and multiply by it (DropPath)"
         )
     return ""
+
+
+@contextmanager
+def _noted_gradients(stack: list[str]) -> Iterator[list[tuple[str, str]]]:
+    """Note where a forward makes gradients of its own, and how. That it does so counts, not whether it shows.
+
+    A gradient that is clipped differs only where it is large: no comparison on an example would find it.
+    """
+    noted: list[tuple[str, str]] = []
+    function: Any = torch.autograd.Function
+    tensor: Any = torch.Tensor
+    own = {name: vars(tensor)[name] for name in _HOOKS if name in vars(tensor)}
+    kept = {name: getattr(tensor, name) for name in _HOOKS}
+    apply = vars(function)["apply"]
+
+    def note(what: str) -> None:
+        noted.append((stack[-1] if stack else "the model itself", what))
+
+    def noted_apply(kind: Any, *args: Any, **kwargs: Any) -> Any:
+        if not kind.__module__.startswith("torch."):
+            note(f"the autograd.Function {kind.__name__}")
+        return apply.__func__(kind, *args, **kwargs)
+
+    def noting(name: str) -> Any:
+        def register(given: Any, *args: Any, **kwargs: Any) -> Any:
+            note(f"a hook on a tensor, {name}")
+            return kept[name](given, *args, **kwargs)
+
+        return register
+
+    try:
+        function.apply = classmethod(noted_apply)
+        for name in _HOOKS:
+            setattr(tensor, name, noting(name))
+        yield noted
+    finally:
+        function.apply = apply
+        for name in _HOOKS:
+            if name in own:
+                setattr(tensor, name, own[name])
+            else:
+                delattr(tensor, name)
+
+
+_HOOKS = ("register_hook", "register_post_accumulate_grad_hook")
 
 
 @contextmanager

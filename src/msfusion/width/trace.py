@@ -26,6 +26,7 @@ from msfusion.width.groups import Frozen, Group, Place, WidthMap
 from msfusion.width.measure import measure
 from msfusion.width.mode import without_cache
 from msfusion.width.outputs import Outputs
+from msfusion.width.python_state import numbers_left_as_they_were
 from msfusion.width.short import short_example
 from msfusion.width.tensors import left_as_it_was, state_tensors
 
@@ -54,7 +55,12 @@ def trace(
     from msfusion.width.check import check_runs_as_the_model
     from msfusion.width.submodel import check_narrow_shapes
 
-    with left_as_it_was(model), without_cache(model), warnings.catch_warnings():
+    with (
+        numbers_left_as_they_were(model),
+        left_as_it_was(model),
+        without_cache(model),
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore")  # what a model says of calls that are not the user's own
         try:
             program = export_program(model, example_inputs, outputs)
