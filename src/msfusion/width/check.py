@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from itertools import zip_longest
 from typing import Any
 
@@ -235,12 +235,18 @@ def _digest(kept: dict[str, Tensor], name: str, parameter: Tensor) -> None:
         gradient = gradient.to_dense()
     flat = torch.view_as_real(gradient).flatten() if gradient.is_complex() else gradient.flatten()
     sums = torch.zeros(3, dtype=torch.float64, device=flat.device)
-    weights = torch.arange(min(len(flat), _PART), device=flat.device).mul(0.618).cos().to(flat.dtype)
+    weights = _weights(flat.dtype, flat.device)
     for number, part in enumerate(torch.split(flat, _PART)):
         found = torch.stack([part.sum(), part.square().sum(), part @ weights[: len(part)]])
         sums += found.double() * sums.new_tensor([1.0, 1.0, math.cos(number)])
     kept[name] = torch.stack([sums[0], sums[1].sqrt(), sums[2]]).cpu()
     parameter.grad = None
+
+
+@lru_cache(maxsize=4)
+def _weights(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Different factors for the entries of a part of a gradient."""
+    return torch.arange(_PART, device=device).mul(0.618).cos().to(dtype)
 
 
 def _weighted_sum(outputs: Sequence[Tensor]) -> Tensor | None:
