@@ -20,7 +20,7 @@ from msfusion.runs.files import append_line, read_tensors, write_tensors, write_
 from msfusion.runs.fingerprint import Fingerprint
 from msfusion.runs.lock import locked
 
-FINGERPRINT = Fingerprint("of a configuration", {"training": "one"}, {})
+FINGERPRINT = Fingerprint("of a configuration", {"training": "one"}, {}, "of a model")
 
 
 def state(value: float = 1.0, size: int = 5) -> dict[str, Tensor]:

@@ -129,7 +129,7 @@ class RunDirectory:
         """With what the run began. Raises RunDirectoryError."""
         began = read_sealed_json(self.fingerprint)
         try:
-            return Fingerprint(began["config"], began["data"], began["code"])
+            return Fingerprint(began["config"], began["data"], began["code"], began["model"])
         except KeyError as error:
             raise RunDirectoryError(f"{self.fingerprint} is not of this version of msfusion.") from error
 

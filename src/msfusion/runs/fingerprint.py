@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 
@@ -27,12 +27,13 @@ class Fingerprint:
     """Digests of all that a run began with; a run goes on only where they are the same.
 
     config: of the configuration, width ratios worked out. data: as `FederatedData.digests`. code: by setting, of the
-    source of a `module:function`, or of a model's folder.
+    source of a `module:function`, or of a model's folder. model: of what the model computes, as `model_digest`.
     """
 
     config: str
     data: Mapping[str, str]
     code: Mapping[str, str]
+    model: str
 
     @cached_property
     def digest(self) -> str:
@@ -48,6 +49,15 @@ class Fingerprint:
                     f"{setting} = '{name}' has changed since the run in {run} began: put back what it was, or choose "
                     "another --out."
                 )
+
+    def refuse_other_model(self, model: str, config: Config, run: object) -> None:
+        """Raises RunDirectoryError where the model computes something else than when `run` began."""
+        if self.model != model:
+            raise RunDirectoryError(
+                f"model.name = '{config.model_spec.name}' gives another model than when the run in {run} began: its "
+                "operators, constants or shapes have changed; put back what it is made from (a file that its function "
+                "reads, the version of a library), or choose another --out."
+            )
 
     def refuse_other_data(self, data: Mapping[str, str], config: Config, run: object) -> None:
         """Raises RunDirectoryError, saying what of it differs, where the data is not what `run` began with."""
@@ -80,3 +90,8 @@ def code_of(config: Config) -> dict[str, str]:
         elif is_reference(name):
             code["model.name"] = source_digest(name, "model.name")
     return code
+
+
+def model_digest(outlines: Iterable[str]) -> str:
+    """A digest of what models compute, from `WidthMap.outline()`: not of the weights with which they begin."""
+    return digest_of_json(list(outlines))

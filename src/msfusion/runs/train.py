@@ -91,7 +91,9 @@ def train(
             return _end(directory)
         prepared = preparing(config, parts)
         prepared.figures()  # a model whose costs cannot be counted is refused before it is trained
-        fingerprint = Fingerprint(prepared.config.fingerprint(), prepared.data.digests, code_of(config))
+        fingerprint = Fingerprint(
+            prepared.config.fingerprint(), prepared.data.digests, code_of(config), prepared.model_digest
+        )
         if begun:
             _refuse_other(directory.read_fingerprint(), fingerprint, prepared.config, path)
         else:
@@ -142,6 +144,7 @@ def refuse_change(directory: RunDirectory, config: Config) -> None:
 def _refuse_other(began: Fingerprint, now: Fingerprint, config: Config, path: Path) -> None:
     began.refuse_other_code(now.code, config, path)
     began.refuse_other_data(now.data, config, path)
+    began.refuse_other_model(now.model, config, path)
     began.refuse_other_config(config, path)
 
 
