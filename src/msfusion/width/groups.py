@@ -131,7 +131,7 @@ class WidthMap:
         return () if self.program is None else tuple(self.program.checkpointing)
 
     def outline(self) -> str:
-        """What the model computes, as text: equal for equal models, whatever their weights. It must have been traced."""
+        """What the model computes, as text: the same whatever its weights. It must have been traced."""
         assert self.program is not None
         return self.program.outline()
 
