@@ -92,8 +92,8 @@ def import_function(reference: str, setting: str) -> Callable[..., Any]:
     return function  # type: ignore[no-any-return]  # whatever the module holds
 
 
-def source_digest(reference: str, setting: str) -> str:
-    """A digest of the source that `module:function` runs: its module's, and its neighbours' that this imports.
+def source_digests(reference: str, setting: str) -> dict[str, str]:
+    """By file, a digest of the source that `module:function` runs: its module's, and its neighbours' that this imports.
 
     Neighbours are modules in the same folder or package, however far down. What is installed counts as its own file
     alone. Raises ConfigError as `import_function` does.
@@ -103,16 +103,18 @@ def source_digest(reference: str, setting: str) -> str:
     file = getattr(sys.modules[name], "__file__", None)
     if file is None:  # a notebook
         try:
-            return hashlib.sha256(inspect.getsource(function).encode()).hexdigest()
+            return {reference: hashlib.sha256(inspect.getsource(function).encode()).hexdigest()}
         except (OSError, TypeError) as error:
             raise ConfigError(
                 f"{setting} = '{reference}': its source cannot be read, so a change of it would go unnoticed; "
                 "put the function into a file."
             ) from error
-    digest = hashlib.sha256()
-    for module, path in sorted(_with_neighbours(name, Path(file)).items()):
-        digest.update(f"{module} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
-    return digest.hexdigest()
+    return {
+        f"{module.replace('.', '/')}{'/__init__' if path.stem == '__init__' else ''}{path.suffix}": hashlib.sha256(
+            path.read_bytes()
+        ).hexdigest()
+        for module, path in sorted(_with_neighbours(name, Path(file)).items())
+    }
 
 
 def _with_neighbours(name: str, file: Path) -> dict[str, Path]:

@@ -325,8 +325,8 @@ def test_a_run_is_not_resumed_on_other_data_or_code(tmp_path: Path, monkeypatch:
         train(config, tmp_path / "run", watcher=Stopping(1))
     for path, told in (
         (numbers, r"data.source = 'fingerprinted:load' has changed .* other examples of the participants"),
-        (module, r"data.source = 'fingerprinted:load' has changed"),
-        (neighbour, r"data.source = 'fingerprinted:load' has changed"),
+        (module, r"the file fingerprinted.py, which data.source = 'fingerprinted:load' runs, has changed"),
+        (neighbour, r"the file fingerprinted_numbers.py, .* has changed .* comment counts"),
     ):
         before = path.read_text()
         path.write_text(before.replace("2", "3", 1) if path != module else before + "\n")
