@@ -37,12 +37,18 @@ def in_one_line(error: Exception) -> str:
 def without_ending(kind: type[MsfusionError], what: str = "") -> Iterator[None]:
     """While somebody else's function runs: where it would end the program, the error `kind` is raised instead.
 
-    `sys.exit()` in a function for a model, data or a loss would else end a run as if all were well.
+    `sys.exit()` in a function for a model, data or a loss would else end a run as if all were well. The default type
+    of numbers is put back too: what follows would else be computed in another.
     """
+    import torch
+
+    before = torch.get_default_dtype()
     try:
         yield
     except (SystemExit, GeneratorExit) as error:
         raise kind(what + who_ended(error)) from error
+    finally:
+        torch.set_default_dtype(before)
 
 
 def who_ended(error: BaseException) -> str:

@@ -128,7 +128,8 @@ def find_columns(split: Any, spec: DataSpec) -> Columns:
         label = None
     if spec.task == "classification" and label is None:
         raise DataError(
-            f"no label column found in {spec.source}: set data.label_column to one of {', '.join(features)}."
+            f"no label column found in {spec.source}: its columns are {', '.join(features)}, and none is called "
+            f"{', '.join(LABEL_NAMES)}; set data.label_column to the one that holds labels."
         )
     kinds = {
         name: _kind(feature)
@@ -145,8 +146,19 @@ def find_columns(split: Any, spec: DataSpec) -> Columns:
         )
     if chosen is None or kind is None:
         raise DataError(
-            f"no column of images, text or numbers found in {spec.source}: set data.input_column to one of "
-            f"{', '.join(features)}."
+            f"no column of images, text or lists of numbers found in {spec.source}: its columns are "
+            f"{', '.join(features)}; set data.input_column to the one that holds inputs."
+        )
+    if (
+        label is None
+        and spec.task is None
+        and len(features) > 1
+        and chosen not in (*TEXT_NAMES, spec.input_column)
+    ):
+        raise DataError(
+            f"it is not clear what {spec.source} is for: its columns are {', '.join(features)}, and none is called as "
+            f"labels are ({', '.join(LABEL_NAMES)}) or texts ({', '.join(TEXT_NAMES)}); set data.label_column to "
+            "classify, or data.task = 'language_modelling'."
         )
     return Columns(chosen, kind, label)
 

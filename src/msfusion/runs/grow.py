@@ -26,7 +26,7 @@ from msfusion.methods.states import state_of
 from msfusion.methods.training import seed_of
 from msfusion.models.build import build_model
 from msfusion.models.spec import ModelSpec
-from msfusion.objectives import require_embeddings
+from msfusion.objectives import require_classes, require_embeddings
 from msfusion.runs.fingerprint import model_digest
 from msfusion.runs.local import LocalRun
 from msfusion.runs.setup import optimizer_states, settle_process
@@ -48,6 +48,7 @@ class GrowRun(LocalRun):
         target = build_model(config.model_spec, data)
         data = data.for_model(target)
         require_embeddings(target, data.test.take(slice(0, 2)), data.vocabulary_size)
+        require_classes(target, data.test.take(slice(0, 2)), data.by_holder)
         if config.evaluation.own_labels and data.task == "language_modelling":
             raise ConfigError("evaluation.own_labels needs labels, and running text has none: leave it out")
         people, absent = config.participants, config.participants.dropout or 0.0
