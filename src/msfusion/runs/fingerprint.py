@@ -86,7 +86,7 @@ class Fingerprint:
 
 def code_of(config: Config) -> dict[str, str]:
     """Digests of the user's functions and folders that a run is made from, as in `Fingerprint`. Raises ConfigError."""
-    code = {}
+    code: dict[str, str] = {}
     source, name = config.data_spec.source, config.model_spec.name
     if is_reference(source):
         code |= _by_file(source, "data.source")
