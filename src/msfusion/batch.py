@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from msfusion.errors import DataError
 
 IGNORED = -100
 """The target that no loss and no metric counts (padding)."""
@@ -31,9 +30,9 @@ class Batch:
     offset: Float[Tensor, "examples *time classes"] | None = None
 
     def __post_init__(self) -> None:
-        """Raises DataError where inputs are no tuple or dict of tensors, or targets are no tensor."""
+        """Raises TypeError where inputs are no tuple or dict of tensors, or targets are no tensor."""
         if not isinstance(self.inputs, tuple | list | dict):
-            raise DataError(
+            raise TypeError(
                 f"the inputs of a Batch must be a tuple of tensors or a dict, not {type(self.inputs).__name__}: write "
                 "Batch((x,), y)"
             )
@@ -43,7 +42,7 @@ class Batch:
             ("targets", self.targets),
         ]:
             if not isinstance(value, Tensor):
-                raise DataError(f"{name} of a Batch must be a torch.Tensor, not {type(value).__name__}")
+                raise TypeError(f"{name} of a Batch must be a torch.Tensor, not {type(value).__name__}")
 
     def __len__(self) -> int:
         return int(self.targets.shape[0])

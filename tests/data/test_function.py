@@ -152,7 +152,7 @@ def test_example_inputs_are_as_many_as_asked(examples: int) -> None:
     ],
 )
 def test_a_batch_of_anything_else_is_refused(inputs: Any, targets: Any, words: str) -> None:
-    with pytest.raises(DataError, match=words):
+    with pytest.raises(TypeError, match=words):
         Batch(inputs, targets)
 
 
