@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-
 IGNORED = -100
 """The target that no loss and no metric counts (padding)."""
 
