@@ -99,7 +99,7 @@ def test_bad_input(
     monkeypatch.delitem(sys.modules, "broken", raising=False)
     (here / "broken.py").write_text(MODULE)
     (here / "broken.toml").write_text("rounds = [")
-    RunDirectory.create(here / "full", "seed = 99\n", Fingerprint("", {}, {}))
+    RunDirectory.create(here / "full", "seed = 99\n", Fingerprint("", {}, {}, ""))
     before = {path for path in here.rglob("*") if "__pycache__" not in path.parts}
     quick = [] if arguments[0].endswith(".toml") else QUICK
     refused(msfusion("train", *quick, *arguments), expected)

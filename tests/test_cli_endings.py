@@ -170,3 +170,31 @@ def test_the_second_signal_does_not_wait_for_the_first(here: Path, number: int) 
     assert running.returncode == 128 + number
     assert told.startswith("msfusion: stopped at once")
     assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", [["plan"], ["plan", "--json"], ["inspect", "convnet"]])
+def test_a_reader_who_leaves_ends_the_command_quietly(here: Path, command: list[str]) -> None:
+    settings = [] if "inspect" in command else QUICK
+    with subprocess.Popen(
+        [sys.executable, "-m", "msfusion.cli", *command, *settings],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=here,
+        env=environment(),
+    ) as running:
+        assert running.stdout is not None
+        assert running.stderr is not None
+        running.stdout.close()
+        assert running.stderr.read() == b""
+    assert running.returncode == 128 + signal.SIGPIPE
+
+
+def test_nothing_to_resume(here: Path) -> None:
+    refused(msfusion("train", "--resume", "--out", "typo"), "there is no run in typo to resume")
+    assert not (here / "typo").exists()
+    (here / "quick.toml").write_text("rounds = 1\n")
+    begun = msfusion("train", "quick.toml", "--resume", "--out", "new", *QUICK)
+    assert begun.exit_code == 0, begun.output
+    assert "nothing to resume yet" in begun.stderr
+    again = msfusion("train", "quick.toml", "--resume", "--out", "new", *QUICK)
+    assert (again.exit_code, again.stderr) == (0, "")

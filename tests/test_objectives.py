@@ -15,7 +15,14 @@ from torch import Tensor, nn
 
 from msfusion.batch import IGNORED, Batch
 from msfusion.errors import DataError, MsfusionError, TrainingError
-from msfusion.objectives import cross_entropy, evaluate, evaluate_for, logits_of, name_of_logits
+from msfusion.objectives import (
+    cross_entropy,
+    evaluate,
+    evaluate_for,
+    logits_of,
+    name_of_logits,
+    require_classes,
+)
 
 SCORES = torch.arange(12.0).reshape(4, 3)
 
@@ -208,3 +215,11 @@ def test_weighing_labels_is_repeating_their_examples(values: list[int], times: l
         assert found.loss == pytest.approx(expected.loss, rel=1e-5)
         assert found.accuracy == pytest.approx(expected.accuracy)
         assert found.examples == len(data)
+
+
+def test_a_label_that_the_model_does_not_know_is_named_by_holder_and_example() -> None:
+    good = Batch((torch.zeros(4, 2),), torch.arange(4) % 3)
+    odd = Batch((torch.zeros(4, 2),), torch.tensor([0, 1, 7, 2]))
+    holders = {"participant 0": good, "participant 1": odd}
+    with pytest.raises(DataError, match="label 7 is out of range in example 2 of participant 1"):
+        require_classes(torch.nn.Linear(2, 3), good, holders)

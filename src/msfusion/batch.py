@@ -28,6 +28,21 @@ class Batch:
     targets: Int[Tensor, "examples ..."]
     offset: Float[Tensor, "examples *time classes"] | None = None
 
+    def __post_init__(self) -> None:
+        """Raises TypeError where inputs are no tuple or dict of tensors, or targets are no tensor."""
+        if not isinstance(self.inputs, tuple | list | dict):
+            raise TypeError(
+                f"the inputs of a Batch must be a tuple of tensors or a dict, not {type(self.inputs).__name__}: write "
+                "Batch((x,), y)"
+            )
+        named = self.inputs.items() if isinstance(self.inputs, dict) else enumerate(self.inputs)
+        for name, value in [
+            *((f"input {name!r}", value) for name, value in named),
+            ("targets", self.targets),
+        ]:
+            if not isinstance(value, Tensor):
+                raise TypeError(f"{name} of a Batch must be a torch.Tensor, not {type(value).__name__}")
+
     def __len__(self) -> int:
         return int(self.targets.shape[0])
 

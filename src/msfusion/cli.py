@@ -63,8 +63,12 @@ def train(
     name = config.stem if config else "digits"
     if resume and out is None:
         out = newest_path(name)
-    again = resume and config is None and out is not None and _is_run(out)
-    source = RunDirectory.reopen(out).config if again and out else config
+    source = config
+    if resume and out is not None and (config is None or not _is_run(out)):
+        if config is None:
+            source = RunDirectory.reopen(out).config
+        elif not quiet:
+            typer.echo(f"msfusion: nothing to resume yet in {out}: beginning.", err=True)
     settings = load_config(source, [*(overrides or ()), *_workers_override(workers)])
     console = console_of_user()
     with reserved_path(out, name) as path, Silent() if quiet else watcher(console) as watching:

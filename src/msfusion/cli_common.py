@@ -20,6 +20,9 @@ from msfusion.quoting import sentence, short
 if TYPE_CHECKING:
     from rich.console import Console
 
+_BROKEN_PIPE = 128 + 13
+"""The exit code of a process that was ended by SIGPIPE: whoever read its output has left."""
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -43,8 +46,9 @@ def told_in_a_sentence(command: Callable[P, R]) -> Callable[P, R]:
             with stopping:
                 return command(*arguments, **options)
         except BrokenPipeError:
-            sys.stderr.close()  # whoever read our output has left
-            raise typer.Exit(1) from None
+            with suppress(OSError):  # what is still to be flushed goes nowhere
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(_BROKEN_PIPE) from None
         except (MsfusionError, OSError) as error:
             if stopping.heard is not None:  # a worker that was stopped with us, or what could not be finished
                 stopping.tell_and_exit()

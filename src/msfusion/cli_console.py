@@ -19,6 +19,10 @@ class PlainConsole(Console):
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, emoji=False, **options)
 
+    def on_broken_pipe(self) -> None:
+        """Whoever read the output has left: told as any broken pipe, where rich would end the program."""
+        raise BrokenPipeError
+
     def render_str(self, text: str, **options: Any) -> Text:
         """Every string passes here on its way to the terminal."""
         return super().render_str(plain(text), **options)

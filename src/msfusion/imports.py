@@ -37,12 +37,18 @@ def in_one_line(error: Exception) -> str:
 def without_ending(kind: type[MsfusionError], what: str = "") -> Iterator[None]:
     """While somebody else's function runs: where it would end the program, the error `kind` is raised instead.
 
-    `sys.exit()` in a function for a model, data or a loss would else end a run as if all were well.
+    `sys.exit()` in a function for a model, data or a loss would else end a run as if all were well. The default type
+    of numbers is put back too: what follows would else be computed in another.
     """
+    import torch
+
+    before = torch.get_default_dtype()
     try:
         yield
     except (SystemExit, GeneratorExit) as error:
         raise kind(what + who_ended(error)) from error
+    finally:
+        torch.set_default_dtype(before)
 
 
 def who_ended(error: BaseException) -> str:
@@ -92,8 +98,8 @@ def import_function(reference: str, setting: str) -> Callable[..., Any]:
     return function  # type: ignore[no-any-return]  # whatever the module holds
 
 
-def source_digest(reference: str, setting: str) -> str:
-    """A digest of the source that `module:function` runs: its module's, and its neighbours' that this imports.
+def source_digests(reference: str, setting: str) -> dict[str, str]:
+    """By file, a digest of the source that `module:function` runs: its module's, and its neighbours' that this imports.
 
     Neighbours are modules in the same folder or package, however far down. What is installed counts as its own file
     alone. Raises ConfigError as `import_function` does.
@@ -103,16 +109,18 @@ def source_digest(reference: str, setting: str) -> str:
     file = getattr(sys.modules[name], "__file__", None)
     if file is None:  # a notebook
         try:
-            return hashlib.sha256(inspect.getsource(function).encode()).hexdigest()
+            return {reference: hashlib.sha256(inspect.getsource(function).encode()).hexdigest()}
         except (OSError, TypeError) as error:
             raise ConfigError(
                 f"{setting} = '{reference}': its source cannot be read, so a change of it would go unnoticed; "
                 "put the function into a file."
             ) from error
-    digest = hashlib.sha256()
-    for module, path in sorted(_with_neighbours(name, Path(file)).items()):
-        digest.update(f"{module} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
-    return digest.hexdigest()
+    return {
+        f"{module.replace('.', '/')}{'/__init__' if path.stem == '__init__' else ''}{path.suffix}": hashlib.sha256(
+            path.read_bytes()
+        ).hexdigest()
+        for module, path in sorted(_with_neighbours(name, Path(file)).items())
+    }
 
 
 def _with_neighbours(name: str, file: Path) -> dict[str, Path]:

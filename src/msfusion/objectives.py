@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -252,17 +252,31 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def check_labels(targets: Int[Tensor, "..."], classes: int) -> None:
-    """Raise DataError where a label is not one of the classes that the model knows."""
+def require_classes(model: nn.Module, shown: Batch, data: Mapping[str, Batch]) -> None:
+    """Call the model on a few examples, and check that it knows all labels of `data`, by the name of who holds them.
+
+    Raises DataError, naming holder and example, for a label that it does not; what `scores` raises for odd outputs.
+    Leaves the model in the mode in which it was.
+    """
+    with _evaluating(model):
+        logits, _ = scores(model, replace(shown, targets=torch.zeros_like(shown.targets)))
+    for holder, batch in data.items():
+        check_labels(batch.targets, logits.shape[-1], holder)
+
+
+def check_labels(targets: Int[Tensor, "..."], classes: int, holder: str = "") -> None:
+    """Raise DataError where a label is not one of the classes that the model knows, naming example and holder."""
     if targets.numel() == 0:
         return
     low, high = (int(bound) for bound in torch.aminmax(targets))
     if high < classes and low >= 0:
         return
-    wrong = targets[(targets != IGNORED) & ((targets < 0) | (targets >= classes))]
+    unknown = (targets != IGNORED) & ((targets < 0) | (targets >= classes))
+    wrong = targets[unknown]
     if wrong.numel():
+        where = f" in example {int(unknown.nonzero()[0, 0])} of {holder}" if holder else ""
         raise DataError(
-            f"label {int(wrong[0])} is out of range: the model has {classes} classes, so labels are 0 to "
+            f"label {int(wrong[0])} is out of range{where}: the model has {classes} classes, so labels are 0 to "
             f"{classes - 1} (or {IGNORED} for none); give the model more classes or the data other labels"
         )
 

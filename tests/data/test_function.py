@@ -141,3 +141,23 @@ def test_example_inputs_are_as_many_as_asked(examples: int) -> None:
     (ids,) = example_inputs(texts(), examples)
     assert len(ids) >= examples
     assert torch.equal(ids[0], torch.tensor([4, 5, 0]))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "targets", "words"),
+    [
+        (torch.zeros(2, 3), torch.zeros(2), r"not Tensor: write Batch\(\(x,\), y\)"),
+        ((torch.zeros(2, 3),), [0, 1], "targets of a Batch must be a torch.Tensor, not list"),
+        ({"pixels": [1, 2]}, torch.zeros(2), "input 'pixels' of a Batch must be a torch.Tensor, not list"),
+    ],
+)
+def test_a_batch_of_anything_else_is_refused(inputs: Any, targets: Any, words: str) -> None:
+    with pytest.raises(TypeError, match=words):
+        Batch(inputs, targets)
+
+
+def test_inputs_that_require_gradients_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = Batch((torch.rand(4, 3, requires_grad=True),), torch.arange(4) % 2)
+    monkeypatch.setattr("msfusion.data.function.import_function", lambda *_: lambda: (batch, batch))
+    with pytest.raises(DataError, match="requires gradients"):
+        load_data(DataSpec("some:function", participants=1))

@@ -99,7 +99,7 @@ def test_without_a_test_split_a_share_of_each_label_is_held_out(write_hub: Calla
 
 def test_texts_to_classify_are_padded_ids_with_labels_by_name(write_hub: Callable[..., Path]) -> None:
     features = {"id": WHOLE, "sentence": TEXT, "target": TEXT}
-    train = {"id": [1, 2, 3], "sentence": ["Good good.", "Bad!", None], "target": ["yes", "no", "no"]}
+    train = {"id": [1, 2, 3], "sentence": ["Good good.", "Bad!", ""], "target": ["yes", "no", "no"]}
     test = {"id": [4], "sentence": ["good unheard"], "target": ["yes"]}
     folder = write_hub(features, train=train, validation=test)
     data = load_data(DataSpec(source=str(folder), length=4, participants=1, partition="contiguous"))

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional
 
 from msfusion.batch import Batch
@@ -157,3 +158,19 @@ def test_the_default_model_learns_the_digits_in_seconds() -> None:
             optimizer.step()
     accuracy = (data.test.call(model).argmax(1) == data.test.targets).double().mean()
     assert accuracy > 0.9
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, where it imports its compiler
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile])
+def test_what_wraps_a_model_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, wrap: Any
+) -> None:
+    def function() -> nn.Module:
+        torch.set_default_dtype(torch.float64)
+        return wrap(nn.DataParallel(nn.Linear(2, 3, dtype=torch.float32)))
+
+    monkeypatch.setattr("msfusion.models.build.import_function", lambda *_: function)
+    model = build_model(ModelSpec("some:function"))
+    assert "DataParallel is left out" in caplog.text
+    assert type(model) is nn.Linear
+    assert torch.get_default_dtype() == torch.float32

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from msfusion.runs.files import append_line, read_tensors, write_tensors, write_
 from msfusion.runs.fingerprint import Fingerprint
 from msfusion.runs.lock import locked
 
-FINGERPRINT = Fingerprint("of a configuration", {"training": "one"}, {})
+FINGERPRINT = Fingerprint("of a configuration", {"training": "one"}, {}, "of a model")
 
 
 def state(value: float = 1.0, size: int = 5) -> dict[str, Tensor]:
@@ -302,3 +303,36 @@ def test_fresh_directories_are_counted_up(tmp_path: Path) -> None:
     assert fresh_path("digits", parent).name == "digits-11"
     with pytest.raises(RunDirectoryError, match="There is no run"):
         newest_path("other", parent)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "told"),
+    [
+        (
+            "checkpoints/round-000004.safetensors",
+            lambda text: text[:-1] + b"?",
+            "checkpoints/round-000004.safetensors is damaged: going on after round 3",
+        ),
+        ("metrics.jsonl", lambda text: text.replace(b": 2", b"= 2"), "damaged in line 2: beginning again"),
+        (
+            "metrics.jsonl",
+            lambda text: text.replace(b": 4", b"= 4"),
+            "damaged in line 4: going on after round 3",
+        ),
+        ("metrics.jsonl", lambda text: text.replace(b"0.5", b"0.6"), "was changed .*: beginning again"),
+        ("metrics.jsonl", lambda text: b"", "ends after line 0: beginning again"),
+    ],
+)
+def test_what_damage_costs_is_told_once(
+    run: RunDirectory, file: str, change: Callable[[bytes], bytes], told: str
+) -> None:
+    for rounds in range(1, 5):
+        run.add_metrics({"round": rounds, "loss": 0.5})
+        run.save_checkpoint(rounds, state(), "same")
+    notes: list[str] = []
+    run.load_checkpoint("same", notes.append)
+    assert notes == []
+    (run.path / file).write_bytes(change((run.path / file).read_bytes()))
+    run.load_checkpoint("same", notes.append)
+    assert len(notes) == 1
+    assert re.search(told, notes[0])

@@ -325,8 +325,8 @@ def test_a_run_is_not_resumed_on_other_data_or_code(tmp_path: Path, monkeypatch:
         train(config, tmp_path / "run", watcher=Stopping(1))
     for path, told in (
         (numbers, r"data.source = 'fingerprinted:load' has changed .* other examples of the participants"),
-        (module, r"data.source = 'fingerprinted:load' has changed"),
-        (neighbour, r"data.source = 'fingerprinted:load' has changed"),
+        (module, r"the file fingerprinted.py, which data.source = 'fingerprinted:load' runs, has changed"),
+        (neighbour, r"the file fingerprinted_numbers.py, .* has changed .* comment counts"),
     ):
         before = path.read_text()
         path.write_text(before.replace("2", "3", 1) if path != module else before + "\n")
@@ -338,6 +338,60 @@ def test_a_run_is_not_resumed_on_other_data_or_code(tmp_path: Path, monkeypatch:
     train(config, tmp_path / "run", resume=True)
     ours, theirs = (tmp_path / name / "model.safetensors" for name in ("run", "whole"))
     assert ours.read_bytes() == theirs.read_bytes()
+
+
+NETWORK = """
+import json
+from pathlib import Path
+import torch
+from torch import nn
+
+class Network(nn.Module):
+    def __init__(self, activation):
+        super().__init__()
+        self.first, self.last = nn.Linear(64, 8), nn.Linear(8, 10)
+        self.activation = getattr(torch, activation)
+
+    def forward(self, images):
+        return self.last(self.activation(self.first(images.flatten(1))))
+
+def network(path):
+    return Network(**json.loads(Path(path).read_text()))
+"""
+
+
+@pytest.mark.parametrize("method", ["msfusion", "split", "fedgrow"])
+def test_a_run_is_not_resumed_on_another_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "reads_a_file.py").write_text(NETWORK)
+    file = tmp_path / "net.json"
+    file.write_text('{"activation": "relu"}')
+    settings = {
+        "split": ["split.at='first'"],
+        "fedgrow": ["grow.growth='scratch'", "grow.further='federated'", "participants.ratio=1.0"],
+    }
+    config = quick(
+        "model.name=reads_a_file:network",
+        f"model.options={{path='{file}'}}",
+        f"method.name='{method}'",
+        "rounds=1",
+        *settings.get(method, []),
+    )
+    train(config, tmp_path / "run")
+    whole = (tmp_path / "run" / "model.safetensors").read_bytes()
+    (tmp_path / "run" / "summary.json").rename(tmp_path / "summary.json")
+    file.write_text('{"activation": "tanh"}')
+    with pytest.raises(RunDirectoryError, match=r"model.name = 'reads_a_file:network' gives another model"):
+        train(config, tmp_path / "run", resume=True)
+    file.write_text('{"activation": "relu"} ')
+    train(config, tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == whole
+    if method == "msfusion":
+        file.write_text('{"activation": "tanh"}')
+        with pytest.raises(RunDirectoryError, match="gives another model"):
+            export(tmp_path / "run", tmp_path / "exported")
 
 
 def test_damaged_copies_end_alike_or_in_a_sentence() -> None:

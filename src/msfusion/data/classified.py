@@ -15,7 +15,15 @@ from torch import Tensor
 
 from msfusion.batch import Batch
 from msfusion.data.builtin import stratified
-from msfusion.data.columns import Columns, column_values, image_mode, is_missing, require_one_kind
+from msfusion.data.columns import (
+    Columns,
+    column_values,
+    image_mode,
+    is_missing,
+    refuse_inexact,
+    require_one_kind,
+    text_values,
+)
 from msfusion.data.images import decode_images, normalised
 from msfusion.data.loaded import Loaded
 from msfusion.data.spec import DataSpec
@@ -80,8 +88,10 @@ def _inputs(
     if columns.kind == "numbers":
         train_numbers = _numbers(train, columns.input, train_rows)
         return train_numbers, _numbers(test, columns.input, test_rows), None
-    train_texts = _texts(train, columns.input, train_rows)
-    test_texts = _texts(test, columns.input, test_rows)
+    train_texts = _texts(train, columns.input, train_rows, "the training split")
+    test_texts = _texts(
+        test, columns.input, test_rows, "the training split" if test is train else "the test split"
+    )
     tokenizer = spec.tokenizer or "words"
     train_ids, test_ids, encoder = encode_texts(
         tokenizer, train_texts, test_texts, spec.vocabulary_size, spec.length
@@ -105,6 +115,7 @@ def _label_values(split: Any, column: str, holder: str) -> list[int | str]:
     for row, value in enumerate(values):
         if is_missing(value):
             raise DataError(f"example {row} of {holder} has no label.")
+        refuse_inexact(value, f"example {row} of {holder} has the label", f"column '{column}'")
         if (
             isinstance(value, float) and value.is_integer()
         ):  # as pandas writes whole numbers beside missing ones
@@ -203,9 +214,12 @@ def _images(
     return normalised(train_images, test_images, spec)
 
 
-def _texts(split: Any, column: str, rows: Tensor) -> Sequence[str]:
-    values, back, _ = _in_file_order(split, column, rows)
-    return [values[index] or "" for index in back.tolist()]
+def _texts(split: Any, column: str, rows: Tensor, holder: str) -> Sequence[str]:
+    ordered, position = rows.sort()
+    numbers = ordered.tolist()
+    chosen = split if len(numbers) == len(split) else split.select(numbers)
+    values = text_values(chosen, column, holder, numbers)
+    return [values[index] for index in position.argsort().tolist()]
 
 
 def _numbers(split: Any, column: str, rows: Tensor) -> Tensor:

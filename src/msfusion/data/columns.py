@@ -6,7 +6,7 @@ import datetime
 import decimal
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,9 +48,33 @@ def column_values(split: Any, column: str) -> list[Any]:
     return values
 
 
+def text_values(split: Any, column: str, holder: str, rows: Sequence[int] | None = None) -> list[str]:
+    """All texts of a column. Raises DataError, naming the first such example, where there is none (null).
+
+    `rows` are the numbers of the examples where the split is a part of the data.
+    """
+    values = column_values(split, column)
+    for row, value in enumerate(values):
+        if value is None:
+            raise DataError(
+                f"example {row if rows is None else rows[row]} of {holder} has no text in the column '{column}': give "
+                "it one, or leave such rows out."
+            )
+    return values
+
+
 def is_missing(value: Any) -> bool:
     """Whether a cell holds nothing: null, or NaN, which pandas writes for it."""
     return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def refuse_inexact(value: Any, whose: str, column: str) -> None:
+    """Raise DataError for a float so large that other whole numbers were rounded to it."""
+    if isinstance(value, float) and math.isfinite(value) and abs(value) >= 2**53:
+        raise DataError(
+            f"{whose} {value!r} in the {column}, a floating point number too large to tell from its neighbours: write "
+            "all values as whole numbers, or as text."
+        )
 
 
 def require_one_kind(values: Sequence[Any], what: str) -> None:
@@ -81,6 +105,7 @@ def partition_keys(split: Any, column: str, holder: str) -> Int[ndarray, " examp
                 f"example {row} of {holder} has a {type(value).__name__} in the partition column '{column}': a "
                 "partition goes by texts, numbers or dates."
             )
+        refuse_inexact(value, f"example {row} of {holder} has the value", f"partition column '{column}'")
     require_one_kind(values, f"the values of the partition column '{column}'")
     number = {value: index for index, value in enumerate(sorted(set(values)))}
     return np.array([number[value] for value in values], dtype=np.int64)
@@ -98,12 +123,13 @@ def find_columns(split: Any, spec: DataSpec) -> Columns:
     for name in (spec.input_column, spec.label_column, spec.partition_column):
         if name is not None and name not in features:
             raise DataError(f"there is no column '{name}' in {spec.source}; there are {', '.join(features)}.")
-    label = spec.label_column or _guess_label(features)
+    label = spec.label_column or label_column(features)
     if spec.task == "language_modelling":
         label = None
     if spec.task == "classification" and label is None:
         raise DataError(
-            f"no label column found in {spec.source}: set data.label_column to one of {', '.join(features)}."
+            f"no label column found in {spec.source}: its columns are {', '.join(features)}, and none is called "
+            f"{', '.join(LABEL_NAMES)}; set data.label_column to the one that holds labels."
         )
     kinds = {
         name: _kind(feature)
@@ -120,8 +146,19 @@ def find_columns(split: Any, spec: DataSpec) -> Columns:
         )
     if chosen is None or kind is None:
         raise DataError(
-            f"no column of images, text or numbers found in {spec.source}: set data.input_column to one of "
-            f"{', '.join(features)}."
+            f"no column of images, text or lists of numbers found in {spec.source}: its columns are "
+            f"{', '.join(features)}; set data.input_column to the one that holds inputs."
+        )
+    if (
+        label is None
+        and spec.task is None
+        and len(features) > 1
+        and chosen not in (*TEXT_NAMES, spec.input_column)
+    ):
+        raise DataError(
+            f"it is not clear what {spec.source} is for: its columns are {', '.join(features)}, and none is called as "
+            f"labels are ({', '.join(LABEL_NAMES)}) or texts ({', '.join(TEXT_NAMES)}); set data.label_column to "
+            "classify, or data.task = 'language_modelling'."
         )
     return Columns(chosen, kind, label)
 
@@ -136,9 +173,11 @@ def _kind(feature: Any) -> str | None:
     return "numbers" if kind in ("List", "Sequence", "LargeList", "Array2D", "Array3D") else None
 
 
-def _guess_label(features: Any) -> str | None:
-    classes = [name for name, feature in features.items() if type(feature).__name__ == "ClassLabel"]
-    return next((name for name in (*LABEL_NAMES, *classes) if name in features), None)
+def label_column(names: Collection[str]) -> str | None:
+    """The column that holds labels, by the usual names, or by its type where `names` are the features of a split."""
+    kinds = names.items() if isinstance(names, Mapping) else ()
+    classes = [name for name, feature in kinds if type(feature).__name__ == "ClassLabel"]
+    return next((name for name in (*LABEL_NAMES, *classes) if name in names), None)
 
 
 def _guess_input(kinds: dict[str, str | None]) -> str | None:

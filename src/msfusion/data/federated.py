@@ -45,6 +45,13 @@ class FederatedData:
     tokenizer: str | None = None
     masked: bool = False
 
+    @property
+    def by_holder(self) -> dict[str, Batch]:
+        """All examples, by the name of who holds them in messages: the participants', then the test set."""
+        return {f"participant {index}": batch for index, batch in enumerate(self.participants)} | {
+            "the test set": self.test
+        }
+
     def label_counts(self) -> Int[Tensor, "participants classes"] | None:
         """How many examples of each label each participant has; None for language modelling."""
         if self.task != "classification":

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from msfusion.data.classified import load_classification
-from msfusion.data.columns import column_values, find_columns, partition_keys
+from msfusion.data.columns import column_values, find_columns, partition_keys, text_values
+from msfusion.data.delimited import settings_of, typed_splits
 from msfusion.data.loaded import Loaded
 from msfusion.data.running_text import load_running_text
 from msfusion.data.spec import DataSpec
@@ -46,8 +48,9 @@ def load_hub(spec: DataSpec) -> Loaded:
             raise DataError(
                 f"data.task = 'language_modelling' needs a column of text, not {columns.input!r}."
             )
-        test_texts = None if test is None else column_values(test, columns.input)
-        return load_running_text(column_values(train, columns.input), test_texts, keys, spec)
+        texts = text_values(train, columns.input, "the training split")
+        test_texts = None if test is None else text_values(test, columns.input, "the test split")
+        return load_running_text(texts, test_texts, keys, spec)
     return load_classification(train, test, columns, keys, spec)
 
 
@@ -103,7 +106,16 @@ def _open(spec: DataSpec) -> Any:
         if (source / "dataset_dict.json").exists():  # as `save_to_disk` writes it
             return datasets.load_from_disk(str(source))
         with _quiet(datasets, source.exists()):
-            return datasets.load_dataset(name, spec.subset, **arguments, trust_remote_code=False)
+            make = datasets.load_dataset_builder
+            safely = {"trust_remote_code": False} if "trust_remote_code" in signature(make).parameters else {}
+            builder = make(name, spec.subset, **arguments, **safely)
+            delimited = hasattr(builder.config, "keep_default_na")
+            if delimited:
+                arguments |= settings_of(builder.config, spec)
+            splits = datasets.load_dataset(name, spec.subset, **arguments, trust_remote_code=False)
+            return typed_splits(splits, spec) if delimited else splits
+    except DataError:
+        raise
     except Exception as error:  # from many libraries: network, parquet, missing configurations
         where = "this folder" if source.is_dir() else "this file"
         if not source.exists():

@@ -40,8 +40,7 @@ def load_data(spec: DataSpec | None = None) -> FederatedData:
             "participants.count = "
             f"{spec.participants}: make them equal."
         )
-    holders = {f"participant {index}": batch for index, batch in enumerate(data.participants)}
-    check_batches(holders | {"the test set": data.test}, data.classes, data.vocabulary_size)
+    check_batches(data.by_holder, data.classes, data.vocabulary_size)
     return data
 
 

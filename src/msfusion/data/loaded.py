@@ -107,6 +107,8 @@ def _check_inputs(holder: str, batch: Batch, vocabulary_size: int | None) -> obj
         label = f"input {name!r} of {holder}"
         if tensor.ndim == 0 or len(tensor) != len(batch):
             raise DataError(f"{label} has shape {tuple(tensor.shape)}, but there are {len(batch)} targets.")
+        if tensor.requires_grad:
+            raise DataError(f"{label} requires gradients, but examples are not trained: give input.detach().")
         if tensor.dtype == torch.float64:
             raise DataError(f"{label} is float64, but models compute in float32: convert it with .float().")
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):

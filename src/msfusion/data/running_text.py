@@ -19,8 +19,8 @@ from msfusion.errors import ConfigError, DataError
 
 
 def load_running_text(
-    train: Sequence[str | None],
-    test: Sequence[str | None] | None,
+    train: Sequence[str],
+    test: Sequence[str] | None,
     keys: Shaped[ndarray, " documents"] | None,
     spec: DataSpec,
 ) -> Loaded:
@@ -31,12 +31,12 @@ def load_running_text(
     that are kept.
     Raises DataError when the text is too short; ConfigError for masking without a mask token.
     """
-    train_texts = [text or "" for text in train]
+    train_texts = list(train)
     if test is None:
         train_texts, test_texts, kept = hold_out(train_texts, spec.test_share or 0.1)
         keys = None if keys is None else keys[kept]
     else:
-        test_texts = [text or "" for text in test]
+        test_texts = list(test)
     tokenizer = spec.tokenizer or "spaces"
     train_texts = _enough(train_texts, tokenizer, spec.max_train, spec.length)
     test_texts = _enough(test_texts, tokenizer, spec.max_test, spec.length)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, get_type_hints, runtime_checkable
 
@@ -212,4 +213,18 @@ def _from_function(spec: ModelSpec, sizes: Mapping[str, Any]) -> nn.Module:
         raise ConfigError(
             f"model.name = '{spec.name}' returned {type(model).__name__} instead of a torch.nn.Module."
         )
+    return _unwrapped(model, spec.name)
+
+
+def _unwrapped(model: nn.Module, name: str) -> nn.Module:
+    """The model without what only says how it is run: nn.DataParallel, torch.compile."""
+    while isinstance(model, nn.DataParallel) or "_orig_mod" in model._modules:  # as torch.compile calls it
+        inner = model.module if isinstance(model, nn.DataParallel) else model._modules["_orig_mod"]
+        assert inner is not None
+        logging.getLogger("msfusion").warning(
+            "msfusion: model.name = '%s': %s is left out, the model in it is trained.",
+            name,
+            type(model).__name__,
+        )
+        model = inner
     return model

@@ -18,7 +18,7 @@ import hashlib
 import io
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -108,7 +108,10 @@ class RunDirectory:
         """
         directory = cls(path)
         if not directory.config.is_file():
-            raise RunDirectoryError(f"{path} has no config.toml, so there is no run in it.")
+            raise RunDirectoryError(
+                f"there is no run in {path} to resume: it has no config.toml; name the directory of a run with --out, "
+                "or give its CONFIG to begin."
+            )
         if not directory.fingerprint.is_file():
             raise RunDirectoryError(
                 f"{path} has no {directory.fingerprint.name}: it was removed, or an older msfusion began the run, "
@@ -129,7 +132,7 @@ class RunDirectory:
         """With what the run began. Raises RunDirectoryError."""
         began = read_sealed_json(self.fingerprint)
         try:
-            return Fingerprint(began["config"], began["data"], began["code"])
+            return Fingerprint(began["config"], began["data"], began["code"], began["model"])
         except KeyError as error:
             raise RunDirectoryError(f"{self.fingerprint} is not of this version of msfusion.") from error
 
@@ -237,26 +240,45 @@ class RunDirectory:
             for old in self._checkpoints()[KEPT_CHECKPOINTS:]:
                 old.unlink(missing_ok=True)
 
-    def load_checkpoint(self, fingerprint: str) -> Checkpoint | None:
+    def load_checkpoint(
+        self, fingerprint: str, tell: Callable[[str], None] = lambda _: None
+    ) -> Checkpoint | None:
         """The newest checkpoint that is whole, of this run, and with all its lines of metrics as they were.
 
         None where there is none: the run begins again, and loses nothing but time. Raises RunDirectoryError where it
-        would begin again over whole checkpoints of another run.
+        would begin again over whole checkpoints of another run. `tell` is given a sentence for each file whose damage
+        costs finished rounds.
         """
         lines = self._metrics_lines()
-        foreign = None
+        foreign, flaws, found = None, [], None
         for path in self._checkpoints():
             try:
                 tensors, metadata = read_tensors(path)
             except RunDirectoryError:
-                continue  # a damaged one: the one before it will do
+                flaws.append(f"{path} is damaged")  # the one before it will do
+                continue
             if metadata.get("run") != fingerprint:
                 foreign = path
             elif metadata["metrics"] == _digest(*lines[: metadata["rounds"]]):
-                return Checkpoint(metadata["rounds"], *without_memories(tensors))
-        if foreign is not None:
+                found = Checkpoint(metadata["rounds"], *without_memories(tensors))
+                break
+            else:
+                flaws.append(self._metrics_flaw(metadata["rounds"]))
+        if found is None and foreign is not None:
             raise RunDirectoryError(f"{foreign} is a checkpoint of another run; remove it to go on without.")
-        return None
+        where = "beginning again" if found is None else f"going on after round {found.rounds}"
+        for flaw in dict.fromkeys(flaws):
+            tell(f"{flaw}: {where}")
+        return found
+
+    def _metrics_flaw(self, rounds: int) -> str:
+        """What is wrong with the metrics of so many rounds, which are not as they were."""
+        whole = len(self.read_metrics())
+        if whole >= rounds:
+            return f"{self.metrics} was changed after it was written"
+        if len(self._metrics_lines()) <= whole:
+            return f"{self.metrics} ends after line {whole}"
+        return f"{self.metrics} is damaged in line {whole + 1}"
 
     def save_model(self, state: Mapping[str, Tensor]) -> None:
         """Write the final state. Raises RunDirectoryError."""

@@ -22,6 +22,7 @@ from msfusion.data.load import load_data
 from msfusion.data.spec import is_pretrained
 from msfusion.data.text import pretrained_tokenizer
 from msfusion.errors import ConfigError, RunDirectoryError
+from msfusion.imports import is_reference
 from msfusion.methods.base import OwnModels
 from msfusion.methods.table import trains_own_models
 from msfusion.models.build import build_model, full_options
@@ -29,9 +30,9 @@ from msfusion.models.several import options_of, several
 from msfusion.models.spec import ModelSpec
 from msfusion.runs.directory import RunDirectory
 from msfusion.runs.files import read_tensors, write_folder_with, write_json, write_tensors
-from msfusion.runs.fingerprint import code_of
+from msfusion.runs.fingerprint import code_of, model_digest
 from msfusion.runs.grow import GrowRun
-from msfusion.runs.setup import prepare, settle_process
+from msfusion.runs.setup import prepare, settle_process, traced
 
 
 def export(path: Path, out: Path, participant: int | None = None) -> list[Path]:
@@ -70,14 +71,19 @@ def _common(config: Config, directory: RunDirectory, participant: int | None) ->
     data = load_data(config.data_spec)
     model = build_model(config.model_spec, data)
     data = data.for_model(model)
-    directory.read_fingerprint().refuse_other_data(data.digests, config, directory.path)
+    began = directory.read_fingerprint()
+    began.refuse_other_data(data.digests, config, directory.path)
+    if is_reference(config.model_spec.name):  # which may read what is no source
+        began.refuse_other_model(model_digest([traced(model, data).outline()]), config, directory.path)
     return _with_tensors(model, read_tensors(directory.model)[0]), data, config.model_spec
 
 
 def _own(config: Config, directory: RunDirectory) -> Found:
     """A small model, or several as one: narrow copies of the model of the configuration."""
     setup = prepare(config)
-    directory.read_fingerprint().refuse_other_data(setup.data.digests, config, directory.path)
+    began = directory.read_fingerprint()
+    began.refuse_other_data(setup.data.digests, config, directory.path)
+    began.refuse_other_model(model_digest([setup.width_map.outline()]), config, directory.path)
     assert isinstance(setup.method, OwnModels)  # as the table of methods says
     model = _with_tensors(setup.method.whole, read_tensors(directory.model)[0])
     shown = Batch(example_inputs(setup.data), setup.data.test.targets)
@@ -90,6 +96,7 @@ def _grown(config: Config, directory: RunDirectory, participant: int | None) -> 
     run, count = GrowRun(config), config.participants.count
     began = directory.read_fingerprint()
     began.refuse_other_data(run.data.digests, config, directory.path)
+    began.refuse_other_model(run.model_digest, config, directory.path)
     state, _ = read_tensors(directory.model)
     personal = run.method.personal(state)
     if personal == (participant is None):

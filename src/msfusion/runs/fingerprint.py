@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 
@@ -10,7 +10,7 @@ from msfusion.config import Config
 from msfusion.config_keys import flattened
 from msfusion.errors import RunDirectoryError
 from msfusion.folders import digest_of, folder_of
-from msfusion.imports import is_reference, source_digest
+from msfusion.imports import is_reference, source_digests
 from msfusion.models.build import BUILT_IN
 from msfusion.models.huggingface import is_transformers
 from msfusion.runs.files import digest_of_json
@@ -26,13 +26,15 @@ _DATA = {
 class Fingerprint:
     """Digests of all that a run began with; a run goes on only where they are the same.
 
-    config: of the configuration, width ratios worked out. data: as `FederatedData.digests`. code: by setting, of the
-    source of a `module:function`, or of a model's folder.
+    config: of the configuration, width ratios worked out. data: as `FederatedData.digests`. code: by setting, of a
+    model's folder; by setting and file, of the source of a `module:function`. model: of what the model computes, as
+    `model_digest`.
     """
 
     config: str
     data: Mapping[str, str]
     code: Mapping[str, str]
+    model: str
 
     @cached_property
     def digest(self) -> str:
@@ -41,13 +43,28 @@ class Fingerprint:
 
     def refuse_other_code(self, code: Mapping[str, str], config: Config, run: object) -> None:
         """Raises RunDirectoryError, naming the setting, where its source or folder is not what `run` began with."""
-        for setting in sorted({*self.code, *code}):
-            if self.code.get(setting) != code.get(setting):
+        for key in sorted({*self.code, *code}):
+            if self.code.get(key) != code.get(key):
+                setting, _, file = key.partition(" ")
                 name = flattened(config.to_table()).get(setting)
+                if file:
+                    raise RunDirectoryError(
+                        f"the file {file}, which {setting} = '{name}' runs, has changed since the run in {run} began "
+                        "(even another comment counts): put back what it was, or choose another --out."
+                    )
                 raise RunDirectoryError(
                     f"{setting} = '{name}' has changed since the run in {run} began: put back what it was, or choose "
                     "another --out."
                 )
+
+    def refuse_other_model(self, model: str, config: Config, run: object) -> None:
+        """Raises RunDirectoryError where the model computes something else than when `run` began."""
+        if self.model != model:
+            raise RunDirectoryError(
+                f"model.name = '{config.model_spec.name}' gives another model than when the run in {run} began: its "
+                "operators, constants or shapes have changed; put back what it is made from (a file that its function "
+                "reads, the version of a library), or choose another --out."
+            )
 
     def refuse_other_data(self, data: Mapping[str, str], config: Config, run: object) -> None:
         """Raises RunDirectoryError, saying what of it differs, where the data is not what `run` began with."""
@@ -68,15 +85,24 @@ class Fingerprint:
 
 
 def code_of(config: Config) -> dict[str, str]:
-    """By setting, a digest of each function and folder of the user's that a run is made from. Raises ConfigError."""
-    code = {}
+    """Digests of the user's functions and folders that a run is made from, as in `Fingerprint`. Raises ConfigError."""
+    code: dict[str, str] = {}
     source, name = config.data_spec.source, config.model_spec.name
     if is_reference(source):
-        code["data.source"] = source_digest(source, "data.source")
+        code |= _by_file(source, "data.source")
     if name not in BUILT_IN:
         if is_transformers(name):
             if (folder_of(name) / "config.json").is_file():
                 code["model.name"] = digest_of(folder_of(name))
         elif is_reference(name):
-            code["model.name"] = source_digest(name, "model.name")
+            code |= _by_file(name, "model.name")
     return code
+
+
+def _by_file(reference: str, setting: str) -> dict[str, str]:
+    return {f"{setting} {file}": digest for file, digest in source_digests(reference, setting).items()}
+
+
+def model_digest(outlines: Iterable[str]) -> str:
+    """A digest of what models compute, from `WidthMap.outline()`: not of the weights with which they begin."""
+    return digest_of_json(list(outlines))

@@ -16,6 +16,7 @@ from msfusion.data.load import load_data
 from msfusion.engines.calendar import Conditions, RoundSettings
 from msfusion.engines.results import RoundResult
 from msfusion.errors import ConfigError, GrowthError
+from msfusion.imports import is_reference
 from msfusion.methods.grow import GrowMethod
 from msfusion.methods.grow_build import grow_method
 from msfusion.methods.grow_costs import GrowCosts, grow_costs, private_steps
@@ -25,10 +26,12 @@ from msfusion.methods.states import state_of
 from msfusion.methods.training import seed_of
 from msfusion.models.build import build_model
 from msfusion.models.spec import ModelSpec
-from msfusion.objectives import require_embeddings
+from msfusion.objectives import require_classes, require_embeddings
+from msfusion.runs.fingerprint import model_digest
 from msfusion.runs.local import LocalRun
 from msfusion.runs.setup import optimizer_states, settle_process
 from msfusion.width.groups import State
+from msfusion.width.trace import outline_of
 
 
 class GrowRun(LocalRun):
@@ -45,6 +48,7 @@ class GrowRun(LocalRun):
         target = build_model(config.model_spec, data)
         data = data.for_model(target)
         require_embeddings(target, data.test.take(slice(0, 2)), data.vocabulary_size)
+        require_classes(target, data.test.take(slice(0, 2)), data.by_holder)
         if config.evaluation.own_labels and data.task == "language_modelling":
             raise ConfigError("evaluation.own_labels needs labels, and running text has none: leave it out")
         people, absent = config.participants, config.participants.dropout or 0.0
@@ -58,6 +62,16 @@ class GrowRun(LocalRun):
             Conditions(dropout=absent if isinstance(absent, tuple) else (absent,) * people.count),
         )
         self._private_steps: dict[int, tuple[StepFlops, StepFlops | None]] = {}
+
+    @cached_property
+    def model_digest(self) -> str:
+        """Of each model that a function of the user's makes; the others are what their settings and folders say."""
+        if not is_reference(self.config.model_spec.name):
+            return model_digest(())
+        method = self.method
+        models = [method.target, method.intermediate, *(grower.small.model for grower in method.growers)]
+        distinct = {id(model): model for model in models if model is not None}
+        return model_digest(outline_of(model, example_inputs(self.data)) for model in distinct.values())
 
     def observer(self) -> _Observer:
         """How far the participants' models lie apart, and what they computed."""

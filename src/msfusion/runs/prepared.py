@@ -42,6 +42,10 @@ class Prepared(Protocol):
     def calendar(self) -> Calendar:
         """Who takes part in each round."""
 
+    @property
+    def model_digest(self) -> str:
+        """Of what the models compute with which the run is made, as in its fingerprint."""
+
     def initial_state(self) -> dict[str, Tensor]:
         """The state before the first round."""
 

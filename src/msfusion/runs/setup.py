@@ -28,7 +28,7 @@ from msfusion.methods.table import AnyMethod, build_method
 from msfusion.methods.training import TrainingSettings
 from msfusion.models.build import build_model
 from msfusion.network import Machine, machines_of
-from msfusion.objectives import evaluate, name_of_logits, require_embeddings
+from msfusion.objectives import name_of_logits, require_classes, require_embeddings
 from msfusion.runs.forecast import Forecast
 from msfusion.width.groups import WidthMap, Window
 from msfusion.width.trace import trace
@@ -270,7 +270,7 @@ def prepare_parts(config: Config) -> Parts:
     data = data.for_model(model)
     # A model whose output cannot be learnt from is refused here, before there is a run directory.
     require_embeddings(model, data.test.take(slice(0, 2)), data.vocabulary_size)
-    evaluate(model, data.test.take(slice(0, 2)))
+    require_classes(model, data.test.take(slice(0, 2)), data.by_holder)
     return Parts(data, model, traced(model, data))
 
 

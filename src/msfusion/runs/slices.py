@@ -9,6 +9,7 @@ from msfusion.engines.calendar import Calendar
 from msfusion.engines.results import RoundResult
 from msfusion.methods.base import OwnModels
 from msfusion.runs.figures import Reached, run_figures
+from msfusion.runs.fingerprint import model_digest
 from msfusion.runs.local import LocalRun
 from msfusion.runs.plan import plan_run
 from msfusion.runs.prepared import Observer
@@ -28,6 +29,11 @@ class SlicesRun(LocalRun):
     def calendar(self) -> Calendar:
         """Who takes part in each round, on the simulated clock if there is one."""
         return self.setup.calendar
+
+    @property
+    def model_digest(self) -> str:
+        """Of the full model, as it was traced."""
+        return model_digest([self.setup.width_map.outline()])
 
     def observer(self) -> Observer:
         """Entry coverage and overlap."""

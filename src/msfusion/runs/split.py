@@ -19,6 +19,7 @@ from msfusion.engines.results import ParticipantResult, RoundResult
 from msfusion.engines.split import SplitRound, SplitSettings, run_split_rounds
 from msfusion.methods.memory import Memories
 from msfusion.methods.states import state_of
+from msfusion.runs.fingerprint import model_digest
 from msfusion.runs.setup import Parts
 from msfusion.runs.split_figures import one_mini_batch, side_costs
 from msfusion.width.cut import Cut, cut
@@ -67,6 +68,11 @@ class SplitRun:
     def calendar(self) -> Calendar:
         """Everybody takes part in each round."""
         return Calendar(self.round_settings, self.config.participants.count)
+
+    @property
+    def model_digest(self) -> str:
+        """Of the whole model, as it was traced."""
+        return model_digest([self.parts.width_map.outline()])
 
     def initial_state(self) -> dict[str, Tensor]:
         """The whole model as it was built."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -16,6 +17,7 @@ from msfusion.config import Config, load_config
 from msfusion.engines.results import LeftOut, ParticipantResult, RoundResult
 from msfusion.errors import MsfusionError, RunDirectoryError
 from msfusion.methods.states import model_state
+from msfusion.quoting import plain
 from msfusion.runs.directory import RunDirectory
 from msfusion.runs.events import Events
 from msfusion.runs.fingerprint import Fingerprint, code_of
@@ -29,6 +31,9 @@ from msfusion.runs.targets import first_reached
 @runtime_checkable
 class Watcher(Protocol):
     """Who wants to know how a run goes on."""
+
+    def note(self, text: str) -> None:
+        """Something was lost that should not have been; `text` says what, and where the run goes on."""
 
     def started(self, prepared: Prepared, done: int) -> None:
         """The run begins, or goes on after so many rounds."""
@@ -50,6 +55,10 @@ class Silent:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Nothing to end."""
+
+    def note(self, text: str) -> None:
+        """Said on standard error all the same: nobody who wants no progress wants to lose rounds unawares."""
+        print(f"msfusion: {plain(text)}.", file=sys.stderr)
 
     def started(self, prepared: Prepared, done: int) -> None:
         """Nothing."""
@@ -91,7 +100,9 @@ def train(
             return _end(directory)
         prepared = preparing(config, parts)
         prepared.figures()  # a model whose costs cannot be counted is refused before it is trained
-        fingerprint = Fingerprint(prepared.config.fingerprint(), prepared.data.digests, code_of(config))
+        fingerprint = Fingerprint(
+            prepared.config.fingerprint(), prepared.data.digests, code_of(config), prepared.model_digest
+        )
         if begun:
             _refuse_other(directory.read_fingerprint(), fingerprint, prepared.config, path)
         else:
@@ -142,6 +153,7 @@ def refuse_change(directory: RunDirectory, config: Config) -> None:
 def _refuse_other(began: Fingerprint, now: Fingerprint, config: Config, path: Path) -> None:
     began.refuse_other_code(now.code, config, path)
     began.refuse_other_data(now.data, config, path)
+    began.refuse_other_model(now.model, config, path)
     began.refuse_other_config(config, path)
 
 
@@ -150,7 +162,7 @@ def _run(
 ) -> dict[str, Any]:
     """The rounds that are still to be run, and the end."""
     config = prepared.config
-    checkpoint = directory.load_checkpoint(fingerprint.digest)
+    checkpoint = directory.load_checkpoint(fingerprint.digest, watcher.note)
     done = checkpoint.rounds if checkpoint else 0
     state: Mapping[str, Tensor] = checkpoint.state if checkpoint else prepared.initial_state()
     earlier = directory.keep_metrics(done)

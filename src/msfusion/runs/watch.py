@@ -35,6 +35,10 @@ class Bar:
     ) -> None:
         self._progress.stop()
 
+    def note(self, text: str) -> None:
+        """What was lost, above the bar."""
+        self._print(text)
+
     def started(self, prepared: Prepared, done: int) -> None:
         """Show an empty bar, or one as full as the run was when it stopped."""
         self._rounds = prepared.config.rounds
@@ -59,11 +63,13 @@ class Bar:
         title = f"{self._title} round {line['round']}/{self._rounds}".strip()
         self._progress.update(self._task, completed=line["round"], description=title)
         for sentence in left_out_lines(line):
-            self._progress.console.print(
-                f"{self._title} {sentence}".strip(), soft_wrap=True, highlight=False, markup=False
-            )
+            self._print(sentence)
         if "loss" in line:
             self._progress.update(self._task, shown=quality(line))
+
+    def _print(self, text: str) -> None:
+        line = f"{self._title} {text}".strip()
+        self._progress.console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 class Lines:
@@ -81,6 +87,10 @@ class Lines:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Nothing to end."""
+
+    def note(self, text: str) -> None:
+        """Say what was lost."""
+        self._say(text)
 
     def started(self, prepared: Prepared, done: int) -> None:
         """Say what is trained."""

@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from msfusion.errors import CutError
 from msfusion.width.generate import Forward, compile_graph
-from msfusion.width.graph import Graph, Program
+from msfusion.width.graph import Graph, Program, name_of
 from msfusion.width.groups import WidthMap
 from msfusion.width.halves import Crossing, Halves, check_crossing
 from msfusion.width.mode import mode
@@ -98,17 +98,12 @@ class Cut:
         """What the model computes in training and the tensors that it holds, as text: equal for equal models."""
         graph = self.client._program.graphs[True].graph
         operators = [
-            f"{_name_of(node.target)}{fx.map_arg((node.args, node.kwargs), lambda _: '_')}"
+            f"{name_of(node.target)}{fx.map_arg((node.args, node.kwargs), lambda _: '_')}"
             for node in graph.nodes
             if node.op == "call_function"
         ]
         tensors = [f"{name}: {tensor.dtype}{list(tensor.shape)}" for name, tensor in self.join().items()]
         return "\n".join([*operators, *sorted(tensors)])
-
-
-def _name_of(operator: Any) -> str:
-    """An operator's name; that of a plain function without its address."""
-    return str(operator) if isinstance(operator, torch._ops.OpOverload) else str(operator.__name__)
 
 
 def cut(model: nn.Module, width_map: WidthMap, at: str) -> Cut:

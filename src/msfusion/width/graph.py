@@ -6,9 +6,11 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from msfusion.digests import digest_of_tensors
 from msfusion.width.call import Signature, Sizes
 from msfusion.width.generate import Forward
 from msfusion.width.tensors import state_tensors
@@ -36,6 +38,15 @@ class Graph:
         node = next(iter(reversed(self.graph.nodes)))
         assert node.op == "output"
         return list(node.args[0])
+
+    def outline(self) -> str:
+        """What is computed from what, a line an operator: equal for equal graphs, in any process."""
+        numbers = {node: f"%{index}" for index, node in enumerate(self.graph.nodes)}
+        return "\n".join(
+            f"{numbers[node]} = {node.op} {name_of(node.target)}"
+            f"{fx.map_arg((node.args, node.kwargs), lambda other: _Shown(numbers[other]))}"
+            for node in self.graph.nodes
+        )
 
     def packed(self, outputs: Any) -> Any:
         """The model's output, from the flat ones."""
@@ -67,6 +78,18 @@ class Program:
         own = state_tensors(self.model)
         return {**{name: own[name] for name in self.names if name in own}, **self.constants}
 
+    def outline(self) -> str:
+        """What the model computes in both modes, and the tensors that it holds: equal for equal models.
+
+        Of constants it has the values, of the state dict's tensors only their names, types and shapes.
+        """
+        graphs = [f"training: {training}\n{graph.outline()}" for training, graph in self.graphs.items()]
+        states = [
+            f"{name}: {tensor.dtype}{list(tensor.shape)}{' trained' if tensor.requires_grad else ''}"
+            for name, tensor in state_tensors(self.model).items()
+        ]
+        return "\n".join([*graphs, *states, f"constants: {digest_of_tensors(self.constants)}"])
+
     def inputs(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
         """The inputs of the graph for a call of a module made from it. TypeError where it does not fit."""
         tensors = self.call.flatten(args, kwargs)
@@ -77,3 +100,16 @@ class Program:
     def without_values(self) -> bool:
         """Whether the model was traced on the meta device, where tensors have no values."""
         return any(tensor.is_meta for tensor in self.tensors().values())
+
+
+class _Shown(str):
+    """A text that is shown without quotation marks among the arguments of an operator."""
+
+    __slots__ = ()
+
+    __repr__ = str.__str__
+
+
+def name_of(target: Any) -> str:
+    """The name of what a node calls or reads; that of a plain function without its address."""
+    return str(target) if isinstance(target, str | torch._ops.OpOverload) else str(target.__name__)

@@ -130,6 +130,11 @@ class WidthMap:
         """The modules whose activations the model computes twice to save memory; sub-models keep theirs instead."""
         return () if self.program is None else tuple(self.program.checkpointing)
 
+    def outline(self) -> str:
+        """What the model computes, as text: the same whatever its weights. It must have been traced."""
+        assert self.program is not None
+        return self.program.outline()
+
     def full_window(self) -> dict[str, Tensor]:
         """The window that holds every unit of every group, in order."""
         return {group.name: torch.arange(group.units) for group in self.groups}

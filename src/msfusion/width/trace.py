@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -78,6 +79,16 @@ def trace(
                 f"{type(model).__name__} cannot be traced: {type(error).__name__}: {cause}"
             ) from error
     return width_map
+
+
+def outline_of(model: nn.Module, example_inputs: tuple[Any, ...] | Mapping[str, Any]) -> str:
+    """What a model computes, as text (`WidthMap.outline`). Of one that cannot be exported, its modules alone."""
+    with left_as_it_was(model), without_cache(model), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return export_program(model, example_inputs).outline()
+        except MsfusionError:
+            return re.sub(r" at 0x[0-9a-f]+", "", repr(model))
 
 
 def analyse(program: Program) -> Analysis:

@@ -1,0 +1,129 @@
+"""CSV and TSV: every cell is text, and what it stands for is decided here, for a column as a whole.
+
+pandas would take the word "NA" for a missing cell, `01` and `1` for one number, and whole numbers beside one with a
+decimal point for floats, which merge above 2**53.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from decimal import Decimal
+from typing import Any
+
+from msfusion.data.columns import label_column
+from msfusion.data.spec import DataSpec
+from msfusion.errors import DataError
+
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,2})?")
+_LEADING_ZERO = re.compile(r"[+-]?0[0-9]")
+_LONGEST = 40
+"""From so many characters on, digits are a name."""
+_TRUTH = {"True": True, "TRUE": True, "true": True, "False": False, "FALSE": False, "false": False}
+_MISSING = {"", "NA", "N/A", "n/a", "<NA>", "#N/A", "NaN", "nan", "NULL", "null", "None"}
+"""What programs write for a missing number. Among texts these are words."""
+
+
+def settings_of(config: Any, spec: DataSpec) -> dict[str, Any]:
+    """How `datasets` is to read CSV: no word is a missing cell, and labels and values to share out by stay text."""
+    import pandas
+
+    header: list[str] = []
+    with suppress(Exception):  # an archive, or a file that cannot be read, of which `datasets` says more
+        file = next(iter(config.data_files.values()))[0]
+        header = list(pandas.read_csv(file, sep=config.sep, encoding=config.encoding, nrows=0).columns)
+    converted = dict.fromkeys(_used(header, spec), str)
+    return {"keep_default_na": False, "converters": converted or None}
+
+
+def typed_splits(splits: Mapping[str, Any], spec: DataSpec) -> dict[str, Any]:
+    """The splits with columns of numbers as numbers, missing ones null. A column has one type in all splits.
+
+    Raises DataError for labels, or values to share out by, that are numbers but for some words for missing ones.
+    """
+    found = dict(splits)
+    columns = next(iter(found.values())).column_names
+    used = _used(columns, spec)
+    for column in columns:
+        if not all(_is_text(split, column) for split in found.values()):
+            continue
+        cells = {name: split.with_format("arrow")[:][column].to_pylist() for name, split in found.items()}
+        if column in used:
+            _refuse_words_among_numbers(cells, column)
+        texts = [cell for each in cells.values() for cell in each]
+        values = _typed(texts)
+        if values is texts and column not in used:
+            continue  # an empty cell among texts is an empty text
+        rows = iter(values)
+        for name, split in found.items():
+            own = [next(rows) or None if values is texts else next(rows) for _ in range(len(split))]
+            found[name] = _with_column(split, column, own, values)
+    return found
+
+
+def _used(columns: Sequence[str], spec: DataSpec) -> list[str]:
+    """The columns whose values are told apart one by one: labels, and what a partition goes by."""
+    label = None if spec.task == "language_modelling" else spec.label_column or label_column(columns)
+    return [column for column in columns if column in (label, spec.partition_column)]
+
+
+def _is_text(split: Any, column: str) -> bool:
+    return getattr(split.features[column], "dtype", None) in ("string", "large_string")
+
+
+def _is_number(text: str) -> bool:
+    return len(text) <= _LONGEST and _NUMBER.fullmatch(text) is not None and not _LEADING_ZERO.match(text)
+
+
+def _refuse_words_among_numbers(cells: Mapping[str, Sequence[str]], column: str) -> None:
+    texts = {text.strip() for each in cells.values() for text in each}
+    words = (texts & _MISSING) - {""}
+    if not words or not texts - _MISSING or not all(map(_is_number, texts - _MISSING)):
+        return
+    name, row = next(
+        (name, row) for name, each in cells.items() for row, text in enumerate(each) if text.strip() in words
+    )
+    raise DataError(
+        f"example {row} of the split '{name}' has {cells[name][row]!r} in the column '{column}', whose other values "
+        "are numbers: leave such rows out if it is missing, or write all values as words if it is one of them."
+    )
+
+
+def _typed(texts: Sequence[str]) -> Sequence[Any]:
+    """Whole numbers, numbers or truth values, with None where one is missing; else the texts themselves."""
+    stripped = [text.strip() for text in texts]
+    known = [text for text in stripped if text not in _MISSING]
+    if not known:
+        return texts if any(stripped) else [None] * len(texts)
+    if all(text in _TRUTH for text in known):
+        return [_TRUTH.get(text) for text in stripped]
+    if not all(map(_is_number, known)):
+        return texts
+    numbers = [None if text in _MISSING else Decimal(text) for text in stripped]
+    there = [number for number in numbers if number is not None]
+    if any(number != number.to_integral_value() for number in there):
+        return [None if number is None else float(number) for number in numbers]
+    if not all(-(2**63) <= number < 2**63 for number in there):
+        return texts
+    return [None if number is None else int(number) for number in numbers]
+
+
+def _with_column(split: Any, column: str, cells: Sequence[Any], values: Sequence[Any]) -> Any:
+    """The split with other values in a column, at its old place; the type is that of the `values` of all splits."""
+    import pyarrow
+    from datasets import Dataset, Features, Value
+
+    kinds = {int: "int64", float: "float64", bool: "bool", str: "large_string"}
+    kind = next((kinds[type(value)] for value in values if value is not None), "float64")
+    table = split.data.table
+    place = table.column_names.index(column)
+    array = pyarrow.array(cells, type=getattr(pyarrow, kind.replace("bool", "bool_"))())
+    features = Features({**split.features, column: Value(kind)})
+    return Dataset(pyarrow.table(table.set_column(place, column, array)), info=_info(split, features))
+
+
+def _info(split: Any, features: Any) -> Any:
+    info = split.info.copy()
+    info.features = features
+    return info
