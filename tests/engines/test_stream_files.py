@@ -64,6 +64,7 @@ GARBAGE = [b"", b"\x00\xff" * 50, b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END 
         ("token", b"a" * 2**21, "longer than"),
         ("server.pem", b"a" * 2**21, "longer than"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",  # the contents are made anew in each process
 )
 def test_files_that_are_no_use_are_named(made: Path, name: str, content: bytes, expected: str) -> None:
     (made / name).write_bytes(content)
