@@ -214,7 +214,8 @@ def norm_of(tensors: State, sent: State) -> Norm:
 
     What was not sent counts as if it had been zero.
     """
-    floating = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
+    sent = _real(sent)
+    floating = {name: tensor for name, tensor in _real(tensors).items() if tensor.is_floating_point()}
     entries = sum(tensor.numel() for tensor in floating.values())
     changes, sizes = 0.0, 0.0
     for name, tensor in floating.items():
@@ -248,7 +249,8 @@ def fault_of_count(update: Update, examples: int) -> str | None:
 
 def fault_of_values(tensors: State, sent: State) -> str | None:
     """What is wrong with the values of some tensors, as `fault_of` says it. What did not change is never wrong."""
-    for name, tensor in tensors.items():
+    sent = _real(sent)
+    for name, tensor in _real(tensors).items():
         if not tensor.numel() or tensor.dtype == torch.bool:
             continue
         before = sent.get(name)
@@ -265,6 +267,14 @@ def fault_of_values(tensors: State, sent: State) -> str | None:
         elif float(_changes(tensor, before).abs_().max()) >= ABSURD_COUNT:
             return f"tensor {name!r} of its update has counts as large as {int(tensor.max())}"
     return None
+
+
+def _real(tensors: State) -> State:
+    """The tensors, complex ones as pairs of real numbers."""
+    return {
+        name: torch.view_as_real(tensor.detach().resolve_conj()) if tensor.is_complex() else tensor
+        for name, tensor in tensors.items()
+    }
 
 
 def _changes(tensor: Tensor, before: Tensor | None) -> Tensor:

@@ -111,22 +111,15 @@ def perform(
     """
     begin = time.perf_counter()
     own = [data[task.participant] for task in tasks]
-    updates: Sequence[Update | MsfusionError]
     with without_ending(TrainingError):
         if kind == "measure":
             assert isinstance(method, Recalibrating)
-            updates = _each(method.measure, tasks, own)
+            answers = _each(method, kind, method.measure, tasks, own)
         else:
             there = [_task_on(device, task) for task in tasks]
             own = [each.to(device) for each in own]
-            updates = _train(method, there, own) if kind == "train" else _report(method, there, own, test)
-    released = [
-        update
-        if isinstance(update, MsfusionError)
-        else _attempt(task, partial(_released, method, kind, task, update))
-        for task, update in zip(tasks, updates, strict=True)
-    ]
-    return released, (time.perf_counter() - begin) / len(tasks)
+            answers = _train(method, there, own) if kind == "train" else _report(method, there, own, test)
+    return answers, (time.perf_counter() - begin) / len(tasks)
 
 
 def _attempt(task: Task, work: Callable[[], Made]) -> Made | MsfusionError:
@@ -151,7 +144,7 @@ def _released(method: Method, kind: Kind, task: Task, update: Update) -> Release
     if not isinstance(update, Update):
         raise PrivacyError(f"{source} would send a {type(update).__name__}: send an Update")
     check_dense(update.tensors, source)
-    check_dense(update.memory, source)  # it is not sent, but kept like what is
+    check_dense(update.memory, source, "keep")
     check_figures(update.examples, update.loss, source)
     shared = method.outbound(kind, task).select(_on(CPU, update.tensors), update.metadata, source)
     memory = _on(CPU, update.memory)
@@ -164,35 +157,44 @@ def _released(method: Method, kind: Kind, task: Task, update: Update) -> Release
 
 
 def _each(
-    work: Callable[[Task, Batch], Update], tasks: Sequence[Task], data: Sequence[Batch]
-) -> list[Update | MsfusionError]:
+    method: Method,
+    kind: Kind,
+    work: Callable[[Task, Batch], Update],
+    tasks: Sequence[Task],
+    data: Sequence[Batch],
+) -> list[Released | MsfusionError]:
     """One participant after the other."""
-    return [_attempt(task, partial(work, task, own)) for task, own in zip(tasks, data, strict=True)]
+
+    def answer(task: Task, own: Batch) -> Released:
+        return _released(method, kind, task, work(task, own))
+
+    return [_attempt(task, partial(answer, task, own)) for task, own in zip(tasks, data, strict=True)]
 
 
-def _train(method: Method, tasks: Sequence[Task], data: Sequence[Batch]) -> Sequence[Update | MsfusionError]:
+def _train(method: Method, tasks: Sequence[Task], data: Sequence[Batch]) -> list[Released | MsfusionError]:
     if len(tasks) == 1:
-        return _each(method.train, tasks, data)
+        return _each(method, "train", method.train, tasks, data)
     assert isinstance(method, TrainsTogether)
     try:
-        return method.train_together(tasks, data)
+        updates = method.train_together(tasks, data)
     except Exception as error:  # one of them: each by itself, to know which
-        alone = _each(method.train, tasks, data)
+        alone = _each(method, "train", method.train, tasks, data)
         if isinstance(error, TrainingError) or any(isinstance(each, MsfusionError) for each in alone):
             return alone
         raise  # nobody's, but of training them together
+    return [
+        _attempt(task, partial(_released, method, "train", task, update))
+        for task, update in zip(tasks, updates, strict=True)
+    ]
 
 
 def _report(
     method: Method, tasks: Sequence[Task], data: Sequence[Batch], test: Batch | None
-) -> list[Update | MsfusionError]:
+) -> list[Released | MsfusionError]:
     assert isinstance(method, Reporting)
     assert test is not None
-    there = test.to(data[0].targets.device)
-    return [
-        _attempt(task, partial(method.report, task, own, there))
-        for task, own in zip(tasks, data, strict=True)
-    ]
+    report, there = method.report, test.to(data[0].targets.device)
+    return _each(method, "report", lambda task, own: report(task, own, there), tasks, data)
 
 
 def _task_on(device: torch.device, task: Task) -> Task:

@@ -96,7 +96,7 @@ class Outbound:
         return isinstance(value, float) or (isinstance(value, str) and value in self.words)
 
 
-def check_dense(tensors: Mapping[str, object], source: str) -> None:
+def check_dense(tensors: Mapping[str, object], source: str, does: str = "send") -> None:
     """Raise PrivacyError where one of these is no tensor with an entry in memory for each of its indices.
 
     Sparse tensors, those without memory (on the device "meta") and NumPy's arrays are none.
@@ -108,7 +108,7 @@ def check_dense(tensors: Mapping[str, object], source: str) -> None:
             kind = "nested tensor" if tensor.is_nested else f"{tensor.layout} tensor on {tensor.device}"
         else:
             kind = type(tensor).__name__
-        raise PrivacyError(f"{source} would send a {kind} as {name!r}: send a dense tensor")
+        raise PrivacyError(f"{source} would {does} {name!r} as {kind}: it must be a dense tensor")
 
 
 def check_figures(examples: object, loss: object, source: str) -> None:
