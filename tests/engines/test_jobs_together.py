@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from averaging import Averaging, Grouped, some_data
 
 from msfusion.batch import Batch
 from msfusion.engines.local import RoundResult, RoundSettings, run_rounds
+from msfusion.engines.screening import Screening
 from msfusion.engines.workers import InProcess, check_execution, perform
 from msfusion.errors import ConfigError, DataError, TrainingError
 from msfusion.methods.base import Task, Update
@@ -40,11 +42,25 @@ def test_jobs_of_several_give_what_one_after_the_other_gives(workers: int, toget
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_error_in_a_job_of_several_is_told_once(workers: int) -> None:
     rounds = run_rounds(
-        Grouped((1,), "data"), some_data(), RoundSettings(rounds=1), workers=workers, together=3
+        Grouped((1,), "data"),
+        some_data(),
+        RoundSettings(rounds=1),
+        workers=workers,
+        together=3,
+        screening=Screening("stop"),
     )
     with pytest.raises(DataError, match=r"^participant 1 has a label that is out of range: mend it$"):
         next(rounds)
     assert multiprocessing.active_children() == []
+
+
+def test_what_only_training_together_raises_is_nobodys_fault() -> None:
+    class Mistaken(Grouped):
+        def train_together(self, tasks: Sequence[Task], data: Sequence[Batch]) -> list[Update]:
+            raise KeyError("a mistake in the method")
+
+    with pytest.raises(KeyError, match="a mistake in the method"):
+        list(run_rounds(Mistaken(), some_data(), RoundSettings(rounds=1), together=3))
 
 
 @pytest.mark.timeout(60)

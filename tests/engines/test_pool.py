@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,11 +18,13 @@ from averaging import Averaging, some_data
 
 from msfusion.engines.local import RoundSettings, run_rounds
 from msfusion.engines.pool import Pool, WorkerError
+from msfusion.engines.screening import Screening
 from msfusion.engines.workers import Job
 from msfusion.errors import ConfigError, DataError, TrainingError
 from msfusion.methods.base import Task
 
 ONCE = RoundSettings(rounds=1)
+STOP = Screening("stop")
 
 
 def jobs(method: Averaging, participants: int) -> list[Job]:
@@ -135,15 +138,17 @@ def test_a_worker_killed_while_idle_is_an_error() -> None:
 
 def test_our_errors_keep_type_and_sentence() -> None:
     with pytest.raises(DataError, match=r"^participant 1 has a label that is out of range: mend it$"):
-        list(run_rounds(Averaging((1,), "data"), some_data(), ONCE, workers=2))
+        list(run_rounds(Averaging((1,), "data"), some_data(), ONCE, workers=2, screening=STOP))
 
 
 @pytest.mark.parametrize(
     ("failure", "told"), [("bug", "ZeroDivisionError: a bug"), ("file", "FileNotFoundError: no such file")]
 )
 def test_other_errors_come_with_their_traceback(failure: str, told: str) -> None:
-    with pytest.raises(WorkerError, match=rf"(?s)Traceback.*_fail.*{told}"):
-        list(run_rounds(Averaging((1,), failure), some_data(), ONCE, workers=2))
+    with pytest.raises(TrainingError, match=rf"^participant 1 failed in round 0 \({told}\)$") as caught:
+        list(run_rounds(Averaging((1,), failure), some_data(), ONCE, workers=2, screening=STOP))
+    assert isinstance(caught.value.__cause__, WorkerError)
+    assert re.search(rf"(?s)Traceback.*_fail.*{told}", str(caught.value.__cause__))
 
 
 @pytest.mark.slow

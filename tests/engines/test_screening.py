@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import math
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import pytest
 import torch
 from averaging import Averaging, Counting, Grouped, some_data
-from torch import nn
+from torch import Tensor, nn
 
 import msfusion
 from msfusion.batch import Batch
 from msfusion.engines.calendar import Conditions
 from msfusion.engines.held import Held
 from msfusion.engines.local import RoundResult, RoundSettings, run_rounds
-from msfusion.engines.screening import Norm, Screening, fault_of, norm_of, outliers
-from msfusion.errors import ConfigError, DataError, TrainingError, UpdateError
+from msfusion.engines.pool import WorkerError
+from msfusion.engines.screening import Norm, Screening, absurd_losses, fault_of, norm_of, outliers
+from msfusion.errors import ConfigError, DataError, MsfusionError, PrivacyError, TrainingError, UpdateError
 from msfusion.methods.base import Task, Update
 from msfusion.methods.capacities import Capacities
 from msfusion.methods.normalisation import pooled
 from msfusion.methods.table import build_method
 from msfusion.methods.training import TrainingSettings
+from msfusion.width.groups import State
 
 STOP = Screening("stop")
 
@@ -59,6 +63,53 @@ class Lying(Averaging):
 
     def base_train(self, task: Task, data: Batch) -> Update:
         return Averaging.train(self, task, data)
+
+
+def with_weight(make: Callable[[Tensor], object]) -> Callable[[Update], object]:
+    return lambda update: replace(
+        update, tensors={**update.tensors, "weight": cast(Tensor, make(update.tensors["weight"]))}
+    )
+
+
+def fails(error: Exception) -> Callable[[Update], object]:
+    def work(_: Update) -> object:
+        raise error
+
+    return work
+
+
+MALFORMED: dict[str, tuple[Callable[[Update], Any], str]] = {
+    "shape": (with_weight(lambda weight: weight[:1]), "of shape [1]"),
+    "scalar": (with_weight(lambda _: torch.tensor(1.0)), "of shape []"),
+    "dtype": (with_weight(Tensor.double), "float64"),
+    "complex": (with_weight(lambda weight: weight.to(torch.complex64)), "complex64"),
+    "sparse": (with_weight(Tensor.to_sparse), "sparse"),
+    "meta": (with_weight(lambda weight: weight.to("meta")), "meta"),
+    "numpy": (with_weight(lambda weight: weight.numpy()), "ndarray"),
+    "none": (with_weight(lambda _: None), "NoneType"),
+    "extra": (lambda update: replace(update, tensors={**update.tensors, "more": torch.ones(1)}), "'more'"),
+    "tensors": (lambda update: replace(update, tensors=cast(State, None)), "AttributeError"),
+    "metadata": (lambda update: replace(update, metadata={"note": 1}), "'note'"),
+    "memory": (lambda update: replace(update, memory={"kept": cast(Tensor, None)}), "keep 'kept'"),
+    "negative": (lambda update: replace(update, examples=-1), "number of examples"),
+    "nan examples": (lambda update: replace(update, examples=cast(int, math.nan)), "number of examples"),
+    "loss": (lambda update: replace(update, loss=cast(float, None)), "NoneType as its loss"),
+    "update": (lambda _: None, "send a NoneType"),
+    "value": (fails(ValueError("odd\nlabels")), "(ValueError: odd labels)"),
+    "runtime": (fails(RuntimeError("out of memory")), "(RuntimeError: out of memory)"),
+    "memory error": (fails(MemoryError()), "MemoryError"),
+    "stop": (fails(StopIteration()), "StopIteration"),
+    "ours": (fails(DataError("a label is out of range")), "a label is out of range"),
+}
+
+
+@dataclass(frozen=True)
+class Malformed(Grouped):
+    """Participants that may be trained at once, of whom the failing ones do what MALFORMED has."""
+
+    def train(self, task: Task, data: Batch) -> Update:
+        update = Averaging.train(replace(self, failing=()), task, data)
+        return MALFORMED[self.failure][0](update) if task.participant in self.failing else update
 
 
 ALL = ["count", "fewer", "loss", "steps", "nan", "infinite", "absurd", "large", "diverges"]
@@ -105,17 +156,105 @@ def test_workers_and_a_resume_change_nothing(how: str) -> None:
     assert any(told(one))
 
 
-def test_where_everybody_is_left_out_the_model_stays() -> None:
-    method = Lying(tuple(range(5)), "nan")
-    (result,) = run_rounds(method, some_data(), RoundSettings(rounds=1), screening=Screening())
-    assert torch.equal(result.state["weight"], torch.zeros(4))
-    assert [each.participant for each in result.left_out] == [0, 1, 2, 3, 4]
-    assert result.participants == ()
+@pytest.mark.parametrize("how", MALFORMED)
+def test_what_may_not_leave_and_what_raises_is_its_participants(how: str) -> None:
+    method, once = Malformed((2,), how), RoundSettings(rounds=1)
+    start = method.initial_state()
+    good = [Averaging().train(Averaging().assign(start, 0, p), some_data()[p]) for p in (0, 1, 3, 4)]
+    for options in ({}, {"workers": 2}, {"together": 3}):
+        (result,) = run_rounds(method, some_data(), once, **options)
+        if how == "loss" and "together" in options:  # there the method says another
+            continue
+        assert torch.equal(result.state["weight"], Averaging().aggregate(start, good)["weight"])
+        (left_out,) = result.left_out
+        assert (left_out.participant, left_out.bytes_down) == (2, 4 * 4 + 8)
+        assert left_out.bytes_up == 0
+        assert MALFORMED[how][1] in left_out.reason
+        assert "\n" not in left_out.reason
 
 
-def test_where_nobody_can_train_the_run_ends() -> None:
-    with pytest.raises(TrainingError, match=r"^participant 0's loss"):
-        list(run_rounds(Lying(tuple(range(5)), "diverges"), some_data(), RoundSettings(rounds=1)))
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_everybody_does_wrong_is_nobodys(workers: int) -> None:
+    """The first reason, as it is, with what was raised as its cause."""
+    wrong: list[tuple[Averaging, type[MsfusionError], str]] = [
+        (Lying(tuple(range(5)), "diverges"), TrainingError, r"^participant 0's loss"),
+        (Lying(tuple(range(5)), "nan"), UpdateError, r"^participant 0: .*not finite.*nobody's work"),
+        (Malformed(tuple(range(5)), "extra"), PrivacyError, r"^participant 0 in round 0 would send .*'more'"),
+        (Malformed(tuple(range(5)), "value"), TrainingError, r"^participant 0 failed .*ValueError: odd"),
+        (Malformed(tuple(range(5)), "ours"), DataError, "^a label is out of range$"),
+    ]
+    for method, kind, sentence in wrong:
+        with pytest.raises(kind, match=sentence) as caught:
+            list(run_rounds(method, some_data(), RoundSettings(rounds=1), workers=workers))
+        if method.failure == "value":
+            cause = caught.value.__cause__
+            told = "".join(traceback.format_exception(cause))
+            assert isinstance(cause, ValueError if workers == 1 else WorkerError)
+            assert "in train" in told
+            assert "ValueError: odd" in told
+
+
+def test_reasons_of_several_kinds_end_a_round_too() -> None:
+    @dataclass(frozen=True)
+    class Mixed(Averaging):
+        def train(self, task: Task, data: Batch) -> Update:
+            return Lying(tuple(range(5)), ALL[task.participant]).train(task, data)
+
+    with pytest.raises(UpdateError, match=r"^participant 0: it says that it has"):
+        list(run_rounds(Mixed(), some_data(), RoundSettings(rounds=1)))
+
+
+def test_one_bad_participant_that_is_there_alone_ends_no_run() -> None:
+    settings = RoundSettings(rounds=12, count=1, seed=1)
+    results = list(run_rounds(Lying((3,), "diverges"), some_data(), settings))
+    bad = [one for one in results if one.left_out]
+    assert 0 < len(bad) < 12
+    assert all(one.participants == () for one in bad)
+    assert not torch.equal(results[-1].state["weight"], torch.zeros(4))
+
+
+def test_a_run_in_which_nothing_ever_counted_ends_in_an_error() -> None:
+    settings, everybody = RoundSettings(rounds=3, count=1), tuple(range(5))
+    rounds = run_rounds(Lying(everybody, "nan"), some_data(), settings)
+    first, _ = next(rounds), next(rounds)
+    assert torch.equal(first.state["weight"], torch.zeros(4))
+    resumed = run_rounds(Lying(everybody, "nan"), some_data(), settings, state=first.state, first_round=2)
+    for rest in (rounds, resumed):
+        with pytest.raises(UpdateError, match="nobody's work of any round counts"):
+            list(rest)
+
+
+def test_absence_is_no_failure() -> None:
+    absent = Conditions(seconds=lambda *_: 20.0, deadline=10.0)  # and whose work is lost does none
+    results = list(run_rounds(Averaging(), some_data(), RoundSettings(rounds=2), conditions=absent))
+    assert told(results) == [[], []]
+
+
+@pytest.mark.parametrize("loss", [-1e18, 2e7])
+def test_a_loss_that_would_be_all_of_the_mean_is_a_lie(loss: float) -> None:
+    @dataclass(frozen=True)
+    class Odd(Averaging):
+        def train(self, task: Task, data: Batch) -> Update:
+            update = super().train(task, data)
+            return replace(update, loss=loss) if task.participant == 1 else update
+
+    (result,) = run_rounds(Odd(), some_data(), RoundSettings(rounds=1))
+    assert [(each.participant, f"{loss:g}" in each.reason) for each in result.left_out] == [(1, True)]
+
+
+def test_the_bound_of_losses_by_hand() -> None:
+    assert list(absurd_losses({0: 2.0, 1: -3.0, 2: 3.1e6, 3: -2.9e6})) == [2]  # the lower median is 3
+    assert absurd_losses({0: 1e-9, 1: 0.0, 2: 1e6}) == {}
+    assert absurd_losses({0: 1e15, 1: 3e15, 2: 2e15}) == {}  # squares of large targets
+    assert absurd_losses({0: 1.0, 1: 1e18}) == {}
+
+
+def test_complex_weights_are_judged_by_both_parts() -> None:
+    sent = {"a": torch.zeros(3, dtype=torch.complex64)}
+    moved, spoilt = ({"a": torch.full((3,), value)} for value in (3 + 4j, complex(0.0, math.nan)))
+    assert fault_of(Update(0, 0, moved, 3, 0.5), sent, 3) is None
+    assert "not finite" in str(fault_of(Update(0, 0, spoilt, 3, 0.5), sent, 3))
+    assert norm_of(moved, sent) == Norm(math.sqrt(25 / 2), 0.0)
 
 
 @pytest.mark.parametrize("workers", [1, 2])

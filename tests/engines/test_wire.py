@@ -15,8 +15,7 @@ from torch import Tensor
 from msfusion.batch import Batch
 from msfusion.engines.local import RoundSettings, run_rounds
 from msfusion.engines.messages import encode
-from msfusion.engines.pool import WorkerError
-from msfusion.errors import PrivacyError
+from msfusion.errors import PrivacyError, TrainingError
 from msfusion.methods.base import Kind, Task, Update
 from msfusion.methods.grow import GrowMethod
 from msfusion.methods.grow_private import private_stages
@@ -196,7 +195,7 @@ def test_what_went_wrong_with_a_participant_is_told_to_the_user_and_not_to_the_s
         def train(self, task: Task, data: Batch) -> Update:
             raise ValueError(f"cannot train on a secret of {len(data)} examples")
 
-    with pytest.raises(WorkerError, match=r"(?s)Traceback.*ValueError: cannot train on a secret"):
+    with pytest.raises(TrainingError, match="ValueError: cannot train on a secret"):
         list(run_rounds(Failing(), some_data(), TWICE, workers=2))
     assert any(b"a secret" in message for message in recorded.shelves)
     assert not any(b"secret" in message or b"ValueError" in message for message in recorded.wire)
@@ -234,8 +233,7 @@ def test_a_method_that_declares_nothing_sends_nothing(workers: int) -> None:
         def outbound(self, kind: Kind, task: Task) -> Outbound:
             return Outbound({})
 
-    first = "4" if workers == 1 else "[34]"  # the two that are taken up first: either can fail first
-    with pytest.raises(PrivacyError, match=f"participant {first} in round 0 would send the tensor 'weight'"):
+    with pytest.raises(PrivacyError, match="participant 0 in round 0 would send the tensor 'weight'"):
         list(run_rounds(Silent(), some_data(), TWICE, workers=workers))
 
 

@@ -19,7 +19,7 @@ from msfusion.engines.pool import Pool
 from msfusion.engines.results import LeftOut, ParticipantResult, RoundResult
 from msfusion.engines.screening import DEFAULT, Answers, Norm, Screening, fault_of, fault_of_count, norm_of
 from msfusion.engines.workers import Done, InProcess, Workers, check_execution, threads_set
-from msfusion.errors import ConfigError, DataError, TrainingError, UpdateError
+from msfusion.errors import ConfigError, DataError, MsfusionError
 from msfusion.methods.base import (
     Deferring,
     Evaluation,
@@ -70,8 +70,8 @@ def run_rounds(
     own. Closing the generator, or leaving it by an exception, ends the workers.
 
     Raises ConfigError or DataError at once for impossible settings; while running, what the method raises, UpdateError
-    for a bad update that is to stop the run, and TrainingError where a worker process dies or no training in the whole
-    federation comes to an end.
+    for a bad update that is to stop the run, TrainingError where a worker process dies, and the first participant's
+    error where the work of nobody in a round counts, as in `Answers.stop_if_all_are_bad`.
     """
     for name, value in (("workers", workers), ("threads", threads), ("together", together)):
         if value < 1:
@@ -150,6 +150,7 @@ class _Federation:
             results = self._trained(workers, state, round_index, attendance, answers)
             began = self._add_arriving(attendance, answers)
             fused = answers.merged(self.method.aggregate, state)
+            self._stop_if_nothing_counts(answers, len(results) + len(began), fused, round_index)
             for participant, memory in answers.memories.items():
                 if participant not in answers.reasons:
                     self.memories[participant] = memory
@@ -197,7 +198,6 @@ class _Federation:
         groups = self._groups([*attendance.on_time, *late], round_index)
         jobs = [partial(self._tasks, state, round_index, group) for group in groups]
         results: dict[int, ParticipantResult] = {}
-        failures: dict[int, TrainingError] = {}
         for done in workers.run("train", jobs):
             result = _result(done)
             who = result.participant
@@ -205,16 +205,25 @@ class _Federation:
             if self.on_participant is not None:
                 self.on_participant(result)
             if done.failure is not None:
-                failures[who] = done.failure
+                answers.leave_out(who, str(done.failure), done.failure)
             else:
                 self._judge(done.update, state, who in late, answers)
-        if len(failures) == len(
-            self.data
-        ):  # not one bad participant: a learning rate that nobody can train with
-            raise failures[min(failures)]
-        for who, failure in failures.items():
-            answers.leave_out(who, str(failure), failure)
         return results
+
+    def _stop_if_nothing_counts(
+        self, answers: Answers, answered: int, fused: State, round_index: int
+    ) -> None:
+        """Raise the first reason where nobody's work of the round counts, or at the end nobody's of any round.
+
+        The latter is seen by the state, which a resumed run has too: it is the one of the beginning.
+        """
+        answers.stop_if_all_are_bad(answered, len(self.data))
+        if answers.reasons and round_index == self.settings.rounds - 1 and not self.memories:
+            before = self.method.initial_state()
+            if fused.keys() == before.keys() and all(
+                torch.equal(fused[each], before[each]) for each in before
+            ):
+                answers.stop("nobody's work of any round counts: the model is as it was at the beginning")
 
     def _judge(self, update: Update, state: State, late: bool, answers: Answers) -> None:
         """Note an update as it comes, for this round or for the one in which it will arrive."""
@@ -290,8 +299,12 @@ class _Federation:
         with closing(Answers(replace(self.screening, max_update_norm=0.0))) as answers:
             for done in finished:
                 who = done.update.participant
-                answers.add(done.update, Norm(), fault_of_count(done.update, len(self.data[who])))
+                if done.failure is not None:
+                    answers.leave_out(who, str(done.failure), done.failure)
+                else:
+                    answers.add(done.update, Norm(), fault_of_count(done.update, len(self.data[who])))
             settled = answers.merged(method.settle, state)
+            answers.stop_if_all_are_bad(len(finished), len(self.data))
         left_out += answers.left_out(round_index, "what it measured is not used: ")
         return settled, sum(done.bytes_down + done.bytes_up for done in finished)
 
@@ -310,10 +323,13 @@ class _Federation:
         faults = Answers(self.screening)
         for done in sorted(finished, key=lambda done: done.update.participant):
             try:
+                if done.failure is not None:
+                    raise done.failure
                 reports += reports_of([done.update])
-            except UpdateError as error:
+            except MsfusionError as error:
                 faults.leave_out(done.update.participant, str(error), error)
         faults.stop_if_asked()
+        faults.stop_if_all_are_bad(len(finished), len(self.data))
         left_out += faults.left_out(round_index, "its report is not used: ")
         moved = sum(done.bytes_down + done.bytes_up for done in finished)
         return mean_of(reports), tuple(reports), moved

@@ -181,8 +181,8 @@ def _take(worker: _Worker) -> list[Done]:
             header, tensors = receive(worker.connection)
             if "failed" in header:
                 error, _ = receive(worker.shelf)
-                failure = _raised(error["error"], error["text"])
-                if header["failed"] == "participant" and isinstance(failure, TrainingError):
+                failure = _raised(error["error"], error["text"], error["cause"])
+                if header["failed"] == "participant" and isinstance(failure, MsfusionError):
                     finished.append(done(task, failure, header["seconds"]))
                     continue
                 worker.jobs.popleft()
@@ -226,11 +226,16 @@ def _death(worker: _Worker) -> TrainingError:
     )
 
 
-def _raised(name: str, text: str) -> Exception:
-    """What a worker raised: our own errors by their type and sentence, others with their traceback."""
+def _raised(name: str, text: str, cause: str | None) -> Exception:
+    """What a worker raised: our own errors by their type and sentence, others with their traceback.
+
+    `cause` is the traceback of what one of ours was made of.
+    """
     kind = getattr(errors, name, None)
     if isinstance(kind, type) and issubclass(kind, MsfusionError):
-        return kind(text)
+        error = kind(text)
+        error.__cause__ = None if cause is None else WorkerError(f"in a worker:\n{cause}")
+        return error
     return WorkerError(f"a worker failed:\n{text}")
 
 
@@ -276,17 +281,18 @@ def _work(
                     send(shelf, kept)
 
 
-def _messages(answer: Released | TrainingError, seconds: float) -> tuple[bytes, bytes | None]:
+def _messages(answer: Released | MsfusionError, seconds: float) -> tuple[bytes, bytes | None]:
     """What goes over the wire, and what stands on the shelf."""
-    if isinstance(answer, TrainingError):
+    if isinstance(answer, MsfusionError):
         return _failure("participant", answer, seconds)
     return update_message(answer, seconds), encode({}, answer.memory) if answer.memory else None
 
 
 def _failure(whose: Literal["job", "participant"], error: Exception, seconds: float) -> tuple[bytes, bytes]:
-    """The same for what went wrong: of one participant's training, or of a whole job."""
+    """The same for what went wrong: of one participant, or of a whole job."""
     text = str(error) if isinstance(error, MsfusionError) else traceback.format_exc()
-    told = encode({"error": type(error).__name__, "text": text}, {})
+    cause = "".join(traceback.format_exception(error.__cause__)) if error.__cause__ is not None else None
+    told = encode({"error": type(error).__name__, "text": text, "cause": cause}, {})
     return encode({"failed": whose, "seconds": seconds}, {}), told
 
 

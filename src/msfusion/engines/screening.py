@@ -6,7 +6,8 @@ and the number of workers decide nothing, and neither does a resume.
     1.  an update is bad by itself      the training came to no end, values are not finite or absurd, the number of
                                         examples is not the one known at the start
     2.  an update is too large          it changes what was sent by more than `max_update_norm` times the median of the
-                                        round, and by more than what was sent is itself
+                                        round, and by more than what was sent is itself; or its loss is a million times
+                                        the median of the round
     3.  the method cannot use it        `aggregate` raises an UpdateError that names its participant
 
 The *norm* of an update is the root mean square of its changes: the l2 norm of (what came back - what was sent), divided
@@ -23,7 +24,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NoReturn, get_args
 
 import torch
 from torch import Tensor
@@ -39,6 +40,9 @@ BadUpdate = Literal["leave-out", "stop"]
 
 ABSURD_COUNT = 2.0**31
 """No counter of a model, such as the mini-batches that a BatchNorm has seen, grows by as much in a round."""
+
+ABSURD_LOSS = 1e6
+"""A loss that is so many times the median of its round, and 1, is none: the round's mean would say nothing else."""
 
 FEWEST = 3
 """Of fewer updates the median says nothing: of two, nobody knows which is the odd one."""
@@ -91,9 +95,10 @@ class Answers:
     def __init__(self, screening: Screening) -> None:
         self.screening = screening
         self.norms: dict[int, Norm] = {}
+        self.losses: dict[int, float] = {}
         self.reasons: dict[int, str] = {}
         self.memories: dict[int, State] = {}
-        self._errors: dict[int, MsfusionError] = {}
+        self._errors: dict[int, MsfusionError | None] = {}
         self._held = Held()
 
     def add(self, update: Update, norm: Norm, fault: str | None) -> None:
@@ -101,16 +106,13 @@ class Answers:
         if fault is not None:
             self.leave_out(update.participant, fault)
             return
-        self.norms[update.participant] = norm
+        self.norms[update.participant], self.losses[update.participant] = norm, update.loss
         self._held.add(update)
 
     def leave_out(self, participant: int, reason: str, error: MsfusionError | None = None) -> None:
         """The participant's work does not count. `error` is what ends the run instead where it is to stop."""
         self.reasons[participant] = reason
-        self._errors[participant] = error or UpdateError(
-            f"participant {participant}: {reason}; with method.bad_update = 'leave-out' the run would go on without it",
-            participant,
-        )
+        self._errors[participant] = error
         self._held.drop(participant)
 
     def merged(
@@ -121,7 +123,8 @@ class Answers:
         Raises UpdateError, or why a participant's training came to no end, where a bad one is to stop the run: of
         several, that of the lowest number.
         """
-        for participant, reason in outliers(self.norms, self.screening.max_update_norm).items():
+        too_large = outliers(self.norms, self.screening.max_update_norm)
+        for participant, reason in {**absurd_losses(self.losses), **too_large}.items():
             self.leave_out(participant, reason)
         while True:
             self.stop_if_asked()
@@ -137,7 +140,25 @@ class Answers:
     def stop_if_asked(self) -> None:
         """Raise the error of the lowest participant that is left out, where a bad one is to stop the run."""
         if self.screening.bad_update == "stop" and self._errors:
-            raise self._errors[min(self._errors)]
+            self.stop("with method.bad_update = 'leave-out' the run would go on without it")
+
+    def stop_if_all_are_bad(self, answered: int, participants: int) -> None:
+        """Raise the error of the lowest participant where the work of nobody counts of the `answered` that did any.
+
+        That is no bad participant: it is the learning rate, the model, or the method's own code. But one that was there
+        alone, of a federation of several `participants`, ends no run.
+        """
+        if len(self._errors) == answered >= min(2, participants):
+            self.stop(
+                "nobody's work of this round counts, so look for what all have in common (the learning rate)"
+            )
+
+    def stop(self, remark: str) -> NoReturn:
+        """Raise the error of the lowest participant that is left out; one of ours says the remark too."""
+        participant = min(self._errors)
+        raise self._errors[participant] or UpdateError(
+            f"participant {participant}: {self.reasons[participant]}; {remark}", participant
+        )
 
     def left_out(self, round_index: int, before: str = "") -> list[LeftOut]:
         """Who is left out of what began in a round; `before` comes before each reason."""
@@ -173,12 +194,28 @@ def outliers(norms: Mapping[int, Norm], factor: float) -> dict[int, str]:
     }
 
 
+def absurd_losses(losses: Mapping[int, float]) -> dict[int, str]:
+    """The participants whose loss is impossible beside the others' of their round, each with the reason.
+
+    Nobody where fewer than FEWEST have told one.
+    """
+    if len(losses) < FEWEST:
+        return {}
+    median = statistics.median_low(map(abs, losses.values()))
+    return {
+        participant: f"its loss is {loss:g}, and the median of the round is {median:.3g}"
+        for participant, loss in sorted(losses.items())
+        if abs(loss) > ABSURD_LOSS * max(1.0, median)
+    }
+
+
 def norm_of(tensors: State, sent: State) -> Norm:
     """The norm of an update with these tensors, against what was `sent` under their names.
 
     What was not sent counts as if it had been zero.
     """
-    floating = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
+    sent = _real(sent)
+    floating = {name: tensor for name, tensor in _real(tensors).items() if tensor.is_floating_point()}
     entries = sum(tensor.numel() for tensor in floating.values())
     changes, sizes = 0.0, 0.0
     for name, tensor in floating.items():
@@ -212,7 +249,8 @@ def fault_of_count(update: Update, examples: int) -> str | None:
 
 def fault_of_values(tensors: State, sent: State) -> str | None:
     """What is wrong with the values of some tensors, as `fault_of` says it. What did not change is never wrong."""
-    for name, tensor in tensors.items():
+    sent = _real(sent)
+    for name, tensor in _real(tensors).items():
         if not tensor.numel() or tensor.dtype == torch.bool:
             continue
         before = sent.get(name)
@@ -229,6 +267,14 @@ def fault_of_values(tensors: State, sent: State) -> str | None:
         elif float(_changes(tensor, before).abs_().max()) >= ABSURD_COUNT:
             return f"tensor {name!r} of its update has counts as large as {int(tensor.max())}"
     return None
+
+
+def _real(tensors: State) -> State:
+    """The tensors, complex ones as pairs of real numbers."""
+    return {
+        name: torch.view_as_real(tensor.detach().resolve_conj()) if tensor.is_complex() else tensor
+        for name, tensor in tensors.items()
+    }
 
 
 def _changes(tensor: Tensor, before: Tensor | None) -> Tensor:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 import time
+import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from functools import partial
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from msfusion.batch import Batch
 from msfusion.engines.messages import payload_bytes
-from msfusion.errors import ConfigError, TrainingError
-from msfusion.imports import without_ending
+from msfusion.errors import ConfigError, MsfusionError, PrivacyError, TrainingError
+from msfusion.imports import in_one_line, without_ending
 from msfusion.methods.base import (
     Kind,
     Method,
@@ -26,7 +28,7 @@ from msfusion.methods.base import (
     TrainsTogether,
     Update,
 )
-from msfusion.methods.outbound import check_figures
+from msfusion.methods.outbound import check_dense, check_figures
 from msfusion.width.groups import State
 
 Job = Callable[[], Sequence[Task]]
@@ -36,19 +38,20 @@ do not pile up in memory.
 
 CPU = torch.device("cpu")
 
+Made = TypeVar("Made")
+
 
 @dataclass(frozen=True)
 class Done:
     """A finished task: the update, the seconds that it took (of a job of several tasks an equal part), and the
-    bytes that went down and up. Where the participant's training came to no end, `failure` says why, and the update
-    is empty.
+    bytes that went down and up. Where the participant failed, `failure` says why, and the update is empty.
     """
 
     update: Update
     seconds: float
     bytes_down: int
     bytes_up: int
-    failure: TrainingError | None = None
+    failure: MsfusionError | None = None
 
 
 @runtime_checkable
@@ -82,10 +85,10 @@ class InProcess:
         """Nothing to let go of."""
 
 
-def done(task: Task, answer: Update | TrainingError, seconds: float) -> Done:
+def done(task: Task, answer: Update | MsfusionError, seconds: float) -> Done:
     """A finished task, from what the participant answered or why it could not."""
     down = payload_bytes(task.tensors)
-    if isinstance(answer, TrainingError):
+    if isinstance(answer, MsfusionError):
         empty = Update(task.participant, task.round_index, {}, 0, math.nan)
         return Done(empty, seconds, down, 0, answer)
     return Done(answer, seconds, down, payload_bytes(answer.tensors))
@@ -98,35 +101,50 @@ def perform(
     data: Sequence[Batch],
     device: torch.device = CPU,
     test: Batch | None = None,
-) -> tuple[list[Released | TrainingError], float]:
+) -> tuple[list[Released | MsfusionError], float]:
     """The work of the participants of one job, and the seconds that it took for each.
 
     They train on the device; what arrives and what is returned is on the CPU. `test` is the common test data.
-    A participant whose training comes to no end has the reason in place of an update.
-    Raises PrivacyError where an update holds what may not leave: nothing of the job is sent then; TrainingError where
-    somebody's function would end the program.
+    A participant that fails, whatever it raises, has the reason in place of an update: so has one whose update is
+    malformed or holds what may not leave, and nothing of it is sent then.
+    Raises TrainingError where somebody's function would end the program.
     """
     begin = time.perf_counter()
     own = [data[task.participant] for task in tasks]
-    updates: Sequence[Update | TrainingError]
     with without_ending(TrainingError):
         if kind == "measure":
             assert isinstance(method, Recalibrating)
-            updates = [method.measure(task, mine) for task, mine in zip(tasks, own, strict=True)]
+            answers = _each(method, kind, method.measure, tasks, own)
         else:
             there = [_task_on(device, task) for task in tasks]
             own = [each.to(device) for each in own]
-            updates = _train(method, there, own) if kind == "train" else _report(method, there, own, test)
-    released = [
-        update if isinstance(update, TrainingError) else _released(method, kind, task, update)
-        for task, update in zip(tasks, updates, strict=True)
-    ]
-    return released, (time.perf_counter() - begin) / len(tasks)
+            answers = _train(method, there, own) if kind == "train" else _report(method, there, own, test)
+    return answers, (time.perf_counter() - begin) / len(tasks)
+
+
+def _attempt(task: Task, work: Callable[[], Made]) -> Made | MsfusionError:
+    """What a participant's work makes, or why it failed: our own errors as they are, others in a sentence."""
+    try:
+        return work()
+    except MsfusionError as error:
+        return error
+    except Exception as error:  # of one participant's data or memory, as likely as of the program
+        traceback.clear_frames(error.__traceback__)  # in which the tensors of its training may be
+        failure = TrainingError(
+            f"participant {task.participant} failed in round {task.round_index} "
+            f"({type(error).__name__}: {in_one_line(error)})"
+        )
+        failure.__cause__ = error
+        return failure
 
 
 def _released(method: Method, kind: Kind, task: Task, update: Update) -> Released:
     """The update as what may leave the participant, on the CPU. Raises PrivacyError."""
     source = f"participant {task.participant} in round {task.round_index}"
+    if not isinstance(update, Update):
+        raise PrivacyError(f"{source} would send a {type(update).__name__}: send an Update")
+    check_dense(update.tensors, source)
+    check_dense(update.memory, source, "keep")
     check_figures(update.examples, update.loss, source)
     shared = method.outbound(kind, task).select(_on(CPU, update.tensors), update.metadata, source)
     memory = _on(CPU, update.memory)
@@ -138,27 +156,45 @@ def _released(method: Method, kind: Kind, task: Task, update: Update) -> Release
     )
 
 
-def _train(method: Method, tasks: Sequence[Task], data: Sequence[Batch]) -> Sequence[Update | TrainingError]:
-    if len(tasks) > 1:
-        assert isinstance(method, TrainsTogether)
-        with suppress(TrainingError):  # one of them: each by itself, to know which
-            return method.train_together(tasks, data)
-    return [_trained(method, task, own) for task, own in zip(tasks, data, strict=True)]
+def _each(
+    method: Method,
+    kind: Kind,
+    work: Callable[[Task, Batch], Update],
+    tasks: Sequence[Task],
+    data: Sequence[Batch],
+) -> list[Released | MsfusionError]:
+    """One participant after the other."""
+
+    def answer(task: Task, own: Batch) -> Released:
+        return _released(method, kind, task, work(task, own))
+
+    return [_attempt(task, partial(answer, task, own)) for task, own in zip(tasks, data, strict=True)]
 
 
-def _trained(method: Method, task: Task, data: Batch) -> Update | TrainingError:
+def _train(method: Method, tasks: Sequence[Task], data: Sequence[Batch]) -> list[Released | MsfusionError]:
+    if len(tasks) == 1:
+        return _each(method, "train", method.train, tasks, data)
+    assert isinstance(method, TrainsTogether)
     try:
-        return method.train(task, data)
-    except TrainingError as error:
-        return error
+        updates = method.train_together(tasks, data)
+    except Exception as error:  # one of them: each by itself, to know which
+        alone = _each(method, "train", method.train, tasks, data)
+        if isinstance(error, TrainingError) or any(isinstance(each, MsfusionError) for each in alone):
+            return alone
+        raise  # nobody's, but of training them together
+    return [
+        _attempt(task, partial(_released, method, "train", task, update))
+        for task, update in zip(tasks, updates, strict=True)
+    ]
 
 
-def _report(method: Method, tasks: Sequence[Task], data: Sequence[Batch], test: Batch | None) -> list[Update]:
+def _report(
+    method: Method, tasks: Sequence[Task], data: Sequence[Batch], test: Batch | None
+) -> list[Released | MsfusionError]:
     assert isinstance(method, Reporting)
     assert test is not None
-    return [
-        method.report(task, own, test.to(own.targets.device)) for task, own in zip(tasks, data, strict=True)
-    ]
+    report, there = method.report, test.to(data[0].targets.device)
+    return _each(method, "report", lambda task, own: report(task, own, there), tasks, data)
 
 
 def _task_on(device: torch.device, task: Task) -> Task:

@@ -68,6 +68,7 @@ class Outbound:
 
         Raises PrivacyError, naming the tensor or the entry of the metadata, where one was not declared.
         """
+        check_dense(tensors, source)
         for name, tensor in tensors.items():
             declared = self.tensors.get(name)
             form = (tensor.dtype, tuple(tensor.shape))
@@ -93,6 +94,21 @@ class Outbound:
         if isinstance(value, int):
             return -(2**63) <= value < 2**63
         return isinstance(value, float) or (isinstance(value, str) and value in self.words)
+
+
+def check_dense(tensors: Mapping[str, object], source: str, does: str = "send") -> None:
+    """Raise PrivacyError where one of these is no tensor with an entry in memory for each of its indices.
+
+    Sparse tensors, those without memory (on the device "meta") and NumPy's arrays are none.
+    """
+    for name, tensor in tensors.items():
+        if isinstance(tensor, Tensor):
+            if tensor.layout == torch.strided and not tensor.is_nested and not tensor.is_meta:
+                continue
+            kind = "nested tensor" if tensor.is_nested else f"{tensor.layout} tensor on {tensor.device}"
+        else:
+            kind = type(tensor).__name__
+        raise PrivacyError(f"{source} would {does} {name!r} as {kind}: it must be a dense tensor")
 
 
 def check_figures(examples: object, loss: object, source: str) -> None:
