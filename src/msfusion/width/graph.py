@@ -56,6 +56,9 @@ class Program:
     outputs: tuple[str | int, ...] | None = None  # those that count; None where all do
     short: tuple[Tensor, ...] = ()  # the example, cut short where the model is large
     checkpointing: list[str] = field(default_factory=list)  # modules whose activations are computed twice
+    frozen_together: list[tuple[str, str]] = field(
+        default_factory=list
+    )  # share memory, which nothing changes
     analysis: Analysis | None = None  # the axes of every tensor, once `trace` has found them
     groups: dict[Atom, str] = field(default_factory=dict)  # which width group an atom of these axes is
     compiled: dict[Hashable, Compiled] = field(

@@ -26,6 +26,7 @@ from msfusion.width.groups import Frozen, Group, Place, WidthMap
 from msfusion.width.measure import measure
 from msfusion.width.mode import without_cache
 from msfusion.width.outputs import Outputs
+from msfusion.width.shared_memory import check_memory
 from msfusion.width.short import short_example
 from msfusion.width.tensors import left_as_it_was, state_tensors
 
@@ -58,6 +59,7 @@ def trace(
         warnings.simplefilter("ignore")  # what a model says of calls that are not the user's own
         try:
             program = export_program(model, example_inputs, outputs)
+            check_memory(program)
             program.short = short_example(program)
             analysis = analyse(program)
             width_map = collect(program, analysis)
