@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import warnings
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -77,11 +78,14 @@ def test_keyword_inputs_reach_their_parameters_in_any_order(order: tuple[str, st
     assert torch.equal(sub(X, y), model(X, y))
 
 
+ONE = torch.ones(1)
+
+
 class Masked(Net):
     """None is another answer than the default; the last two are None anyway."""
 
     def forward(
-        self, x: Tensor, mask: Tensor | None = torch.ones(1), y: Tensor | None = None, z: Tensor | None = None
+        self, x: Tensor, mask: Tensor | None = ONE, y: Tensor | None = None, z: Tensor | None = None
     ) -> Tensor:
         h = torch.relu(self.a(x)) * (5.0 if mask is None else mask)
         return self.o(h + (0.0 if y is None else self.a(y)) - (0.0 if z is None else torch.tanh(self.a(z))))
@@ -156,6 +160,62 @@ def test_one_example_is_allowed_in_the_modes_in_which_the_model_takes_it() -> No
 
     free = nn.Sequential(nn.Linear(8, 16), nn.Dropout(0.5), nn.ReLU(), nn.Linear(16, 4))
     assert at_full_width(free, (X,)).train()(X[:1]).shape == (1, 4)
+
+
+def _less_dropout(model: nn.Module) -> None:
+    model.drop.p = 0.0  # type: ignore[union-attr,assignment]
+
+
+def _another_activation(model: nn.Module) -> None:
+    model.act = nn.Tanh()
+
+
+def _another_momentum(model: nn.Module) -> None:
+    model.norm.momentum = 0.5  # type: ignore[union-attr,assignment]
+
+
+def _own_dropout(model: nn.Module) -> None:
+    model.attention_dropout = 0.3  # type: ignore[assignment]
+
+
+def _nothing_that_counts(model: nn.Module) -> None:
+    model.criterion, model.step, model.temperature = nn.CrossEntropyLoss(), 7, 0.5  # type: ignore[assignment]
+    model.eval().train().requires_grad_(False)
+
+
+class Changed(Normed):
+    def __init__(self) -> None:
+        super().__init__()
+        self.act, self.step, self.attention_dropout = nn.ReLU(), 0, 0.1
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.step += 1
+        return self.o(self.drop(self.act(self.norm(self.a(x)))))
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (_less_dropout, "'drop'"),
+        (_another_activation, "'act'"),
+        (_another_momentum, "'norm'"),
+        (_own_dropout, "attention_dropout"),
+    ],
+)
+def test_a_model_that_was_changed_since_is_not_the_traced_one(change: Any, word: str) -> None:
+    model = Changed()
+    width_map = trace(model, (X,))
+    change(model)
+    for use in (lambda: narrow(model, width_map, {}), lambda: cut(model, width_map, "norm")):
+        with pytest.raises(MsfusionError, match=f"{word}.*trace it again"):
+            use()
+
+
+def test_what_changes_in_ordinary_use_is_no_change() -> None:
+    model = Changed()
+    width_map = trace(model, (X,))
+    _nothing_that_counts(model)
+    assert narrow(deepcopy(model), width_map, {})(X).shape == (4, 4)
 
 
 class NamedLikeState(Net):

@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from msfusion.width.call import Signature, Sizes
 from msfusion.width.generate import Forward
+from msfusion.width.kept import Kept
 from msfusion.width.tensors import state_tensors
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class Program:
     frozen_together: list[tuple[str, str]] = field(
         default_factory=list
     )  # share memory, which nothing changes
+    kept: Kept = field(default_factory=dict)  # what its modules are
     analysis: Analysis | None = None  # the axes of every tensor, once `trace` has found them
     groups: dict[Atom, str] = field(default_factory=dict)  # which width group an atom of these axes is
     compiled: dict[Hashable, Compiled] = field(

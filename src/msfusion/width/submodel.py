@@ -19,6 +19,7 @@ from msfusion.width.execute import call_operator, execute
 from msfusion.width.generate import Forward, compile_graph
 from msfusion.width.graph import Compiled, Program
 from msfusion.width.groups import WidthMap, Window
+from msfusion.width.kept import changed_since
 from msfusion.width.measure import depends_on_data
 from msfusion.width.own_scale import OwnScale
 from msfusion.width.resize import Resizer, Widths
@@ -144,6 +145,10 @@ def traced_from(model: nn.Module, width_map: WidthMap) -> tuple[Program, dict[st
         raise MsfusionError(
             f"this {type(model).__name__} is not the model of the width map: its tensors have other names or shapes; "
             "trace it again"
+        )
+    if (change := changed_since(model, program.kept)) is not None:
+        raise MsfusionError(
+            f"this {type(model).__name__} was changed after it was traced: {change}; trace it again"
         )
     check_still_frozen(program, model, state)
     return program, state

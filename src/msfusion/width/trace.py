@@ -23,6 +23,7 @@ from msfusion.width.axes import Atom, Axes, Product, atoms_of, find, freeze, fre
 from msfusion.width.export import export_program
 from msfusion.width.graph import Program
 from msfusion.width.groups import Frozen, Group, Place, WidthMap
+from msfusion.width.kept import kept
 from msfusion.width.measure import measure
 from msfusion.width.mode import without_cache
 from msfusion.width.outputs import Outputs
@@ -73,6 +74,7 @@ def trace(
             raise UntraceableModelError(
                 f"{type(model).__name__} cannot be traced: {type(error).__name__}: {cause}"
             ) from error
+    program.kept = kept(model)
     return width_map
 
 
