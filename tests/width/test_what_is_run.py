@@ -163,7 +163,7 @@ def test_one_example_is_allowed_in_the_modes_in_which_the_model_takes_it() -> No
 
 
 def _less_dropout(model: nn.Module) -> None:
-    model.drop.p = 0.0  # type: ignore[union-attr,assignment]
+    model.drop.p = 0.0
 
 
 def _another_activation(model: nn.Module) -> None:
@@ -171,15 +171,15 @@ def _another_activation(model: nn.Module) -> None:
 
 
 def _another_momentum(model: nn.Module) -> None:
-    model.norm.momentum = 0.5  # type: ignore[union-attr,assignment]
+    model.norm.momentum = 0.5
 
 
 def _own_dropout(model: nn.Module) -> None:
-    model.attention_dropout = 0.3  # type: ignore[assignment]
+    model.attention_dropout = 0.3
 
 
 def _nothing_that_counts(model: nn.Module) -> None:
-    model.criterion, model.step, model.temperature = nn.CrossEntropyLoss(), 7, 0.5  # type: ignore[assignment]
+    model.criterion, model.step, model.temperature = nn.CrossEntropyLoss(), 7, 0.5
     model.eval().train().requires_grad_(False)
 
 

@@ -101,7 +101,7 @@ def _have_common_entry(one: Tensor, two: Tensor) -> bool:
 
 
 def _first_byte(tensor: Tensor) -> int:
-    return tensor.storage_offset() * tensor.itemsize if tensor.is_meta else tensor.data_ptr()
+    return int(tensor.storage_offset()) * tensor.itemsize if tensor.is_meta else tensor.data_ptr()
 
 
 def _entries(tensor: Tensor, offset: int) -> Tensor:
