@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -52,7 +53,7 @@ class Signature:
 
     def flatten(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
         """The tensors of a call, in the graph's order. TypeError where it does not fit the traced call."""
-        if not kwargs and len(args) == len(self.names) == len(self.leaves):
+        if not kwargs and self._leading and len(args) == len(self.names) == len(self.leaves):
             leaves: list[Any] = list(args)
         else:
             leaves = self._named_leaves(args, kwargs)
@@ -63,9 +64,16 @@ class Signature:
                 raise TypeError(self._changed(leaves))
         return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
+    @cached_property
+    def _leading(self) -> bool:
+        """Whether the arguments that were given are the first ones, so that a call may give them by position."""
+        first = list(self.signature.parameters.values())[: len(self.names)]
+        by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        return tuple(p.name for p in first if p.kind in by_position) == self.names
+
     def _named_leaves(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
         bound = self.signature.bind(*args, **kwargs).arguments
-        given = {n: value for n, value in named_arguments(self.signature, bound).items() if value is not None}
+        given = _told(self.signature, bound)
         if set(given) != set(self.names):
             raise TypeError(
                 f"the sub-model was traced with the inputs {', '.join(self.names)} but called with "
@@ -110,10 +118,9 @@ def signature_of(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
     kind = type(model).__name__
     try:
         signature = inspect.signature(model.forward)
-        named = named_arguments(signature, signature.bind(*args, **kwargs).arguments)
+        named = _told(signature, signature.bind(*args, **kwargs).arguments)
     except (TypeError, ValueError) as error:
         raise UntraceableModelError(f"{kind} cannot be called with the example inputs: {error}") from None
-    named = {name: value for name, value in named.items() if value is not None}
     leaves, spec = pytree.tree_flatten(tuple(named.values()))
     result = Signature(signature, tuple(named), spec, tuple(leaves))
     for path, leaf in result._paths():
@@ -141,6 +148,21 @@ def named_arguments(signature: inspect.Signature, bound: Mapping[str, Any]) -> d
     return named
 
 
+def _told(signature: inspect.Signature, bound: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call that tell a model something: not None where it is None without them."""
+    return {
+        name: value
+        for name, value in named_arguments(signature, bound).items()
+        if value is not None or not _is_none_anyway(signature, name)
+    }
+
+
+def _is_none_anyway(signature: inspect.Signature, name: str) -> bool:
+    """Whether a parameter is None by default; what only *args or **kwargs take is, as far as anybody knows."""
+    parameter = signature.parameters.get(name)
+    return parameter is None or parameter.default is None
+
+
 @dataclass
 class Sizes:
     """Which sizes the inputs of a graph may have.
@@ -157,6 +179,10 @@ class Sizes:
     bounds: dict[Any, tuple[int, int | None]] = field(default_factory=dict)
     ones: set[tuple[int, int]] = field(default_factory=set)
     _known: dict[Any, None] = field(default_factory=dict, repr=False)
+
+    def copy(self) -> Sizes:
+        """The same sizes, to be restricted apart."""
+        return Sizes(self.call, dict(self.free), self.conditions, dict(self.bounds), set(self.ones))
 
     def fix(self, symbols: Sequence[Any]) -> None:
         """Allow only the example's sizes for these symbols from now on."""

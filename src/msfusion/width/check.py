@@ -370,9 +370,10 @@ def _try_other_sizes(program: Program) -> None:
             if _example_size(program, place) == _example_size(program, (number, axis)) and place[1] == axis
         }
         tried |= alike
-        if _differs_at(program, alike, 1) is False:
-            for graph in program.graphs.values():
-                graph.sizes.ones |= alike
+        for training, graph in program.graphs.items():
+            with mode(program.model, training), _Drawing(not training):
+                if _differs_at(program, alike, 1, training) is False:
+                    graph.sizes.ones |= alike
 
 
 _RECURRENT = {"aten::lstm", "aten::gru", "aten::rnn_tanh", "aten::rnn_relu"}
@@ -420,11 +421,13 @@ def _differs(program: Program, symbols: Sequence[Any], more: int) -> bool:
     return _other_answers(program, inputs) is True
 
 
-def _differs_at(program: Program, places: set[tuple[int, int]], size: int) -> bool | None:
+def _differs_at(
+    program: Program, places: set[tuple[int, int]], size: int, training: bool = False
+) -> bool | None:
     inputs = list(program.call.example)
     for number, axis in places:
         inputs[number] = _stretched(inputs[number], axis, size)
-    return _other_answers(program, inputs)
+    return _other_answers(program, inputs, training)
 
 
 def _stretched(tensor: Tensor, axis: int, size: int) -> Tensor:
@@ -432,14 +435,14 @@ def _stretched(tensor: Tensor, axis: int, size: int) -> Tensor:
     return tensor.index_select(axis, torch.arange(size, device=tensor.device) % tensor.shape[axis])
 
 
-def _other_answers(program: Program, inputs: Sequence[Tensor]) -> bool | None:
+def _other_answers(program: Program, inputs: Sequence[Tensor], training: bool = False) -> bool | None:
     """Whether sub-model and model answer these inputs differently; None where the model itself cannot."""
     try:
         expected = answer_of_model(program, copies_of(program), inputs)
     except Exception:  # a table of positions is full, a mask of another input does not fit
         return None
     try:
-        found = _sub_model(program, False)(copies_of(program), inputs)
+        found = _sub_model(program, training)(copies_of(program), inputs)
     except Exception:
         return True
     pairs = [(a, b) for a, b in zip(expected, found, strict=True) if isinstance(a, Tensor)]

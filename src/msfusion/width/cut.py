@@ -155,7 +155,7 @@ def _share_out(
         read["client"].update(str(n.target) for n in half.client.nodes if n.op == "get_attr")
         read["server"].update(str(n.target) for n in half.server.nodes if n.op == "get_attr")
     states = state_tensors(model)
-    made: dict[str, nn.Parameter] = {}
+    made: dict[tuple[str, str], Tensor] = {}
     for name, tensor in states.items():
         first = width_map.aliases.get(name, name)
         sides = [part for part, names in read.items() if first in names] or [_nearest(first, read)]
@@ -164,11 +164,12 @@ def _share_out(
                 f"the model cannot be cut at '{at}': both sides need the parameter '{name}'; "
                 "untie it, or cut elsewhere"
             )
-        if isinstance(tensor, nn.Parameter):
-            made.setdefault(first, nn.Parameter(tensor.detach().clone(), tensor.requires_grad))
         for side in sides:
-            value = made[first] if isinstance(tensor, nn.Parameter) else tensor.detach().clone()
-            place_tensor(client if side == "client" else server, name, value, True)
+            if (side, first) not in made:
+                value = tensor.detach().clone()
+                trained = isinstance(tensor, nn.Parameter)
+                made[side, first] = nn.Parameter(value, tensor.requires_grad) if trained else value
+            place_tensor(client if side == "client" else server, name, made[side, first], True)
     own = dict(model.named_buffers())
     for name, constant in program.constants.items():
         for part, names in ((client, read["client"]), (server, read["server"])):

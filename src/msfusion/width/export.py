@@ -46,7 +46,7 @@ def export_program(
     args, kwargs = (
         ((), example_inputs) if isinstance(example_inputs, Mapping) else (tuple(example_inputs), {})
     )
-    args, kwargs = _at_least_two_examples(args, dict(kwargs))
+    args, kwargs = _at_least_two_examples(*_separate(args, dict(kwargs)))
     call = signature_of(model, args, kwargs)
     program = Program({}, model, {}, call, args, dict(kwargs), tuple(state_tensors(model)), as_names(outputs))
     program.graphs[True] = _export(program, True)
@@ -75,6 +75,26 @@ def _check_model(model: nn.Module) -> None:
                 f"{kind} cannot be traced: the parameter {name!r} has a hook on its gradient, which its slices would "
                 "not have (operation register_hook); remove the hook"
             )
+
+
+def _separate(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Copies of the example's tensors; one that is given twice becomes two, the second with its examples in turn.
+
+    A model may ask whether two inputs are the same object (attention does, `q is k`), and later calls give others.
+    """
+    given: set[int] = set()
+
+    def separate(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        copy = leaf.detach().clone()
+        if id(leaf) in given and leaf.dim() and leaf.layout is torch.strided:
+            copy = copy.roll(1, 0)
+        given.add(id(leaf))
+        return copy.requires_grad_(leaf.requires_grad)
+
+    separated: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_map(separate, (args, kwargs))
+    return separated
 
 
 def _at_least_two_examples(

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from msfusion.digests import digest_of_tensors
 from msfusion.width.call import Signature, Sizes
 from msfusion.width.generate import Forward
+from msfusion.width.kept import Kept
 from msfusion.width.tensors import state_tensors
 
 if TYPE_CHECKING:
@@ -67,6 +68,10 @@ class Program:
     outputs: tuple[str | int, ...] | None = None  # those that count; None where all do
     short: tuple[Tensor, ...] = ()  # the example, cut short where the model is large
     checkpointing: list[str] = field(default_factory=list)  # modules whose activations are computed twice
+    frozen_together: list[tuple[str, str]] = field(
+        default_factory=list
+    )  # share memory, which nothing changes
+    kept: Kept = field(default_factory=dict)  # what its modules are
     analysis: Analysis | None = None  # the axes of every tensor, once `trace` has found them
     groups: dict[Atom, str] = field(default_factory=dict)  # which width group an atom of these axes is
     compiled: dict[Hashable, Compiled] = field(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -19,12 +19,14 @@ from msfusion.width.execute import call_operator, execute
 from msfusion.width.generate import Forward, compile_graph
 from msfusion.width.graph import Compiled, Program
 from msfusion.width.groups import WidthMap, Window
+from msfusion.width.kept import changed_since
 from msfusion.width.measure import depends_on_data
 from msfusion.width.own_scale import OwnScale
 from msfusion.width.resize import Resizer, Widths
+from msfusion.width.shared_memory import check_still_frozen
 from msfusion.width.slices import checked_units, extract
 from msfusion.width.stacked import stackable
-from msfusion.width.tensors import place_tensor, state_tensors
+from msfusion.width.tensors import place_tensor, state_tensors, tensor_at
 
 
 class SubModel(nn.Module):
@@ -49,6 +51,20 @@ class SubModel(nn.Module):
         outputs = self._forwards[self.training](self, *inputs)
         return self._program.graphs[self.training].packed(outputs)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SubModel:
+        """Convert or move all tensors; a buffer with two names stays one (`nn.Module` makes two of it)."""
+        first: dict[int, str] = {}
+        tied = [
+            (name, first[id(buffer)])
+            for name, buffer in self.named_buffers(remove_duplicate=False)
+            if first.setdefault(id(buffer), name) != name
+        ]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        persistent = state_tensors(self) if tied else {}
+        for name, owner in tied:
+            place_tensor(self, name, tensor_at(self, owner), name in persistent)
+        return self
+
     def __deepcopy__(self, memo: dict[int, Any]) -> SubModel:
         """A copy with parameters of its own; the traced program is shared."""
         copy = SubModel(self._program, self._forwards)
@@ -67,8 +83,9 @@ def copy_tensors(source: nn.Module, target: nn.Module, memo: dict[int, Any] | No
             known[id(parameter)] = data
         place_tensor(target, name, data, True)
     persistent = state_tensors(source)
-    for name, buffer in source.named_buffers():
-        place_tensor(target, name, buffer.detach().clone(), name in persistent)
+    for name, buffer in source.named_buffers(remove_duplicate=False):
+        data = known.setdefault(id(buffer), buffer.detach().clone())
+        place_tensor(target, name, data, name in persistent)
 
 
 def narrow(
@@ -114,7 +131,9 @@ def program_of(width_map: WidthMap) -> Program:
 
 
 def traced_from(model: nn.Module, width_map: WidthMap) -> tuple[Program, dict[str, Tensor]]:
-    """What tracing gave, and the model's own tensors by name. MsfusionError where it is not the traced model."""
+    """What tracing gave, and the model's own tensors by name. MsfusionError where it is not the traced model,
+    or where a tensor has been set free since then that shares its memory with another.
+    """
     program = program_of(width_map)
     state = state_tensors(model)
     if program.without_values and not any(tensor.is_meta for tensor in state.values()):
@@ -127,6 +146,11 @@ def traced_from(model: nn.Module, width_map: WidthMap) -> tuple[Program, dict[st
             f"this {type(model).__name__} is not the model of the width map: its tensors have other names or shapes; "
             "trace it again"
         )
+    if (change := changed_since(model, program.kept)) is not None:
+        raise MsfusionError(
+            f"this {type(model).__name__} was changed after it was traced: {change}; trace it again"
+        )
+    check_still_frozen(program, model, state)
     return program, state
 
 

@@ -24,10 +24,12 @@ from msfusion.width.axes import Atom, Axes, Product, atoms_of, find, freeze, fre
 from msfusion.width.export import export_program
 from msfusion.width.graph import Program
 from msfusion.width.groups import Frozen, Group, Place, WidthMap
+from msfusion.width.kept import kept
 from msfusion.width.measure import measure
 from msfusion.width.mode import without_cache
 from msfusion.width.outputs import Outputs
 from msfusion.width.python_state import numbers_left_as_they_were
+from msfusion.width.shared_memory import check_memory
 from msfusion.width.short import short_example
 from msfusion.width.tensors import left_as_it_was, state_tensors
 
@@ -65,6 +67,7 @@ def trace(
         warnings.simplefilter("ignore")  # what a model says of calls that are not the user's own
         try:
             program = export_program(model, example_inputs, outputs)
+            check_memory(program)
             program.short = short_example(program)
             analysis = analyse(program)
             width_map = collect(program, analysis)
@@ -78,6 +81,7 @@ def trace(
             raise UntraceableModelError(
                 f"{type(model).__name__} cannot be traced: {type(error).__name__}: {cause}"
             ) from error
+    program.kept = kept(model)
     return width_map
 
 

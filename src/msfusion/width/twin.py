@@ -41,7 +41,7 @@ def evaluation_twin(program: Program, training: Graph) -> Graph | None:
     graph.eliminate_dead_code()
     if any(_draws(node) for node in graph.nodes):
         return None  # random numbers that only training may draw could agree by chance
-    twin = Graph(graph, [copies[node] for node in training.inputs], training.out_spec, training.sizes)
+    twin = Graph(graph, [copies[node] for node in training.inputs], training.out_spec, training.sizes.copy())
     return twin if not program.without_values and _agrees(program, twin) else None
 
 
