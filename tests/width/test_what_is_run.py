@@ -388,6 +388,10 @@ def test_gradients_of_the_users_own_are_refused_even_where_they_do_not_show(how:
         trace(RarelyItsOwn(how), (X,))
 
 
+def test_a_function_with_the_usual_gradient_trains() -> None:
+    same_training(OwnGradients("Identity"), (X,))
+
+
 def test_a_module_with_a_hook_on_its_gradient_is_refused() -> None:
     model = Net()
     model.b.register_full_backward_hook(lambda module, inputs, outputs: None)

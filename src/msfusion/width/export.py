@@ -30,6 +30,7 @@ from msfusion.width.chance import NUMPY, Chances, random_states
 from msfusion.width.graph import Graph, Program
 from msfusion.width.mode import mode
 from msfusion.width.outputs import Outputs, as_names, selected
+from msfusion.width.own_gradients import noted_gradients
 from msfusion.width.regions import clean
 from msfusion.width.tensors import left_as_it_was, state_tensors
 from msfusion.width.twin import evaluation_twin
@@ -156,7 +157,7 @@ def _export(program: Program, training: bool) -> Graph:
         mode(model, training),
         _module_stack(model) as stack,
         _noted_checkpointing(program, stack),
-        _noted_gradients(stack) as own_gradients,
+        noted_gradients(stack) as own_gradients,
         _idle_conversions(),
         _unlogged(),
         torch.enable_grad(),
@@ -204,51 +205,6 @@ def _by_chance(chances: Chances, numbers: dict[str, Any]) -> str:
             "a number for each example and multiply by it (DropPath)"
         )
     return ""
-
-
-@contextmanager
-def _noted_gradients(stack: list[str]) -> Iterator[list[tuple[str, str]]]:
-    """Note where a forward makes gradients of its own, and how. That it does so counts, not whether it shows.
-
-    A gradient that is clipped differs only where it is large: no comparison on an example would find it.
-    """
-    noted: list[tuple[str, str]] = []
-    function: Any = torch.autograd.Function
-    tensor: Any = torch.Tensor
-    own = {name: vars(tensor)[name] for name in _HOOKS if name in vars(tensor)}
-    kept = {name: getattr(tensor, name) for name in _HOOKS}
-    apply = vars(function)["apply"]
-
-    def note(what: str) -> None:
-        noted.append((stack[-1] if stack else "the model itself", what))
-
-    def noted_apply(kind: Any, *args: Any, **kwargs: Any) -> Any:
-        if not kind.__module__.startswith("torch."):
-            note(f"the autograd.Function {kind.__name__}")
-        return apply.__func__(kind, *args, **kwargs)
-
-    def noting(name: str) -> Any:
-        def register(given: Any, *args: Any, **kwargs: Any) -> Any:
-            note(f"a hook on a tensor, {name}")
-            return kept[name](given, *args, **kwargs)
-
-        return register
-
-    try:
-        function.apply = classmethod(noted_apply)
-        for name in _HOOKS:
-            setattr(tensor, name, noting(name))
-        yield noted
-    finally:
-        function.apply = apply
-        for name in _HOOKS:
-            if name in own:
-                setattr(tensor, name, own[name])
-            else:
-                delattr(tensor, name)
-
-
-_HOOKS = ("register_hook", "register_post_accumulate_grad_hook")
 
 
 @contextmanager
