@@ -38,7 +38,8 @@ def page(result: Row) -> str:
     versions = ", ".join(
         f"{name} {machine[name]}" for name in ("torch", "transformers", "peft") if name in machine
     )
-    source = f"commit {str(machine.get('commit'))[:9]}, {versions}, `python benchmarks/architectures.py`"
+    commit = str(machine.get("commit"))  # with a remark behind it where some rows are of another one
+    source = f"commit {commit[:9]}{commit[40:]}, {versions}, `python benchmarks/architectures.py`"
     parts = [HEAD, overview(result["summary"]), f"({source}.)\n"]
     for kind in kinds:
         chosen = [row for row in rows if row["kind"] == kind and row["name"] not in MUST_BE_REFUSED]

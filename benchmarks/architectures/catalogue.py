@@ -41,6 +41,7 @@ MUST_BE_REFUSED: dict[str, str] = {
     "tensor-hook": _OWN_GRADIENT,
     "module-hook": _OWN_GRADIENT,
     "parameter-hook": _OWN_GRADIENT,
+    "recurrent_gemma": _OWN_GRADIENT,  # its square root bounds its own derivative
     "layer-drop": _COIN,
     "bart-layerdrop": _COIN,
     "stochastic-depth": _COIN,
