@@ -28,14 +28,15 @@ ROUNDS = 20
 
 IN_OPERATORS = {
     "normalised", "low_rank", "prototypes_2", "prototypes_pairwise", "prototypes_cubic", "prototypes_normalised",
-    "within_a_batch", "dora", "BitForImageClassification", "language_lstm", "GemmaForCausalLM",
+    "within_a_batch", "dora", "BitForImageClassification", "language_lstm", "GemmaForCausalLM", "bounded",
+    "bounded_cubic", "pairs", "drawn",
 }  # fmt: skip
 """No parameter holds the factor of a sum: it is over activations alone or with a weight that is computed from others,
 or of an output layer that is the embedding, fed by an LSTM or by a norm that multiplies with 1 + weight.
 """
 
-NOT_EQUAL = {"sinusoidal_hidden"}
-"""A constant that differs from unit to unit: no copies."""
+NOT_EQUAL = {"sinusoidal_hidden", "by_identity"}
+"""A constant that differs from unit to unit, an identity matrix (which tells copies apart): no copies."""
 
 SINGLE = {"MixtralForCausalLM", "Qwen2MoeForCausalLM", "GemmaForCausalLM", "BloomForCausalLM", "gqa_complex"}
 """Operators or casts that know no float64."""

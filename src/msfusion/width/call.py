@@ -249,7 +249,9 @@ class Sizes:
             if size != low == high:
                 return f"{where}, but must have {low}"
             if size < max(low, 1) or (size == 1 and (number, axis) not in self.ones):
-                return f"{where}, but must have at least {max(low, 1 if (number, axis) in self.ones else 2)}"
+                least = max(low, 1 if (number, axis) in self.ones else 2)
+                few = ": a single example is too few for this model" if size == 1 and axis == 0 else ""
+                return f"{where}, but must have at least {least}{few}"
             if high is not None and size > high:
                 return f"{where}, but can have at most {high}"
         known = {s: v for s, v in values.items() if any(s in c.free_symbols for c in self.conditions)}
