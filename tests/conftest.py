@@ -11,7 +11,9 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-if os.environ.get("MSFUSION_CHECK_TYPES") == "1":
+CHECKED = os.environ.get("MSFUSION_CHECK_TYPES") == "1"
+
+if CHECKED:
     from jaxtyping import install_import_hook
 
     install_import_hook("msfusion", "beartype.beartype")
@@ -45,6 +47,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that share a trace or a module's fixture run in one process; those of most zoo models are slow."""
     slow = set(SLOW.read_text().split())
     for item in items:
+        if CHECKED and item.get_closest_marker("without_type_checks"):
+            item.add_marker(pytest.mark.skip(reason="types are checked at every call"))
         folder, group = item.path.parent.name, item.path.stem
         given = getattr(getattr(item, "callspec", None), "params", {})
         if folder == "width" and (model := given.get("entry", given.get("name"))) is not None:

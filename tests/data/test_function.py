@@ -143,6 +143,7 @@ def test_example_inputs_are_as_many_as_asked(examples: int) -> None:
     assert torch.equal(ids[0], torch.tensor([4, 5, 0]))
 
 
+@pytest.mark.without_type_checks
 @pytest.mark.parametrize(
     ("inputs", "targets", "words"),
     [

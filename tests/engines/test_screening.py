@@ -156,6 +156,7 @@ def test_workers_and_a_resume_change_nothing(how: str) -> None:
     assert any(told(one))
 
 
+@pytest.mark.without_type_checks
 @pytest.mark.parametrize("how", MALFORMED)
 def test_what_may_not_leave_and_what_raises_is_its_participants(how: str) -> None:
     method, once = Malformed((2,), how), RoundSettings(rounds=1)

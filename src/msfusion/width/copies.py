@@ -67,7 +67,9 @@ class Copies:
                 Cut(small, tuple(zip(axes, (here for _, here in chosen), strict=True))),
             )
 
-    def along(self, name: str, by_group: Mapping[str, float], axes: Iterable[int] | None = None) -> Along:
+    def along(
+        self, name: str, by_group: Mapping[str, int] | Mapping[str, float], axes: Iterable[int] | None = None
+    ) -> Along:
         """A number for each group, by the axes where its units stand (or some of them); 1 elsewhere."""
         wanted = self.axes(name) if axes is None else axes
         found = {
@@ -165,6 +167,11 @@ def factor_at(along: Along, cut: Cut | None, rank: int) -> float | Tensor:
             values = chosen.reshape([-1 if axis == number else 1 for axis in range(rank)])
         product = values * product
     return product
+
+
+def beside(factor: float | Tensor, tensor: Tensor) -> float | Tensor:
+    """A factor on the device of the tensor that it goes with."""
+    return factor.to(tensor.device) if isinstance(factor, Tensor) else factor
 
 
 def copies_in(window: Mapping[str, Tensor], width_map: WidthMap, sizes: Mapping[str, int]) -> dict[str, int]:

@@ -151,7 +151,7 @@ def _of_a_library(module: str) -> bool:
 
 
 def _same(one: Any, two: Any) -> bool:
-    return one is two or (type(one) is type(two) and (one == two or (one != one and two != two)))
+    return one is two or (type(one) is type(two) and bool(one == two or (one != one and two != two)))
 
 
 def _noticing(name: str, kind: type) -> Any:
