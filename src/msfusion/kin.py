@@ -31,7 +31,7 @@ from torch import Tensor
 
 from msfusion.fusion import Accumulator, least_of, outline_of
 from msfusion.summation import ExactSum, exact_products, quotient
-from msfusion.width.copies import Along, Copies, copies_in, factor_at
+from msfusion.width.copies import Along, Copies, beside, copies_in, factor_at
 from msfusion.width.groups import State
 from msfusion.width.slices import Cut
 
@@ -96,7 +96,7 @@ class KinAccumulator(Accumulator):
             elif name in self._trained:
                 change = self._change(name, kin[self._alike[name]], apart)
                 factor = factor_at(self._factors.get(name, {}), None, old.ndim)
-                fused[name] = (old.double() + change / _on(factor, old)).to(old.dtype)
+                fused[name] = (old.double() + change / beside(factor, old)).to(old.dtype)
             else:
                 fused[name] = self._value(name, kin[self._alike[name]], apart).to(old.dtype)
         return {name: fused[self._first(name)] for name in self._state}
@@ -169,8 +169,4 @@ class _KinWeights:
 
 def _divided(values: Tensor, by: float | Tensor) -> Tensor:
     """The values themselves where there is one copy, so that their products stay short."""
-    return values if isinstance(by, float) and by == 1 else values.double() / _on(by, values)
-
-
-def _on(factor: float | Tensor, tensor: Tensor) -> float | Tensor:
-    return factor.to(tensor.device) if isinstance(factor, Tensor) else factor
+    return values if isinstance(by, float) and by == 1 else values.double() / beside(by, values)

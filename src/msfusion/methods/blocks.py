@@ -172,25 +172,16 @@ class BlocksMethod:
 
     def aggregate(self, state: State, updates: Iterable[Update]) -> dict[str, Tensor]:
         """Each block becomes the weighted average of those who trained it; others keep their values."""
-        versions, sums, answered = Versions.of(state), dict[int, Accumulator](), list[Answered]()
+        versions, averages, answered = Versions.of(state), Averages(state, self.small), list[Answered]()
         for update in updates:
             held = self.held(update.participant, update.round_index)
             self._check_names(update, held)
             for block in held:
-                own = part(state, label(block))
-                if block not in sums:
-                    sums[block] = Accumulator(own, self.small.width_map)
-                tensors = replace(update, tensors=part(update.tensors, label(block)))
-                add_update(sums[block], own, {}, tensors, self.small.weighting, self.small.width_map)
+                averages.add(block, replace(update, tensors=part(update.tensors, label(block))))
             now = update.metadata.get(CHANGES) == versions.total
             phase = self.phases.phase(update.round_index)
             answered.append(Answered(update.participant, phase, held, now))
-        averaged = {
-            name: tensor
-            for block, total in sums.items()
-            for name, tensor in labelled(label(block), total.result()).items()
-        }
-        return {**state, **averaged, **versions.after(answered).tensors()}
+        return {**state, **averages.result(), **versions.after(answered).tensors()}
 
     def evaluate(self, state: State, data: Batch) -> Evaluation:
         """How good the sum of all blocks is."""
@@ -327,6 +318,34 @@ class BlocksMethod:
                 f"{strange[0]!r}, which is of no block that it was to train",
                 update.participant,
             )
+
+
+class Averages:
+    """The weighted averages of several small models that lie in one state, each by itself, as updates come."""
+
+    def __init__(self, state: State, small: SmallMethod) -> None:
+        self._state, self._small = state, small
+        self._sums: dict[int, Accumulator] = {}
+
+    def add(self, number: int, update: Update) -> None:
+        """Add what a participant made of one of the models. Raises UpdateError as `add_update` does."""
+        own, small = part(self._state, label(number)), self._small
+        if number not in self._sums:
+            self._sums[number] = Accumulator(own, small.width_map)
+        add_update(self._sums[number], own, {}, update, small.weighting, small.width_map)
+
+    @property
+    def changed(self) -> list[int]:
+        """The models to which something was added."""
+        return [*self._sums]
+
+    def result(self) -> dict[str, Tensor]:
+        """Their tensors, by the names of the state."""
+        return {
+            name: tensor
+            for number, total in self._sums.items()
+            for name, tensor in labelled(label(number), total.result()).items()
+        }
 
 
 class Recomputed:

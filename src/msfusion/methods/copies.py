@@ -27,16 +27,16 @@ from msfusion.methods.base import Task, Update
 from msfusion.methods.capacities import Capacities
 from msfusion.methods.contrastive import WITHOUT, ContrastiveSettings
 from msfusion.methods.narrow import NarrowMethod, Weighting, blamed, weight_of
-from msfusion.methods.small import reinitialised
-from msfusion.methods.states import holding, loaded, state_of, with_aliases, without_aliases
+from msfusion.methods.small import fresh_weights
+from msfusion.methods.states import holding, loaded, with_aliases, without_aliases
 from msfusion.methods.training import TrainingSettings
 from msfusion.objectives import scores
 from msfusion.width.analysis import module_of
-from msfusion.width.copies import Along, Copies, factor_at
+from msfusion.width.copies import Along, Copies, beside, factor_at
 from msfusion.width.groups import State, WidthMap, Window
 from msfusion.width.mode import mode
 from msfusion.width.own_scale import Folding, OwnScale, folding
-from msfusion.width.slices import extract, plan
+from msfusion.width.slices import plan
 from msfusion.width.submodel import narrow, program_of
 from msfusion.windows import Overlap, double_shift_for, held_sizes, small_sizes, transversal, window_size
 
@@ -169,8 +169,7 @@ class CopiesMethod(NarrowMethod):
             )
 
     def _small_start(self) -> dict[str, Tensor]:
-        sizes = self.copies.sizes
-        return reinitialised(extract(state_of(self.model), self.width_map, _first(sizes)), self.width_map)
+        return fresh_weights(self.model, self.width_map, _first(self.copies.sizes))
 
     def _copied(self, small: State) -> dict[str, Tensor]:
         """A small model's tensors as a state of the large one: what sums over copies is divided by their number."""
@@ -244,8 +243,7 @@ def _first(sizes: Mapping[str, int]) -> Window:
 
 
 def _times(tensor: Tensor, factor: float | Tensor) -> Tensor:
-    on = factor.to(tensor.device) if isinstance(factor, Tensor) else factor
-    return (tensor * on).to(tensor.dtype)
+    return (tensor * beside(factor, tensor)).to(tensor.dtype)
 
 
 def moved(state: State, width_map: WidthMap) -> dict[str, Tensor]:

@@ -15,11 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from msfusion.batch import Batch
-from msfusion.fusion import Accumulator
 from msfusion.methods.base import Kind, Task, Update
-from msfusion.methods.blocks import BlocksSettings, blocks_for, first_weights
+from msfusion.methods.blocks import Averages, BlocksSettings, blocks_for, first_weights
 from msfusion.methods.contrastive import recalled
-from msfusion.methods.narrow import add_update
 from msfusion.methods.outbound import Outbound
 from msfusion.methods.phases import Phases, label
 from msfusion.methods.small import SmallMethod
@@ -63,18 +61,12 @@ class EnsembleMethod:
 
     def aggregate(self, state: State, updates: Iterable[Update]) -> dict[str, Tensor]:
         """The weighted average, of each model by itself: what comes late may be of the one before."""
-        sums = dict[int, Accumulator]()
+        averages = Averages(state, self.small)
         for update in updates:
-            number = self.phases.phase(update.round_index)
-            own = part(state, label(number))
-            if number not in sums:
-                sums[number] = Accumulator(own, self.small.width_map)
-            add_update(sums[number], own, {}, update, self.small.weighting, self.small.width_map)
-        fused, merged = dict(state), state[_MERGED].clone()
-        for number, total in sums.items():
-            fused |= labelled(label(number), total.result())
-            merged[number] += 1
-        return {**fused, _MERGED: merged}
+            averages.add(self.phases.phase(update.round_index), update)
+        merged = state[_MERGED].clone()
+        merged[averages.changed] += 1
+        return {**state, **averages.result(), _MERGED: merged}
 
     def evaluate(self, state: State, data: Batch) -> Evaluation:
         """How good the mean of the models that have been trained is; of the first one, if none has."""

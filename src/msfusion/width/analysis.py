@@ -323,6 +323,12 @@ def has_tensor(value: Any) -> bool:
     return isinstance(value, Tensor)
 
 
+def modules_of(node: fx.Node) -> list[str]:
+    """The names of the modules in which an operator was called, from the outside inwards; without the model itself."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return [path for path, _ in stack.values() if path] if isinstance(stack, dict) else []
+
+
 def module_of(node: fx.Node) -> str:
     """The name of the module in whose forward an operator was called."""
     stack = node.meta.get("nn_module_stack") or {}

@@ -105,6 +105,12 @@ def answer_of_model(
     return answer
 
 
+def short_answer(program: Program) -> list[Any]:
+    """The model's own flat outputs for the short example, on copies of its tensors and without gradients."""
+    with torch.no_grad():
+        return answer_of_model(program, copies_of(program), program.short)
+
+
 def _places(program: Program) -> Iterator[tuple[str, str]]:
     """Where the model holds a tensor, each module by its first name, and the tensor's own first name."""
     first = _first_names(program)

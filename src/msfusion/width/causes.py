@@ -14,7 +14,8 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from msfusion.errors import UntraceableModelError
-from msfusion.width.answers import answer_of_model, copies_of, seeded
+from msfusion.width.analysis import modules_of
+from msfusion.width.answers import answer_of_model, copies_of, seeded, short_answer
 from msfusion.width.chance import random_states
 from msfusion.width.execute import call_operator, execute
 from msfusion.width.graph import Program
@@ -92,8 +93,8 @@ def _computed(program: Program) -> dict[str, list[tuple[Any, ...]]]:
 
     def call(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = call_operator(node, args, kwargs)
-        outside = set.intersection(*(set(_modules(user)) for user in node.users)) if node.users else set()
-        left = [module for module in _modules(node) if module not in outside]
+        outside = set.intersection(*(set(modules_of(user)) for user in node.users)) if node.users else set()
+        left = [module for module in modules_of(node) if module not in outside]
         for tensor in pytree.tree_leaves(result) if left else ():
             if isinstance(tensor, Tensor):
                 for module in left:
@@ -105,12 +106,6 @@ def _computed(program: Program) -> dict[str, list[tuple[Any, ...]]]:
     with torch.no_grad(), seeded(program):
         execute(program.graphs[False].graph, inputs, tensors.get, call)
     return computed
-
-
-def _modules(node: fx.Node) -> list[str]:
-    """The modules in which an operator is called, from the outside."""
-    stack = node.meta.get("nn_module_stack") or {}
-    return [path for path, _ in stack.values() if path]
 
 
 def _sums(tensor: Tensor) -> tuple[Any, ...]:
@@ -158,16 +153,11 @@ def where_random(program: Program) -> tuple[str, list[str]]:
     try:
         sys.setprofile(watch)
         with _hooked(program.model, enter, leave):
-            _answer(program)
-            _answer(program)
+            short_answer(program)
+            short_answer(program)
     finally:
         sys.setprofile(profile)
     return (found or [_WHOLE])[0], lines
-
-
-def _answer(program: Program) -> None:
-    with torch.no_grad():
-        answer_of_model(program, copies_of(program), program.short)
 
 
 @contextmanager

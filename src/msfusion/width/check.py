@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from msfusion.width.answers import answer_of_model, copies_of, seeded
+from msfusion.width.answers import answer_of_model, copies_of, seeded, short_answer
 from msfusion.width.causes import difference, in_words, name_of, refusal, where_random
 from msfusion.width.chance import PYTHON, random_states
 from msfusion.width.graph import Program
@@ -78,10 +78,10 @@ def check_runs_as_the_model(width_map: WidthMap) -> None:
 def _check_repeatable(program: Program, training: bool) -> None:
     """The model must answer the same once more: nothing outside its tensors may decide what it does."""
     drawn = random_states()
-    first = _answer(program)
+    first = short_answer(program)
     _refuse_other_randomness(program, drawn)
     before = python_state(program.model)  # after a first call, which may set up what stays
-    second = _answer(program)
+    second = short_answer(program)
     after = python_state(program.model)
     counted = before.changed_numbers(after)
     for place in before.changed_others(after):
@@ -130,7 +130,7 @@ def _goes_by(program: Program, changed: Sequence[Place], first: list[Any]) -> bo
         for values in zip_longest(*trials):
             _put(program, changed, values)
             uses.clear()  # of looking for the places
-            if not _same_outputs(first, _answer(program)) or uses:
+            if not _same_outputs(first, short_answer(program)) or uses:
                 return True
     except Exception:  # with another number it cannot even run
         return True
@@ -146,11 +146,6 @@ def _put(program: Program, places: Sequence[Place], values: Sequence[Any]) -> No
     for place, value in zip(places, values, strict=True):
         if value is not None and place in now:
             now[place].put(value)
-
-
-def _answer(program: Program) -> list[Any]:
-    with torch.no_grad():
-        return answer_of_model(program, copies_of(program), program.short)
 
 
 # -- the comparison ---------------------------------------------------------------------------------------------------

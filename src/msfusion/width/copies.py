@@ -144,7 +144,7 @@ class _Axis:
             origin[there.index] = here.index
         return origin
 
-    def values(self, by_group: Mapping[str, float]) -> float | Tensor:
+    def values(self, by_group: Mapping[str, int] | Mapping[str, float]) -> float | Tensor:
         """A number for each group at the positions of its units, 1 elsewhere; one number where all are equal."""
         values = torch.ones(self.length, dtype=torch.float64)
         for group, place in self.stretches:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from msfusion.errors import CutError
-from msfusion.width.analysis import module_of
+from msfusion.width.analysis import module_of, modules_of
 from msfusion.width.graph import Graph, Program
 from msfusion.width.tensors import state_tensors
 
@@ -69,7 +69,7 @@ class Halves:
     def _divide(self) -> tuple[set[fx.Node], set[fx.Node]]:
         """The nodes of the server and those of the client; what depends on no input may be on both sides."""
         nodes = [node for node in self.graph.graph.nodes if node.op == "call_function"]
-        inside = {node for node in nodes if self.at in _modules(node)}
+        inside = {node for node in nodes if self.at in modules_of(node)}
         if not inside:
             raise CutError(_no_such_module(self.at, nodes))
         boundary = {node for node in inside if any(user not in inside for user in node.users)}
@@ -94,14 +94,14 @@ class Halves:
         crosses. What nobody needs (a counter of steps) stays with its module.
         """
         for_client, for_server = _needed(client, free), _needed(server, free)
-        client_modules = {name for node in client for name in _modules(node)[-1:]}
+        client_modules = {name for node in client for name in modules_of(node)[-1:]}
         for node in free:
             if node in for_client:
                 client.add(node)
             if node in for_server and not (node in for_client and self._trains(node)):
                 server.add(node)
             if node not in for_client and node not in for_server:
-                (client if client_modules.intersection(_modules(node)[-1:]) else server).add(node)
+                (client if client_modules.intersection(modules_of(node)[-1:]) else server).add(node)
 
     def _trains(self, node: fx.Node) -> bool:
         """Whether a parameter that trains is behind a node."""
@@ -188,12 +188,6 @@ def _needed(side: set[fx.Node], free: Iterable[fx.Node]) -> set[fx.Node]:
     return found
 
 
-def _modules(node: fx.Node) -> list[str]:
-    """The names of the modules in which an operator was called, from the outside inwards."""
-    stack = node.meta.get("nn_module_stack") or {}
-    return [path for path, _ in stack.values() if path] if isinstance(stack, dict) else []
-
-
 def _is_tensor(node: fx.Node) -> bool:
     return isinstance(node.meta.get("val"), Tensor)
 
@@ -212,6 +206,6 @@ def _changes(user: fx.Node, node: fx.Node) -> bool:
 
 
 def _no_such_module(at: str, nodes: Iterable[fx.Node]) -> str:
-    known = list(dict.fromkeys(name for node in nodes for name in _modules(node)))
+    known = list(dict.fromkeys(name for node in nodes for name in modules_of(node)))
     near = get_close_matches(at, known, 3, 0.5) or known[:8]
     return f"the model has no module '{at}' that computes something: cut at one such as {', '.join(near)}"
