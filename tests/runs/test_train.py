@@ -347,9 +347,10 @@ import torch
 from torch import nn
 
 class Network(nn.Module):
-    def __init__(self, activation):
+    def __init__(self, activation, bias=0.0):
         super().__init__()
         self.first, self.last = nn.Linear(64, 8), nn.Linear(8, 10)
+        nn.init.constant_(self.last.bias, bias)
         self.activation = getattr(torch, activation)
 
     def forward(self, images):
@@ -382,9 +383,10 @@ def test_a_run_is_not_resumed_on_another_model(
     train(config, tmp_path / "run")
     whole = (tmp_path / "run" / "model.safetensors").read_bytes()
     (tmp_path / "run" / "summary.json").rename(tmp_path / "summary.json")
-    file.write_text('{"activation": "tanh"}')
-    with pytest.raises(RunDirectoryError, match=r"model.name = 'reads_a_file:network' gives another model"):
-        train(config, tmp_path / "run", resume=True)
+    for other in ('{"activation": "tanh"}', '{"activation": "relu", "bias": 0.5}'):
+        file.write_text(other)
+        with pytest.raises(RunDirectoryError, match=r"'reads_a_file:network' gives another model"):
+            train(config, tmp_path / "run", resume=True)
     file.write_text('{"activation": "relu"} ')
     train(config, tmp_path / "run", resume=True)
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == whole

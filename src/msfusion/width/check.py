@@ -81,7 +81,7 @@ def _check_repeatable(program: Program, training: bool) -> None:
     first = short_answer(program)
     _refuse_other_randomness(program, drawn)
     before = python_state(program.model)  # after a first call, which may set up what stays
-    second = short_answer(program)
+    second = _answer_of_another_call(program)
     after = python_state(program.model)
     counted = before.changed_numbers(after)
     for place in before.changed_others(after):
@@ -100,9 +100,42 @@ def _check_repeatable(program: Program, training: bool) -> None:
             f"gives another answer {again} (operation: its forward changes its {counted[0].path!r} and goes by it)",
         )  # fmt: skip
     if not _same_outputs(first, second):
+        second = short_answer(program)
+        _check_calls(program, training, first, second)
+    if not _same_outputs(first, second):
         raise refusal(
             program, "the model itself",
             f"gives another answer {again} (operation: its forward keeps something between calls)",
+        )  # fmt: skip
+
+
+def _answer_of_another_call(program: Program, drawing: bool = True) -> list[Any]:
+    """The answer to the same example where gradients are asked for, of inputs too, that lie otherwise in memory."""
+
+    def other(value: Tensor) -> Tensor:
+        turned = value.transpose(0, -1).contiguous().transpose(0, -1) if value.dim() > 1 else value
+        return turned.detach().requires_grad_(value.is_floating_point() or value.is_complex())
+
+    with torch.enable_grad(), _Drawing(drawing):
+        try:
+            answer = answer_of_model(program, copies_of(program), [other(x) for x in program.short])
+        except Exception:  # a sub-model asks nothing of a call, so it may do where the model cannot
+            return short_answer(program)
+    return [x.detach() if isinstance(x, Tensor) else x for x in answer]
+
+
+def _check_calls(program: Program, training: bool, first: list[Any], again: list[Any]) -> None:
+    """UntraceableModelError where the model asks how it is called, not only with what values."""
+    if not _same_outputs(first, again):
+        return  # it would answer otherwise in any case
+    with _Drawing(False):  # where memory lies otherwise, random numbers come in another order
+        plain = short_answer(program)
+    if not _same_outputs(plain, _answer_of_another_call(program, drawing=False), _CLOSE):
+        raise refusal(
+            program, "the model itself",
+            f"gives another answer in {in_words(training)} mode where its inputs require gradients, or are not "
+            "contiguous (operation: its forward asks for requires_grad, is_grad_enabled, is_contiguous or strides), "
+            "which is fixed when it is traced: leave the question out",
         )  # fmt: skip
 
 
@@ -328,11 +361,11 @@ def distance(one: Tensor, two: Tensor) -> float:
     return float((one - two).abs().max()) / max(float(one.max() - one.min()), float(one.abs().max()), 1e-6)
 
 
-def _same_outputs(one: Sequence[Any], two: Sequence[Any]) -> bool:
+def _same_outputs(one: Sequence[Any], two: Sequence[Any], tolerance: float = 1e-6) -> bool:
     pairs = [
         (a, b) for a, b in zip(one, two, strict=False) if isinstance(a, Tensor) and isinstance(b, Tensor)
     ]
-    return len(one) == len(two) and all(distance(a, b) <= 1e-6 for a, b in pairs)
+    return len(one) == len(two) and all(distance(a, b) <= tolerance for a, b in pairs)
 
 
 # -- other sizes ------------------------------------------------------------------------------------------------------

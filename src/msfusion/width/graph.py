@@ -72,6 +72,7 @@ class Program:
         default_factory=list
     )  # share memory, which nothing changes
     kept: Kept = field(default_factory=dict)  # what its modules are
+    asks_for_autocast: str | None = None  # a module whose forward does
     analysis: Analysis | None = None  # the axes of every tensor, once `trace` has found them
     groups: dict[Atom, str] = field(default_factory=dict)  # which width group an atom of these axes is
     compiled: dict[Hashable, Compiled] = field(
@@ -98,6 +99,11 @@ class Program:
     def inputs(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
         """The inputs of the graph for a call of a module made from it. TypeError where it does not fit."""
         tensors = self.call.flatten(args, kwargs)
+        if self.asks_for_autocast and any(torch.is_autocast_enabled(t.device.type) for t in tensors):
+            raise TypeError(
+                f"module {self.asks_for_autocast!r} asks whether autocast is on, which is fixed since the model was "
+                "traced: call the sub-model outside of torch.autocast"
+            )
         self.graphs[module.training].sizes.check(tensors, module)
         return tensors
 

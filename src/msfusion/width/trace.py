@@ -24,7 +24,7 @@ from msfusion.width.axes import Atom, Axes, Product, atoms_of, find, freeze, fre
 from msfusion.width.export import export_program
 from msfusion.width.graph import Program
 from msfusion.width.groups import Frozen, Group, Place, WidthMap
-from msfusion.width.kept import kept
+from msfusion.width.kept import kept, kept_through
 from msfusion.width.measure import measure
 from msfusion.width.mode import without_cache
 from msfusion.width.outputs import Outputs
@@ -65,6 +65,7 @@ def trace(
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore")  # what a model says of calls that are not the user's own
+        before = kept(model)
         try:
             program = export_program(model, example_inputs, outputs)
             check_memory(program)
@@ -74,6 +75,7 @@ def trace(
             width_map.prove()
             check_narrow_shapes(width_map)
             check_runs_as_the_model(width_map)
+            program.kept = kept_through(before, model)
         except MsfusionError:
             raise
         except Exception as error:  # what nobody foresaw is the model's, until somebody looks at it
@@ -81,7 +83,6 @@ def trace(
             raise UntraceableModelError(
                 f"{type(model).__name__} cannot be traced: {type(error).__name__}: {cause}"
             ) from error
-    program.kept = kept(model)
     return width_map
 
 
