@@ -92,7 +92,6 @@ _OWN_TABLES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 
 _BLOCKS_ONLY: Mapping[str, Any] = {
     "method.passes": 8,
-    "method.order": "together",
     "method.first_block": 0.0,
     "method.remembered_bytes": REMEMBERED_BYTES,
 }
@@ -229,7 +228,6 @@ class Config(Section):
             self.rounds,
             method.blocks,
             method.passes,
-            method.order,
             method.first_block,
             method.remembered_bytes,
         )

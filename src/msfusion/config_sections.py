@@ -17,7 +17,6 @@ from msfusion.engines.split import Clients, ServerStep, SplitSettings
 from msfusion.errors import ConfigError
 from msfusion.methods.blocks import REMEMBERED_BYTES
 from msfusion.methods.contrastive import WITHOUT, ContrastiveSettings
-from msfusion.methods.phases import Order
 from msfusion.methods.table import Start
 from msfusion.methods.training import TrainingSettings
 from msfusion.methods.wire import Derivative
@@ -119,10 +118,6 @@ class MethodSection(Section):
         description="of a sum of blocks or an ensemble; by default 1 / the least ratio",
     )
     passes: int = Field(default=8, ge=1, description="how often each block of a sum is trained, at most")
-    order: Order = Field(
-        default="together",
-        description="everybody on the same block of a sum, or neighbours on different ones (spread)",
-    )
     first_block: float = Field(
         default=0.0,
         ge=0,

@@ -85,12 +85,11 @@ def test_stopped_anywhere_and_resumed_it_ends_with_the_same_bytes(
     "settings",
     [
         (*IMAGES, *ABSENT),
-        (*IMAGES, *ABSENT, "method.order=spread", "rounds=6"),
         (*IMAGES, SLOW, "rounds=6"),
         TEXT,
         (*TEXT, "method.remembered_bytes=0"),
     ],
-    ids=["absent", "spread", "late", "text", "recomputed"],
+    ids=["absent", "late", "text", "recomputed"],
 )
 def test_what_is_foreseen_is_what_happens(settings: tuple[str, ...], tmp_path: Path) -> None:
     config = load_config(None, settings)

@@ -9,8 +9,8 @@ and a participant, which can hold one of them, trains it on the loss of the whol
     loss(f_b(x) + c(x), y)      with c(x) = sum of f_a(x) over a != b                             train
 
 c(x) it remembers: a block that has changed is sent to it once, it keeps the block's logits for its own examples, and
-from then on they are constants. All participants train the same block in a round, or neighbours different ones
-(`methods.phases`); each block is the weighted average of those who trained it (McMahan et al., AISTATS 2017):
+from then on they are constants. All participants train the same block in a round (`methods.phases`), and it becomes the
+weighted average of what they made of it (McMahan et al., AISTATS 2017):
 
     theta_b  <-  sum a_p theta_{p,b} / sum a_p     over the participants p that trained b         aggregate
 
@@ -39,7 +39,7 @@ from msfusion.methods.base import Kind, Task, Update
 from msfusion.methods.capacities import Capacities
 from msfusion.methods.narrow import TRAINED, add_update
 from msfusion.methods.outbound import Outbound
-from msfusion.methods.phases import Answered, Order, Phases, Versions, blocks_in, finished_label, label
+from msfusion.methods.phases import Answered, Phases, Versions, blocks_in, finished_label, label
 from msfusion.methods.silence import silenced
 from msfusion.methods.small import SmallMethod, fresh_weights
 from msfusion.methods.states import (
@@ -75,24 +75,23 @@ REMEMBERED_BYTES = 2**28
 class BlocksSettings:
     """How the large model is divided and trained. Raises ConfigError, naming the setting, for impossible values.
 
-    `rounds` are those of the whole run. `blocks` is how many there are (None: as many as small models fit side by side
-    into the large one). `passes` is how often each is trained, at most: a phase has at least one round. `order`:
-    everybody on one block ("together") or neighbours on different ones ("spread"). `first` is the share of the rounds
-    in which block 0 is trained before the others have their turns (0: as long as they have). A participant whose logits
-    would take more than `remembered_bytes` remembers the blocks and computes their logits anew in each step.
+    `rounds` are those of the whole run. `blocks` is how many there are (None: as many as small models fit side by
+    side into the large one). `passes` is how often each is trained, at most: a phase has at least one round. `first`
+    is the share of the rounds in which block 0 is trained before the others have their turns (0: as long as they
+    have). A participant whose logits would take more than `remembered_bytes` remembers the blocks and computes their
+    logits anew in each step.
     """
 
     rounds: int
     blocks: int | None = None
     passes: int = 8
-    order: Order = "together"
     first: float = 0.0
     remembered_bytes: int = REMEMBERED_BYTES
 
     def phases(self, smallest: float) -> Phases:
         """The plan of a run in which the smallest participant has this width ratio."""
         blocks = blocks_for(self.blocks, smallest)
-        return Phases(self.rounds, blocks, self.passes, self.order, self.first)
+        return Phases(self.rounds, blocks, self.passes, self.first)
 
 
 def blocks_for(blocks: int | None, smallest: float) -> int:
@@ -119,7 +118,7 @@ class BlocksMethod:
     def held(self, participant: int, round_index: int) -> tuple[int, ...]:
         """The blocks that a participant trains in a round; known to both sides, so it does not travel."""
         count = self.count_at(self.capacities.ratio(participant, round_index))
-        return self.phases.held(participant, round_index, count)
+        return self.phases.held(round_index, count)
 
     def count_at(self, ratio: float) -> int:
         """How many blocks a participant of this width ratio trains at once."""

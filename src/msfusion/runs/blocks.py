@@ -42,7 +42,7 @@ class BlocksRun(SlicesRun):
             for row, total in zip(figures["participants"], self._forecast.totals(), strict=True)
         ]
         phases = self._method.phases
-        blocks = {"blocks": phases.blocks, "phases": phases.count, "order": phases.order}
+        blocks = {"blocks": phases.blocks, "phases": phases.count}
         return {**figures, "participants": rows, "sum_of_blocks": blocks}
 
 

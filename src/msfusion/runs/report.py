@@ -115,7 +115,7 @@ def sum_lines(figures: Row) -> list[str]:
     flops = span([row["total_flops"] for row in rows], count, " - ")
     answer = count(whole["inference_flops_per_example"])
     return [
-        f"a sum of {blocks['blocks']} blocks in {blocks['phases']} phases ({blocks['order']}): {weights} weights "
+        f"a sum of {blocks['blocks']} blocks in {blocks['phases']} phases: {weights} weights "
         f"in all, {answer} FLOPs to answer one example",
         f"in the whole run each participant is sent {sent} finished blocks besides, remembers {kept}, and computes "
         f"{flops} FLOPs with what that takes",
