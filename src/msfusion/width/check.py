@@ -438,9 +438,9 @@ def _example_size(program: Program, place: tuple[int, int]) -> int:
 
 
 def _differs(program: Program, symbols: Sequence[Any], more: int) -> bool:
-    """Whether sub-model and model differ where these symbols are larger by `more`; False where it cannot be tried."""
+    """Whether they differ where these sizes of the short example are larger by `more`; False if it cannot be tried."""
     sizes = program.graphs[False].sizes
-    inputs = list(program.call.example)
+    inputs = list(program.short)
     for symbol in symbols:
         number, axis = sizes.free[symbol]
         inputs[number] = _stretched(inputs[number], axis, inputs[number].shape[axis] + more)
@@ -452,7 +452,7 @@ def _differs(program: Program, symbols: Sequence[Any], more: int) -> bool:
 def _differs_at(
     program: Program, places: set[tuple[int, int]], size: int, training: bool = False
 ) -> bool | None:
-    inputs = list(program.call.example)
+    inputs = list(program.short)
     for number, axis in places:
         inputs[number] = _stretched(inputs[number], axis, size)
     return _other_answers(program, inputs, training)
