@@ -30,14 +30,12 @@ from msfusion.width.trace import trace
 
 torch.set_num_threads(1)
 
-QUICK_MODELS = {
-    "mlp", "resnet_short", "densenet", "lstm", "nanogpt", "gqa_slices", "low_rank", "BertForMaskedLM"
-}  # fmt: skip
+QUICK_MODELS = {"mlp", "resnet_short", "lstm", "gqa_slices", "low_rank"}
 """Of the zoo (tests/width), those on which the fast tests run."""
 
 
 SLOW = Path(__file__).with_name("slow.txt")
-"""The tests that have taken more than half a second, written anew by `scripts/check --note-slow`."""
+"""The tests that have taken more than a quarter of a second, written anew by `scripts/check --note-slow`."""
 
 _seconds: dict[str, float] = {}
 
@@ -70,7 +68,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 def pytest_sessionfinish() -> None:
     """Write the list of slow tests, where that was asked for."""
     if _seconds:
-        SLOW.write_text("".join(f"{name}\n" for name, seconds in sorted(_seconds.items()) if seconds > 0.5))
+        SLOW.write_text("".join(f"{name}\n" for name, seconds in sorted(_seconds.items()) if seconds > 0.25))
 
 
 def _function(name: str) -> str:
