@@ -14,6 +14,7 @@ from watching import silent
 from msfusion.config import Config, load_config
 from msfusion.errors import ConfigError, RunDirectoryError
 from msfusion.runs import comparison as module
+from msfusion.runs.cells import gap_closed
 from msfusion.runs.compare import compare
 from msfusion.runs.comparison import Comparison, plan_runs
 from msfusion.runs.directory import RunDirectory
@@ -135,6 +136,44 @@ def test_how_far_each_row_is_behind_the_first_method(compared: tuple[Path, dict[
     ]
     assert small["behind"]["values"] == pytest.approx(by_hand)
     assert small["behind"]["mean"] == pytest.approx(statistics.fmean(by_hand))
+
+
+def cell(method: str, accuracies: list[float], variant: str | None = None, **more: Any) -> dict[str, Any]:
+    ratio = 1.0 if method == "fedavg" else 0.25
+    row = {"method": method, "variant": variant, "ratio": ratio, "rounds": 10, "accuracy": spread(accuracies)}
+    return {**row, "loss": spread([1.0 - each for each in accuracies]), **more}
+
+
+def test_the_share_of_the_gap_is_paired_and_told_where_there_is_a_gap() -> None:
+    small, whole = cell("small", [0.5, 0.52]), cell("fedavg", [0.7, 0.74])
+    ours = cell("msfusion", [0.6, 0.64])
+    closed = gap_closed(ours, [ours, small, whole])
+    assert closed is not None
+    assert closed["share"] == pytest.approx((0.10 + 0.12) / (0.20 + 0.22))
+    assert closed["gap"]["values"] == pytest.approx([0.20, 0.22])
+    worse = gap_closed(cell("msfusion", [0.4, 0.42]), [small, whole])
+    assert worse is not None
+    assert worse["share"] == pytest.approx(-0.2 / 0.42)
+    by_chance = gap_closed(ours, [small, cell("fedavg", [0.5, 0.74])])
+    assert by_chance is not None
+    assert by_chance["share"] is None
+    assert gap_closed(small, [small, whole]) is None
+    assert gap_closed(ours, [small, {**whole, "rounds": 9}]) is None
+    assert gap_closed(ours, [{**small, "ratio": 0.5}, whole]) is None
+    tuned = cell("small", [0.56, 0.58], "tuned")
+    other = gap_closed(cell("msfusion", [0.6, 0.64], "blocks"), [small, tuned, {**whole, "variant": "whole"}])
+    assert other is not None  # the better one of the small models
+    assert other["share"] == pytest.approx((0.04 + 0.06) / (0.14 + 0.16))
+
+
+def test_the_share_of_the_gap_in_perplexity() -> None:
+    words = [
+        {**cell(name, [0.1, 0.1]), "perplexity": spread(values)}
+        for name, values in (("msfusion", [90.0, 92.0]), ("small", [100.0, 102.0]), ("fedavg", [60.0, 63.0]))
+    ]
+    closed = gap_closed(words[0], words)
+    assert closed is not None
+    assert closed["share"] == pytest.approx(20 / 79)
 
 
 def test_each_method_runs_under_each_variant(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ def collect_cells(path: Path, planned: Sequence[Planned]) -> list[dict[str, Any]
     for cell in cells:
         leader = _leader(cell, cells)
         cell["behind"] = None if leader is None else behind(cell, leader)
+        cell["gap_closed"] = gap_closed(cell, cells)
     _add_traffic(path, [cell for cell in cells if cell["method"] == "split"])
     return sorted(cells, key=lambda cell: -(cell["ratio"] or 0.0))
 
@@ -51,6 +52,32 @@ def behind(cell: Row, leader: Row) -> dict[str, Any]:
     else:
         pairs = zip(leader["accuracy"]["values"], cell["accuracy"]["values"], strict=True)
     return spread([None if None in (more, less) else more - less for more, less in pairs])
+
+
+def gap_closed(cell: Row, cells: Sequence[Row]) -> dict[str, Any] | None:
+    """How much of the way from the small model to FedAvg of the whole, which no participant can run, a row has come.
+
+    `share` is the mean of (row - small) over the mean of `gap` = (FedAvg - small), paired by seed, in accuracy or
+    perplexity: 0 is no better than the small model, below 0 worse. It is None where the gap is not more than two
+    standard deviations. None where small (of the same ratio) or FedAvg did not run, for as many rounds.
+    """
+    small, whole = _beside(cell, cells, "small", cell["ratio"]), _beside(cell, cells, "fedavg", 1.0)
+    if small is None or whole is None or cell["method"] in ("small", "fedavg"):
+        return None
+    gap, gained = behind(small, whole), behind(small, cell)
+    real = None not in (gap["sd"], gained["mean"]) and gap["mean"] > 2 * gap["sd"]
+    return {"share": gained["mean"] / gap["mean"] if real else None, "gap": gap}
+
+
+def _beside(cell: Row, cells: Sequence[Row], method: str, ratio: float | None) -> Row | None:
+    """The row of a method at this ratio, as many rounds long: of the same variant, or else the best of any."""
+    rows = [
+        each
+        for each in cells
+        if each["method"] == method and (each["ratio"], each["rounds"]) == (ratio, cell["rounds"])
+    ]
+    own = next((each for each in rows if each["variant"] == cell["variant"]), None)
+    return own or min(rows, key=lambda each: each["loss"]["mean"] or float("inf"), default=None)
 
 
 def _add_traffic(path: Path, cells: Sequence[dict[str, Any]]) -> None:

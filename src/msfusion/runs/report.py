@@ -205,8 +205,9 @@ def comparison_table(comparison: Row) -> Table:
     own = any("own_accuracy" in cell for cell in comparison["cells"])
     columns = ["ratio", "rounds", *(["perplexity"] if language else []), "accuracy"]
     columns += ["between participants"] * personal + ["own labels", "between participants"] * own
-    columns += ["loss", "behind"]
-    for header in [*columns, "holds", "FLOPs/example", "FLOPs in all", "bytes in all"]:
+    gaps = any(cell.get("gap_closed") for cell in comparison["cells"])
+    columns += ["loss", "behind"] + ["gap closed"] * gaps
+    for header in [*columns, "holds", "FLOPs/example", "FLOPs in all", "bytes in all", "FLOPs/answer"]:
         table.add_column(header, justify="right")
     for cell in comparison["cells"]:
         over = "" if cell["within_budget"] else " *"
@@ -222,14 +223,21 @@ def comparison_table(comparison: Row) -> Table:
             *([spread_text(cell.get(f"own_accuracy{of}"), "{:.1%}") for of in ("", "_sd")] if own else []),
             spread_text(cell["loss"], "{:.3f}"),
             spread_text(cell["behind"], "{:+.2f}" if language else "{:+.1%}"),
+            *([_gap_text(cell.get("gap_closed"))] if gaps else []),
             f"{count(cell['parameters'])} ({percent(cell['share'])})",
             count(cell["flops_per_example"]),
             count(cell["total_flops"]),
             size(cell["total_bytes"]),
+            "-" if (answer := cell.get("inference_flops_per_example")) is None else count(answer),
         )
     if any(not cell["within_budget"] for cell in comparison["cells"]):
         table.caption = "* exceeds what a participant may hold and compute: a reference, not a rival"
     return table
+
+
+def _gap_text(closed: Row | None) -> str:
+    """The share of the gap between the small model and FedAvg; where that gap is not more than chance, nothing."""
+    return "-" if closed is None or closed["share"] is None else f"{closed['share']:.0%}"
 
 
 def simple_table(title: str) -> Table:
