@@ -69,6 +69,7 @@ _SLICES_ONLY: Mapping[str, Any] = {
     "method.grow_at": 0.33,
     "method.apart": 1.0,
     "method.recalibrate": None,
+    "method.average": "mean",
     "method.contrastive_weight": 0.0,
     "run.together": 1,
     "network": None,

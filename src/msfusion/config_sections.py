@@ -21,6 +21,7 @@ from msfusion.methods.table import Start
 from msfusion.methods.training import TrainingSettings
 from msfusion.methods.wire import Derivative
 from msfusion.models.spec import ModelSpec
+from msfusion.robust import Average
 from msfusion.windows.overlap import OverlapShape
 
 MethodName = Literal[
@@ -105,6 +106,11 @@ class MethodSection(Section):
     weighting: Literal["examples", "uniform"] = Field(
         default="examples",
         description="a participant's weight in the average: how many examples it has, or 1",
+    )
+    average: Average = Field(
+        default="mean",
+        description="how participants' values of an entry become one: their weighted mean, or, against a few bad ones, "
+        "the median or the trimmed mean without weights",
     )
     start: Start = Field(
         default="fresh",

@@ -22,7 +22,7 @@ All sums are exact (`msfusion.summation`), so the order of updates decides nothi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -70,19 +70,25 @@ class KinAccumulator(Accumulator):
         for name, total in self._weights.items():
             values = torch.full(outline_of(cuts[name], held=True), float(weight), dtype=torch.float64)
             total.add(cuts[name], [(values / copies[name]).to(total.device)])
-        for name, total in self._sums.items():
+        for name in self._sums:
             terms = [(held[name], weight * share)]
             if name in self._trained:
                 terms += [] if received is None else [(received[name], -weight * share)]
             elif share < 1:
                 terms.append((cuts[name].take(self._state[name]), weight * (1 - share)))
-            for values, factor in terms:
-                one = _divided(values.detach().to(total.device), copies[name])
-                total.add(cuts[name], exact_products(one, factor))
+            self._include(name, cuts[name], terms, copies[name])
         for name, largest in self._largest.items():
             values = held[name].to(largest.device)
             cuts[name].put(largest, torch.maximum(cuts[name].take(largest), values))
         self._any = True
+
+    def _include(
+        self, name: str, cut: Cut, terms: Sequence[tuple[Tensor, float]], copies: float | Tensor
+    ) -> None:
+        """Take in one participant's change to a tensor (of a statistic its value): the sum of tensors times factors."""
+        total = self._sums[name]
+        for values, factor in terms:
+            total.add(cut, exact_products(_divided(values.detach().to(total.device), copies), factor))
 
     def result(self, apart: float = 0.0) -> dict[str, Tensor]:
         """The next state. `apart` says how far copies may come apart, from 0 (not at all) to 1."""
@@ -118,12 +124,16 @@ class KinAccumulator(Accumulator):
         mean = quotient(*self._folded(name, self._sums[name]).total(), kin.high, kin.low)
         return self._copies.spread(name, mean)
 
+    def _own(self, name: str) -> tuple[Float64[Tensor, "..."], Float64[Tensor, "..."]]:
+        """The sum over the holders of each entry, as two numbers."""
+        return self._sums[name].total()
+
     def _change(self, name: str, kin: _KinWeights, apart: float) -> Float64[Tensor, "..."]:
         """What is added to a trained tensor, in the scale in which it is trained."""
         common = self._mean_of_kin(name, kin)
         if apart == 0:
             return common
-        own, _ = self._sums[name].total()
+        own, _ = self._own(name)
         weights, _ = self._weights[self._alike[name]].total()
         largest = self._copies.spread(name, kin.largest)
         return common + apart * (own - weights * common) / largest
@@ -135,7 +145,7 @@ class KinAccumulator(Accumulator):
             return common
         weights, rest = self._weights[self._alike[name]].total()
         held = weights > 0
-        own = quotient(*self._sums[name].total(), torch.where(held, weights, 1.0), rest)
+        own = quotient(*self._own(name), torch.where(held, weights, 1.0), rest)
         return torch.where(held, common + apart * (own - common), common)
 
     def _most(self, name: str) -> Tensor:

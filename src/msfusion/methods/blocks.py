@@ -56,6 +56,7 @@ from msfusion.methods.sums import SumOfBlocks
 from msfusion.methods.together import groups_of, refuse_contrastive, updates_together
 from msfusion.methods.training import local_steps
 from msfusion.objectives import Evaluation, Objective, cross_entropy, evaluate, logits_of
+from msfusion.robust import accumulator_for
 from msfusion.width.groups import State, WidthMap
 from msfusion.width.slices import plan
 from msfusion.width.stacked import check_stackable
@@ -330,7 +331,7 @@ class Averages:
         """Add what a participant made of one of the models. Raises UpdateError as `add_update` does."""
         own, small = part(self._state, label(number)), self._small
         if number not in self._sums:
-            self._sums[number] = Accumulator(own, small.width_map)
+            self._sums[number] = accumulator_for(own, small.width_map, small.average)
         add_update(self._sums[number], own, {}, update, small.weighting, small.width_map)
 
     @property

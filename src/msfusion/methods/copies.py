@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from msfusion.batch import Batch
 from msfusion.errors import ConfigError
-from msfusion.kin import KinAccumulator
 from msfusion.methods.base import Task, Update
 from msfusion.methods.capacities import Capacities
 from msfusion.methods.contrastive import WITHOUT, ContrastiveSettings
@@ -31,6 +30,7 @@ from msfusion.methods.small import fresh_weights
 from msfusion.methods.states import holding, loaded, with_aliases, without_aliases
 from msfusion.methods.training import TrainingSettings
 from msfusion.objectives import scores
+from msfusion.robust import kin_accumulator_for
 from msfusion.width.analysis import module_of
 from msfusion.width.copies import Along, Copies, beside, factor_at
 from msfusion.width.groups import State, WidthMap, Window
@@ -97,7 +97,7 @@ class CopiesMethod(NarrowMethod):
 
     def aggregate(self, state: State, updates: Iterable[Update]) -> dict[str, Tensor]:
         """All copies move by the common change; from the round on in which they may, each by its holders' as well."""
-        accumulator = KinAccumulator(state, self.copies, self._factors)
+        accumulator = kin_accumulator_for(state, self.copies, self._factors, self.average)
         latest = 0
         for update in updates:
             latest = max(latest, update.round_index)

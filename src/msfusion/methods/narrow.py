@@ -40,6 +40,7 @@ from msfusion.methods.states import holding, loaded, state_of, with_aliases, wit
 from msfusion.methods.together import groups_of, refuse_contrastive, updates_together
 from msfusion.methods.training import TrainingSettings, local_steps
 from msfusion.objectives import Evaluation, Objective, cross_entropy, evaluate
+from msfusion.robust import Average, RobustAccumulator, accumulator_for
 from msfusion.width.groups import State, WidthMap, Window
 from msfusion.width.own_scale import OwnScale
 from msfusion.width.slices import extract
@@ -79,6 +80,7 @@ class NarrowMethod:
     contrastive: ContrastiveSettings = WITHOUT
     capacities: Capacities | None = None
     recalibrate: bool = True
+    average: Average = "mean"
     _submodels: dict[tuple[Use | int, ...], SubModel] = field(default_factory=dict, repr=False)
     _windows: dict[int, dict[int, Window]] = field(default_factory=dict, repr=False)
 
@@ -142,7 +144,7 @@ class NarrowMethod:
 
     def aggregate(self, state: State, updates: Iterable[Update]) -> dict[str, Tensor]:
         """Overlap averaging; an entry that nobody held keeps its value."""
-        accumulator = Accumulator(state, self.width_map)
+        accumulator = accumulator_for(state, self.width_map, self.average)
         for update in updates:
             window = self.window(update.round_index, update.participant)
             add_update(accumulator, state, window, update, self.weighting, self.width_map)
@@ -278,6 +280,9 @@ def add_update(
     weight = weight_of(update, weighting)
     with blamed(update) as source:
         tensors = with_aliases(update.tensors, width_map.aliases)
+        if isinstance(accumulator, RobustAccumulator):
+            accumulator.add_part(window, tensors, update.share, source)
+            return
         accumulator.add(window, tensors, weight * update.share, source=source)
     if update.share < 1:
         accumulator.add(window, extract(state, width_map, window), weight * (1 - update.share))

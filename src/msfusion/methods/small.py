@@ -15,7 +15,6 @@ from functools import cached_property
 from torch import Tensor, nn
 
 from msfusion.batch import Batch
-from msfusion.fusion import Accumulator
 from msfusion.methods import normalisation
 from msfusion.methods.base import Kind, Task, Update
 from msfusion.methods.contrastive import (
@@ -31,6 +30,7 @@ from msfusion.methods.states import loaded, state_of, with_aliases, without_alia
 from msfusion.methods.together import groups_of, refuse_contrastive, updates_together
 from msfusion.methods.training import TrainingSettings
 from msfusion.objectives import Evaluation, Objective, cross_entropy, evaluate
+from msfusion.robust import Average, accumulator_for
 from msfusion.width.groups import State, WidthMap, Window
 from msfusion.width.slices import extract
 from msfusion.width.stacked import check_stackable
@@ -53,6 +53,7 @@ class SmallMethod:
     recalibrates: bool
     seed: int = 0
     weighting: Weighting = "examples"
+    average: Average = "mean"
     language_modelling: bool = False
     evaluation_batch_size: int = 256
     contrastive: ContrastiveSettings = WITHOUT
@@ -94,8 +95,8 @@ class SmallMethod:
         return Outbound.like(task.tensors, TRAINED)
 
     def aggregate(self, state: State, updates: Iterable[Update]) -> dict[str, Tensor]:
-        """The weighted average (McMahan et al., AISTATS 2017, algorithm 1)."""
-        accumulator = Accumulator(state, self.width_map)
+        """The weighted average (McMahan et al., AISTATS 2017, algorithm 1), or a robust one."""
+        accumulator = accumulator_for(state, self.width_map, self.average)
         for update in updates:
             add_update(accumulator, state, {}, update, self.weighting, self.width_map)
         return accumulator.result()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 from torch import nn
@@ -18,6 +19,7 @@ from msfusion.methods.ensemble import EnsembleMethod, ensemble_method
 from msfusion.methods.narrow import NarrowMethod, Weighting
 from msfusion.methods.small import SmallMethod, small_method
 from msfusion.methods.training import TrainingSettings
+from msfusion.robust import Average
 from msfusion.width.groups import WidthMap
 from msfusion.windows import Feedback, Overlap, Schedule
 
@@ -62,6 +64,7 @@ def build_method(
     blocks: BlocksSettings | None = None,
     copies: CopiesSettings | None = None,
     recalibrate: bool | None = None,
+    average: Average = "mean",
 ) -> AnyMethod:
     """A method by its name, for participants with a ratio each (or with ratios that change from round to
     round), and training settings each or for all.
@@ -71,7 +74,8 @@ def build_method(
     for `blocks` (as an ensemble does), which says how many models there are and when each is trained; "copies" asks
     for `copies`, how far copies of a small model may come apart. Every method may train with the contrastive loss;
     without `contrastive` it is plain cross-entropy. `recalibrate` says whether BatchNorm's statistics are measured
-    anew before an evaluation (None: but for copies). Raises ConfigError for an unknown name or impossible ratios.
+    anew before an evaluation (None: but for copies). `average` may be a robust one (`msfusion.robust`) where several
+    participants hold each entry, or its kin. Raises ConfigError for an unknown name or impossible ratios.
     """
     if name not in METHODS:
         raise ConfigError(f"there is no method {name!r}: choose one of {', '.join(METHODS)}")
@@ -87,6 +91,7 @@ def build_method(
     common = (seed, weighting, language_modelling, evaluation_batch_size, contrastive)
     if schedule is None or trains_own_models(name, start):
         small = small_method(model, width_map, capacities.smallest, tuple(each), *common, measured)
+        small = replace(small, average=average)
         if name == "small":
             return small
         if blocks is None:
@@ -102,16 +107,27 @@ def build_method(
                 "an overlap by feedback goes by how much slices of fresh weights disagree: choose another shape of "
                 "method.overlap, or method.start = 'fresh'"
             )
-        return copies_method(
+        of_copies = copies_method(
             copies, model, width_map, capacities, tuple(each), *common, recalibrate is True,
             overlap=overlap, between_rounds=between_rounds,
         )  # fmt: skip
+        return replace(of_copies, average=average)
+    _refuse_few_holders(average, schedule)
     if name == "msfusion":
         fixed = overlap if isinstance(overlap, Overlap) else None
         schedule = windows.double_shift_for(ratios, fixed, between_rounds=between_rounds)
     method = NarrowMethod(
-        name, model, width_map, schedule, ratios, tuple(each), *common, capacities, measured
+        name, model, width_map, schedule, ratios, tuple(each), *common, capacities, measured, average
     )
     if name == "msfusion" and isinstance(overlap, Feedback):
         return AdaptiveMethod(method, overlap, between_rounds)
     return method
+
+
+def _refuse_few_holders(average: Average, schedule: Schedule) -> None:
+    """ConfigError where a robust average is asked for, and entries may have one holder alone."""
+    if average != "mean" and schedule is not windows.full:
+        raise ConfigError(
+            f"method.average = '{average}' needs several holders of each entry, and slices of fresh weights often have "
+            "one: choose method.start = 'blocks' or 'copies', or method.average = 'mean'"
+        )

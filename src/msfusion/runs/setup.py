@@ -206,6 +206,7 @@ def prepare(config: Config, parts: Parts | None = None) -> Setup:
         blocks=config.blocks,
         copies=config.copies,
         recalibrate=config.method.recalibrate,
+        average=config.method.average,
     )
     if isinstance(method, CopiesMethod):
         method.check(data.test.take(slice(0, 2)))
