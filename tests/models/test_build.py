@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from torch import nn
@@ -115,11 +117,28 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         "    layers = torch.nn.Linear(inside, hidden), torch.nn.Linear(hidden, classes)\n"
         "    return torch.nn.Sequential(torch.nn.Flatten(), *layers)\n"
         "def text(): return 'a model'\n"
+        "import random, numpy\n"
+        "class Drawn(torch.nn.Linear):\n"
+        "    def __init__(self, features, classes):\n"
+        "        super().__init__(features, classes)\n"
+        "        with torch.no_grad():\n"
+        "            self.bias.copy_(torch.from_numpy(numpy.random.randn(classes)))\n"
+        "            self.bias[0] = random.random()\n"
+        "def drawn(classes): return torch.nn.Sequential(torch.nn.Flatten(), Drawn(64, classes))\n"
         "def failing(): raise RuntimeError('no\\nmemory')\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     return name
+
+
+def test_weights_are_the_same_however_a_users_function_draws_them(here: str) -> None:
+    outside = random.getstate(), numpy.random.get_state()[1].tolist()  # type: ignore[index,union-attr]
+    one, same, other = (build_model(ModelSpec(f"{here}:drawn", seed=seed), digits()) for seed in (3, 3, 4))
+    for name, tensor in one.state_dict().items():
+        assert torch.equal(tensor, same.state_dict()[name])
+        assert not torch.equal(tensor, other.state_dict()[name])
+    assert outside == (random.getstate(), numpy.random.get_state()[1].tolist())  # type: ignore[index,union-attr]
 
 
 def test_a_users_function_gets_the_sizes_that_it_names(here: str) -> None:
@@ -138,7 +157,7 @@ def test_a_users_function_gets_the_sizes_that_it_names(here: str) -> None:
         ),
         ("text", {}, "returned str instead of a torch.nn.Module"),
         ("failing", {}, "failed with RuntimeError: no memory"),
-        ("missing", {}, "has no function missing; it has failing, linear, text"),
+        ("missing", {}, "has no function missing; it has Drawn, drawn, failing, linear, text"),
     ],
 )
 def test_odd_functions_are_refused(here: str, function: str, options: dict[str, Any], words: str) -> None:

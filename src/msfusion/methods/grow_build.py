@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import nn
 
 from msfusion.errors import ConfigError, GrowthError
@@ -19,6 +18,7 @@ from msfusion.methods.grow_settings import GrowSettings
 from msfusion.methods.narrow import Weighting
 from msfusion.methods.states import state_of
 from msfusion.methods.training import seed_of
+from msfusion.seeds import seeded
 from msfusion.width.groups import WidthMap
 
 
@@ -80,8 +80,7 @@ def small_model(model: nn.Module, build: Callable[[], nn.Module], seed: int, par
 
     `build` makes a model like `model`, which may be shared by all participants of this size.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of(seed, participant))
+    with seeded(seed_of(seed, participant)):
         return SmallModel(model, state_of(build()))
 
 

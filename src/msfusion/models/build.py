@@ -7,7 +7,6 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, get_type_hints, runtime_checkable
 
-import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
@@ -18,6 +17,7 @@ from msfusion.models.convolutional import ConvNet, ResNet
 from msfusion.models.huggingface import build_transformers, is_transformers
 from msfusion.models.spec import ModelSpec
 from msfusion.models.transformer import DecoderLM, TextClassifier
+from msfusion.seeds import seeded
 from msfusion.untrusted import require_room, require_sane
 
 BUILT_IN: dict[str, type[nn.Module]] = {
@@ -75,8 +75,7 @@ def build_model(spec: ModelSpec, data: TrainingData | None = None) -> nn.Module:
     fit the data's task.
     """
     sizes = sizes_of(data)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(spec.seed)
+    with seeded(spec.seed):
         if spec.name in BUILT_IN:
             return _built_in(spec, sizes, data)
         if is_transformers(spec.name):
