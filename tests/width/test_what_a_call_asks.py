@@ -103,12 +103,32 @@ class StaysInEvaluation(Normed):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_a_mode_that_is_set_by_hand_is_refused(training: bool) -> None:
+def test_a_mode_that_is_set_by_hand_is_warned_of(training: bool) -> None:
     model = Normed().train(training)
     model.norm.train(not training)
-    with pytest.raises(UntraceableModelError, match=r"'norm' .*train\(\)"):
-        trace(model, (X,))
+    with pytest.warns(UserWarning, match=r"'norm', .*train\(\)"):
+        width_map = trace(model, (X,))
     assert model.norm.training is not training
+    sub = narrow(model, width_map, {}).train()
+    assert sub(X).shape == model(X).shape
+
+
+def test_a_mode_that_decides_nothing_is_not() -> None:
+    model = nn.Sequential(nn.Linear(16, 32), nn.ReLU()).eval()
+    model.append(nn.Linear(32, 3))
+    trace(model, (X,))
+
+
+class Views(Asks):
+    """It needs contiguous inputs, and asks for gradients all the same."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.view(len(x), 16))
+
+
+def test_who_needs_contiguous_inputs_is_asked_about_gradients() -> None:
+    with pytest.raises(UntraceableModelError, match="requires_grad"):
+        trace(Views(QUESTIONS["requires_grad"]), (X.reshape(4, 4, 4),))
 
 
 def test_a_mode_that_train_keeps_is_kept() -> None:
@@ -118,25 +138,56 @@ def test_a_mode_that_train_keeps_is_kept() -> None:
     assert torch.equal(sub.state_dict()["norm.running_mean"], torch.zeros(32))
 
 
+class Rms(Asks):
+    """A norm as transformers write it: in float32, and back."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        kind, h = h.dtype, h.to(torch.float64)
+        return self.b((h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + 1e-6)).to(kind))
+
+
+def test_a_model_that_converts_numbers_is_called_without_autocast() -> None:
+    model = Rms(lambda x: False)
+    sub = narrow(model, trace(model, (X,)), {})
+    torch.testing.assert_close(sub(X), model(X))
+    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(TypeError, match="autocast"):
+        sub(X)
+
+
 class Scaled(nn.Module):
-    """Attributes of its own: a factor that it reads, and what it writes itself."""
+    """Attributes that it reads, of the object, its class, or not there; and what it writes itself."""
+
+    power = 1.0
 
     def __init__(self) -> None:
         super().__init__()
         self.a, self.b = nn.Linear(16, 32), nn.Linear(32, 3)
         self.scale, self.kind, self.sizes, self.floor = 2.0, "relu", (1, 2), float("nan")
-        self.calls, self.auxiliary, self.seen = 0, 0.0, None
+        self.calls, self.auxiliary, self.seen, self._shift = 0, 0.0, None, 0.5
+        self.batch_size, self.epoch, self.name_or_path = 4, 0, "here"
 
     def forward(self, x: Tensor) -> Tensor:
         self.calls += 1
+        self.batch_size = len(x)
         h = torch.relu(self.a(x))
-        self.auxiliary, self.seen = h.mean(), h.detach()  # type: ignore[assignment]
-        return self.b(h * self.scale * self.sizes[1])
+        self.auxiliary = h.mean() if self.training else 0.0  # type: ignore[assignment]
+        self.seen = h.detach()  # type: ignore[assignment]
+        h = torch.relu(h + self.floor) if self.kind == "shifted" else h ** getattr(self, "bend", self.power)
+        return self.b(h * self.scale * self.sizes[1] + self._shift)
 
 
 @pytest.mark.parametrize(
     ("attribute", "value"),
-    [("scale", 3.0), ("kind", "gelu"), ("sizes", (1, 3)), ("scale", torch.tensor(2.0))],
+    [
+        ("scale", 3.0),
+        ("kind", "gelu"),
+        ("sizes", (1, 3)),
+        ("scale", torch.tensor(2.0)),
+        ("power", 2.0),
+        ("bend", 2.0),
+        ("_shift", 1.0),
+    ],
 )
 def test_an_attribute_that_was_changed_since_the_trace_is_named(attribute: str, value: object) -> None:
     model = Scaled()
@@ -151,6 +202,7 @@ def test_what_the_forward_changes_itself_may_change() -> None:
     model = Scaled()
     width_map = trace(model, (X,))
     assert (model.calls, model.auxiliary, model.seen) == (0, 0.0, None)
-    model(X)
-    model(X)
+    model.train()
+    model(X[:2])
+    model.epoch, model.name_or_path = 3, "there"
     torch.testing.assert_close(narrow(model, width_map, {})(X), model(X))

@@ -74,9 +74,7 @@ def _common(config: Config, directory: RunDirectory, participant: int | None) ->
     began = directory.read_fingerprint()
     began.refuse_other_data(data.digests, config, directory.path)
     if is_reference(config.model_spec.name):  # which may read what is no source
-        began.refuse_other_model(
-            model_digest([(model, traced(model, data).outline())]), config, directory.path
-        )
+        began.refuse_other_model(model_digest([traced(model, data).outline()]), config, directory.path)
     return _with_tensors(model, read_tensors(directory.model)[0]), data, config.model_spec
 
 
@@ -85,7 +83,7 @@ def _own(config: Config, directory: RunDirectory) -> Found:
     setup = prepare(config)
     began = directory.read_fingerprint()
     began.refuse_other_data(setup.data.digests, config, directory.path)
-    began.refuse_other_model(model_digest([(setup.model, setup.width_map.outline())]), config, directory.path)
+    began.refuse_other_model(model_digest([setup.width_map.outline()]), config, directory.path)
     assert isinstance(setup.method, OwnModels)  # as the table of methods says
     model = _with_tensors(setup.method.whole, read_tensors(directory.model)[0])
     shown = Batch(example_inputs(setup.data), setup.data.test.targets)

@@ -6,15 +6,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 
-from torch import nn
-
 from msfusion.config import Config
 from msfusion.config_keys import flattened
-from msfusion.digests import digest_of_tensors
 from msfusion.errors import RunDirectoryError
 from msfusion.folders import digest_of, folder_of
 from msfusion.imports import is_reference, source_digests
-from msfusion.methods.states import state_of
 from msfusion.models.build import BUILT_IN
 from msfusion.models.huggingface import is_transformers
 from msfusion.runs.files import digest_of_json
@@ -31,8 +27,8 @@ class Fingerprint:
     """Digests of all that a run began with; a run goes on only where they are the same.
 
     config: of the configuration, width ratios worked out. data: as `FederatedData.digests`. code: by setting, of a
-    model's folder; by setting and file, of the source of a `module:function`. model: of what the model computes and
-    its initial weights, as `model_digest`.
+    model's folder; by setting and file, of the source of a `module:function`. model: of what the model computes, as
+    `model_digest`.
     """
 
     config: str
@@ -66,7 +62,7 @@ class Fingerprint:
         if self.model != model:
             raise RunDirectoryError(
                 f"model.name = '{config.model_spec.name}' gives another model than when the run in {run} began: its "
-                "operators, constants, shapes or initial weights have changed; put back what it is made from (a file "
+                "operators, constants or shapes have changed; put back what it is made from (a file "
                 "that its function reads, the version of a library), or choose another --out."
             )
 
@@ -107,6 +103,9 @@ def _by_file(reference: str, setting: str) -> dict[str, str]:
     return {f"{setting} {file}": digest for file, digest in source_digests(reference, setting).items()}
 
 
-def model_digest(models: Iterable[tuple[nn.Module, str]]) -> str:
-    """A digest of what models compute, from their `WidthMap.outline()`, and of the weights with which they begin."""
-    return digest_of_json([[outline, digest_of_tensors(state_of(model))] for model, outline in models])
+def model_digest(outlines: Iterable[str]) -> str:
+    """A digest of what models compute, from `WidthMap.outline()`: not of the weights with which they begin.
+
+    Another kind of processor draws other weights, and a run that goes on, or is exported, has its own.
+    """
+    return digest_of_json(list(outlines))

@@ -71,8 +71,7 @@ class GrowRun(LocalRun):
         method = self.method
         models = [method.target, method.intermediate, *(grower.small.model for grower in method.growers)]
         distinct = {id(model): model for model in models if model is not None}
-        shown = example_inputs(self.data)
-        return model_digest((model, outline_of(model, shown)) for model in distinct.values())
+        return model_digest(outline_of(model, example_inputs(self.data)) for model in distinct.values())
 
     def observer(self) -> _Observer:
         """How far the participants' models lie apart, and what they computed."""

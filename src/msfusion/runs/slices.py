@@ -33,7 +33,7 @@ class SlicesRun(LocalRun):
     @property
     def model_digest(self) -> str:
         """Of the full model, as it was traced."""
-        return model_digest([(self.setup.model, self.setup.width_map.outline())])
+        return model_digest([self.setup.width_map.outline()])
 
     def observer(self) -> Observer:
         """Entry coverage and overlap."""

@@ -72,7 +72,7 @@ class SplitRun:
     @property
     def model_digest(self) -> str:
         """Of the whole model, as it was traced."""
-        return model_digest([(self.parts.model, self.parts.width_map.outline())])
+        return model_digest([self.parts.width_map.outline()])
 
     def initial_state(self) -> dict[str, Tensor]:
         """The whole model as it was built."""

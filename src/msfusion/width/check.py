@@ -78,10 +78,11 @@ def check_runs_as_the_model(width_map: WidthMap) -> None:
 def _check_repeatable(program: Program, training: bool) -> None:
     """The model must answer the same once more: nothing outside its tensors may decide what it does."""
     drawn = random_states()
-    first = short_answer(program)
+    with program.uses.watching():
+        first = short_answer(program)
     _refuse_other_randomness(program, drawn)
     before = python_state(program.model)  # after a first call, which may set up what stays
-    second = _answer_of_another_call(program)
+    second = _called_otherwise(program, gradients=True) or short_answer(program)
     after = python_state(program.model)
     counted = before.changed_numbers(after)
     for place in before.changed_others(after):
@@ -101,36 +102,45 @@ def _check_repeatable(program: Program, training: bool) -> None:
         )  # fmt: skip
     if not _same_outputs(first, second):
         second = short_answer(program)
-        _check_calls(program, training, first, second)
+        _check_calls(program, training, first, second, gradients=True)
     if not _same_outputs(first, second):
         raise refusal(
             program, "the model itself",
             f"gives another answer {again} (operation: its forward keeps something between calls)",
         )  # fmt: skip
+    across = _called_otherwise(program, gradients=False)
+    if across is not None and not _same_outputs(first, across):
+        _check_calls(program, training, first, short_answer(program), gradients=False)
 
 
-def _answer_of_another_call(program: Program, drawing: bool = True) -> list[Any]:
-    """The answer to the same example where gradients are asked for, of inputs too, that lie otherwise in memory."""
+def _called_otherwise(program: Program, gradients: bool, drawing: bool = True) -> list[Any] | None:
+    """The answer to the same example where gradients are asked for, of inputs too, or else where the inputs lie
+    otherwise in memory. None where the model cannot: a sub-model asks nothing of a call, so it may do what it cannot.
+    """
 
     def other(value: Tensor) -> Tensor:
-        turned = value.transpose(0, -1).contiguous().transpose(0, -1) if value.dim() > 1 else value
-        return turned.detach().requires_grad_(value.is_floating_point() or value.is_complex())
+        if gradients:
+            return value.detach().requires_grad_(value.is_floating_point() or value.is_complex())
+        return value.transpose(0, -1).contiguous().transpose(0, -1) if value.dim() > 1 else value
 
-    with torch.enable_grad(), _Drawing(drawing):
+    with torch.set_grad_enabled(gradients), _Drawing(drawing):
         try:
             answer = answer_of_model(program, copies_of(program), [other(x) for x in program.short])
-        except Exception:  # a sub-model asks nothing of a call, so it may do where the model cannot
-            return short_answer(program)
+        except Exception:
+            return None
     return [x.detach() if isinstance(x, Tensor) else x for x in answer]
 
 
-def _check_calls(program: Program, training: bool, first: list[Any], again: list[Any]) -> None:
+def _check_calls(
+    program: Program, training: bool, first: list[Any], again: list[Any] | None, gradients: bool
+) -> None:
     """UntraceableModelError where the model asks how it is called, not only with what values."""
-    if not _same_outputs(first, again):
-        return  # it would answer otherwise in any case
+    if again is None or not _same_outputs(first, again):
+        return  # it cannot be asked, or would answer otherwise in any case
     with _Drawing(False):  # where memory lies otherwise, random numbers come in another order
         plain = short_answer(program)
-    if not _same_outputs(plain, _answer_of_another_call(program, drawing=False), _CLOSE):
+    other = _called_otherwise(program, gradients, drawing=False)
+    if other is not None and not _same_outputs(plain, other, _CLOSE):
         raise refusal(
             program, "the model itself",
             f"gives another answer in {in_words(training)} mode where its inputs require gradients, or are not "
@@ -379,7 +389,7 @@ def _try_other_sizes(program: Program) -> None:
     if not symbols:
         return
     trials = [symbols] if len(symbols) == 1 else [symbols, *([s] for s in symbols)]
-    if _differs(program, trials[0], 1):
+    if _differs(program, trials[0], 1, program.call.example):
         for symbol in symbols:
             if len(symbols) == 1 or _differs(program, [symbol], 1):
                 _fix(program, symbol)
@@ -437,10 +447,12 @@ def _example_size(program: Program, place: tuple[int, int]) -> int:
     return int(program.call.example[place[0]].shape[place[1]])
 
 
-def _differs(program: Program, symbols: Sequence[Any], more: int) -> bool:
-    """Whether they differ where these sizes of the short example are larger by `more`; False if it cannot be tried."""
+def _differs(
+    program: Program, symbols: Sequence[Any], more: int, example: Sequence[Tensor] | None = None
+) -> bool:
+    """Whether they differ where these sizes of the (short) example are larger by `more`; False if that cannot be."""
     sizes = program.graphs[False].sizes
-    inputs = list(program.short)
+    inputs = list(program.short if example is None else example)
     for symbol in symbols:
         number, axis = sizes.free[symbol]
         inputs[number] = _stretched(inputs[number], axis, inputs[number].shape[axis] + more)

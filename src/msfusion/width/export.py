@@ -26,7 +26,7 @@ from torch.utils import checkpoint as checkpoint_module
 
 from msfusion.errors import UntraceableModelError
 from msfusion.width.call import signature_of
-from msfusion.width.causes import in_words, refusal
+from msfusion.width.causes import refusal
 from msfusion.width.chance import NUMPY, Chances, random_states
 from msfusion.width.graph import Graph, Program
 from msfusion.width.mode import mode
@@ -71,26 +71,12 @@ def _check_model(model: nn.Module) -> None:
                 f"{kind} cannot be traced: module {name or 'the model itself'!r} has a hook on its gradient, which its "
                 "sub-models would not have (operation register_full_backward_hook); remove the hook"
             )
-    for name, module in _set_by_hand(model):
-        raise UntraceableModelError(
-            f"{kind} cannot be traced: module {name!r} is in {in_words(module.training)} mode, the model in "
-            f"{in_words(model.training)} mode (operation train), and training sets the mode of the whole: override "
-            "its train(), so that it stays as it is, or call train() of the model"
-        )
     for name, parameter in model.named_parameters():
         if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
             raise UntraceableModelError(
                 f"{kind} cannot be traced: the parameter {name!r} has a hook on its gradient, which its slices would "
                 "not have (operation register_hook); remove the hook"
             )
-
-
-def _set_by_hand(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The modules whose mode is another than the model's own `train()` gives them."""
-    now = {name: (module, module.training) for name, module in model.named_modules()}
-    with mode(model, model.training):
-        changed = [(name, module) for name, (module, training) in now.items() if module.training != training]
-    yield from changed
 
 
 def _separate(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -256,23 +242,31 @@ def _noted_checkpointing(program: Program, stack: list[str]) -> Iterator[None]:
         module._checkpoint_without_reentrant_generator, module.CheckpointFunction = without, reentrant
 
 
+_ABOUT_AUTOCAST = ("is_autocast_enabled", "is_autocast_cpu_enabled", "get_autocast_dtype")
+
+
 @contextmanager
 def _noted_autocast(program: Program, stack: list[str]) -> Iterator[None]:
     """Note a module that asks whether autocast is on, by itself or through a library other than torch."""
     module: Any = torch
-    asked = module.is_autocast_enabled
+    questions = {name: getattr(module, name) for name in _ABOUT_AUTOCAST}
 
-    def noted(*args: Any) -> Any:
-        caller = str(sys._getframe(1).f_globals.get("__name__"))
-        if not caller.startswith("torch.") and program.asks_for_autocast is None:
-            program.asks_for_autocast = stack[-1] if stack else "the model itself"
-        return asked(*args)
+    def noting(asked: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*args: Any) -> Any:
+            caller = str(sys._getframe(1).f_globals.get("__name__"))
+            if not caller.startswith("torch.") and program.asks_for_autocast is None:
+                program.asks_for_autocast = stack[-1] if stack else "the model itself"
+            return asked(*args)
+
+        return noted
 
     try:
-        module.is_autocast_enabled = noted
+        for name, asked in questions.items():
+            setattr(module, name, noting(asked))
         yield
     finally:
-        module.is_autocast_enabled = asked
+        for name, asked in questions.items():
+            setattr(module, name, asked)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +14,7 @@ from torch.utils import _pytree as pytree
 from msfusion.digests import digest_of_tensors
 from msfusion.width.call import Signature, Sizes
 from msfusion.width.generate import Forward
-from msfusion.width.kept import Kept
+from msfusion.width.kept import Kept, Uses
 from msfusion.width.tensors import state_tensors
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ class Program:
     frozen_together: list[tuple[str, str]] = field(
         default_factory=list
     )  # share memory, which nothing changes
+    uses: Uses = field(default_factory=Uses, repr=False)  # attributes that its forward reads and writes
     kept: Kept = field(default_factory=dict)  # what its modules are
     asks_for_autocast: str | None = None  # a module whose forward does
     analysis: Analysis | None = None  # the axes of every tensor, once `trace` has found them
@@ -99,13 +101,22 @@ class Program:
     def inputs(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
         """The inputs of the graph for a call of a module made from it. TypeError where it does not fit."""
         tensors = self.call.flatten(args, kwargs)
-        if self.asks_for_autocast and any(torch.is_autocast_enabled(t.device.type) for t in tensors):
+        if self._goes_by_precision and any(torch.is_autocast_enabled(t.device.type) for t in tensors):
             raise TypeError(
-                f"module {self.asks_for_autocast!r} asks whether autocast is on, which is fixed since the model was "
-                "traced: call the sub-model outside of torch.autocast"
+                f"module {self._goes_by_precision!r} converts numbers, or asks whether autocast is on, and that is "
+                "fixed since the model was traced: call the sub-model outside of torch.autocast"
             )
         self.graphs[module.training].sizes.check(tensors, module)
         return tensors
+
+    @cached_property
+    def _goes_by_precision(self) -> str | None:
+        """A module that asks for autocast, or converts to a precision that a call under autocast would not have."""
+        from msfusion.width.analysis import module_of
+
+        nodes = (node for graph in self.graphs.values() for node in graph.graph.nodes)
+        cast = next((node for node in nodes if _is_cast(node)), None)
+        return self.asks_for_autocast or (None if cast is None else module_of(cast))
 
     @property
     def without_values(self) -> bool:
@@ -124,3 +135,11 @@ class _Shown(str):
 def name_of(target: Any) -> str:
     """The name of what a node calls or reads; that of a plain function without its address."""
     return str(target) if isinstance(target, str | torch._ops.OpOverload) else str(target.__name__)
+
+
+def _is_cast(node: fx.Node) -> bool:
+    """Whether a node converts floating point numbers to another precision."""
+    if node.op != "call_function" or not str(node.target).startswith(("aten.to.", "aten._to_copy.")):
+        return False
+    values = [node.meta.get("val"), getattr(node.args[0], "meta", {}).get("val")]
+    return all(isinstance(each, Tensor) and each.is_floating_point() for each in values)

@@ -1,10 +1,15 @@
-"""What must be as it was when a model was traced, beside its tensors: the kinds of its modules, and their plain
-attributes (`p` of a dropout, `scale` of a user's own module).
+"""What must be as it was when a model was traced, beside its tensors.
+
+That is the kinds of its modules, the constants that their types declare (`eps` of a norm), and whatever plain attribute
+its forward reads and does not write itself (`self.scale`, of the object, its class, or not there at all). A counter, a
+length that a forward remembers, or a name that nobody reads may change.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -12,42 +17,59 @@ from torch import nn
 Kept = Mapping[str, tuple[str, Mapping[str, Any]]]
 """By a module's name its type, and those of its attributes that may decide what it computes."""
 
-_WITHOUT_EFFECT = ("inplace", "training", "gradient_checkpointing")
+_WITHOUT_EFFECT = {"inplace", "training", "gradient_checkpointing"}
 _PLAIN = (bool, int, float, str, type(None))
+_OF_TORCH = {*vars(nn.Module()), *vars(nn.Module)}
 
 
-def kept(model: nn.Module) -> dict[str, tuple[str, dict[str, Any]]]:
-    """What a model's modules are now."""
-    modules = model.named_modules(remove_duplicate=False)
-    return {name: (_kind(module), _constants(module)) for name, module in modules}
+class Uses:
+    """The attributes that forwards have read and written, by module."""
+
+    def __init__(self) -> None:
+        self.read: defaultdict[nn.Module, set[str]] = defaultdict(set)
+        self.written: defaultdict[nn.Module, set[str]] = defaultdict(set)
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Note what is read and written inside, of all modules."""
+        kind: Any = nn.Module
+        write = kind.__setattr__
+
+        def reading(module: nn.Module, name: str) -> Any:
+            if name not in _OF_TORCH:
+                self.read[module].add(name)
+            return object.__getattribute__(module, name)
+
+        def writing(module: nn.Module, name: str, value: Any) -> None:
+            self.written[module].add(name)
+            write(module, name, value)
+
+        kind.__getattribute__, kind.__setattr__ = reading, writing
+        try:
+            yield
+        finally:
+            kind.__setattr__ = write
+            del kind.__getattribute__
 
 
-def kept_through(before: Kept, model: nn.Module) -> Kept:
-    """What of it is still so after some calls of the model; what its forward itself changes may change."""
-    after = kept(model)
+def kept(model: nn.Module, uses: Uses) -> dict[str, tuple[str, dict[str, Any]]]:
+    """What a model's modules are, as far as its forward goes by it."""
     return {
-        name: (kind, {own: value for own, value in constants.items() if _is_same(after, name, own, value)})
-        for name, (kind, constants) in before.items()
+        name: (_kind(module), {own: getattr(module, own, None) for own in _names(module, uses)})
+        for name, module in model.named_modules(remove_duplicate=False)
     }
 
 
-def _is_same(found: Kept, module: str, attribute: str, value: Any) -> bool:
-    constants = found[module][1] if module in found else {}
-    return attribute in constants and repr(constants[attribute]) == repr(value)  # nan is not equal to itself
+def _names(module: nn.Module, uses: Uses) -> list[str]:
+    """The plain attributes that decide what a module computes."""
+    names = {name for name in getattr(type(module), "__constants__", ()) if name in vars(module)}
+    names |= uses.read.get(module, set())
+    names -= uses.written.get(module, set()) | _WITHOUT_EFFECT
+    return sorted(name for name in names if _is_plain(getattr(module, name, None)))
 
 
 def _kind(module: nn.Module) -> str:
     return f"{type(module).__module__}.{type(module).__qualname__}"
-
-
-def _constants(module: nn.Module) -> dict[str, Any]:
-    """Its plain attributes: those that a type declares as constant (as torch's do for TorchScript), and public ones."""
-    declared = getattr(type(module), "__constants__", ())
-    return {
-        name: value
-        for name, value in vars(module).items()
-        if (name in declared or not name.startswith("_")) and name not in _WITHOUT_EFFECT and _is_plain(value)
-    }
 
 
 def _is_plain(value: Any) -> bool:
@@ -56,17 +78,18 @@ def _is_plain(value: Any) -> bool:
 
 def changed_since(model: nn.Module, before: Kept) -> str | None:
     """What was changed in a model, in words; None where nothing was. New modules change nothing by themselves."""
-    modules, now = dict(model.named_modules(remove_duplicate=False)), kept(model)
-    for name, (kind, constants) in before.items():
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for name, (kind, attributes) in before.items():
         where = f"module {name!r}" if name else "it"
         if name not in modules:
             return f"{where} is gone"
         if (found := _kind(modules[name])) != kind:
             return f"{where} is a {found.rpartition('.')[2]} now, but was a {kind.rpartition('.')[2]}"
-        for own, value in constants.items():
-            if not _is_same(now, name, own, value):
-                return f"{where} has {own} = {getattr(modules[name], own, None)!r} now, but had {value!r}"
+        for own, value in attributes.items():
+            now = getattr(modules[name], own, None)
+            if now is not value and repr(now) != repr(value):  # nan is not equal to itself
+                return f"{where} has {own} = {now!r} now, but had {value!r}"
     return None
 
 
-__all__ = ["Kept", "changed_since", "kept", "kept_through"]
+__all__ = ["Kept", "Uses", "changed_since", "kept"]

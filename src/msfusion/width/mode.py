@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -37,6 +38,27 @@ def mode(model: nn.Module, training: bool) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast_path)
         for module, mode in modes.items():
             module.training = mode
+
+
+def warn_of_modes_by_hand(model: nn.Module) -> None:
+    """Warn of normalisations and dropouts whose mode is another than the model's own `train()` gives them."""
+    now = {name: module.training for name, module in model.named_modules()}
+    with mode(model, model.training):
+        changed = [
+            name
+            for name, module in model.named_modules()
+            if module.training != now[name] and isinstance(module, _BY_MODE)
+        ]
+    if changed:
+        warnings.warn(
+            f"the mode of {len(changed)} modules of this {type(model).__name__}, such as {changed[0]!r}, is not that "
+            "of the model. Training sets the mode of the whole, as model.train() does: override train() where a part "
+            "is to stay as it is.",
+            stacklevel=3,
+        )
+
+
+_BY_MODE = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
 
 
 @contextmanager

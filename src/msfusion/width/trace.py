@@ -24,9 +24,9 @@ from msfusion.width.axes import Atom, Axes, Product, atoms_of, find, freeze, fre
 from msfusion.width.export import export_program
 from msfusion.width.graph import Program
 from msfusion.width.groups import Frozen, Group, Place, WidthMap
-from msfusion.width.kept import kept, kept_through
+from msfusion.width.kept import kept
 from msfusion.width.measure import measure
-from msfusion.width.mode import without_cache
+from msfusion.width.mode import warn_of_modes_by_hand, without_cache
 from msfusion.width.outputs import Outputs
 from msfusion.width.python_state import numbers_left_as_they_were
 from msfusion.width.shared_memory import check_memory
@@ -58,6 +58,7 @@ def trace(
     from msfusion.width.check import check_runs_as_the_model
     from msfusion.width.submodel import check_narrow_shapes
 
+    warn_of_modes_by_hand(model)
     with (
         numbers_left_as_they_were(model),
         left_as_it_was(model),
@@ -65,7 +66,6 @@ def trace(
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore")  # what a model says of calls that are not the user's own
-        before = kept(model)
         try:
             program = export_program(model, example_inputs, outputs)
             check_memory(program)
@@ -75,7 +75,6 @@ def trace(
             width_map.prove()
             check_narrow_shapes(width_map)
             check_runs_as_the_model(width_map)
-            program.kept = kept_through(before, model)
         except MsfusionError:
             raise
         except Exception as error:  # what nobody foresaw is the model's, until somebody looks at it
@@ -83,6 +82,7 @@ def trace(
             raise UntraceableModelError(
                 f"{type(model).__name__} cannot be traced: {type(error).__name__}: {cause}"
             ) from error
+    program.kept = kept(model, program.uses)
     return width_map
 
 
