@@ -198,6 +198,19 @@ def test_an_attribute_that_was_changed_since_the_trace_is_named(attribute: str, 
         narrow(model, width_map, {})
 
 
+def test_a_hook_that_came_since_the_trace_is_named() -> None:
+    model = Scaled()
+    width_map = trace(model, (X,))
+    handle = model.a.register_forward_hook(lambda module, args, output: output * 2)
+    with pytest.raises(MsfusionError, match="module 'a' has other hooks"):
+        narrow(model, width_map, {})
+    handle.remove()
+    narrow(model, width_map, {})
+    model.b.forward = lambda h: h  # type: ignore[method-assign]
+    with pytest.raises(MsfusionError, match="module 'b' has other hooks"):
+        narrow(model, width_map, {})
+
+
 def test_what_the_forward_changes_itself_may_change() -> None:
     model = Scaled()
     width_map = trace(model, (X,))

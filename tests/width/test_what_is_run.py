@@ -193,7 +193,8 @@ class Changed(Normed):
 
     def forward(self, x: Tensor) -> Tensor:
         self.step += 1
-        return self.o(self.drop(self.act(self.norm(self.a(x)))))
+        h = self.drop(self.act(self.norm(self.a(x))))
+        return self.o(F.dropout(h, self.attention_dropout, self.training))
 
 
 @pytest.mark.parametrize(

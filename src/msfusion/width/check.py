@@ -388,16 +388,14 @@ def _try_other_sizes(program: Program) -> None:
     symbols = list(sizes.free)
     if not symbols:
         return
-    trials = [symbols] if len(symbols) == 1 else [symbols, *([s] for s in symbols)]
-    if _differs(program, trials[0], 1, program.call.example):
+    if _differs(program, symbols):
         for symbol in symbols:
-            if len(symbols) == 1 or _differs(program, [symbol], 1):
+            if len(symbols) == 1 or _differs(program, [symbol]):
                 _fix(program, symbol)
-        if len(symbols) > 1 and any(s in program.graphs[False].sizes.free for s in symbols):
-            left = [s for s in symbols if s in program.graphs[False].sizes.free]
-            if _differs(program, left, 1):
-                for symbol in left:
-                    _fix(program, symbol)
+        left = [s for s in symbols if s in program.graphs[False].sizes.free]
+        if len(symbols) > 1 and left and _differs(program, left):
+            for symbol in left:
+                _fix(program, symbol)
     tried: set[tuple[int, int]] = set()
     for number, axis in dict.fromkeys(sizes.free.values()):
         if (number, axis) in tried:
@@ -447,15 +445,13 @@ def _example_size(program: Program, place: tuple[int, int]) -> int:
     return int(program.call.example[place[0]].shape[place[1]])
 
 
-def _differs(
-    program: Program, symbols: Sequence[Any], more: int, example: Sequence[Tensor] | None = None
-) -> bool:
-    """Whether they differ where these sizes of the (short) example are larger by `more`; False if that cannot be."""
+def _differs(program: Program, symbols: Sequence[Any]) -> bool:
+    """Whether they differ where these sizes are larger by one than the example's; False where that cannot be."""
     sizes = program.graphs[False].sizes
-    inputs = list(program.short if example is None else example)
+    inputs = list(program.call.example)
     for symbol in symbols:
         number, axis = sizes.free[symbol]
-        inputs[number] = _stretched(inputs[number], axis, inputs[number].shape[axis] + more)
+        inputs[number] = _stretched(inputs[number], axis, inputs[number].shape[axis] + 1)
     if sizes.problem([x.shape for x in inputs]) is not None:
         return False
     return _other_answers(program, inputs) is True

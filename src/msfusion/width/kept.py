@@ -8,14 +8,14 @@ length that a forward remembers, or a name that nobody reads may change.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
 
-Kept = Mapping[str, tuple[str, Mapping[str, Any]]]
-"""By a module's name its type, and those of its attributes that may decide what it computes."""
+Kept = Mapping[str, tuple[str, Mapping[str, Any], Sequence[Any]]]
+"""By a module's name its type, those of its attributes that may decide what it computes, and its hooks."""
 
 _WITHOUT_EFFECT = {"inplace", "training", "gradient_checkpointing"}
 _PLAIN = (bool, int, float, str, type(None))
@@ -52,10 +52,14 @@ class Uses:
             del kind.__getattribute__
 
 
-def kept(model: nn.Module, uses: Uses) -> dict[str, tuple[str, dict[str, Any]]]:
+def kept(model: nn.Module, uses: Uses) -> dict[str, tuple[str, dict[str, Any], list[Any]]]:
     """What a model's modules are, as far as its forward goes by it."""
     return {
-        name: (_kind(module), {own: getattr(module, own, None) for own in _names(module, uses)})
+        name: (
+            _kind(module),
+            {own: getattr(module, own, None) for own in _names(module, uses)},
+            _called_beside(module),
+        )
         for name, module in model.named_modules(remove_duplicate=False)
     }
 
@@ -76,15 +80,23 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, _PLAIN) or (isinstance(value, tuple) and all(map(_is_plain, value)))
 
 
+def _called_beside(module: nn.Module) -> list[Any]:
+    """What runs beside a module's own forward, or in its place: hooks, and a forward of the object's own."""
+    hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+    return [*hooks, *(own for own in [vars(module).get("forward")] if own is not None)]
+
+
 def changed_since(model: nn.Module, before: Kept) -> str | None:
     """What was changed in a model, in words; None where nothing was. New modules change nothing by themselves."""
     modules = dict(model.named_modules(remove_duplicate=False))
-    for name, (kind, attributes) in before.items():
+    for name, (kind, attributes, beside) in before.items():
         where = f"module {name!r}" if name else "it"
         if name not in modules:
             return f"{where} is gone"
         if (found := _kind(modules[name])) != kind:
             return f"{where} is a {found.rpartition('.')[2]} now, but was a {kind.rpartition('.')[2]}"
+        if _called_beside(modules[name]) != beside:
+            return f"{where} has other hooks, or another forward, now"
         for own, value in attributes.items():
             now = getattr(modules[name], own, None)
             if now is not value and repr(now) != repr(value):  # nan is not equal to itself

@@ -2,8 +2,8 @@
 
 A model of 300 million parameters needs seconds for each text of 64 tokens, and tracing runs it a dozen times. Whether
 a permutation leaves it unchanged, and whether its gradients are those of its graph, shows on four tokens as well: the
-graph is the same for all sizes that export left free, and other sizes are tried from there. Answers are still compared
-on the whole example.
+graph is the same for all sizes that export left free. Answers are still compared on the whole example, and on one that
+is longer.
 """
 
 from __future__ import annotations
