@@ -132,6 +132,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return name
 
 
+@pytest.mark.without_type_checks  # beartype draws Python's random numbers
 def test_weights_are_the_same_however_a_users_function_draws_them(here: str) -> None:
     outside = random.getstate(), numpy.random.get_state()[1].tolist()  # type: ignore[index,union-attr]
     one, same, other = (build_model(ModelSpec(f"{here}:drawn", seed=seed), digits()) for seed in (3, 3, 4))
