@@ -5,6 +5,8 @@ from __future__ import annotations
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -14,13 +16,20 @@ from test_fusion import some_updates
 from test_kin import Given, drawn_copies, drawn_updates, entries, origins, two_groups
 from torch import Tensor
 
+from msfusion.batch import Batch
+from msfusion.config import load_config
+from msfusion.engines.local import run_rounds
+from msfusion.errors import ConfigError
 from msfusion.fusion import Accumulator
+from msfusion.methods.base import Task, Update
 from msfusion.robust import Average, RobustAccumulator, RobustKin, robust
+from msfusion.runs.setup import prepare
 from msfusion.width.copies import Copies
 from msfusion.width.groups import State
 from msfusion.width.slices import extract
 
 from handmade_maps import draw_map, random_state  # isort: skip
+from quick import QUICK_SETTINGS  # isort: skip
 
 AVERAGES: list[Average] = ["median", "trimmed"]
 
@@ -181,3 +190,61 @@ def test_one_that_lies_moves_nothing_out_of_the_others_range(average: Average, a
     for each in updates:
         plain.add(each.window, each.trained, each.weight)
     assert float(plain.result()["weight"].min()) < -1000
+
+
+@pytest.mark.parametrize("way", ["method.name=small", "method.start=copies", "method.start=blocks"])
+def test_a_run_with_one_that_lies_goes_on_as_without(way: str) -> None:
+    """Ten times what it learnt, the other way round: under the bound of what is left out, and no use to the mean."""
+    settings = (*QUICK_SETTINGS, way, "participants.count=5", "data.max_train=200", "rounds=3", "seed=1")
+
+    def moved(average: str, lies: bool) -> float:
+        setup = prepare(load_config(None, [*settings, f"method.average={average}"]))
+        method: Any = setup.method
+        if lies:
+            method = Lying(method)
+        *_, last = run_rounds(method, setup.data.participants, setup.rounds, test=setup.data.test)
+        assert not any(each.left_out for each in [last])
+        return float(method.evaluate(last.state, setup.data.test).loss)
+
+    honest, ruined = moved("mean", False), moved("mean", True)
+    for average in AVERAGES:
+        assert moved(average, True) < (honest + ruined) / 2
+    assert ruined > 2 * honest
+
+
+def test_copies_that_do_not_come_apart_move_by_the_small_models_median() -> None:
+    states = []
+    for way in ("method.name=small", "method.start=copies"):
+        config = load_config(None, [*QUICK_SETTINGS, way, "method.average=median", "participants.count=5"])
+        setup = prepare(config.changed({"method.apart": 0.0} if "copies" in way else {}))
+        method: Any = setup.method
+        *_, last = run_rounds(method, setup.data.participants, setup.rounds, test=setup.data.test)
+        states.append(float(method.evaluate(last.state, setup.data.test).loss))
+    assert states[0] == pytest.approx(states[1], rel=1e-4)
+
+
+class Lying:
+    """A method whose participant 2 sends what it was sent, less ten times what it would have changed."""
+
+    def __init__(self, method: Any) -> None:
+        self._method = method
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._method, name)
+
+    def train(self, task: Task, data: Batch) -> Update:
+        update: Update = self._method.train(task, data)
+        if task.participant != 2:
+            return update
+        tensors = {
+            n: 11 * task.tensors[n] - 10 * t if t.is_floating_point() else t
+            for n, t in update.tensors.items()
+        }
+        return replace(update, tensors=tensors)
+
+
+@pytest.mark.parametrize("method", ["msfusion", "fedrolex", "heterofl", "feddropout"])
+def test_slices_that_have_one_holder_each_are_refused(method: str) -> None:
+    config = load_config(None, [*QUICK_SETTINGS, f"method.name={method}", "method.average=median"])
+    with pytest.raises(ConfigError, match=r"method.average = 'median' .*'copies'"):
+        prepare(config)
