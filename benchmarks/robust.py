@@ -40,8 +40,8 @@ LIAR, TIMES = 3, 10.0
 class Lying:
     """A method one of whose participants sends what it was sent, less ten times what it would have changed."""
 
-    def __init__(self, method: Any) -> None:
-        self._method = method
+    def __init__(self, method: Any, liar: int = LIAR) -> None:
+        self._method, self._liar = method, liar
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._method, name)
@@ -49,7 +49,7 @@ class Lying:
     def train(self, task: Task, data: Batch) -> Update:
         """As the method does; of the liar turned round."""
         update: Update = self._method.train(task, data)
-        if task.participant != LIAR:
+        if task.participant != self._liar:
             return update
         turned = {
             name: task.tensors[name] - TIMES * (tensor - task.tensors[name])

@@ -5,7 +5,8 @@ from __future__ import annotations
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,12 +17,10 @@ from test_fusion import some_updates
 from test_kin import Given, drawn_copies, drawn_updates, entries, origins, two_groups
 from torch import Tensor
 
-from msfusion.batch import Batch
 from msfusion.config import load_config
 from msfusion.engines.local import run_rounds
 from msfusion.errors import ConfigError
 from msfusion.fusion import Accumulator
-from msfusion.methods.base import Task, Update
 from msfusion.robust import Average, RobustAccumulator, RobustKin, robust
 from msfusion.runs.setup import prepare
 from msfusion.width.copies import Copies
@@ -99,7 +98,8 @@ def test_a_part_of_an_update_and_nobody_s() -> None:
     trained = {"weight": torch.full((2, 3), 4.0), "seen": torch.tensor(7)}
     accumulator = RobustAccumulator(state, copies.width_map, "median")
     assert all(torch.equal(state[name], tensor) for name, tensor in accumulator.result().items())
-    accumulator.add_part(window, trained, 0.25, "the update")
+    rest = extract(state, copies.width_map, window)
+    accumulator.add_part(window, trained, 1.0, share=0.25, rest=rest)
     found = accumulator.result()
     expected = state["weight"].clone()
     expected[:2, :3] = 0.25 * 4.0 + 0.75 * expected[:2, :3]
@@ -193,17 +193,19 @@ def test_one_that_lies_moves_nothing_out_of_the_others_range(average: Average, a
 
 
 @pytest.mark.parametrize("way", ["method.name=small", "method.start=copies", "method.start=blocks"])
-def test_a_run_with_one_that_lies_goes_on_as_without(way: str) -> None:
+def test_a_run_with_one_that_lies_goes_on_as_without(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten times what it learnt, the other way round: under the bound of what is left out, and no use to the mean."""
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+    lying = import_module("robust").Lying
     settings = (*QUICK_SETTINGS, way, "participants.count=5", "data.max_train=200", "rounds=3", "seed=1")
 
     def moved(average: str, lies: bool) -> float:
         setup = prepare(load_config(None, [*settings, f"method.average={average}"]))
         method: Any = setup.method
         if lies:
-            method = Lying(method)
+            method = lying(method, 2)
         *_, last = run_rounds(method, setup.data.participants, setup.rounds, test=setup.data.test)
-        assert not any(each.left_out for each in [last])
+        assert not last.left_out
         return float(method.evaluate(last.state, setup.data.test).loss)
 
     honest, ruined = moved("mean", False), moved("mean", True)
@@ -221,26 +223,6 @@ def test_copies_that_do_not_come_apart_move_by_the_small_models_median() -> None
         *_, last = run_rounds(method, setup.data.participants, setup.rounds, test=setup.data.test)
         states.append(float(method.evaluate(last.state, setup.data.test).loss))
     assert states[0] == pytest.approx(states[1], rel=1e-4)
-
-
-class Lying:
-    """A method whose participant 2 sends what it was sent, less ten times what it would have changed."""
-
-    def __init__(self, method: Any) -> None:
-        self._method = method
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._method, name)
-
-    def train(self, task: Task, data: Batch) -> Update:
-        update: Update = self._method.train(task, data)
-        if task.participant != 2:
-            return update
-        tensors = {
-            n: 11 * task.tensors[n] - 10 * t if t.is_floating_point() else t
-            for n, t in update.tensors.items()
-        }
-        return replace(update, tensors=tensors)
 
 
 @pytest.mark.parametrize("method", ["msfusion", "fedrolex", "heterofl", "feddropout"])

@@ -92,10 +92,7 @@ class Accumulator:
         dtypes, the window or the weight do not fit, or a value is not finite; the accumulator is then as it
         was before.
         """
-        source = source or "the update"
-        cuts = self._joined_cuts(self._checked(window, sub_state, weight, source))
-        held = dict(self._joined(sub_state))
-        self._check_values(held, sub_state, weight, source)
+        cuts, held = self._fitting(window, sub_state, weight, source or "the update")
         for name, total in self._weights.items():
             shape = outline_of(cuts[name], held=True)
             total.add(
@@ -106,6 +103,24 @@ class Accumulator:
         for name, largest in self._largest.items():
             values = held[name].to(largest.device)
             cuts[name].put(largest, torch.maximum(cuts[name].take(largest), values))
+
+    def add_part(
+        self,
+        window: Mapping[str, Tensor],
+        sub_state: State,
+        weight: float,
+        *,
+        share: float,
+        rest: State | None,
+        source: str = "",
+    ) -> None:
+        """Add an update of which only a `share` counts, with the tensors of `rest` for the other part (None: all do).
+
+        Raises UpdateError as `add` does.
+        """
+        self.add(window, sub_state, weight * share, source=source)
+        if rest is not None:
+            self.add(window, rest, weight * (1 - share))
 
     def result(self) -> dict[str, Tensor]:
         """The fused state: new tensors, the names of a tied one sharing theirs."""
@@ -153,6 +168,15 @@ class Accumulator:
         """The name under which a tied tensor is summed: its first one, if the state has that."""
         first = self._width_map.aliases.get(name, name)
         return first if first in self._state else name
+
+    def _fitting(
+        self, window: Mapping[str, Tensor], sub_state: State, weight: float, source: str
+    ) -> tuple[dict[str, Cut], dict[str, Tensor]]:
+        """The cuts and the tensors of an update as they are summed up; UpdateError where it does not fit."""
+        cuts = self._joined_cuts(self._checked(window, sub_state, weight, source))
+        held = dict(self._joined(sub_state))
+        self._check_values(held, sub_state, weight, source)
+        return cuts, held
 
     def _checked(
         self, window: Mapping[str, Tensor], sub_state: State, weight: float, source: str

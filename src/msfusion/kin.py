@@ -61,10 +61,8 @@ class KinAccumulator(Accumulator):
 
         Of an update with a `share` below 1 the rest counts as no change. Raises UpdateError as `Accumulator.add` does.
         """
-        source = source or "the update"
-        cuts = self._checked(window, sub_state, weight, source)
-        held = dict(self._joined(sub_state))
-        self._check_values(held, sub_state, weight, source)
+        weight = self._counted(weight)
+        cuts, held = self._fitting(window, sub_state, weight, source or "the update")
         number = copies_in(window, self._width_map, self._copies.sizes)
         copies = {name: self._number_of_copies(name, number, cuts[name]) for name in held}
         for name, total in self._weights.items():
@@ -81,6 +79,10 @@ class KinAccumulator(Accumulator):
             values = held[name].to(largest.device)
             cuts[name].put(largest, torch.maximum(cuts[name].take(largest), values))
         self._any = True
+
+    def _counted(self, weight: float) -> float:
+        """The weight that an update has in the sums."""
+        return weight
 
     def _include(
         self, name: str, cut: Cut, terms: Sequence[tuple[Tensor, float]], copies: float | Tensor

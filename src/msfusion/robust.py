@@ -78,20 +78,25 @@ class RobustAccumulator(Accumulator):
 
     def add(self, window: Mapping[str, Tensor], sub_state: State, weight: float, *, source: str = "") -> None:
         """As `Accumulator.add`; the weight has no part in the average."""
-        source = source or "the update"
-        cuts = self._joined_cuts(self._checked(window, sub_state, weight, source))
-        held = dict(self._joined(sub_state))
-        self._check_values(held, sub_state, weight, source)
+        cuts, held = self._fitting(window, sub_state, weight, source or "the update")
         self._values.append((cuts, {name: tensor.clone() for name, tensor in held.items()}))
 
-    def add_part(self, window: Mapping[str, Tensor], sub_state: State, share: float, source: str) -> None:
-        """Add an update of which only a `share` counts: the present state has the rest."""
-        self.add(window, sub_state, 1.0, source=source)
-        if share < 1:
-            cuts, held = self._values[-1]
-            for name, tensor in held.items():
-                if tensor.is_floating_point():
-                    held[name] = torch.lerp(cuts[name].take(self._state[name]).to(tensor), tensor, share)
+    def add_part(
+        self,
+        window: Mapping[str, Tensor],
+        sub_state: State,
+        weight: float,
+        *,
+        share: float,
+        rest: State | None,
+        source: str = "",
+    ) -> None:
+        """As `Accumulator.add_part`, with both parts as one value."""
+        self.add(window, sub_state, weight, source=source)
+        _, held = self._values[-1]
+        for name, tensor in self._joined(rest) if rest is not None else ():
+            if tensor.is_floating_point():
+                held[name] = torch.lerp(tensor.to(held[name]), held[name], share)
 
     def _mean(self, name: str, old: Tensor) -> Tensor:
         """The robust average of one tensor; `old` where nobody held an entry. Whole numbers: the largest."""
@@ -118,18 +123,8 @@ class RobustKin(KinAccumulator):
         self._values: dict[str, list[tuple[Cut, Tensor, float | Tensor]]] = {}
         self._kept: dict[str, Kept] = {}
 
-    def add_update(
-        self,
-        window: Mapping[str, Tensor],
-        sub_state: State,
-        weight: float,
-        *,
-        received: State | None = None,
-        share: float = 1.0,
-        source: str = "",
-    ) -> None:
-        """As `KinAccumulator.add_update`; the weight has no part in the average."""
-        super().add_update(window, sub_state, 1.0, received=received, share=share, source=source)
+    def _counted(self, weight: float) -> float:
+        return 1.0
 
     def _include(
         self, name: str, cut: Cut, terms: Sequence[tuple[Tensor, float]], copies: float | Tensor

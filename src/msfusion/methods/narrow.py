@@ -40,7 +40,7 @@ from msfusion.methods.states import holding, loaded, state_of, with_aliases, wit
 from msfusion.methods.together import groups_of, refuse_contrastive, updates_together
 from msfusion.methods.training import TrainingSettings, local_steps
 from msfusion.objectives import Evaluation, Objective, cross_entropy, evaluate
-from msfusion.robust import Average, RobustAccumulator, accumulator_for
+from msfusion.robust import Average, accumulator_for
 from msfusion.width.groups import State, WidthMap, Window
 from msfusion.width.own_scale import OwnScale
 from msfusion.width.slices import extract
@@ -277,15 +277,10 @@ def add_update(
     Of an update that counts only in part the present state has the other part, so that an entry which nobody
     else held moves by that part instead of falling back to the round in which the update began.
     """
-    weight = weight_of(update, weighting)
+    rest = extract(state, width_map, window) if update.share < 1 else None
     with blamed(update) as source:
-        tensors = with_aliases(update.tensors, width_map.aliases)
-        if isinstance(accumulator, RobustAccumulator):
-            accumulator.add_part(window, tensors, update.share, source)
-            return
-        accumulator.add(window, tensors, weight * update.share, source=source)
-    if update.share < 1:
-        accumulator.add(window, extract(state, width_map, window), weight * (1 - update.share))
+        tensors, weight = with_aliases(update.tensors, width_map.aliases), weight_of(update, weighting)
+        accumulator.add_part(window, tensors, weight, share=update.share, rest=rest, source=source)
 
 
 @contextmanager

@@ -132,11 +132,11 @@ def _called_otherwise(program: Program, gradients: bool, drawing: bool = True) -
 
 
 def _check_calls(
-    program: Program, training: bool, first: list[Any], again: list[Any] | None, gradients: bool
+    program: Program, training: bool, first: list[Any], again: list[Any], gradients: bool
 ) -> None:
     """UntraceableModelError where the model asks how it is called, not only with what values."""
-    if again is None or not _same_outputs(first, again):
-        return  # it cannot be asked, or would answer otherwise in any case
+    if not _same_outputs(first, again):
+        return  # it would answer otherwise in any case
     with _Drawing(False):  # where memory lies otherwise, random numbers come in another order
         plain = short_answer(program)
     other = _called_otherwise(program, gradients, drawing=False)
