@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 from msfusion import MsfusionError, UntraceableModelError, cut, narrow, trace
 
@@ -196,6 +197,15 @@ def test_an_attribute_that_was_changed_since_the_trace_is_named(attribute: str, 
     setattr(model, attribute, value)
     with pytest.raises(MsfusionError, match=f"changed after it was traced: it has {attribute} ="):
         narrow(model, width_map, {})
+
+
+def test_what_a_property_computes_is_not_asked_for() -> None:
+    """The weight of a parametrised layer is one, and reading it in training moves spectral norm's buffers."""
+    model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), spectral_norm(nn.Linear(32, 3))).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    width_map = trace(model, (X,))
+    narrow(model, width_map, {})
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 def test_a_hook_that_came_since_the_trace_is_named() -> None:

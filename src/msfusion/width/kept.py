@@ -7,6 +7,7 @@ length that a forward remembers, or a name that nobody reads may change.
 
 from __future__ import annotations
 
+import inspect
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -57,7 +58,7 @@ def kept(model: nn.Module, uses: Uses) -> dict[str, tuple[str, dict[str, Any], l
     return {
         name: (
             _kind(module),
-            {own: getattr(module, own, None) for own in _names(module, uses)},
+            {own: _attribute(module, own) for own in _names(module, uses)},
             _called_beside(module),
         )
         for name, module in model.named_modules(remove_duplicate=False)
@@ -69,7 +70,17 @@ def _names(module: nn.Module, uses: Uses) -> list[str]:
     names = {name for name in getattr(type(module), "__constants__", ()) if name in vars(module)}
     names |= uses.read.get(module, set())
     names -= uses.written.get(module, set()) | _WITHOUT_EFFECT
-    return sorted(name for name in names if _is_plain(getattr(module, name, None)))
+    return sorted(name for name in names if _is_plain(_attribute(module, name)))
+
+
+def _attribute(module: nn.Module, name: str) -> Any:
+    """What a module has under a name, without running code of a property (a parametrised weight is computed by one, and
+    spectral norm changes its buffers then); None where there is nothing.
+    """
+    for holder in (vars(module), module._parameters, module._buffers, module._modules):
+        if name in holder:
+            return holder[name]
+    return inspect.getattr_static(type(module), name, None)
 
 
 def _kind(module: nn.Module) -> str:
@@ -98,7 +109,7 @@ def changed_since(model: nn.Module, before: Kept) -> str | None:
         if _called_beside(modules[name]) != beside:
             return f"{where} has other hooks, or another forward, now"
         for own, value in attributes.items():
-            now = getattr(modules[name], own, None)
+            now = _attribute(modules[name], own)
             if now is not value and repr(now) != repr(value):  # nan is not equal to itself
                 return f"{where} has {own} = {now!r} now, but had {value!r}"
     return None
