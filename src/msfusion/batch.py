@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
+
+from msfusion.offsets import Offset
 
 IGNORED = -100
 """The target that no loss and no metric counts (padding)."""
@@ -20,13 +22,14 @@ class Batch:
 
     `inputs` are the model's positional (tuple) or keyword (dict) arguments, each with the examples on axis 0.
     `targets` has one class label per example (shape [examples]) or, for language modelling, one token per position
-    (shape [examples, time]); IGNORED marks positions that do not count. `offset`, where there is one, is added to the
-    model's logits wherever they are scored: what other models say of the same examples.
+    (shape [examples, time]); IGNORED marks positions that do not count. `offset` (shape [examples, *time, classes]),
+    where there is one, is added to the model's logits wherever they are scored: what other models say of the same
+    examples.
     """
 
     inputs: tuple[Tensor, ...] | dict[str, Tensor]
     targets: Int[Tensor, "examples ..."]
-    offset: Float[Tensor, "examples *time classes"] | None = None
+    offset: Offset | None = None
 
     def __post_init__(self) -> None:
         """Raises TypeError where inputs are no tuple or dict of tensors, or targets are no tensor."""
@@ -69,8 +72,8 @@ class Batch:
         """What the model returns for these inputs."""
         return model(**self.inputs) if isinstance(self.inputs, dict) else model(*self.inputs)
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        """The batch with all its tensors changed in the same way."""
+    def _each(self, change: Callable[[Any], Any]) -> Batch:
+        """The batch with all its tensors, and the offset, changed in the same way."""
         offset = None if self.offset is None else change(self.offset)
         if isinstance(self.inputs, dict):
             inputs = {name: change(tensor) for name, tensor in self.inputs.items()}

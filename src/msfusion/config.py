@@ -39,10 +39,11 @@ from msfusion.engines.screening import Screening
 from msfusion.engines.split import SplitSettings
 from msfusion.errors import ConfigError
 from msfusion.folders import PREFIX, folder_of, has_tokenizer
-from msfusion.methods.blocks import REMEMBERED_BYTES, BlocksSettings
+from msfusion.methods.blocks import BlocksSettings
 from msfusion.methods.capacities import Capacities
 from msfusion.methods.copies import CopiesSettings
 from msfusion.methods.grow_settings import GrowSettings
+from msfusion.methods.remembered import REMEMBERED_BYTES
 from msfusion.methods.training import TrainingSettings
 from msfusion.models.spec import ModelSpec
 from msfusion.quoting import short

@@ -15,8 +15,8 @@ from msfusion.data.spec import DataSpec
 from msfusion.engines.screening import DEFAULT, BadUpdate
 from msfusion.engines.split import Clients, ServerStep, SplitSettings
 from msfusion.errors import ConfigError
-from msfusion.methods.blocks import REMEMBERED_BYTES
 from msfusion.methods.contrastive import WITHOUT, ContrastiveSettings
+from msfusion.methods.remembered import REMEMBERED_BYTES
 from msfusion.methods.table import Start
 from msfusion.methods.training import TrainingSettings
 from msfusion.methods.wire import Derivative

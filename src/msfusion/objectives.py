@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from msfusion.batch import IGNORED, Batch
 from msfusion.errors import DataError, TrainingError
 from msfusion.imports import in_one_line
+from msfusion.offsets import full
 
 _NOTHING = "there is nothing to evaluate on: no example has a target; give a test set with targets"
 
@@ -92,7 +93,7 @@ def scores(
     logits, targets = aligned(batch.call(model), batch.targets)
     check_labels(targets, logits.shape[-1])
     if batch.offset is not None:
-        logits = logits + batch.offset.reshape(logits.shape)
+        logits = logits + full(batch.offset).reshape(logits.shape)
     return logits, targets
 
 

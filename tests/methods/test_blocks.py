@@ -67,6 +67,10 @@ def run(method: Any, data: Sequence[Batch], rounds: int, **more: Any) -> list[Ro
     return list(run_rounds(method, data, settings, **more))
 
 
+def said(method: BlocksMethod, block: State, data: Batch) -> Tensor:
+    return torch.cat([*method.logits(block, data)])
+
+
 def same(first: State, second: State) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
@@ -113,7 +117,7 @@ def test_the_whole_is_the_sum_of_its_blocks_and_begins_as_the_small_model() -> N
         name: tensor + torch.rand_like(tensor) if tensor.is_floating_point() else tensor
         for name, tensor in state.items()
     }
-    each = [method.logits(part(state, label(block)), data) for block in range(4)]
+    each = [said(method, part(state, label(block)), data) for block in range(4)]
     whole = loaded(method.whole, {name: tensor for name, tensor in state.items() if name[0] != "."})
     assert torch.allclose(data.call(whole), sum(each[1:], each[0]), atol=1e-14)
 
@@ -134,7 +138,7 @@ def test_who_holds_two_blocks_trains_their_sum() -> None:
     task = method.assign(state, 2, 1)
     update = method.train(replace(task, memory=memory_of(method, state, data[1], (0, 1))), data[1])
     assert {name.split(".")[0] for name in update.tensors} == {"block2", "block3"}
-    offset = sum(method.logits(part(state, label(block)), data[1]) for block in (0, 1))
+    offset = sum(said(method, part(state, label(block)), data[1]) for block in (0, 1))
     model = method.sum_of(2)
     own = {**labelled("block0", part(state, "block2")), **labelled("block1", part(state, "block3"))}
     local_steps(
@@ -223,7 +227,7 @@ def test_statistics_of_batchnorm_are_averaged_and_nobody_measures() -> None:
 
 def memory_of(method: BlocksMethod, state: State, data: Batch, blocks: Sequence[int]) -> dict[str, Tensor]:
     return {
-        f"{finished_label(block)}.logits": method.logits(part(state, label(block)), data) for block in blocks
+        f"{finished_label(block)}.logits": said(method, part(state, label(block)), data) for block in blocks
     }
 
 
@@ -249,7 +253,7 @@ def test_whoever_comes_back_is_sent_just_what_it_misses(seed: int) -> None:
                 assert sent == {label(block) for block in held}
             else:
                 for block in set(range(4)) - {*held}:
-                    now = method.logits(part(state, label(block)), data[each])
+                    now = said(method, part(state, label(block)), data[each])
                     assert torch.equal(
                         kept.get(f"{finished_label(block)}.logits", torch.zeros_like(now)), now
                     )
@@ -327,6 +331,37 @@ def test_remembered_and_recomputed_logits_train_the_same() -> None:
     assert {name.split(".", 1)[1] for name in recomputed.memories[0]} == set(build().starts[0])
     first, second = ([each.bytes_down for each in result.participants] for result in (remembered, recomputed))
     assert first == second
+
+
+def language_model() -> tuple[nn.Module, WidthMap]:
+    torch.manual_seed(0)
+    model = DecoderLM(256, features=16, heads=4, layers=1).double()
+    return model, trace(model, (torch.randint(256, (2, 8)),))
+
+
+def some_texts(participants: int = 3) -> list[Batch]:
+    torch.manual_seed(1)
+    return [
+        Batch((tokens[:, :-1],), tokens[:, 1:]) for tokens in torch.randint(256, (participants, 10, 9)).unbind()
+    ]
+
+
+def test_the_largest_logits_alone_train_almost_the_same() -> None:
+    """Of 256 logits of each position 16 or 64 are kept: the more, the nearer to remembering all of them."""
+    texts, apart = some_texts(), list[float]()
+    adam = replace(SETTINGS, optimizer="adamw", learning_rate=0.02)
+    exact = build(16, model=language_model(), training=adam)
+    expected = exact.evaluate(run(exact, texts, 16)[-1].state, texts[0]).loss
+    began = exact.evaluate(exact.initial_state(), texts[0]).loss
+    for kept in (16, 64):
+        limit = 2 * 4 * (8 * 256 + texts[0].targets.numel() * (8 + kept * 12))
+        method = build(16, model=language_model(), training=adam, remembered_bytes=limit)
+        assert method.remembering.kept(texts[0]) == kept
+        result = run(method, texts, 16)[-1]
+        names = {name.split(".", 1)[1] for name in result.memories[0]}
+        assert names == {"common", "rest", "extra", "classes"}
+        apart.append(abs(method.evaluate(result.state, texts[0]).loss - expected))
+    assert 0 < apart[1] < apart[0] < 0.05 * (began - expected)
 
 
 # However it is run
@@ -414,7 +449,7 @@ def test_the_contrastive_loss_is_refused() -> None:
 def test_forward_flops_are_those_that_a_counter_sees() -> None:
     method, (data, *_) = build(), some_data()
     with FlopCounterMode(display=False) as counter:
-        method.logits(method.starts[0], data)
+        said(method, method.starts[0], data)
     assert counter.get_total_flops() == inference_flops(method.small.model, data) * len(data)
 
 

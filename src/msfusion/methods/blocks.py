@@ -23,10 +23,9 @@ of Statistics 28, 2000), with networks for trees and averaging for one machine. 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from functools import reduce
 
 import torch
 from jaxtyping import Float
@@ -40,6 +39,7 @@ from msfusion.methods.capacities import Capacities
 from msfusion.methods.narrow import TRAINED, add_update
 from msfusion.methods.outbound import Outbound
 from msfusion.methods.phases import Answered, Phases, Versions, blocks_in, finished_label, label
+from msfusion.methods.remembered import REMEMBERED_BYTES, Recomputed, Remembering
 from msfusion.methods.silence import silenced
 from msfusion.methods.small import SmallMethod, fresh_weights
 from msfusion.methods.states import (
@@ -65,12 +65,6 @@ from msfusion.windows import window_size
 CHANGES = "changes"
 """In metadata: the number of changes so far (`Versions.total`), by which an update of an earlier round is known."""
 
-LOGITS = "logits"
-"""In a memory: the name of a finished block's logits."""
-
-REMEMBERED_BYTES = 2**28
-"""How much a participant remembers as logits by default; where they are more, it remembers the blocks themselves."""
-
 
 @dataclass(frozen=True)
 class BlocksSettings:
@@ -79,8 +73,7 @@ class BlocksSettings:
     `rounds` are those of the whole run. `blocks` is how many there are (None: as many as small models fit side by
     side into the large one). `passes` is how often each is trained, at most: a phase has at least one round. `first`
     is the share of the rounds in which block 0 is trained before the others have their turns (0: as long as they
-    have). A participant whose logits would take more than `remembered_bytes` remembers the blocks and computes their
-    logits anew in each step.
+    have). `remembered_bytes` is how much a participant remembers of what blocks say (`methods.remembered`).
     """
 
     rounds: int
@@ -102,18 +95,14 @@ def blocks_for(blocks: int | None, smallest: float) -> int:
 
 @dataclass(frozen=True, eq=False)
 class BlocksMethod:
-    """A sum of blocks. `small` is the small model and how it is trained, `starts` the first weights of each block.
-
-    `outputs` is how many logits a block has for each target, and the type in which they are remembered.
-    """
+    """A sum of blocks. `small` is the small model and how it is trained, `starts` the first weights of each block."""
 
     name: str
     small: SmallMethod
     starts: tuple[State, ...]
     phases: Phases
     capacities: Capacities
-    outputs: tuple[int, torch.dtype]
-    remembered_bytes: int = REMEMBERED_BYTES
+    remembering: Remembering
     _sums: dict[tuple[str, int], SumOfBlocks] = field(default_factory=dict, repr=False)
 
     def held(self, participant: int, round_index: int) -> tuple[int, ...]:
@@ -200,7 +189,7 @@ class BlocksMethod:
 
         def alike(participant: int) -> int | None:
             one = len(self.held(participant, round_index)) == 1
-            return None if one and not self.recomputes(data[participant]) else participant
+            return None if one and not self.remembering.recomputes(data[participant]) else participant
 
         return groups_of(participants, data, self.small.training, limit, alike)
 
@@ -217,20 +206,11 @@ class BlocksMethod:
             for task, block in zip(tasks, blocks, strict=True)
         ]
         settings = self.small.training[tasks[0].participant]
-        updates = updates_together(self.small.model, plain, self._alike(examples), settings, self.small.seed)
+        updates = updates_together(self.small.model, plain, examples, settings, self.small.seed)
         return [
             self._told(replace(update, tensors=labelled(label(block), update.tensors)), task, mine)
             for task, block, update, mine in zip(tasks, blocks, updates, kept, strict=True)
         ]
-
-    def recomputes(self, data: Batch) -> bool:
-        """Whether a participant with this data remembers blocks, as their logits would be too many bytes."""
-        return len(self.starts) * self.logits_bytes(data) > self.remembered_bytes
-
-    def logits_bytes(self, data: Batch) -> int:
-        """What one block's logits for some examples take: one for each class and target."""
-        classes, dtype = self.outputs
-        return data.targets.numel() * classes * dtype.itemsize
 
     @property
     def whole(self) -> SumOfBlocks:
@@ -262,7 +242,11 @@ class BlocksMethod:
         kept = dict(task.memory)
         for block in blocks_in(task.tensors, len(self.starts)):
             own = part(task.tensors, finished_label(block))
-            new = own if self.recomputes(data) else {LOGITS: self.logits(own, data)}
+            new = (
+                own
+                if self.remembering.recomputes(data)
+                else self.remembering.remember(self.logits(own, data), data)
+            )
             kept |= labelled(finished_label(block), new)
         return kept
 
@@ -271,37 +255,21 @@ class BlocksMethod:
         others = [block for block in blocks_in(kept, len(self.starts)) if block not in held]
         if not others:
             return data, cross_entropy
-        if self.recomputes(data):
+        if self.remembering.recomputes(data):
             finished = self._numbered(kept, [finished_label(block) for block in others])
             return data, Recomputed(loaded(self.sum_of(len(others), "finished"), finished))
-        logits = [kept[f"{finished_label(block)}.{LOGITS}"] for block in others]
-        return replace(data, offset=reduce(torch.add, logits)), cross_entropy
+        said = [part(kept, finished_label(block)) for block in others]
+        return replace(data, offset=self.remembering.recall(said)), cross_entropy
 
-    def logits(self, block: State, data: Batch) -> Float[Tensor, "examples *time classes"]:
-        """What one block, by the small model's names, says of all examples: in evaluation mode, without gradients."""
+    def logits(self, block: State, data: Batch) -> Iterator[Float[Tensor, "examples *time classes"]]:
+        """What one block, by the small model's names, says of all examples, mini-batch by mini-batch: in evaluation
+        mode, without gradients.
+        """
         model = loaded(self.small.model, with_aliases(block, self.small.width_map.aliases)).eval()
-        _, dtype = self.outputs
-        with torch.no_grad():
-            parts = [
-                logits_of(batch.call(model)).to(dtype)
-                for batch in data.split(self.small.evaluation_batch_size)
-            ]
-        return torch.cat(parts)
-
-    def _alike(self, batches: Sequence[Batch]) -> list[Batch]:
-        """The batches, with an offset of zero where others have one: what is stacked must be alike."""
-        if all(batch.offset is None for batch in batches):
-            return list(batches)
-        classes, dtype = self.outputs
-        return [
-            replace(
-                each,
-                offset=torch.zeros(*each.targets.shape, classes, dtype=dtype, device=each.targets.device),
-            )
-            if each.offset is None
-            else each
-            for each in batches
-        ]
+        for batch in data.split(self.small.evaluation_batch_size):
+            with torch.no_grad():
+                said = logits_of(batch.call(model))
+            yield said
 
     def _told(self, update: Update, task: Task, kept: State) -> Update:
         """The update with what its participant keeps, if that is new, and the number that says what it was sent."""
@@ -348,19 +316,6 @@ class Averages:
         }
 
 
-class Recomputed:
-    """The loss of the whole where the other blocks' logits are too many to be kept: they are computed in each step."""
-
-    def __init__(self, others: nn.Module) -> None:
-        self.others = others.eval()
-
-    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Raises as `cross_entropy` does."""
-        with torch.no_grad():
-            offset = logits_of(batch.call(self.others))
-        return cross_entropy(model, replace(batch, offset=offset))
-
-
 def blocks_method(
     name: str,
     small: SmallMethod,
@@ -381,16 +336,17 @@ def blocks_method(
     phases = settings.phases(capacities.smallest)
     starts = first_weights(small, model, width_map, capacities.smallest, phases.blocks)
     silent = [silenced(small.model, start, width_map.aliases) for start in starts[1:]]
-    remembered_bytes, outputs = settings.remembered_bytes, _outputs_of(small)
-    return BlocksMethod(name, small, (starts[0], *silent), phases, capacities, outputs, remembered_bytes)
+    remembering = _remembering(small, phases.blocks, settings.remembered_bytes)
+    return BlocksMethod(name, small, (starts[0], *silent), phases, capacities, remembering)
 
 
-def _outputs_of(small: SmallMethod) -> tuple[int, torch.dtype]:
-    """What `BlocksMethod.outputs` says, from the example that was traced."""
+def _remembering(small: SmallMethod, blocks: int, limit: int) -> Remembering:
+    """How much of a block's logits can be kept: their number and type are asked of the example that was traced."""
     program, model = small.model.program, loaded(small.model, small.start).eval()
     with torch.no_grad():
         logits = logits_of(model(*program.args, **program.kwargs))
-    return logits.shape[-1], torch.promote_types(logits.dtype, torch.float32)
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    return Remembering(logits.shape[-1], dtype, blocks, limit)
 
 
 def first_weights(

@@ -40,6 +40,7 @@ from msfusion.methods.training import (
     round_batches,
 )
 from msfusion.objectives import aligned, check_labels, scores
+from msfusion.offsets import full
 from msfusion.width.stacked import run_stacked
 from msfusion.width.submodel import SubModel
 
@@ -186,7 +187,7 @@ class _Group:
             total = F.cross_entropy(logits, flat, ignore_index=IGNORED, reduction="sum")
             return total / (flat != IGNORED).sum().clamp(min=1)
 
-        given = (stacked.inputs, stacked.targets, *([] if stacked.offset is None else [stacked.offset]))
+        given = (stacked.inputs, stacked.targets, *([] if stacked.offset is None else [full(stacked.offset)]))
         losses: Tensor = run_stacked(self.model, {**self.parameters, **self.others}, loss, *given)
         return losses
 
@@ -223,14 +224,18 @@ def clip_each(parameters: Sequence[nn.Parameter], clip_norm: float) -> None:
 def stacked_batches(batches: Sequence[Batch]) -> Batch:
     """Everything with the participants on axis 0, short mini-batches filled up to the longest.
 
-    Either all of them have an offset or none.
+    Where some have an offset it is zero for the others.
     """
     most = max(len(batch) for batch in batches)
     filled = [_filled(batch, most) for batch in batches]
     inputs = pytree.tree_map(lambda *each: torch.stack(each), *[batch.inputs for batch in filled])
-    offsets = [batch.offset for batch in filled if batch.offset is not None]
     targets = torch.stack([batch.targets for batch in filled])
-    return Batch(inputs, targets, torch.stack(offsets) if offsets else None)
+    offsets = [None if batch.offset is None else full(batch.offset) for batch in filled]
+    shown = next((offset for offset in offsets if offset is not None), None)
+    if shown is None:
+        return Batch(inputs, targets)
+    added = [torch.zeros_like(shown) if offset is None else offset for offset in offsets]
+    return Batch(inputs, targets, torch.stack(added))
 
 
 def _filled(batch: Batch, size: int) -> Batch:

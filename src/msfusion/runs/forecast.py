@@ -49,9 +49,9 @@ class Forecast:
         )
         due = versions.due(participant, method.phases.phase(round_index), held)
         known = {*versions.remembered(participant), *due}
-        costs, recomputes = setup.costs(ratio), method.recomputes(data)
+        costs, recomputes = setup.costs(ratio), method.remembering.recomputes(data)
         passes = len(due) * len(data)
-        kept = (len(known) + 1) * method.logits_bytes(data) if known else 0  # one more: their sum
+        kept = method.remembering.bytes_for(data, len(known))
         if recomputes:
             passes = len(known - {*held}) * sum(setup.config.training_settings.batch_sizes(len(data)))
             kept = len(known) * self._block_bytes

@@ -1,0 +1,97 @@
+"""What a participant remembers of the blocks that it does not train: what they say of its own examples.
+
+Of each block it keeps all logits, where there is room for them. Where there is not (a language model has one for each
+position and word) it keeps the largest of each target and what the others have in common (`msfusion.offsets`); where
+there is room for hardly any, the blocks themselves, which it then runs again in each step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from msfusion.batch import Batch
+from msfusion.objectives import cross_entropy, logits_of
+from msfusion.offsets import LargestLogits, Offset, bytes_of_largest, largest_within
+from msfusion.width.groups import State
+
+LOGITS = "logits"
+"""In a memory: the name of a finished block's logits, where all are kept."""
+
+FEWEST = 16
+"""Of each target: where there is room for fewer logits than that, none are kept."""
+
+REMEMBERED_BYTES = 2**28
+"""How much a participant remembers as logits by default."""
+
+
+_COPIES = 2
+"""The largest logits of the blocks stand in memory twice while a participant trains: each by itself, and added up."""
+
+
+@dataclass(frozen=True)
+class Remembering:
+    """How much can be kept: `limit` bytes for all blocks of a participant together.
+
+    A block has `classes` logits for each target, which are kept as `dtype`.
+    """
+
+    classes: int
+    dtype: torch.dtype
+    blocks: int
+    limit: int = REMEMBERED_BYTES
+
+    def kept(self, data: Batch) -> int:
+        """How many logits of each target are kept: all, the largest ones, or 0, where blocks are kept instead."""
+        if self.blocks * self._bytes_of_all(data) <= self.limit:
+            return self.classes
+        room = self.limit / (_COPIES * self.blocks)
+        kept = largest_within(room, data.targets.numel(), self.classes, self.dtype.itemsize)
+        return kept if kept >= FEWEST else 0
+
+    def recomputes(self, data: Batch) -> bool:
+        """Whether a participant with this data keeps blocks."""
+        return self.kept(data) == 0
+
+    def bytes_for(self, data: Batch, blocks: int) -> int:
+        """What the logits of so many blocks take at most, while their sum is trained with."""
+        kept = self.kept(data)
+        if kept == self.classes:
+            return (blocks + 1) * self._bytes_of_all(data) if blocks else 0
+        own = bytes_of_largest(data.targets.numel(), self.classes, kept, self.dtype.itemsize)
+        return _COPIES * blocks * own
+
+    def remember(self, logits: Iterable[Float[Tensor, "examples *time classes"]], data: Batch) -> State:
+        """What is kept of a block that says this, part by part, of all examples."""
+        parts = (part.to(self.dtype) for part in logits)
+        kept = self.kept(data)
+        if kept == self.classes:
+            return {LOGITS: torch.cat(list(parts))}
+        return LargestLogits.of(parts, kept).tensors()
+
+    def recall(self, blocks: Sequence[State]) -> Offset:
+        """What several blocks, at least one, say together, from what `remember` made of each."""
+        if LOGITS in blocks[0]:
+            return reduce(torch.add, (each[LOGITS] for each in blocks))
+        return LargestLogits.added([LargestLogits.from_tensors(each) for each in blocks])
+
+    def _bytes_of_all(self, data: Batch) -> int:
+        return data.targets.numel() * self.classes * self.dtype.itemsize
+
+
+class Recomputed:
+    """The loss of the whole where blocks are kept: what they say is computed in each step."""
+
+    def __init__(self, others: nn.Module) -> None:
+        self.others = others.eval()
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Raises as `cross_entropy` does."""
+        with torch.no_grad():
+            offset = logits_of(batch.call(self.others))
+        return cross_entropy(model, replace(batch, offset=offset))
