@@ -6,6 +6,7 @@ QUICK_SETTINGS = (
     "data.max_test=60",
     "participants.count=3",
     "model.name=convnet",
+    "method.start=fresh",
     "run.workers=1",
 )
 

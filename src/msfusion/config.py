@@ -66,7 +66,7 @@ _SLICES_ONLY: Mapping[str, Any] = {
     "participants.minimum_ratio": None,
     "method.overlap": None,
     "method.between_rounds": True,
-    "method.start": "fresh",
+    "method.start": "auto",
     "method.grow_at": 0.33,
     "method.apart": 1.0,
     "method.recalibrate": None,
@@ -99,6 +99,7 @@ _BLOCKS_ONLY: Mapping[str, Any] = {
 }
 _COPIES_ONLY: Mapping[str, Any] = {"method.grow_at": 0.33, "method.apart": 1.0}
 _STARTS: Mapping[str, Mapping[str, Any]] = {
+    "auto": {"method.passes": 8, "method.first_block": 0.0, **_COPIES_ONLY},
     "fresh": {**_BLOCKS_ONLY, **_COPIES_ONLY},
     "blocks": {
         **_COPIES_ONLY,

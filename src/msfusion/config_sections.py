@@ -112,10 +112,10 @@ class MethodSection(Section):
         description="how participants' values of an entry become one: their weighted mean, or, against a few bad ones, "
         "the median or the trimmed mean without weights",
     )
-    start: Start = Field(
-        default="fresh",
+    start: Start | Literal["auto"] = Field(
+        default="auto",
         description="of msfusion: slices of a model of fresh weights (the paper), a sum of blocks, trained in turn, or "
-        "slices that begin as copies of the model of 'small'",
+        "slices that begin as copies of the model of 'small'; auto goes by the length of the run",
     )
     blocks: int | None = Field(
         default=None,

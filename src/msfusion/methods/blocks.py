@@ -93,6 +93,11 @@ def blocks_for(blocks: int | None, smallest: float) -> int:
     return max(1, round(1 / smallest)) if blocks is None else blocks
 
 
+def blocks_at_once(ratio: float, smallest: float, blocks: int) -> int:
+    """How many of so many blocks a participant of this width ratio trains at once."""
+    return min(blocks, max(1, math.floor(ratio / smallest + 1e-9)))
+
+
 @dataclass(frozen=True, eq=False)
 class BlocksMethod:
     """A sum of blocks. `small` is the small model and how it is trained, `starts` the first weights of each block."""
@@ -112,7 +117,7 @@ class BlocksMethod:
 
     def count_at(self, ratio: float) -> int:
         """How many blocks a participant of this width ratio trains at once."""
-        return min(len(self.starts), max(1, math.floor(ratio / self.capacities.smallest + 1e-9)))
+        return blocks_at_once(ratio, self.capacities.smallest, len(self.starts))
 
     def initial_state(self) -> dict[str, Tensor]:
         """The blocks' first weights, of which nobody remembers anything."""

@@ -53,7 +53,7 @@ def silenced(model: SubModel, state: State, aliases: Mapping[str, str]) -> dict[
     if not names or _says_something(model, quiet):
         raise ConfigError(
             "method.start = 'blocks' needs a model whose logits are made by tensors with no other use, such as a last "
-            "linear layer, so that a new block can begin without a say: use method.start = 'fresh'"
+            "linear layer, so that a new block can begin without a say: use method.start = 'copies'"
         )
     return quiet
 

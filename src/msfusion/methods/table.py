@@ -41,7 +41,7 @@ METHODS: Mapping[str, Schedule | None] = {
 """Every method by its name in configurations, with its schedule of windows."""
 
 
-def trains_own_models(name: str, start: Start) -> bool:
+def trains_own_models(name: str, start: str) -> bool:
     """Whether participants of a method train small models rather than windows of a large one (`base.OwnModels`)."""
     return (name in METHODS and METHODS[name] is None) or (name == "msfusion" and start == "blocks")
 

@@ -66,6 +66,8 @@ def _common(config: Config, directory: RunDirectory, participant: int | None) ->
         raise ConfigError(
             f"all participants of {config.method.name} share one model: leave --participant out."
         )
+    if config.method.name == "msfusion" and config.method.start == "auto":
+        config = prepare(config).config
     if trains_own_models(config.method.name, config.method.start):
         return _own(config, directory)
     data = load_data(config.data_spec)

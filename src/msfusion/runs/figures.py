@@ -59,7 +59,8 @@ def run_figures(setup: Setup) -> dict[str, Any]:
     Nothing is trained. `share` is of the full model's parameters; FLOPs are those of training on one example;
     memory and bytes in bytes, the latter for each round in which the participant takes part. Where a
     participant's ratio changes, `ratio` and the figures are its largest, and `by_ratio` has all. `trained_model` is
-    what is evaluated and exported: its parameters, and the FLOPs with which it answers one example.
+    what is evaluated and exported: its parameters, and the FLOPs with which it answers one example. `start`: how
+    msfusion begins, where that was left open, and why.
     """
     full = setup.full_costs
     participants = []
@@ -74,7 +75,14 @@ def run_figures(setup: Setup) -> dict[str, Any]:
         "participants": participants,
         "full_model": _figures(full, full),
         "trained_model": _trained_model(setup),
+        **_start(setup),
     }
+
+
+def _start(setup: Setup) -> dict[str, Any]:
+    if setup.why_start is None:
+        return {}
+    return {"start": {"chosen": setup.config.method.start, "why": setup.why_start}}
 
 
 def _trained_model(setup: Setup) -> dict[str, int]:

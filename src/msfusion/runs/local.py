@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 
 from torch import Tensor
 
@@ -31,6 +31,11 @@ class LocalRun:
         self.config, self.data, self.method = config, data, method
         self.round_settings, self.conditions = round_settings, conditions
         check_execution(method, config.run.workers, config.run.together, config.run.device)
+
+    @property
+    def remarks(self) -> Sequence[str]:
+        """Nothing but what the configuration says."""
+        return ()
 
     @property
     def calendar(self) -> Calendar:

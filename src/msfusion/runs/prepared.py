@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -33,6 +33,10 @@ class Prepared(Protocol):
     @property
     def config(self) -> Config:
         """The configuration, budgets turned into ratios."""
+
+    @property
+    def remarks(self) -> Sequence[str]:
+        """Sentences for whoever starts the run: what was decided that the configuration leaves open."""
 
     @property
     def data(self) -> FederatedData:

@@ -100,13 +100,14 @@ def plan_table(plan: Row) -> Table:
     clock = f", {duration(plan['simulated_seconds'])} simulated" if "simulated_seconds" in plan else ""
     table = _costs_table(f"{plan['method']}, {plan['rounds']} rounds{clock}", memory=True)
     _add_costs(table, plan["participants"], plan["full_model"], memory=True)
-    table.caption = "\n".join(sum_lines(plan)) or None
+    chosen = [f"msfusion trains {plan['start']['why']}"] if "start" in plan else []
+    table.caption = "\n".join([*chosen, *sum_lines(plan)]) or None
     return table
 
 
 def sum_lines(figures: Row) -> list[str]:
     """Of a sum of blocks: what its phases ask of a participant beside the costs of each round, and of its users."""
-    if "sum_of_blocks" not in figures:
+    if "sum_of_blocks" not in figures or figures["sum_of_blocks"]["blocks"] == 1:
         return []
     blocks, rows, whole = figures["sum_of_blocks"], figures["participants"], figures["trained_model"]
     weights = count(whole["parameters"])

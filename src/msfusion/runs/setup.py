@@ -30,6 +30,7 @@ from msfusion.models.build import build_model
 from msfusion.network import Machine, machines_of
 from msfusion.objectives import name_of_logits, require_classes, require_embeddings
 from msfusion.runs.forecast import Forecast
+from msfusion.runs.starts import choose_start
 from msfusion.width.groups import WidthMap, Window
 from msfusion.width.trace import trace
 from msfusion.windows import Feedback, Overlap, even_overlap, static
@@ -37,7 +38,10 @@ from msfusion.windows import Feedback, Overlap, even_overlap, static
 
 @dataclass(frozen=True)
 class Setup:
-    """What a configuration stands for. `data` has its inputs as the model takes them."""
+    """What a configuration stands for. `data` has its inputs as the model takes them.
+
+    `config` says how msfusion starts; where that was left open, `why_start` says in words what was chosen, and why.
+    """
 
     config: Config
     data: FederatedData
@@ -45,6 +49,7 @@ class Setup:
     width_map: WidthMap
     method: AnyMethod
     rounds: RoundSettings
+    why_start: str | None = None
     _costs: dict[float, Costs] = field(default_factory=dict, repr=False)
 
     @property
@@ -181,7 +186,7 @@ def prepare(config: Config, parts: Parts | None = None) -> Setup:
     Raises MsfusionError.
     """
     parts = parts or prepare_parts(config)
-    data, model, width_map = parts.data, parts.model, parts.width_map
+    data = parts.data
     config = with_fitting_ratios(config, parts)
     stale = config.network is not None and config.network.late == "downweight"
     if stale and isinstance(config.overlap, Feedback):
@@ -189,10 +194,28 @@ def prepare(config: Config, parts: Parts | None = None) -> Setup:
             "an update that is merged in a later round was cut under another overlap, where the overlap "
             "follows feedback: choose network.late = 'drop' or another shape of method.overlap."
         )
+    why = None
+    if config.method.name == "msfusion" and config.method.start == "auto":
+        chosen = choose_start(config, data.participants, lambda changed: _method(changed, parts))
+        config, method, why = chosen.config, chosen.method, chosen.why
+    else:
+        method = _method(config, parts)
+    rounds = RoundSettings(
+        rounds=config.rounds,
+        fraction=config.participants.fraction,
+        evaluate_every=config.evaluation.every,
+        seed=config.seed,
+    )
+    return Setup(config, data, parts.model, parts.width_map, method, rounds, why)
+
+
+def _method(config: Config, parts: Parts) -> AnyMethod:
+    """The method of sub-models that a configuration names. Raises MsfusionError."""
+    data = parts.data
     method = build_method(
         config.method.name,
-        model,
-        width_map,
+        parts.model,
+        parts.width_map,
         config.capacities,
         config.training_settings,
         seed=config.seed,
@@ -202,7 +225,7 @@ def prepare(config: Config, parts: Parts | None = None) -> Setup:
         overlap=config.overlap,
         contrastive=config.method.contrastive,
         between_rounds=config.method.between_rounds,
-        start=config.method.start,
+        start=config.method.start if config.method.start != "auto" else "fresh",
         blocks=config.blocks,
         copies=config.copies,
         recalibrate=config.method.recalibrate,
@@ -210,13 +233,7 @@ def prepare(config: Config, parts: Parts | None = None) -> Setup:
     )
     if isinstance(method, CopiesMethod):
         method.check(data.test.take(slice(0, 2)))
-    rounds = RoundSettings(
-        rounds=config.rounds,
-        fraction=config.participants.fraction,
-        evaluate_every=config.evaluation.every,
-        seed=config.seed,
-    )
-    return Setup(config, data, model, width_map, method, rounds)
+    return method
 
 
 def with_fitting_ratios(config: Config, parts: Parts) -> Config:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from msfusion.engines.calendar import Calendar
@@ -24,6 +24,12 @@ class SlicesRun(LocalRun):
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup.config, setup.data, setup.method, setup.rounds, setup.conditions)
         self.setup = setup
+
+    @property
+    def remarks(self) -> Sequence[str]:
+        """How msfusion starts, where that was left open."""
+        why = self.setup.why_start
+        return () if why is None else (f"msfusion trains {why}",)
 
     @property
     def calendar(self) -> Calendar:

@@ -43,6 +43,11 @@ class SplitRun:
         )
 
     @property
+    def remarks(self) -> Sequence[str]:
+        """Nothing but what the configuration says."""
+        return ()
+
+    @property
     def data(self) -> FederatedData:
         """Each participant's examples and the test set."""
         return self.parts.data

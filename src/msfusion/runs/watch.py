@@ -45,6 +45,8 @@ class Bar:
         self._calendar, self._done = prepared.calendar, done
         if self._task is not None:
             self._progress.remove_task(self._task)
+        for remark in prepared.remarks:
+            self._print(remark)
         title = f"{self._title} round {done}/{self._rounds}".strip()
         self._task = self._progress.add_task(title, total=self._rounds, completed=done, shown="")
 
@@ -98,6 +100,8 @@ class Lines:
         method = prepared.config.method.name
         text = f"{method} on {prepared.data.description}"
         self._say(f"{text}, continued after round {done}" if done else text)
+        for remark in prepared.remarks:
+            self._say(remark)
 
     def participant(self, result: ParticipantResult) -> None:
         """Too much for a log."""

@@ -1,0 +1,113 @@
+"""How msfusion begins where the configuration leaves it open: `method.start = "auto"`.
+
+A model that is larger than the small one pays only if its parts have the time to learn. So the run's length decides how
+many small models it becomes the sum of (`methods.blocks`): one for so many steps of a participant's optimiser, as many
+as the ratios ask for at most.
+
+    blocks  =  steps * (blocks that a participant trains at once, in the mean) / STEPS_OF_A_BLOCK
+
+A run that is too short for a second block trains the small model, which nothing that we know is ahead of at its cost.
+Where a block cannot begin without a say, copies of the small model are the next best. Settings of the windows of
+slices ask for slices: copies too, or fresh weights where the overlap follows feedback.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from msfusion.batch import Batch
+from msfusion.config import Config
+from msfusion.errors import ConfigError
+from msfusion.methods.blocks import blocks_at_once, blocks_for
+from msfusion.methods.remembered import REMEMBERED_BYTES
+from msfusion.methods.table import AnyMethod
+from msfusion.windows import Feedback
+
+STEPS_OF_A_BLOCK = 1000
+"""Measured (docs/blocks.md): with fewer steps for each, another block costs more than it gives."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A configuration that says how it starts, the method that it stands for, and why it was chosen, in words."""
+
+    config: Config
+    method: AnyMethod
+    why: str
+
+
+def choose_start(config: Config, data: Sequence[Batch], build: Callable[[Config], AnyMethod]) -> Chosen:
+    """The first start that the model allows, of those above. `data` are the participants' examples.
+
+    Raises ConfigError where the last of them is not possible either.
+    """
+    refused = ""
+    candidates = list(_candidates(config, data))
+    for number, (settings, why) in enumerate(candidates, start=1):
+        changed = config.changed({f"method.{name}": value for name, value in settings.items()})
+        try:
+            return Chosen(changed, build(changed), f"{why}{refused}")
+        except ConfigError as error:
+            if number == len(candidates):
+                raise
+            refused = f" ({settings['start']} are not possible: {error})"
+    raise AssertionError("there is always a candidate")
+
+
+def _candidates(config: Config, data: Sequence[Batch]) -> Iterator[tuple[dict[str, str | int], str]]:
+    """Settings of the method, the best first, and why."""
+    asked = _asks_for_windows(config)
+    if asked is not None:
+        start = "fresh" if isinstance(config.overlap, Feedback) else "copies"
+        yield {"start": start, "remembered_bytes": REMEMBERED_BYTES}, f"{start}, since {asked} is set, which is about slices"
+        return
+    steps = steps_of(config, data)
+    blocks = affordable_blocks(config, steps)
+    if blocks > 1:
+        yield (
+            {"start": "blocks", "blocks": blocks},
+            f"a sum of {blocks} blocks, in {steps:.0f} steps of a participant",
+        )
+        yield {"start": "copies", "remembered_bytes": REMEMBERED_BYTES}, "copies of the small model"
+        yield {"start": "blocks", "blocks": 1}, "the small model alone"
+        return
+    longer = math.ceil(2 * STEPS_OF_A_BLOCK / steps * config.rounds)
+    yield (
+        {"start": "blocks", "blocks": 1},
+        f"the small model alone: {steps:.0f} steps of a participant are too few for more; a second block pays from "
+        f"about {longer} such rounds on",
+    )
+
+
+def steps_of(config: Config, data: Sequence[Batch]) -> float:
+    """How many steps a participant's optimiser takes in the whole run, in the mean."""
+    settings = config.training_settings
+    return config.rounds * statistics.fmean(len(settings.batch_sizes(len(own))) for own in data)
+
+
+def affordable_blocks(config: Config, steps: float) -> int:
+    """How many blocks a run of so many steps can train; as many as the configuration says, if it does."""
+    capacities = config.capacities
+    most = blocks_for(config.method.blocks, capacities.smallest)
+    if config.method.blocks is not None:
+        return most
+    at_once = statistics.fmean(
+        blocks_at_once(ratio, capacities.smallest, most) for ratio in capacities.typical
+    )
+    return max(1, min(most, math.floor(steps * at_once / STEPS_OF_A_BLOCK)))
+
+
+def _asks_for_windows(config: Config) -> str | None:
+    """A setting that has a meaning for slices alone, if there is one."""
+    method = config.method
+    asked = {
+        "participants.budget": config.participants.budget is not None,
+        "method.overlap": method.overlap is not None,
+        "method.between_rounds": not method.between_rounds,
+        "method.contrastive_weight": method.contrastive_weight > 0,
+        "method.recalibrate": method.recalibrate is not None,
+    }
+    return next((name for name, given in asked.items() if given), None)
