@@ -66,7 +66,9 @@ def test_classes_that_are_impossible_stay_so() -> None:
     logits[:3, 4] = -torch.inf
     found = LargestLogits.of([logits], 5).full().softmax(-1)
     assert bool(torch.isfinite(found).all())
-    assert float(found[:3, 4].max()) < 0.02  # not kept: in the mean of all targets it is hardly possible either
+    assert (
+        float(found[:3, 4].max()) < 0.02
+    )  # not kept: in the mean of all targets it is hardly possible either
     assert torch.allclose(LargestLogits.of([logits], 12).full().softmax(-1), logits.softmax(-1), atol=1e-5)
 
 
@@ -89,4 +91,6 @@ def test_as_many_as_there_is_room_for(itemsize: int) -> None:
         assert kept == 300 or bytes_of_largest(10, 300, kept + 1, itemsize) > limit
     dtype = {4: torch.float32, 8: torch.float64}[itemsize]
     found = LargestLogits.of([torch.randn(10, 300, dtype=dtype)], 17)
-    assert sum(tensor.nbytes for tensor in found.tensors().values()) == bytes_of_largest(10, 300, 17, itemsize)
+    assert sum(tensor.nbytes for tensor in found.tensors().values()) == bytes_of_largest(
+        10, 300, 17, itemsize
+    )

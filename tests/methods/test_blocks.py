@@ -30,7 +30,7 @@ from msfusion.methods.states import holding, labelled, loaded, model_state, part
 from msfusion.methods.table import build_method
 from msfusion.methods.training import TrainingSettings, local_steps
 from msfusion.models.transformer import DecoderLM
-from msfusion.objectives import evaluate
+from msfusion.objectives import cross_entropy, evaluate
 from msfusion.width.groups import State, WidthMap
 from msfusion.width.trace import trace
 
@@ -162,6 +162,34 @@ def test_a_new_block_has_no_say_whatever_the_model_calls_its_layers() -> None:
     (logits * torch.randn_like(logits)).sum().backward()
     gradients = {name: each.grad for name, each in small.model.named_parameters()}
     assert all(gradients[f"decoder.norm.{name}"].abs().sum() > 0 for name in ("weight", "bias"))  # type: ignore[union-attr]
+
+
+def test_a_block_of_a_tied_model_begins_quiet_so_that_its_matrix_learns_at_once() -> None:
+    model, width_map = language_model()
+    method, texts = build(4, model=(model, width_map)), some_texts()
+    state = method.initial_state()
+    assert not any(said(method, part(state, "block1"), each).any() for each in texts)
+    task = method.assign(state, 1, 0)
+    begins = part(task.tensors, "block1")
+    spread = torch.cat([*method.logits(begins, texts[0])]).std(-1)
+    assert 0 < float(spread.mean()) < 0.15
+    alone = loaded(method.small.model, {**part(state, "block1"), **begins})
+    cross_entropy(alone, texts[0]).backward()
+    first = dict(alone.named_parameters())["decoder.tokens.weight"].grad
+    assert first is not None
+    assert bool(
+        first.any(1).all()
+    )  # every word's row, not only those of the texts: the matrix is the head as well
+    done = run(method, texts, 2)[-1].state
+    assert torch.equal(
+        method.assign(done, 2, 0).tensors["block2.decoder.norm.weight"],
+        method.awake[2]["decoder.norm.weight"],
+    )
+
+
+def test_a_block_with_a_head_of_its_own_begins_silent() -> None:
+    method = build()
+    assert all(same(awake, start) for awake, start in zip(method.awake, method.starts, strict=True))
 
 
 def test_a_model_that_cannot_be_silenced_is_refused() -> None:
@@ -342,7 +370,8 @@ def language_model() -> tuple[nn.Module, WidthMap]:
 def some_texts(participants: int = 3) -> list[Batch]:
     torch.manual_seed(1)
     return [
-        Batch((tokens[:, :-1],), tokens[:, 1:]) for tokens in torch.randint(256, (participants, 10, 9)).unbind()
+        Batch((tokens[:, :-1],), tokens[:, 1:])
+        for tokens in torch.randint(256, (participants, 10, 9)).unbind()
     ]
 
 

@@ -40,7 +40,7 @@ from msfusion.methods.narrow import TRAINED, add_update
 from msfusion.methods.outbound import Outbound
 from msfusion.methods.phases import Answered, Phases, Versions, blocks_in, finished_label, label
 from msfusion.methods.remembered import REMEMBERED_BYTES, Recomputed, Remembering
-from msfusion.methods.silence import silenced
+from msfusion.methods.silence import awake, silenced
 from msfusion.methods.small import SmallMethod, fresh_weights
 from msfusion.methods.states import (
     holding,
@@ -100,11 +100,14 @@ def blocks_at_once(ratio: float, smallest: float, blocks: int) -> int:
 
 @dataclass(frozen=True, eq=False)
 class BlocksMethod:
-    """A sum of blocks. `small` is the small model and how it is trained, `starts` the first weights of each block."""
+    """A sum of blocks. `small` is the small model and how it is trained, `starts` the first weights of each block, which
+    say nothing but for block 0, `awake` those with which each begins to be trained (`methods.silence`).
+    """
 
     name: str
     small: SmallMethod
     starts: tuple[State, ...]
+    awake: tuple[State, ...]
     phases: Phases
     capacities: Capacities
     remembering: Remembering
@@ -130,7 +133,9 @@ class BlocksMethod:
         held, versions = self.held(participant, round_index), Versions.of(state)
         tensors: dict[str, Tensor] = {}
         for block in held:
-            tensors |= labelled(label(block), self._sent(state, block))
+            begun = bool(versions.changes[block])
+            own = self._sent(state, block) if begun else self._without_aliases(self.awake[block])
+            tensors |= labelled(label(block), own)
         for block in versions.due(participant, self.phases.phase(round_index), held):
             tensors |= labelled(finished_label(block), self._sent(state, block))
         return Task(participant, round_index, tensors, {CHANGES: versions.total})
@@ -233,7 +238,10 @@ class BlocksMethod:
         return self.sum_of(self.count_at(ratio))
 
     def _sent(self, state: State, block: int) -> dict[str, Tensor]:
-        return without_aliases(part(state, label(block)), self.small.width_map.aliases)
+        return self._without_aliases(part(state, label(block)))
+
+    def _without_aliases(self, block: State) -> dict[str, Tensor]:
+        return without_aliases(block, self.small.width_map.aliases)
 
     def _numbered(self, tensors: State, labels: Sequence[str]) -> dict[str, Tensor]:
         """The tensors under some labels as those of the blocks of a sum of so many."""
@@ -341,8 +349,10 @@ def blocks_method(
     phases = settings.phases(capacities.smallest)
     starts = first_weights(small, model, width_map, capacities.smallest, phases.blocks)
     silent = [silenced(small.model, start, width_map.aliases) for start in starts[1:]]
+    begin = [awake(small.model, start, quiet) for start, quiet in zip(starts[1:], silent, strict=True)]
     remembering = _remembering(small, phases.blocks, settings.remembered_bytes)
-    return BlocksMethod(name, small, (starts[0], *silent), phases, capacities, remembering)
+    first = starts[0]
+    return BlocksMethod(name, small, (first, *silent), (first, *begin), phases, capacities, remembering)
 
 
 def _remembering(small: SmallMethod, blocks: int, limit: int) -> Remembering:

@@ -62,7 +62,10 @@ def _candidates(config: Config, data: Sequence[Batch]) -> Iterator[tuple[dict[st
     asked = _asks_for_windows(config)
     if asked is not None:
         start = "fresh" if isinstance(config.overlap, Feedback) else "copies"
-        yield {"start": start, "remembered_bytes": REMEMBERED_BYTES}, f"{start}, since {asked} is set, which is about slices"
+        yield (
+            {"start": start, "remembered_bytes": REMEMBERED_BYTES},
+            f"{start}, since {asked} is set, which is about slices",
+        )
         return
     steps = steps_of(config, data)
     blocks = affordable_blocks(config, steps)
