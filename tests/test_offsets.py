@@ -61,6 +61,21 @@ def test_parts_make_no_difference_and_an_index_is_the_tensors() -> None:
     assert torch.equal(LargestLogits.from_tensors(whole.tensors()).full(), whole.full())
 
 
+def test_what_matters_is_for_the_sum_to_say() -> None:
+    """A correction that makes the likeliest class unlikely is kept, though its own logit is the smallest."""
+    first = torch.zeros(3, 10, dtype=torch.float64)
+    first[:, 2] = 9.0
+    correction = torch.linspace(0, 1, 10, dtype=torch.float64).repeat(3, 1)
+    correction[1, 2] = -5.0
+    beside = LargestLogits.of([first], 2)
+    found = LargestLogits.of(correction.split(2), 2, beside)
+    assert 2 in found.classes[1]
+    whole = LargestLogits.added([beside, found]).full().softmax(-1)
+    exact = (first + correction).softmax(-1)
+    chosen = found.classes.long()
+    assert torch.allclose(whole.gather(-1, chosen), exact.gather(-1, chosen), atol=1e-12)
+
+
 def test_classes_that_are_impossible_stay_so() -> None:
     logits = torch.randn(6, 12)
     logits[:3, 4] = -torch.inf

@@ -2,13 +2,15 @@
 
 The logits of a language model are many: one for each word of the vocabulary and each position of a text. But few of
 them matter, since softmax weighs them by their exponentials. So of z(x, v), the logit of class v for target x, those
-of the k classes that are largest for x are kept as they are, and the others by what all targets have in common:
+of k classes are kept as they are, and the others by what all targets have in common. Which ones is for the sum to say
+in which z is one term; let b(x, v) be the others of its terms, as far as they are known (0 where nothing is).
 
-    z(x, v)  ~  common(v) + rest(x)        common(v) = mean over x of z(x, v)
-    rest(x)  =  log sum exp z(x, v)  -  log sum exp common(v)        over the classes v that are not kept for x
+    kept for x:   the k classes v with the largest z(x, v) + b(x, v)
+    else          z(x, v)  ~  common(v) + rest(x)                    common(v) = mean over x of z(x, v)
+    rest(x)  =  log sum exp (z(x, v) + b(x, v))  -  log sum exp (common(v) + b(x, v))     over the v not kept for x
 
-`rest` gives them together the weight that they have. So every kept class has exactly its probability under softmax,
-and the others share what is left as they do in the mean. With k = all classes nothing is lost.
+`rest` gives them together the weight that they have. So under the softmax of the sum every kept class has exactly its
+probability, and the others share what is left as they do in the mean. With k = all classes nothing is lost.
 """
 
 from __future__ import annotations
@@ -36,19 +38,32 @@ class LargestLogits:
     classes: Int[Tensor, "examples *time kept"]
 
     @classmethod
-    def of(cls, parts: Iterable[Float[Tensor, "examples *time classes"]], kept: int) -> LargestLogits:
-        """The `kept` largest of each target. The logits come in parts, since all at once may be too many to hold."""
+    def of(
+        cls,
+        parts: Iterable[Float[Tensor, "examples *time classes"]],
+        kept: int,
+        beside: LargestLogits | None = None,
+    ) -> LargestLogits:
+        """So many logits of each target, which matter most `beside` what else is in their sum.
+
+        They come in parts, since all at once may be too many to hold.
+        """
         found: list[tuple[Tensor, Tensor, Tensor]] = []
-        total, targets = torch.zeros(()), 0
+        total, targets, examples = torch.zeros(()), 0, 0
         for part in map(_without_minus_infinity, parts):
-            largest, classes = part.topk(kept, -1, sorted=False)
-            found.append((largest, classes, part.scatter(-1, classes, -torch.inf).logsumexp(-1)))
+            whole = part + _said(beside, examples, len(part))
+            classes = whole.topk(kept, -1, sorted=False).indices
+            found.append((part.gather(-1, classes), classes, _weight_of_others(whole, classes)))
             rows = part.flatten(0, -2)
-            total, targets = total + rows.sum(0), targets + len(rows)
-        common = total / targets
-        each = [_above(common, *part) for part in found]
-        rest, extra, chosen = (torch.cat(tensors) for tensors in zip(*each, strict=True))
-        return cls(common, rest, extra, chosen)
+            total, targets, examples = total + rows.sum(0), targets + len(rows), examples + len(part)
+        common, examples, finished = total / targets, 0, list[tuple[Tensor, Tensor, Tensor]]()
+        for largest, classes, others in found:
+            assumed = common + _said(beside, examples, len(largest))
+            rest = others - _weight_of_others(assumed.expand(*others.shape, -1), classes)
+            rest = torch.zeros_like(rest) if kept == len(common) else rest
+            finished.append((rest, largest - (common[classes] + rest[..., None]), classes.to(_INDEX)))
+            examples += len(largest)
+        return cls(common, *(torch.cat(tensors) for tensors in zip(*finished, strict=True)))
 
     @classmethod
     def added(cls, several: Sequence[LargestLogits]) -> LargestLogits:
@@ -108,16 +123,14 @@ _IMPOSSIBLE = 200.0
 """How far below all others the logit of an impossible class is put: exp(-200) is nothing beside 1 in any sum."""
 
 
-def _above(
-    common: Float[Tensor, " classes"],
-    largest: Tensor,
-    classes: Tensor,
-    others: Float[Tensor, "examples *time"],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`rest`, `extra` and `classes` of some examples; `others` is log sum exp of what is not kept."""
-    known = common.expand(*others.shape, -1).scatter(-1, classes, -torch.inf).logsumexp(-1)
-    rest = (others - known).nan_to_num(0.0) if largest.shape[-1] == len(common) else others - known
-    return rest, largest - (common[classes] + rest[..., None]), classes.to(_INDEX)
+def _said(beside: LargestLogits | None, start: int, examples: int) -> Tensor:
+    """What is beside the logits of some examples; nothing is 0."""
+    return torch.zeros(()) if beside is None else beside[start : start + examples].full()
+
+
+def _weight_of_others(logits: Tensor, classes: Tensor) -> Float[Tensor, "examples *time"]:
+    """The logarithm of the sum of the exponentials, over all classes but these."""
+    return logits.scatter(-1, classes, -torch.inf).logsumexp(-1)
 
 
 def _without_minus_infinity(logits: Tensor) -> Tensor:

@@ -390,7 +390,7 @@ def test_the_largest_logits_alone_train_almost_the_same() -> None:
         names = {name.split(".", 1)[1] for name in result.memories[0]}
         assert names == {"common", "rest", "extra", "classes"}
         apart.append(abs(method.evaluate(result.state, texts[0]).loss - expected))
-    assert 0 < apart[1] < apart[0] < 0.05 * (began - expected)
+    assert 0 < apart[1] < apart[0] < 0.1 * (began - expected)
 
 
 # However it is run

@@ -138,7 +138,7 @@ def test_the_trained_model_comes_back_from_its_folder_alone(
             ("method.start=blocks", "participants.budget={memory='1 MB'}"),
             "participants.budget has no meaning",
         ),
-        (("method.passes=2",), "method.passes has no meaning for method.start = 'fresh'"),
+        (("method.passes=2",), "method.passes has no meaning for method.start = 'auto'"),
         (("method.start=blocks", "method.blocks=0"), "method.blocks"),
         (("method.start=other",), "method.start"),
         (("method.start=blocks", "method.remembered_bytes='many'"), "number of bytes"),

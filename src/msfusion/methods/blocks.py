@@ -100,8 +100,10 @@ def blocks_at_once(ratio: float, smallest: float, blocks: int) -> int:
 
 @dataclass(frozen=True, eq=False)
 class BlocksMethod:
-    """A sum of blocks. `small` is the small model and how it is trained, `starts` the first weights of each block, which
-    say nothing but for block 0, `awake` those with which each begins to be trained (`methods.silence`).
+    """A sum of blocks. `small` is the small model and how it is trained.
+
+    `starts` are the first weights of each block, which say nothing but for block 0; `awake` those with which each
+    begins to be trained (`methods.silence`).
     """
 
     name: str
@@ -255,12 +257,11 @@ class BlocksMethod:
         kept = dict(task.memory)
         for block in blocks_in(task.tensors, len(self.starts)):
             own = part(task.tensors, finished_label(block))
-            new = (
-                own
-                if self.remembering.recomputes(data)
-                else self.remembering.remember(self.logits(own, data), data)
-            )
-            kept |= labelled(finished_label(block), new)
+            if not self.remembering.recomputes(data):
+                others = [each for each in blocks_in(kept, len(self.starts)) if each != block]
+                said = [part(kept, finished_label(each)) for each in others]
+                own = self.remembering.remember(self.logits(own, data), data, said)
+            kept |= labelled(finished_label(block), own)
         return kept
 
     def _of_the_whole(self, kept: State, data: Batch, held: Sequence[int]) -> tuple[Batch, Objective]:

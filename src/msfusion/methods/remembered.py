@@ -66,13 +66,15 @@ class Remembering:
         own = bytes_of_largest(data.targets.numel(), self.classes, kept, self.dtype.itemsize)
         return _COPIES * blocks * own
 
-    def remember(self, logits: Iterable[Float[Tensor, "examples *time classes"]], data: Batch) -> State:
-        """What is kept of a block that says this, part by part, of all examples."""
+    def remember(
+        self, logits: Iterable[Float[Tensor, "examples *time classes"]], data: Batch, others: Sequence[State]
+    ) -> State:
+        """What is kept of a block that says this, part by part, of all examples; `others` is what is kept of others."""
         parts = (part.to(self.dtype) for part in logits)
         kept = self.kept(data)
         if kept == self.classes:
             return {LOGITS: torch.cat(list(parts))}
-        return LargestLogits.of(parts, kept).tensors()
+        return LargestLogits.of(parts, kept, _added(others)).tensors()
 
     def recall(self, blocks: Sequence[State]) -> Offset:
         """What several blocks, at least one, say together, from what `remember` made of each."""
@@ -82,6 +84,11 @@ class Remembering:
 
     def _bytes_of_all(self, data: Batch) -> int:
         return data.targets.numel() * self.classes * self.dtype.itemsize
+
+
+def _added(blocks: Sequence[State]) -> LargestLogits | None:
+    """What several blocks say together, of whose logits the largest are kept; None for no block."""
+    return LargestLogits.added([LargestLogits.from_tensors(each) for each in blocks]) if blocks else None
 
 
 class Recomputed:

@@ -5,9 +5,9 @@ Where that weight has another use (a matrix that also embeds tokens), what goes 
 scale and shift of the normalisation before it. Either way the tensors have a gradient from the first step on. Names of
 modules play no part.
 
-But a scale of zero holds back the matrix behind it: that gets no gradient before the scale has grown, a learning rate at
-a time (on WikiText-2 a block lost its first four rounds so). So when such a block's training begins it is not silent
-but quiet: the scale is as large as its logits let it be.
+But a scale of zero holds back the matrix behind it, which gets no gradient before the scale has grown, a learning rate
+at a time. So when the training of such a block begins it is not silent but quiet: the scale is as large as its logits
+let it be.
 """
 
 from __future__ import annotations
