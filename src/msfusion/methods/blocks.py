@@ -256,12 +256,12 @@ class BlocksMethod:
         """What the participant remembers once it has this task: of every block that it was sent the newest."""
         kept = dict(task.memory)
         for block in blocks_in(task.tensors, len(self.starts)):
-            own = part(task.tensors, finished_label(block))
+            new: State = part(task.tensors, finished_label(block))
             if not self.remembering.recomputes(data):
                 others = [each for each in blocks_in(kept, len(self.starts)) if each != block]
                 said = [part(kept, finished_label(each)) for each in others]
-                own = self.remembering.remember(self.logits(own, data), data, said)
-            kept |= labelled(finished_label(block), own)
+                new = self.remembering.remember(self.logits(new, data), data, said)
+            kept |= labelled(finished_label(block), new)
         return kept
 
     def _of_the_whole(self, kept: State, data: Batch, held: Sequence[int]) -> tuple[Batch, Objective]:
