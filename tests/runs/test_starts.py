@@ -55,7 +55,8 @@ def test_steps_by_hand() -> None:
         ("0.25", 100, 4),
         ("0.125", 5, 5),
         ("1.0", 100, 1),
-        ("[0.125, 0.25, 0.5]", 1, 2),  # (1 + 2 + 4) / 3 blocks at once
+        ("[0.125, 0.25, 0.5]", 2, 4),  # (1 + 2 + 4) / 3 blocks at once
+        ("[0.125, 0.25, 0.5]", 0.1, 2),
     ],
 )
 def test_a_block_for_so_many_steps(ratio: str, steps: float, blocks: int) -> None:

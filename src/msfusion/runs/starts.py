@@ -4,9 +4,9 @@ A model that is larger than the small one pays only if its parts have the time t
 many small models it becomes the sum of (`methods.blocks`): one for so many steps of a participant's optimiser, as many
 as the ratios ask for at most.
 
-    blocks  =  steps * (blocks that a participant trains at once, in the mean) / STEPS_OF_A_BLOCK
+    blocks  =  steps * at_once / STEPS_OF_A_BLOCK        at_once: blocks that a participant trains at once, in the mean
 
-A run that is too short for a second block trains the small model, which nothing that we know is ahead of at its cost.
+but never fewer than `at_once`: where some can hold more than the weakest, a single block would leave them idle. A run that is too short for a second block trains the small model, which nothing that we know is ahead of at its cost.
 Where a block cannot begin without a say, copies of the small model are the next best. Settings of the windows of
 slices ask for slices: copies too, or fresh weights where the overlap follows feedback.
 """
@@ -96,11 +96,11 @@ def affordable_blocks(config: Config, steps: float) -> int:
     capacities = config.capacities
     most = blocks_for(config.method.blocks, capacities.smallest)
     if config.method.blocks is not None:
-        return most
+        return config.method.blocks
     at_once = statistics.fmean(
         blocks_at_once(ratio, capacities.smallest, most) for ratio in capacities.typical
     )
-    return max(1, min(most, math.floor(steps * at_once / STEPS_OF_A_BLOCK)))
+    return max(1, min(most, math.floor(at_once * max(1.0, steps / STEPS_OF_A_BLOCK))))
 
 
 def _asks_for_windows(config: Config) -> str | None:
