@@ -6,7 +6,8 @@ as the ratios ask for at most.
 
     blocks  =  steps * at_once / STEPS_OF_A_BLOCK        at_once: blocks that a participant trains at once, in the mean
 
-but never fewer than `at_once`: where some can hold more than the weakest, a single block would leave them idle. A run that is too short for a second block trains the small model, which nothing that we know is ahead of at its cost.
+but never fewer than `at_once`: where some can hold more than the weakest, a single block would leave them idle. A
+run that is too short for a second block trains the small model, which nothing that we know is ahead of at its cost.
 Where a block cannot begin without a say, copies of the small model are the next best. Settings of the windows of
 slices ask for slices: copies too, or fresh weights where the overlap follows feedback.
 """
