@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from commands import msfusion, refused
-from quick import QUICK_SETTINGS
+from quick import QUICK_JOB
 from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 from watching import Stopping, silent
@@ -33,7 +33,7 @@ SPLIT = ("method.name=split", "split.at=layers.3")
 
 
 def quick(*overrides: str) -> Config:
-    return load_config(None, [*QUICK_SETTINGS, *SPLIT, *overrides])
+    return load_config(None, [*QUICK_JOB, *SPLIT, *overrides])
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +183,7 @@ def test_traffic_is_summed_until_the_accuracy_is_reached() -> None:
 
 
 def test_the_commands_tell_both_sides(tmp_path: Path) -> None:
-    settings = [part for each in (*QUICK_SETTINGS, *SPLIT) for part in ("--set", each)]
+    settings = [part for each in (*QUICK_JOB, *SPLIT) for part in ("--set", each)]
     planned = msfusion("plan", *settings)
     assert planned.exit_code == 0
     assert "server" in planned.output
@@ -212,7 +212,7 @@ def test_the_commands_tell_both_sides(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_is_refused_in_a_sentence(change: str, told: str | None, tmp_path: Path) -> None:
-    settings = [part for each in (*QUICK_SETTINGS, *SPLIT, change) for part in ("--set", each)]
+    settings = [part for each in (*QUICK_JOB, *SPLIT, change) for part in ("--set", each)]
     result = msfusion("train", "--out", str(tmp_path / "out"), *settings, "--quiet")
     if told is None:
         assert result.exit_code == 0
@@ -223,7 +223,7 @@ def test_what_cannot_be_is_refused_in_a_sentence(change: str, told: str | None, 
 
 def test_a_derivative_of_no_use_is_refused_in_a_sentence() -> None:
     changes = ("split.activations=quantized", "split.derivative=true")
-    settings = [part for each in (*QUICK_SETTINGS, *SPLIT, *changes) for part in ("--set", each)]
+    settings = [part for each in (*QUICK_JOB, *SPLIT, *changes) for part in ("--set", each)]
     refused(msfusion("plan", *settings), "derivative = 'true' has no meaning with activations by quantized")
 
 

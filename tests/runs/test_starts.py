@@ -20,7 +20,7 @@ from msfusion.methods.narrow import NarrowMethod
 from msfusion.runs.export import export
 from msfusion.runs.prepare import prepare as prepare_run
 from msfusion.runs.setup import Parts, Setup, prepare, prepare_parts, traced
-from msfusion.runs.starts import STEPS_OF_A_BLOCK, affordable_blocks, steps_of
+from msfusion.runs.starts import PASSES_OF_A_BLOCK, affordable_blocks, passes_of
 from msfusion.runs.train import train
 
 OPEN = (*QUICK_SETTINGS, "method.start=auto", "participants.ratio=0.25", "training.local_epochs=1")
@@ -39,15 +39,16 @@ def examples(*numbers: int) -> list[Batch]:
     return [Batch((torch.zeros(each, 1),), torch.zeros(each, dtype=torch.int64)) for each in numbers]
 
 
-def test_steps_by_hand() -> None:
-    """Of 40 and 16 examples in mini-batches of 16: 3 and 1 steps a pass, two passes a round, ten rounds."""
+def test_passes_by_hand() -> None:
+    """Two passes in each of ten rounds; or, of 40 and 16 examples, two mini-batches of 16: 32 and 16 are seen."""
     config = opened("rounds=10", "training.batch_size=16", "training.local_epochs=2")
-    assert steps_of(config, examples(40, 16)) == 10 * (6 + 2) / 2
-    assert steps_of(opened("rounds=10", "training.max_steps=2"), examples(40, 16)) == 10 * (2 + 1) / 2
+    assert passes_of(config, examples(40, 16)) == 20
+    limited = opened("rounds=10", "training.max_steps=2", "training.batch_size=16")
+    assert passes_of(limited, examples(40, 16)) == pytest.approx(10 * (32 / 40 + 1) / 2)
 
 
 @pytest.mark.parametrize(
-    ("ratio", "steps", "blocks"),
+    ("ratio", "passes", "blocks"),
     [
         ("0.25", 1.9, 1),
         ("0.25", 2.0, 2),
@@ -59,9 +60,9 @@ def test_steps_by_hand() -> None:
         ("[0.125, 0.25, 0.5]", 0.1, 2),
     ],
 )
-def test_a_block_for_so_many_steps(ratio: str, steps: float, blocks: int) -> None:
+def test_a_block_for_so_many_passes(ratio: str, passes: float, blocks: int) -> None:
     config = opened(f"participants.ratio={ratio}")
-    assert affordable_blocks(config, steps * STEPS_OF_A_BLOCK) == blocks
+    assert affordable_blocks(config, passes * PASSES_OF_A_BLOCK) == blocks
 
 
 def test_a_number_of_blocks_that_is_given_is_taken() -> None:

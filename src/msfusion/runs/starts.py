@@ -1,10 +1,10 @@
 """How msfusion begins where the configuration leaves it open: `method.start = "auto"`.
 
 A model that is larger than the small one pays only if its parts have the time to learn. So the run's length decides how
-many small models it becomes the sum of (`methods.blocks`): one for so many steps of a participant's optimiser, as many
-as the ratios ask for at most.
+many small models it becomes the sum of (`methods.blocks`): one for so many passes over a participant's own examples, as
+many as the ratios ask for at most.
 
-    blocks  =  steps * at_once / STEPS_OF_A_BLOCK        at_once: blocks that a participant trains at once, in the mean
+    blocks  =  passes * at_once / PASSES_OF_A_BLOCK      at_once: blocks that a participant trains at once, in the mean
 
 but never fewer than `at_once`: where some can hold more than the weakest, a single block would leave them idle. A
 run that is too short for a second block trains the small model, which nothing that we know is ahead of at its cost.
@@ -27,8 +27,8 @@ from msfusion.methods.remembered import REMEMBERED_BYTES
 from msfusion.methods.table import AnyMethod
 from msfusion.windows import Feedback
 
-STEPS_OF_A_BLOCK = 1000
-"""Measured (docs/blocks.md): with fewer steps for each, another block costs more than it gives."""
+PASSES_OF_A_BLOCK = 30
+"""Measured (docs/blocks.md): with fewer passes for each, another block costs more than it gives."""
 
 
 @dataclass(frozen=True)
@@ -68,32 +68,33 @@ def _candidates(config: Config, data: Sequence[Batch]) -> Iterator[tuple[dict[st
             f"{start}, since {asked} is set, which is about slices",
         )
         return
-    steps = steps_of(config, data)
-    blocks = affordable_blocks(config, steps)
+    passes = passes_of(config, data)
+    blocks = affordable_blocks(config, passes)
     if blocks > 1:
         yield (
             {"start": "blocks", "blocks": blocks},
-            f"a sum of {blocks} blocks, in {steps:.0f} steps of a participant",
+            f"a sum of {blocks} blocks, in {passes:.3g} passes over a participant's own examples",
         )
         yield {"start": "copies", "remembered_bytes": REMEMBERED_BYTES}, "copies of the small model"
         yield {"start": "blocks", "blocks": 1}, "the small model alone"
         return
-    longer = math.ceil(2 * STEPS_OF_A_BLOCK / steps * config.rounds)
+    longer = math.ceil(2 * PASSES_OF_A_BLOCK / passes * config.rounds)
     yield (
         {"start": "blocks", "blocks": 1},
-        f"the small model alone: {steps:.0f} steps of a participant are too few for more; a second block pays from "
-        f"about {longer} such rounds on",
+        f"the small model alone: {passes:.3g} passes over a participant's own examples are too few for more; a second "
+        f"block pays from about {longer} such rounds on",
     )
 
 
-def steps_of(config: Config, data: Sequence[Batch]) -> float:
-    """How many steps a participant's optimiser takes in the whole run, in the mean."""
+def passes_of(config: Config, data: Sequence[Batch]) -> float:
+    """How often a participant sees each of its examples in the whole run, in the mean."""
     settings = config.training_settings
-    return config.rounds * statistics.fmean(len(settings.batch_sizes(len(own))) for own in data)
+    each = (sum(settings.batch_sizes(len(own))) / len(own) for own in data if len(own))
+    return config.rounds * statistics.fmean(each)
 
 
-def affordable_blocks(config: Config, steps: float) -> int:
-    """How many blocks a run of so many steps can train; as many as the configuration says, if it does."""
+def affordable_blocks(config: Config, passes: float) -> int:
+    """How many blocks a run of so many passes can train; as many as the configuration says, if it does."""
     capacities = config.capacities
     most = blocks_for(config.method.blocks, capacities.smallest)
     if config.method.blocks is not None:
@@ -101,7 +102,7 @@ def affordable_blocks(config: Config, steps: float) -> int:
     at_once = statistics.fmean(
         blocks_at_once(ratio, capacities.smallest, most) for ratio in capacities.typical
     )
-    return max(1, min(most, math.floor(at_once * max(1.0, steps / STEPS_OF_A_BLOCK))))
+    return max(1, min(most, math.floor(at_once * max(1.0, passes / PASSES_OF_A_BLOCK))))
 
 
 def _asks_for_windows(config: Config) -> str | None:
