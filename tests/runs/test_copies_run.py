@@ -32,8 +32,9 @@ def test_copies_and_small_stand_in_one_comparison(here: Path) -> None:
     config = here / "copies.toml"
     config.write_text("[method]\nstart = 'copies'\napart = 0.0\n[training]\noptimizer = 'adamw'\n")
     ran = msfusion(
-        "compare", str(config), *QUICK, "--methods", "msfusion,small", "--seeds", "1", "--out", "out"
-    )
+        "compare", str(config), *QUICK, "--set", "method.start=copies", "--methods", "msfusion,small",
+        "--seeds", "1", "--out", "out",
+    )  # fmt: skip
     assert ran.exit_code == 0, ran.output
     cells = json.loads((here / "out" / "compare.json").read_text())["cells"]
     assert [cell["method"] for cell in cells] == ["msfusion", "small"]

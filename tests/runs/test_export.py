@@ -76,7 +76,9 @@ def test_each_participants_grown_model_comes_with_the_vocabulary(grown: Path, tm
 def test_a_model_of_transformers_loads_in_transformers(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers", reason="needs transformers")
     options = "model.options={n_embd=16, n_head=2, n_layer=1}"
-    config = run(tmp_path / "run", *QUICK_TEXT, "model.name=transformers:gpt2", options)
+    config = run(
+        tmp_path / "run", *QUICK_TEXT, "model.name=transformers:gpt2", options, "method.start=copies"
+    )
     export(tmp_path / "run", tmp_path / "out")
     data = load_data(config.data_spec)
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
@@ -91,7 +93,14 @@ def test_a_tokenizer_from_a_folder_goes_along(tmp_path: Path) -> None:
     save_tokenizer(tmp_path / "tokenizer")
     options = "model.options={n_embd=16, n_head=2, n_layer=1}"
     tokenizer = f"data.tokenizer=transformers:{tmp_path / 'tokenizer'}"
-    run(tmp_path / "run", *QUICK_TEXT, "model.name=transformers:gpt2", options, tokenizer)
+    run(
+        tmp_path / "run",
+        *QUICK_TEXT,
+        "model.name=transformers:gpt2",
+        options,
+        tokenizer,
+        "method.start=copies",
+    )
     export(tmp_path / "run", tmp_path / "out")
     loaded = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     assert loaded("the statement unheard")["input_ids"] == [2, 3, 0]

@@ -370,8 +370,13 @@ def test_a_run_is_not_resumed_on_another_model(
     file = tmp_path / "net.json"
     file.write_text('{"activation": "relu"}')
     settings = {
-        "split": ["split.at='first'"],
-        "fedgrow": ["grow.growth='scratch'", "grow.further='federated'", "participants.ratio=1.0"],
+        "split": ["method.start=auto", "split.at='first'"],
+        "fedgrow": [
+            "method.start=auto",
+            "grow.growth='scratch'",
+            "grow.further='federated'",
+            "participants.ratio=1.0",
+        ],
     }
     config = quick(
         "model.name=reads_a_file:network",
