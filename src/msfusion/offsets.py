@@ -111,7 +111,7 @@ def bytes_of_largest(targets: int, classes: int, kept: int, itemsize: int) -> in
     return itemsize * classes + targets * (itemsize + kept * (itemsize + _INDEX.itemsize))
 
 
-def largest_within(limit: float, targets: int, classes: int, itemsize: int) -> int:
+def largest_within(limit: int | float, targets: int, classes: int, itemsize: int) -> int:
     """How many logits of each target can be kept in `limit` bytes; at most all, and 0 where it is not even one."""
     room = (limit - itemsize * classes) / max(1, targets) - itemsize
     return max(0, min(classes, int(room // (itemsize + _INDEX.itemsize))))
