@@ -40,7 +40,7 @@ class LargestLogits:
     @classmethod
     def of(
         cls,
-        parts: Iterable[Float[Tensor, "examples *time classes"]],
+        parts: Iterable[Float[Tensor, "... classes"]],
         kept: int,
         beside: LargestLogits | None = None,
     ) -> LargestLogits:

@@ -67,7 +67,7 @@ class Remembering:
         return _COPIES * blocks * own
 
     def remember(
-        self, logits: Iterable[Float[Tensor, "examples *time classes"]], data: Batch, others: Sequence[State]
+        self, logits: Iterable[Float[Tensor, "... classes"]], data: Batch, others: Sequence[State]
     ) -> State:
         """What is kept of a block that says this, part by part, of all examples; `others` is what is kept of others."""
         parts = (part.to(self.dtype) for part in logits)
