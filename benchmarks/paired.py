@@ -17,6 +17,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from msfusion.runs.cells import beside
+
 Row = Mapping[str, Any]
 
 
@@ -35,7 +37,7 @@ def differences(result: Row) -> list[dict[str, Any]]:
     """A row for each method and variant that stands beside `small`."""
     rows = []
     for cell in result["cells"]:
-        small = _beside(cell, result["cells"])
+        small = beside(cell, result["cells"], "small", cell["ratio"])
         if small is None or cell["method"] in ("small", "fedavg"):
             continue
         gained = _gains(cell, small)
@@ -69,16 +71,6 @@ def bounds(gained: Sequence[float]) -> dict[str, float | None]:
     lower = mean - float(t.ppf(0.9, len(gained) - 1)) * sd / math.sqrt(len(gained))
     ahead = round(mean / sd, 2) if sd > 0 else None
     return {"mean": round(mean, 3), "sd": round(sd, 3), "lower_90": round(lower, 3), "ahead_by_sd": ahead}
-
-
-def _beside(cell: Row, cells: Sequence[Row]) -> Row | None:
-    """The row of `small` that this one is compared with."""
-    rows = [
-        each
-        for each in cells
-        if each["method"] == "small" and (each["ratio"], each["rounds"]) == (cell["ratio"], cell["rounds"])
-    ]
-    return next((each for each in rows if each["variant"] == cell["variant"]), rows[0] if rows else None)
 
 
 def _gains(cell: Row, small: Row) -> list[float]:

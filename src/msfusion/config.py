@@ -92,14 +92,11 @@ _OWN_TABLES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 }
 """The methods that have a table of their own: its name, and what has no meaning for them (yet)."""
 
-_BLOCKS_ONLY: Mapping[str, Any] = {
-    "method.passes": 8,
-    "method.first_block": 0.0,
-    "method.remembered_bytes": REMEMBERED_BYTES,
-}
+_TURNS: Mapping[str, Any] = {"method.passes": 8, "method.first_block": 0.0}
+_BLOCKS_ONLY: Mapping[str, Any] = {**_TURNS, "method.remembered_bytes": REMEMBERED_BYTES}
 _COPIES_ONLY: Mapping[str, Any] = {"method.grow_at": 0.33, "method.apart": 1.0}
 _STARTS: Mapping[str, Mapping[str, Any]] = {
-    "auto": {"method.passes": 8, "method.first_block": 0.0, **_COPIES_ONLY},
+    "auto": {**_TURNS, **_COPIES_ONLY},
     "fresh": {**_BLOCKS_ONLY, **_COPIES_ONLY},
     "blocks": {
         **_COPIES_ONLY,

@@ -40,7 +40,7 @@ from msfusion.methods.narrow import TRAINED, add_update
 from msfusion.methods.outbound import Outbound
 from msfusion.methods.phases import Answered, Phases, Versions, blocks_in, finished_label, label
 from msfusion.methods.remembered import REMEMBERED_BYTES, Recomputed, Remembering
-from msfusion.methods.silence import awake, silenced
+from msfusion.methods.silence import awake, example_logits, silenced
 from msfusion.methods.small import SmallMethod, fresh_weights
 from msfusion.methods.states import (
     holding,
@@ -258,22 +258,28 @@ class BlocksMethod:
         for block in blocks_in(task.tensors, len(self.starts)):
             new: State = part(task.tensors, finished_label(block))
             if not self.remembering.recomputes(data):
-                others = [each for each in blocks_in(kept, len(self.starts)) if each != block]
-                said = [part(kept, finished_label(each)) for each in others]
-                new = self.remembering.remember(self.logits(new, data), data, said)
+                others = self._finished(kept, self._others(kept, (block,)))
+                new = self.remembering.remember(self.logits(new, data), data, others)
             kept |= labelled(finished_label(block), new)
         return kept
 
     def _of_the_whole(self, kept: State, data: Batch, held: Sequence[int]) -> tuple[Batch, Objective]:
         """The participant's examples with what the other blocks say of them, and the loss of the whole."""
-        others = [block for block in blocks_in(kept, len(self.starts)) if block not in held]
+        others = self._others(kept, held)
         if not others:
             return data, cross_entropy
         if self.remembering.recomputes(data):
             finished = self._numbered(kept, [finished_label(block) for block in others])
             return data, Recomputed(loaded(self.sum_of(len(others), "finished"), finished))
-        said = [part(kept, finished_label(block)) for block in others]
-        return replace(data, offset=self.remembering.recall(said)), cross_entropy
+        return replace(data, offset=self.remembering.recall(self._finished(kept, others))), cross_entropy
+
+    def _others(self, kept: State, held: Sequence[int]) -> list[int]:
+        """The blocks that are remembered, without some."""
+        return [block for block in blocks_in(kept, len(self.starts)) if block not in held]
+
+    def _finished(self, kept: State, blocks: Iterable[int]) -> list[State]:
+        """What is remembered of some blocks."""
+        return [part(kept, finished_label(block)) for block in blocks]
 
     def logits(self, block: State, data: Batch) -> Iterator[Float[Tensor, "examples *time classes"]]:
         """What one block, by the small model's names, says of all examples, mini-batch by mini-batch: in evaluation
@@ -358,9 +364,7 @@ def blocks_method(
 
 def _remembering(small: SmallMethod, blocks: int, limit: int) -> Remembering:
     """How much of a block's logits can be kept: their number and type are asked of the example that was traced."""
-    program, model = small.model.program, loaded(small.model, small.start).eval()
-    with torch.no_grad():
-        logits = logits_of(model(*program.args, **program.kwargs))
+    logits = example_logits(small.model, small.start)
     dtype = torch.promote_types(logits.dtype, torch.float32)
     return Remembering(logits.shape[-1], dtype, blocks, limit)
 

@@ -74,21 +74,21 @@ class Remembering:
         kept = self.kept(data)
         if kept == self.classes:
             return {LOGITS: torch.cat(list(parts))}
-        return LargestLogits.of(parts, kept, _added(others)).tensors()
+        return LargestLogits.of(parts, kept, _added(others) if others else None).tensors()
 
     def recall(self, blocks: Sequence[State]) -> Offset:
         """What several blocks, at least one, say together, from what `remember` made of each."""
         if LOGITS in blocks[0]:
             return reduce(torch.add, (each[LOGITS] for each in blocks))
-        return LargestLogits.added([LargestLogits.from_tensors(each) for each in blocks])
+        return _added(blocks)
 
     def _bytes_of_all(self, data: Batch) -> int:
         return data.targets.numel() * self.classes * self.dtype.itemsize
 
 
-def _added(blocks: Sequence[State]) -> LargestLogits | None:
-    """What several blocks say together, of whose logits the largest are kept; None for no block."""
-    return LargestLogits.added([LargestLogits.from_tensors(each) for each in blocks]) if blocks else None
+def _added(blocks: Sequence[State]) -> LargestLogits:
+    """What several blocks say together, of whose logits the largest are kept."""
+    return LargestLogits.added([LargestLogits.from_tensors(each) for each in blocks])
 
 
 class Recomputed:

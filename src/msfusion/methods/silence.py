@@ -75,18 +75,18 @@ def awake(model: SubModel, start: State, silent: State) -> dict[str, Tensor]:
     zero = [name for name, tensor in silent.items() if not torch.equal(tensor, start[name])]
     if any(start[name].ndim > 1 for name in zero):
         return {**silent}
-    apart = float(_logits(model, start).std(-1).mean())
+    apart = float(example_logits(model, start).std(-1).mean())
     share = min(1.0, QUIET / apart) if apart > 0 else 1.0
     return {name: tensor * share if name in zero else tensor for name, tensor in start.items()}
 
 
 def _says_something(model: SubModel, state: State) -> bool:
     """Whether the logits of the example that was traced are anything but zero."""
-    return bool(_logits(model, state).ne(0).any())
+    return bool(example_logits(model, state).ne(0).any())
 
 
-def _logits(model: SubModel, state: State) -> Tensor:
-    """Of the example that was traced."""
+def example_logits(model: SubModel, state: State) -> Tensor:
+    """What a model with this state says of the example that was traced: in evaluation mode, without gradients."""
     loaded(model, state).eval()
     with torch.no_grad():
         return logits_of(model(*model.program.args, **model.program.kwargs))

@@ -61,7 +61,7 @@ def gap_closed(cell: Row, cells: Sequence[Row]) -> dict[str, Any] | None:
     perplexity: 0 is no better than the small model, below 0 worse. It is None where the gap is not more than two
     standard deviations. None where small (of the same ratio) or FedAvg did not run, for as many rounds.
     """
-    small, whole = _beside(cell, cells, "small", cell["ratio"]), _beside(cell, cells, "fedavg", 1.0)
+    small, whole = beside(cell, cells, "small", cell["ratio"]), beside(cell, cells, "fedavg", 1.0)
     if small is None or whole is None or cell["method"] in ("small", "fedavg"):
         return None
     gap, gained = behind(small, whole), behind(small, cell)
@@ -69,7 +69,7 @@ def gap_closed(cell: Row, cells: Sequence[Row]) -> dict[str, Any] | None:
     return {"share": gained["mean"] / gap["mean"] if real else None, "gap": gap}
 
 
-def _beside(cell: Row, cells: Sequence[Row], method: str, ratio: float | None) -> Row | None:
+def beside(cell: Row, cells: Sequence[Row], method: str, ratio: float | None) -> Row | None:
     """The row of a method at this ratio, as many rounds long: of the same variant, or else the best of any."""
     rows = [
         each

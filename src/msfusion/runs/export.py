@@ -32,7 +32,7 @@ from msfusion.runs.directory import RunDirectory
 from msfusion.runs.files import read_tensors, write_folder_with, write_json, write_tensors
 from msfusion.runs.fingerprint import code_of, model_digest
 from msfusion.runs.grow import GrowRun
-from msfusion.runs.setup import prepare, settle_process, traced
+from msfusion.runs.setup import Setup, prepare, settle_process, traced
 
 
 def export(path: Path, out: Path, participant: int | None = None) -> list[Path]:
@@ -66,10 +66,11 @@ def _common(config: Config, directory: RunDirectory, participant: int | None) ->
         raise ConfigError(
             f"all participants of {config.method.name} share one model: leave --participant out."
         )
-    if config.method.name == "msfusion" and config.method.start == "auto":
-        config = prepare(config).config
-    if trains_own_models(config.method.name, config.method.start):
-        return _own(config, directory)
+    method = config.method
+    if (method.name, method.start) == ("msfusion", "auto") or trains_own_models(method.name, method.start):
+        setup = prepare(config)
+        if isinstance(setup.method, OwnModels):
+            return _own(setup, setup.method, directory)
     data = load_data(config.data_spec)
     model = build_model(config.model_spec, data)
     data = data.for_model(model)
@@ -80,14 +81,12 @@ def _common(config: Config, directory: RunDirectory, participant: int | None) ->
     return _with_tensors(model, read_tensors(directory.model)[0]), data, config.model_spec
 
 
-def _own(config: Config, directory: RunDirectory) -> Found:
+def _own(setup: Setup, method: OwnModels, directory: RunDirectory) -> Found:
     """A small model, or several as one: narrow copies of the model of the configuration."""
-    setup = prepare(config)
-    began = directory.read_fingerprint()
+    config, began = setup.config, directory.read_fingerprint()
     began.refuse_other_data(setup.data.digests, config, directory.path)
     began.refuse_other_model(model_digest([setup.width_map.outline()]), config, directory.path)
-    assert isinstance(setup.method, OwnModels)  # as the table of methods says
-    model = _with_tensors(setup.method.whole, read_tensors(directory.model)[0])
+    model = _with_tensors(method.whole, read_tensors(directory.model)[0])
     shown = Batch(example_inputs(setup.data), setup.data.test.targets)
     options = options_of(model, setup.capacities.smallest, config.model_spec, setup.data, shown)
     return model, setup.data, ModelSpec(f"{several.__module__}:{several.__name__}", options)

@@ -8,6 +8,8 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from msfusion.runs.starts import start_line
+
 Row = Mapping[str, Any]
 
 
@@ -100,7 +102,7 @@ def plan_table(plan: Row) -> Table:
     clock = f", {duration(plan['simulated_seconds'])} simulated" if "simulated_seconds" in plan else ""
     table = _costs_table(f"{plan['method']}, {plan['rounds']} rounds{clock}", memory=True)
     _add_costs(table, plan["participants"], plan["full_model"], memory=True)
-    chosen = [f"msfusion trains {plan['start']['why']}"] if "start" in plan else []
+    chosen = [start_line(plan["start"]["why"])] if "start" in plan else []
     table.caption = "\n".join([*chosen, *sum_lines(plan)]) or None
     return table
 

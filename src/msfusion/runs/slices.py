@@ -15,6 +15,7 @@ from msfusion.runs.plan import plan_run
 from msfusion.runs.prepared import Observer
 from msfusion.runs.setup import Setup
 from msfusion.runs.simulated import arrivals
+from msfusion.runs.starts import start_line
 from msfusion.width.groups import State
 
 
@@ -29,7 +30,7 @@ class SlicesRun(LocalRun):
     def remarks(self) -> Sequence[str]:
         """How msfusion starts, where that was left open."""
         why = self.setup.why_start
-        return () if why is None else (f"msfusion trains {why}",)
+        return () if why is None else (start_line(why),)
 
     @property
     def calendar(self) -> Calendar:

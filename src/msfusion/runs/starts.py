@@ -40,22 +40,29 @@ class Chosen:
     why: str
 
 
+def start_line(why: str) -> str:
+    """A choice in a sentence, from its `Chosen.why`."""
+    return f"msfusion trains {why}"
+
+
 def choose_start(config: Config, data: Sequence[Batch], build: Callable[[Config], AnyMethod]) -> Chosen:
     """The first start that the model allows, of those above. `data` are the participants' examples.
 
     Raises ConfigError where the last of them is not possible either.
     """
-    refused = ""
-    candidates = list(_candidates(config, data))
-    for number, (settings, why) in enumerate(candidates, start=1):
+
+    def chosen(settings: dict[str, str | int], why: str) -> Chosen:
         changed = config.changed({f"method.{name}": value for name, value in settings.items()})
+        return Chosen(changed, build(changed), f"{why}{refused}")
+
+    refused = ""
+    *better, last = _candidates(config, data)
+    for settings, why in better:
         try:
-            return Chosen(changed, build(changed), f"{why}{refused}")
+            return chosen(settings, why)
         except ConfigError as error:
-            if number == len(candidates):
-                raise
             refused = f" ({settings['start']} are not possible: {error})"
-    raise AssertionError("there is always a candidate")
+    return chosen(*last)
 
 
 def _candidates(config: Config, data: Sequence[Batch]) -> Iterator[tuple[dict[str, str | int], str]]:
@@ -95,10 +102,10 @@ def passes_of(config: Config, data: Sequence[Batch]) -> float:
 
 def affordable_blocks(config: Config, passes: float) -> int:
     """How many blocks a run of so many passes can train; as many as the configuration says, if it does."""
-    capacities = config.capacities
-    most = blocks_for(config.method.blocks, capacities.smallest)
     if config.method.blocks is not None:
         return config.method.blocks
+    capacities = config.capacities
+    most = blocks_for(None, capacities.smallest)
     at_once = statistics.fmean(
         blocks_at_once(ratio, capacities.smallest, most) for ratio in capacities.typical
     )
