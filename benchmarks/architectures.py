@@ -168,7 +168,7 @@ def measure_all(options: argparse.Namespace) -> Row:
     """Measure what was asked for, and save each row as it comes where all were asked for."""
     from architectures.catalogue import CATALOGUE
 
-    from msfusion.runs.environment import environment
+    from msfusion.experiment.environment import environment
 
     machine, digest = environment(), sources()
     if find_spec("peft"):

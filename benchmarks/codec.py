@@ -30,7 +30,7 @@ from codec_activations import trained_activations
 from torch import Tensor
 
 from msfusion import codecs
-from msfusion.runs.environment import environment
+from msfusion.experiment.environment import environment
 
 DATA = Path(__file__).resolve().parents[2] / "shared/data/cifar10"
 CACHE = Path("~/.cache/msfusion").expanduser()

@@ -24,14 +24,14 @@ import torch
 from torch import nn
 
 from msfusion.batch import Batch
-from msfusion.methods.base import Task
-from msfusion.methods.contrastive import ContrastiveSettings
+from msfusion.experiment.environment import environment
+from msfusion.federated.method import Task
+from msfusion.federated.training import TrainingSettings
 from msfusion.methods.narrow import NarrowMethod
+from msfusion.methods.parts.contrastive import ContrastiveSettings
 from msfusion.methods.table import build_method
-from msfusion.methods.training import TrainingSettings
 from msfusion.models.convolutional import ConvNet, ResNet
 from msfusion.models.transformer import DecoderLM
-from msfusion.runs.environment import environment
 from msfusion.width.trace import trace
 
 TRAINING = TrainingSettings(optimizer="adamw", learning_rate=0.001, batch_size=32)

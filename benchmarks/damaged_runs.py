@@ -29,12 +29,12 @@ from unittest.mock import patch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from msfusion.cli import app
-from msfusion.config import Config, load_config
-from msfusion.runs.grow import GrowRun
-from msfusion.runs.prepare import prepare
-from msfusion.runs.prepared import Prepared
-from msfusion.runs.train import Silent, train
+from msfusion.cli.main import app
+from msfusion.experiment.config import Config, load_config
+from msfusion.experiment.grow import GrowRun
+from msfusion.experiment.prepare import prepare
+from msfusion.experiment.prepared import Prepared
+from msfusion.experiment.train import Silent, train
 
 QUICK = (
     "rounds=3",
@@ -175,8 +175,8 @@ def prepared_once() -> Iterator[None]:
 
     resumed = partial(train, preparing=partial(once, prepare))
     with (
-        patch("msfusion.runs.train.train", resumed),
-        patch("msfusion.runs.export.GrowRun", partial(once, GrowRun)),
+        patch("msfusion.experiment.train.train", resumed),
+        patch("msfusion.experiment.export.GrowRun", partial(once, GrowRun)),
     ):
         yield
 

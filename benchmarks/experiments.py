@@ -38,10 +38,10 @@ def run(names: list[str], workers: int | None) -> None:
     """Run experiments that are not finished yet, and save their results."""
     from rich.console import Console
 
-    from msfusion.config import load_config
-    from msfusion.runs.compare import compare
-    from msfusion.runs.comparison import Comparison
-    from msfusion.runs.watch import watcher
+    from msfusion.experiment.compare import compare
+    from msfusion.experiment.comparison import Comparison
+    from msfusion.experiment.config import load_config
+    from msfusion.experiment.watch import watcher
 
     os.chdir(HERE.parent)  # where the files' relative paths start
     for name in names:
@@ -64,7 +64,7 @@ def document(check: bool) -> bool:
     text = PAGE.read_text()
     written = PLACE.sub(lambda place: f"{place[1]}{section(place[2])}{place[3]}", text)
     if not check:
-        from msfusion.runs.plot import save_plot
+        from msfusion.experiment.report.plot import save_plot
 
         PAGE.write_text(written)
         PLOTS.mkdir(exist_ok=True)
@@ -211,7 +211,7 @@ def traffic_table(rows: list[Row], seeds: int) -> str:
 
 def differences(row: Row, leader: Row, metric: str) -> str:
     """By how much a row is behind the leader in each seed."""
-    from msfusion.runs.cells import behind
+    from msfusion.experiment.report.cells import behind
 
     return spread(behind(row, leader), *DIGITS[metric], sign="+")
 

@@ -26,7 +26,7 @@ import torch
 
 from msfusion import codecs
 from msfusion.errors import CodecError
-from msfusion.runs.environment import environment
+from msfusion.experiment.environment import environment
 
 MAX_ELEMENTS = 2**16
 SHAPES: list[tuple[int, ...]] = [(), (1,), (0, 3), (7,), (4, 4), (2, 3, 5, 7), (1, 64, 8, 8)]

@@ -39,8 +39,6 @@ from fuzz_codecs import MUTATIONS, lie
 import msfusion
 from msfusion.batch import Batch
 from msfusion.codecs import PROFILES
-from msfusion.engines.calendar import RoundSettings
-from msfusion.engines.split import SplitSettings, run_split_rounds
 from msfusion.engines.stream.access import METHOD, Access
 from msfusion.engines.stream.certificates import make_certificates
 from msfusion.engines.stream.client import Connecting, join_split_rounds
@@ -49,10 +47,12 @@ from msfusion.engines.stream.federation import serve_split_rounds
 from msfusion.engines.stream.frames import FORMAT, Again, Begin, Finish, Hello, Layers, Step, pack, unpack
 from msfusion.engines.stream.service import Listening
 from msfusion.errors import MsfusionError
-from msfusion.methods.states import state_of
-from msfusion.methods.training import TrainingSettings
+from msfusion.experiment.environment import environment
+from msfusion.federated.participation import RoundSettings
+from msfusion.federated.states import state_of
+from msfusion.federated.training import TrainingSettings
+from msfusion.methods.split.rounds import SplitSettings, run_split_rounds
 from msfusion.models.convolutional import ConvNet
-from msfusion.runs.environment import environment
 
 PARTICIPANTS, ROUNDS, BATCH = 4, 2, 8
 SETTINGS = SplitSettings("layers.3", PROFILES["small"], PROFILES["accurate"])

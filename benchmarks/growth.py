@@ -33,6 +33,8 @@ from torch import nn
 
 import msfusion
 from msfusion.costs import costs_of
+from msfusion.experiment.environment import environment
+from msfusion.experiment.files import write_json
 from msfusion.growth import (
     Copy,
     FitSettings,
@@ -45,8 +47,6 @@ from msfusion.growth import (
     preserving,
 )
 from msfusion.objectives import cross_entropy, evaluate
-from msfusion.runs.environment import environment
-from msfusion.runs.files import write_json
 
 METHODS = ("scratch", "ligo", "ligo-from-copies", "net2net", "stack", "interlace")
 """Rules of growth. No layer can be added to BERT without changing what it computes, as a LayerNorm of a LayerNorm is

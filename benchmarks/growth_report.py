@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from msfusion.runs.report import spread_text
-from msfusion.runs.spreads import spread
+from msfusion.experiment.report.spreads import spread
+from msfusion.experiment.report.table import spread_text
 
 Point = Mapping[str, float]
 """step, flops (until then), loss."""

@@ -36,7 +36,16 @@ QUICK = (
 
 
 def command(directory: Path, arguments: list[str]) -> list[str]:
-    return [sys.executable, "-m", "msfusion.cli", "train", "--resume", "--out", str(directory), *arguments]
+    return [
+        sys.executable,
+        "-m",
+        "msfusion.cli.main",
+        "train",
+        "--resume",
+        "--out",
+        str(directory),
+        *arguments,
+    ]
 
 
 def kill(directory: Path, arguments: list[str], round_: int, delay: float) -> bool:

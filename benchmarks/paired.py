@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from msfusion.runs.cells import beside
+from msfusion.experiment.report.cells import beside
 
 Row = Mapping[str, Any]
 

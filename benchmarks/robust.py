@@ -21,12 +21,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
 from msfusion.batch import Batch
-from msfusion.config import load_config
-from msfusion.engines.local import run_rounds
-from msfusion.methods.base import Task, Update
-from msfusion.runs.environment import environment
-from msfusion.runs.setup import prepare
-from msfusion.runs.spreads import spread
+from msfusion.experiment.config import load_config
+from msfusion.experiment.environment import environment
+from msfusion.experiment.report.spreads import spread
+from msfusion.experiment.setup import prepare
+from msfusion.federated.method import Task, Update
+from msfusion.federated.rounds import run_rounds
 
 WAYS = {
     "small": ["method.name=small"],

@@ -187,7 +187,13 @@ def trained(settings: Sequence[str], killed: bool) -> dict[str, str]:
     with tempfile.TemporaryDirectory() as folder:
         run, chosen = Path(folder) / "run", settings_of(settings)
         if killed:
-            msfusion("train", *chosen, "--out", str(run), killed_after=run / "checkpoints" / "round-000001.safetensors")
+            msfusion(
+                "train",
+                *chosen,
+                "--out",
+                str(run),
+                killed_after=run / "checkpoints" / "round-000001.safetensors",
+            )
             msfusion("train", *chosen, "--out", str(run), "--resume")
         else:
             msfusion("train", *chosen, "--out", str(run))
@@ -217,7 +223,9 @@ def main() -> None:
     if arguments.against is not None:
         before = json.loads(arguments.against.read_text())
         moved = [name for name in found if found[name] != before.get(name)]
-        print(f"{len(found) - len(moved)} of {len(found)} as before{': not ' if moved else ''}{', '.join(moved)}")
+        print(
+            f"{len(found) - len(moved)} of {len(found)} as before{': not ' if moved else ''}{', '.join(moved)}"
+        )
         sys.exit(1 if moved else 0)
 
 

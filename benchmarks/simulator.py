@@ -30,12 +30,13 @@ from torch import Tensor
 from msfusion.batch import Batch
 from msfusion.data.load import load_data
 from msfusion.data.spec import DataSpec
-from msfusion.engines.local import RoundSettings, run_rounds
+from msfusion.experiment.environment import environment
+from msfusion.federated.rounds import RoundSettings, run_rounds
+from msfusion.federated.training import TrainingSettings
 from msfusion.methods.narrow import NarrowMethod
 from msfusion.methods.table import build_method
-from msfusion.methods.training import TrainingSettings, seed_of
 from msfusion.models.convolutional import ResNet
-from msfusion.runs.environment import environment
+from msfusion.seeds import seed_of
 from msfusion.width.trace import trace
 
 RATIO = 0.25

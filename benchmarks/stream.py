@@ -42,19 +42,19 @@ from references import bare_stream, plain_socket
 import msfusion
 from msfusion.batch import Batch
 from msfusion.codecs import PROFILES
-from msfusion.engines.calendar import RoundSettings
-from msfusion.engines.split import SplitSettings
 from msfusion.engines.stream import federation, process
 from msfusion.engines.stream.access import Access
 from msfusion.engines.stream.certificates import make_certificates
 from msfusion.engines.stream.contract import Contract
 from msfusion.engines.stream.service import Listening
-from msfusion.methods.split import Participant, Request, Server
-from msfusion.methods.states import state_of
-from msfusion.methods.training import TrainingSettings, build_optimizer
-from msfusion.methods.wire import Message
+from msfusion.experiment.environment import environment
+from msfusion.federated.participation import RoundSettings
+from msfusion.federated.states import state_of
+from msfusion.federated.training import TrainingSettings, build_optimizer
+from msfusion.methods.split.rounds import SplitSettings
+from msfusion.methods.split.sides import Participant, Request, Server
+from msfusion.methods.split.wire import Message
 from msfusion.models.convolutional import ConvNet
-from msfusion.runs.environment import environment
 
 MODELS: dict[str, dict[str, Any]] = {
     "8x8 grey images, mini-batches of 16": {"channels": 1, "size": 8, "widths": (16, 32, 32), "batch": 16},

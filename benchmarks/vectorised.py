@@ -34,12 +34,12 @@ from msfusion.batch import Batch
 from msfusion.data.federated import FederatedData, example_inputs
 from msfusion.data.load import load_data
 from msfusion.data.spec import DataSpec
-from msfusion.engines.local import RoundResult, RoundSettings, run_rounds
+from msfusion.experiment.environment import environment
+from msfusion.federated.rounds import RoundResult, RoundSettings, run_rounds
+from msfusion.federated.training import TrainingSettings
 from msfusion.methods.table import AnyMethod, build_method
-from msfusion.methods.training import TrainingSettings
 from msfusion.models.build import build_model
 from msfusion.models.spec import ModelSpec
-from msfusion.runs.environment import environment
 from msfusion.width.trace import trace
 
 RATIO = 0.25

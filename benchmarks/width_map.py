@@ -32,7 +32,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 from torch import Tensor, nn
 
-from msfusion.runs.environment import environment
+from msfusion.experiment.environment import environment
 from msfusion.width.submodel import narrow
 from msfusion.width.trace import trace
 

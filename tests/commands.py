@@ -11,7 +11,7 @@ from click.testing import Result
 from quick import QUICK_SETTINGS
 from typer.testing import CliRunner
 
-from msfusion.cli import app
+from msfusion.cli.main import app
 
 QUICK = [part for setting in QUICK_SETTINGS for part in ("--set", setting)]
 
@@ -27,7 +27,7 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def process(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "msfusion.cli", *arguments]
+    command = [sys.executable, "-m", "msfusion.cli.main", *arguments]
     return subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True)
 
 

@@ -86,7 +86,7 @@ def _same_seed() -> None:
 def _runs_trace_each_model_once() -> Iterator[None]:
     remembered = once(trace)
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("msfusion.runs.setup", "msfusion.growth.pretrained"):
+        for name in ("msfusion.experiment.setup", "msfusion.growth.pretrained"):
             patch.setattr(import_module(name), "trace", remembered)
         yield
 

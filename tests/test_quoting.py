@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from rich.table import Table
 from torch import nn
 
-from msfusion.cli_console import PlainConsole
+from msfusion.cli.console import PlainConsole
 from msfusion.data.spec import DataSpec
 from msfusion.errors import ConfigError, MsfusionError
-from msfusion.methods.training import TrainingSettings
+from msfusion.experiment.report.plot import save_plot
+from msfusion.federated.training import TrainingSettings
 from msfusion.models.spec import ModelSpec
 from msfusion.quoting import plain, quoted, sentence, short
-from msfusion.runs.plot import save_plot
 
 ESCAPES = [
     "\x1b[31mred\x1b[0m",
@@ -81,7 +81,7 @@ def test_modules_with_such_names_are_inspected(here: Path, monkeypatch: pytest.M
     Model.__name__ = "[bold]\x1b[31m"
     import torch
 
-    import msfusion.runs.describe as describing
+    import msfusion.experiment.report.describe as describing
     from msfusion.width.trace import trace
 
     model = Model()

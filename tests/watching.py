@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
-from msfusion.runs.train import Silent, Watcher
+from msfusion.experiment.train import Silent, Watcher
 
 
 def silent(title: str) -> AbstractContextManager[Watcher]:

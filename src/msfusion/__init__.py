@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from msfusion.averaging.fusion import Accumulator, fuse
     from msfusion.batch import Batch
     from msfusion.errors import (
         CutError,
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
         UntraceableModelError,
         UpdateError,
     )
-    from msfusion.fusion import Accumulator, fuse
     from msfusion.growth import FitSettings, LiGO, Start, fit_operator, grow
     from msfusion.width.cut import Cut, cut
     from msfusion.width.groups import Frozen, Group, Place, WidthMap, Window
@@ -40,7 +40,7 @@ _HOMES = {
         "UntraceableModelError",
         "UpdateError",
     ],
-    "msfusion.fusion": ["Accumulator", "fuse"],
+    "msfusion.averaging.fusion": ["Accumulator", "fuse"],
     "msfusion.growth": ["FitSettings", "LiGO", "Start", "fit_operator", "grow"],
     "msfusion.width.cut": ["Cut", "cut"],
     "msfusion.width.groups": ["Frozen", "Group", "Place", "WidthMap", "Window"],

@@ -1,5 +1,5 @@
 """`python -m msfusion` is the console script."""
 
-from msfusion.cli import main
+from msfusion.cli.main import main
 
 main()

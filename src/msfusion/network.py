@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 from msfusion.errors import ConfigError
-from msfusion.methods.training import chance
+from msfusion.seeds import chance
 
 _DRAW = 4
 """Keeps the draws of machines apart from others of the same seed."""

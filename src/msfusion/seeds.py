@@ -25,3 +25,13 @@ def seeded(seed: int) -> Iterator[None]:
     finally:
         random.setstate(of_python)
         np.random.set_state(of_numpy)
+
+
+def seed_of(*path: int) -> int:
+    """A seed drawn from several non-negative numbers; paths that differ have unrelated seeds."""
+    return int(np.random.SeedSequence([len(path), *path]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def chance(*path: int) -> float:
+    """A number above 0 and below 1, drawn evenly from a path as in `seed_of`."""
+    return ((seed_of(*path) >> 11) + 0.5) / 2**52

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from msfusion.batch import Batch
 from msfusion.errors import ConfigError, DataError
-from msfusion.methods.base import Evaluation, Kind, Task, Update
-from msfusion.methods.outbound import Outbound
+from msfusion.federated.method import Evaluation, Kind, Task, Update
+from msfusion.federated.privacy import Outbound
 from msfusion.width.groups import State
 
 

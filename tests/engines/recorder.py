@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from msfusion.engines import local
-from msfusion.engines.pool import Pool
+from msfusion.engines.processes import Pool
+from msfusion.federated import rounds as local
 
 WINDOW = 16
 """How many neighbouring bytes of a private tensor are looked for: eight numbers of 16 bits, four of 32, two of 64."""

@@ -20,17 +20,17 @@ from torch import Tensor, nn
 import msfusion
 from msfusion.batch import Batch
 from msfusion.codecs import PROFILES
-from msfusion.engines.calendar import RoundSettings
-from msfusion.engines.split import SplitRound, SplitSettings, run_split_rounds
 from msfusion.engines.stream.access import METHOD, Access
 from msfusion.engines.stream.client import Connecting, join_split_rounds
 from msfusion.engines.stream.contract import Contract
 from msfusion.engines.stream.federation import serve_split_rounds
 from msfusion.engines.stream.frames import FORMAT, Begin, Hello, Layers, Step, Welcome, pack, unpack
 from msfusion.engines.stream.service import Listening
-from msfusion.methods.split import Participant
-from msfusion.methods.states import state_of
-from msfusion.methods.training import TrainingSettings, round_batches
+from msfusion.federated.participation import RoundSettings
+from msfusion.federated.states import state_of
+from msfusion.federated.training import TrainingSettings, round_batches
+from msfusion.methods.split.rounds import SplitRound, SplitSettings, run_split_rounds
+from msfusion.methods.split.sides import Participant
 from msfusion.models.convolutional import ConvNet
 from msfusion.width.cut import Cut
 from msfusion.width.groups import WidthMap

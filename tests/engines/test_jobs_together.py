@@ -10,11 +10,11 @@ import torch
 from averaging import Averaging, Grouped, some_data
 
 from msfusion.batch import Batch
-from msfusion.engines.local import RoundResult, RoundSettings, run_rounds
-from msfusion.engines.screening import Screening
-from msfusion.engines.workers import InProcess, check_execution, perform
 from msfusion.errors import ConfigError, DataError, TrainingError
-from msfusion.methods.base import Task, Update
+from msfusion.federated.engine import InProcess, check_execution, perform
+from msfusion.federated.method import Task, Update
+from msfusion.federated.rounds import RoundResult, RoundSettings, run_rounds
+from msfusion.federated.screening import Screening
 
 
 def outcomes(workers: int, together: int, **more: object) -> list[RoundResult]:

@@ -14,14 +14,14 @@ from torch import nn
 import msfusion
 from msfusion.batch import Batch
 from msfusion.codecs import PROFILES, DeadZone, Identity, RandomTopK
-from msfusion.engines.calendar import RoundSettings
-from msfusion.engines.split import SplitSettings
 from msfusion.engines.stream.contract import Contract, layers_message
 from msfusion.engines.stream.frames import Answer, Finish, Step, pack
 from msfusion.errors import CodecError, StreamError
-from msfusion.methods.split import Participant, Request, Server
-from msfusion.methods.training import TrainingSettings
-from msfusion.methods.wire import Message
+from msfusion.federated.participation import RoundSettings
+from msfusion.federated.training import TrainingSettings
+from msfusion.methods.split.rounds import SplitSettings
+from msfusion.methods.split.sides import Participant, Request, Server
+from msfusion.methods.split.wire import Message
 from msfusion.models.transformer import TextClassifier
 from msfusion.width.cut import Cut
 

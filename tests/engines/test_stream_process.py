@@ -15,12 +15,12 @@ import pytest
 from streaming import NOTHING, Hand, Job, Running, Served, digits, first_step, same, served
 
 from msfusion.codecs import Identity
-from msfusion.engines.split import SplitSettings
 from msfusion.engines.stream import process
 from msfusion.engines.stream.client import Connecting
 from msfusion.engines.stream.frames import Begin, Layers, pack, unpack
 from msfusion.engines.stream.service import Listening
 from msfusion.errors import StreamError
+from msfusion.methods.split.rounds import SplitSettings
 
 pytestmark = pytest.mark.slow
 

@@ -26,12 +26,12 @@ from streaming import (
 )
 
 from msfusion.codecs import Identity
-from msfusion.engines.split import SplitSettings
 from msfusion.engines.stream.access import Access
 from msfusion.engines.stream.client import Connecting
 from msfusion.engines.stream.frames import LARGEST_HELLO, Again, Begin, Finish, Layers, Step, pack, unpack
 from msfusion.engines.stream.service import Listening
 from msfusion.errors import ConfigError, StreamError
+from msfusion.methods.split.rounds import SplitSettings
 
 ALONE = Job(data=[digits(20)], settings=SplitSettings("layers.3", Identity(), Identity()))
 

@@ -24,12 +24,12 @@ from streaming import (
 )
 
 from msfusion.codecs import Identity
-from msfusion.engines.split import SplitSettings
 from msfusion.engines.stream.client import Connecting, Conversation, Lost
 from msfusion.engines.stream.frames import Answer, Begin, Layers, Welcome, pack, unpack
 from msfusion.engines.stream.service import Listening
 from msfusion.errors import StreamError
-from msfusion.methods.training import TrainingSettings
+from msfusion.federated.training import TrainingSettings
+from msfusion.methods.split.rounds import SplitSettings
 
 LISTENING = Listening("127.0.0.1:0", NOTHING)
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from msfusion.config import load_config
-from msfusion.runs.train import train
+from msfusion.experiment.config import load_config
+from msfusion.experiment.train import train
 
 pytestmark = pytest.mark.slow
 

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 import msfusion
 from msfusion.batch import Batch
+from msfusion.federated.training import TrainingSettings
 from msfusion.growth import FitSettings, pretrained
-from msfusion.methods.grow import GrowMethod
-from msfusion.methods.grow_build import grow_method, small_model
-from msfusion.methods.grow_private import SmallModel
-from msfusion.methods.grow_settings import GrowSettings
-from msfusion.methods.training import TrainingSettings
+from msfusion.methods.fedgrow.build import grow_method, small_model
+from msfusion.methods.fedgrow.method import GrowMethod
+from msfusion.methods.fedgrow.private import SmallModel
+from msfusion.methods.fedgrow.settings import GrowSettings
 from msfusion.models.transformer import TextClassifier
 from msfusion.width.groups import State, WidthMap
 

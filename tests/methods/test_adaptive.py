@@ -8,11 +8,11 @@ from test_contrastive import offset
 from test_narrow_method import SETTINGS, images, mlp, same
 from torch import Tensor
 
-from msfusion.engines.local import RoundSettings, run_rounds
 from msfusion.errors import ConfigError
+from msfusion.federated.method import Method
+from msfusion.federated.rounds import RoundSettings, run_rounds
 from msfusion.methods.adaptive import OVERLAP, AdaptiveMethod, model_state
-from msfusion.methods.base import Method
-from msfusion.methods.contrastive import ContrastiveSettings
+from msfusion.methods.parts.contrastive import ContrastiveSettings
 from msfusion.methods.table import build_method
 from msfusion.windows import Feedback, even_overlap
 

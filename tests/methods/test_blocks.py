@@ -16,19 +16,20 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from msfusion.batch import Batch
 from msfusion.costs import inference_flops
-from msfusion.engines.calendar import Conditions
-from msfusion.engines.local import RoundSettings, run_rounds
-from msfusion.engines.results import RoundResult
 from msfusion.errors import ConfigError, PrivacyError, UpdateError
-from msfusion.methods.base import Recalibrating, Update
+from msfusion.federated.method import Recalibrating, Update
+from msfusion.federated.participation import Conditions
+from msfusion.federated.results import RoundResult
+from msfusion.federated.rounds import RoundSettings, run_rounds
+from msfusion.federated.states import holding, labelled, loaded, model_state, part
+from msfusion.federated.training import TrainingSettings, local_steps
 from msfusion.methods.blocks import BlocksMethod, BlocksSettings, is_one_wide_model, one_wide_state
-from msfusion.methods.contrastive import ContrastiveSettings
-from msfusion.methods.phases import Answered, Phases, Versions, finished_label, label
-from msfusion.methods.silence import silenced
+from msfusion.methods.parts.contrastive import ContrastiveSettings
+from msfusion.methods.parts.phases import Answered, Phases, Versions, finished_label
+from msfusion.methods.parts.silence import silenced
 from msfusion.methods.small import small_method
-from msfusion.methods.states import holding, labelled, loaded, model_state, part
 from msfusion.methods.table import build_method
-from msfusion.methods.training import TrainingSettings, local_steps
+from msfusion.models.sums import label
 from msfusion.models.transformer import DecoderLM
 from msfusion.objectives import cross_entropy, evaluate
 from msfusion.width.groups import State, WidthMap

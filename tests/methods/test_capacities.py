@@ -10,13 +10,13 @@ import torch
 from test_narrow_method import SETTINGS, images, mlp, same
 from torch import Tensor
 
-from msfusion.engines.local import RoundSettings, run_rounds
+from msfusion.averaging.fusion import fuse
 from msfusion.errors import ConfigError
-from msfusion.fusion import fuse
-from msfusion.methods.base import Update
-from msfusion.methods.capacities import Capacities, FromRound, OneOf
-from msfusion.methods.contrastive import ContrastiveSettings
+from msfusion.federated.method import Update
+from msfusion.federated.rounds import RoundSettings, run_rounds
 from msfusion.methods.narrow import NarrowMethod
+from msfusion.methods.parts.capacities import Capacities, FromRound, OneOf
+from msfusion.methods.parts.contrastive import ContrastiveSettings
 from msfusion.methods.small import SmallMethod
 from msfusion.methods.table import build_method
 from msfusion.windows import window_size

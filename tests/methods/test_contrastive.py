@@ -14,21 +14,21 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from msfusion.batch import IGNORED, Batch
-from msfusion.engines.local import RoundResult, RoundSettings, run_rounds
 from msfusion.errors import ConfigError
-from msfusion.methods.base import Method, Task, Update
+from msfusion.federated.method import Method, Task, Update
+from msfusion.federated.rounds import RoundResult, RoundSettings, run_rounds
+from msfusion.federated.training import TrainingSettings, local_steps
 from msfusion.methods.blocks import BlocksSettings
-from msfusion.methods.contrastive import (
+from msfusion.methods.narrow import NarrowMethod
+from msfusion.methods.parts.contrastive import (
     ROUND,
     ContrastiveObjective,
     ContrastiveSettings,
     contrastive_loss,
     fast_contrastive_loss,
 )
-from msfusion.methods.narrow import NarrowMethod
 from msfusion.methods.small import SmallMethod
 from msfusion.methods.table import METHODS, build_method
-from msfusion.methods.training import TrainingSettings, local_steps
 from msfusion.models.transformer import DecoderLM
 from msfusion.objectives import cross_entropy
 from msfusion.width.groups import State, WidthMap

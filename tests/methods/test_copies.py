@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from msfusion.batch import Batch
-from msfusion.engines.calendar import Conditions
-from msfusion.engines.local import RoundSettings, run_rounds
 from msfusion.errors import ConfigError
-from msfusion.methods.capacities import Capacities, FromRound, OneOf
+from msfusion.federated.participation import Conditions
+from msfusion.federated.rounds import RoundSettings, run_rounds
+from msfusion.federated.states import holding
+from msfusion.federated.training import TrainingSettings
 from msfusion.methods.copies import CopiesMethod, CopiesSettings
+from msfusion.methods.parts.capacities import Capacities, FromRound, OneOf
 from msfusion.methods.small import SmallMethod
-from msfusion.methods.states import holding
 from msfusion.methods.table import build_method
-from msfusion.methods.training import TrainingSettings
 from msfusion.width.groups import WidthMap
 from msfusion.width.slices import extract
 from msfusion.width.trace import trace

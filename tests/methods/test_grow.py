@@ -28,17 +28,17 @@ from grow_cases import (
     trace_once,
 )
 
-from msfusion.engines.calendar import Conditions
-from msfusion.engines.local import RoundResult, RoundSettings, run_rounds
 from msfusion.errors import UpdateError
+from msfusion.federated.participation import Conditions
+from msfusion.federated.rounds import RoundResult, RoundSettings, run_rounds
+from msfusion.federated.states import labelled, part, state_of
+from msfusion.federated.training import local_steps
 from msfusion.growth import GrownModel, Start
-from msfusion.methods.grow import GrowMethod
-from msfusion.methods.grow_costs import grow_costs
-from msfusion.methods.grow_private import SmallModel, private_stages
-from msfusion.methods.grow_settings import GrowSettings
-from msfusion.methods.states import labelled, part, state_of
+from msfusion.methods.fedgrow.costs import grow_costs
+from msfusion.methods.fedgrow.method import GrowMethod
+from msfusion.methods.fedgrow.private import SmallModel, private_stages
+from msfusion.methods.fedgrow.settings import GrowSettings
 from msfusion.methods.table import build_method
-from msfusion.methods.training import local_steps
 from msfusion.objectives import evaluate, evaluate_for
 
 VARIANTS: dict[str, GrowSettings] = {

@@ -11,9 +11,9 @@ from torch import nn
 
 from msfusion.errors import ConfigError, GrowthError, TrainingError
 from msfusion.growth import Start
-from msfusion.methods.grow_build import grow_method, small_model
-from msfusion.methods.grow_private import SmallModel
-from msfusion.methods.grow_settings import GrowSettings
+from msfusion.methods.fedgrow.build import grow_method, small_model
+from msfusion.methods.fedgrow.private import SmallModel
+from msfusion.methods.fedgrow.settings import GrowSettings
 from msfusion.models.transformer import DecoderLM
 
 
@@ -44,7 +44,7 @@ from msfusion.models.transformer import DecoderLM
 def test_models_that_do_not_grow_are_refused_before_anything_trains(
     options: dict[str, Any], sentence: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("msfusion.methods.grow_private.local_steps", None)
+    monkeypatch.setattr("msfusion.methods.fedgrow.private.local_steps", None)
     with pytest.raises((GrowthError, ConfigError), match=sentence):
         method_of(**options)
 

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from msfusion.batch import Batch
-from msfusion.engines.local import RoundSettings, run_rounds
 from msfusion.errors import ConfigError, UpdateError
-from msfusion.methods.base import Method, Recalibrating, Update
+from msfusion.federated.method import Method, Recalibrating, Update
+from msfusion.federated.rounds import RoundSettings, run_rounds
+from msfusion.federated.states import holding, state_of
+from msfusion.federated.training import TrainingSettings, local_steps
 from msfusion.methods.blocks import BlocksSettings
 from msfusion.methods.narrow import NarrowMethod
-from msfusion.methods.states import holding, state_of
 from msfusion.methods.table import METHODS, build_method
-from msfusion.methods.training import TrainingSettings, local_steps
 from msfusion.objectives import evaluate
 from msfusion.width.groups import WidthMap
 from msfusion.width.slices import extract

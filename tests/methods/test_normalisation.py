@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from msfusion.batch import Batch
-from msfusion.engines.local import RoundSettings, run_rounds
 from msfusion.errors import UpdateError
-from msfusion.methods import normalisation
-from msfusion.methods.base import Update
-from msfusion.methods.normalisation import has_running_statistics, measure, pooled, recalibrate
-from msfusion.methods.states import state_of
+from msfusion.federated.method import Update
+from msfusion.federated.rounds import RoundSettings, run_rounds
+from msfusion.federated.states import state_of
+from msfusion.federated.training import TrainingSettings
+from msfusion.methods.parts import batch_norm as normalisation
+from msfusion.methods.parts.batch_norm import has_running_statistics, measure, pooled, recalibrate
 from msfusion.methods.table import METHODS, build_method
-from msfusion.methods.training import TrainingSettings
 from msfusion.width.groups import WidthMap
 from msfusion.width.trace import trace
 

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from msfusion.batch import Batch
-from msfusion.engines.local import RoundSettings, run_rounds
+from msfusion.federated.rounds import RoundSettings, run_rounds
+from msfusion.federated.states import state_of
+from msfusion.federated.training import TrainingSettings, local_steps
 from msfusion.methods.small import SmallMethod, reinitialised, small_method
-from msfusion.methods.states import state_of
 from msfusion.methods.table import build_method
-from msfusion.methods.training import TrainingSettings, local_steps
 from msfusion.width.groups import WidthMap
 from msfusion.width.slices import extract
 from msfusion.width.trace import trace

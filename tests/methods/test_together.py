@@ -25,11 +25,11 @@ from together_cases import (
 from torch import Tensor, nn
 
 from msfusion.batch import IGNORED, Batch
-from msfusion.engines.local import RoundSettings, run_rounds
-from msfusion.methods.base import Task, Update
+from msfusion.federated.method import Task, Update
+from msfusion.federated.rounds import RoundSettings, run_rounds
+from msfusion.federated.training import TrainingSettings, mini_batches
 from msfusion.methods.narrow import NarrowMethod
-from msfusion.methods.together import clip_each, groups_of, stacked_batches
-from msfusion.methods.training import TrainingSettings, mini_batches
+from msfusion.methods.parts.vectorised import clip_each, groups_of, stacked_batches
 from msfusion.models.convolutional import ConvNet, ResNet
 from msfusion.models.transformer import DecoderLM, TextClassifier
 from msfusion.windows import Feedback

@@ -18,10 +18,10 @@ from together_cases import (
 from torch import Tensor, nn
 
 from msfusion.batch import Batch
-from msfusion.engines.local import RoundSettings, run_rounds
 from msfusion.errors import ConfigError, DataError, TrainingError
-from msfusion.methods.contrastive import ContrastiveSettings
+from msfusion.federated.rounds import RoundSettings, run_rounds
 from msfusion.methods.narrow import NarrowMethod
+from msfusion.methods.parts.contrastive import ContrastiveSettings
 from msfusion.methods.table import AnyMethod
 
 

@@ -13,11 +13,11 @@ from torch import nn
 from msfusion.batch import IGNORED, Batch
 from msfusion.data.load import load_data
 from msfusion.data.spec import DataSpec
-from msfusion.engines.local import RoundResult, RoundSettings, run_rounds
-from msfusion.methods.base import Task
+from msfusion.federated.method import Task
+from msfusion.federated.rounds import RoundResult, RoundSettings, run_rounds
+from msfusion.federated.training import TrainingSettings
 from msfusion.methods.narrow import NarrowMethod
 from msfusion.methods.table import AnyMethod, build_method
-from msfusion.methods.training import TrainingSettings
 from msfusion.width.groups import WidthMap
 from msfusion.width.trace import trace
 

@@ -11,10 +11,10 @@ import torch
 from commands import msfusion
 from tokenizer_folder import save_tokenizer
 
-from msfusion.config import load_config
 from msfusion.data import FederatedData, load_data
 from msfusion.data.text import Encoder, encode_texts, padded
 from msfusion.errors import ConfigError
+from msfusion.experiment.config import load_config
 from msfusion.models import ModelSpec, build_model
 
 transformers = pytest.importorskip("transformers", reason="needs transformers")

@@ -14,13 +14,13 @@ from zoo_checks import tensors, traced
 from zoo_entry import Entry, Inputs, call
 
 from msfusion.batch import Batch
-from msfusion.methods.capacities import Capacities
+from msfusion.experiment.report.describe import _images, _labelled_text, _running_text
+from msfusion.federated.states import holding, loaded, with_aliases
+from msfusion.federated.training import TrainingSettings
 from msfusion.methods.copies import CopiesMethod, CopiesSettings, copies_method, moved
-from msfusion.methods.states import holding, loaded, with_aliases
-from msfusion.methods.training import TrainingSettings
+from msfusion.methods.parts.capacities import Capacities
 from msfusion.models.build import build_model
 from msfusion.models.spec import ModelSpec
-from msfusion.runs.describe import _images, _labelled_text, _running_text
 from msfusion.width.own_scale import folding
 from msfusion.width.submodel import narrow
 from msfusion.width.trace import trace

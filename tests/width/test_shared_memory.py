@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from msfusion.averaging.fusion import fuse
 from msfusion.errors import UntraceableModelError
-from msfusion.fusion import fuse
 from msfusion.width.cut import cut
 from msfusion.width.submodel import narrow
 from msfusion.width.trace import trace

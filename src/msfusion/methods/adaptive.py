@@ -13,13 +13,13 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from msfusion.averaging.disagreement import Disagreement
 from msfusion.batch import Batch
-from msfusion.disagreement import Disagreement
 from msfusion.errors import ConfigError
-from msfusion.methods.base import Kind, Task, Update
+from msfusion.federated.method import Kind, Task, Update
+from msfusion.federated.privacy import Outbound
+from msfusion.federated.states import model_state, with_aliases
 from msfusion.methods.narrow import NarrowMethod, weight_of
-from msfusion.methods.outbound import Outbound
-from msfusion.methods.states import model_state, with_aliases
 from msfusion.objectives import Evaluation
 from msfusion.width.groups import State, WidthMap
 from msfusion.windows import Feedback, Overlap, double_shift_for

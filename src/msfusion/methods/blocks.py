@@ -31,18 +31,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from msfusion.averaging.fusion import Accumulator
+from msfusion.averaging.robust import accumulator_for
 from msfusion.batch import Batch
 from msfusion.errors import ConfigError, UpdateError
-from msfusion.fusion import Accumulator
-from msfusion.methods.base import Kind, Task, Update
-from msfusion.methods.capacities import Capacities
-from msfusion.methods.narrow import TRAINED, add_update
-from msfusion.methods.outbound import Outbound
-from msfusion.methods.phases import Answered, Phases, Versions, blocks_in, finished_label, label
-from msfusion.methods.remembered import REMEMBERED_BYTES, Recomputed, Remembering
-from msfusion.methods.silence import awake, example_logits, silenced
-from msfusion.methods.small import SmallMethod, fresh_weights
-from msfusion.methods.states import (
+from msfusion.federated.method import Kind, Task, Update
+from msfusion.federated.privacy import Outbound
+from msfusion.federated.states import (
     holding,
     labelled,
     loaded,
@@ -52,11 +47,16 @@ from msfusion.methods.states import (
     with_aliases,
     without_aliases,
 )
-from msfusion.methods.sums import SumOfBlocks
-from msfusion.methods.together import groups_of, refuse_contrastive, updates_together
-from msfusion.methods.training import local_steps
+from msfusion.federated.training import local_steps
+from msfusion.methods.narrow import TRAINED, add_update
+from msfusion.methods.parts.capacities import Capacities
+from msfusion.methods.parts.phases import Answered, Phases, Versions, blocks_in, finished_label
+from msfusion.methods.parts.remembered import REMEMBERED_BYTES, Recomputed, Remembering
+from msfusion.methods.parts.silence import awake, example_logits, silenced
+from msfusion.methods.parts.vectorised import groups_of, refuse_contrastive, updates_together
+from msfusion.methods.small import SmallMethod, fresh_weights
+from msfusion.models.sums import SumOfBlocks, label
 from msfusion.objectives import Evaluation, Objective, cross_entropy, evaluate, logits_of
-from msfusion.robust import accumulator_for
 from msfusion.width.groups import State, WidthMap
 from msfusion.width.slices import plan
 from msfusion.width.stacked import check_stackable

@@ -8,7 +8,7 @@
         theta    <-  all copies moved by what everybody changed, and each by what its own holders changed      aggregate
 
 Every slice is the small model, and so is the whole. While copies may not come apart, this is FedAvg of the small model,
-in a state that has the large model's shape (docs/copies.md; the average: `msfusion.kin`).
+in a state that has the large model's shape (docs/copies.md; the average: `msfusion.averaging.kin`).
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor, nn
 
+from msfusion.averaging.robust import kin_accumulator_for
 from msfusion.batch import Batch
 from msfusion.errors import ConfigError
-from msfusion.methods.base import Task, Update
-from msfusion.methods.capacities import Capacities
-from msfusion.methods.contrastive import WITHOUT, ContrastiveSettings
+from msfusion.federated.method import Task, Update
+from msfusion.federated.states import holding, loaded, with_aliases, without_aliases
+from msfusion.federated.training import TrainingSettings
 from msfusion.methods.narrow import NarrowMethod, Weighting, blamed, weight_of
+from msfusion.methods.parts.capacities import Capacities
+from msfusion.methods.parts.contrastive import WITHOUT, ContrastiveSettings
 from msfusion.methods.small import fresh_weights
-from msfusion.methods.states import holding, loaded, with_aliases, without_aliases
-from msfusion.methods.training import TrainingSettings
 from msfusion.objectives import scores
-from msfusion.robust import kin_accumulator_for
 from msfusion.width.analysis import module_of
 from msfusion.width.copies import Along, Copies, beside, factor_at
 from msfusion.width.groups import State, WidthMap, Window

@@ -15,15 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from msfusion.batch import Batch
-from msfusion.methods.base import Kind, Task, Update
+from msfusion.federated.method import Kind, Task, Update
+from msfusion.federated.privacy import Outbound
+from msfusion.federated.states import labelled, loaded, model_state, part
+from msfusion.federated.training import TrainingSettings
 from msfusion.methods.blocks import Averages, BlocksSettings, blocks_for, first_weights
-from msfusion.methods.contrastive import recalled
-from msfusion.methods.outbound import Outbound
-from msfusion.methods.phases import Phases, label
+from msfusion.methods.parts.contrastive import recalled
+from msfusion.methods.parts.phases import Phases
 from msfusion.methods.small import SmallMethod
-from msfusion.methods.states import labelled, loaded, model_state, part
-from msfusion.methods.sums import MeanOfModels
-from msfusion.methods.training import TrainingSettings
+from msfusion.models.sums import MeanOfModels, label
 from msfusion.objectives import Evaluation, evaluate
 from msfusion.width.groups import State, WidthMap
 

@@ -21,13 +21,17 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from msfusion.averaging.fusion import Accumulator
+from msfusion.averaging.robust import Average, accumulator_for
 from msfusion.batch import Batch
 from msfusion.errors import ConfigError, UpdateError
-from msfusion.fusion import Accumulator
-from msfusion.methods import normalisation
-from msfusion.methods.base import Kind, Task, Update
-from msfusion.methods.capacities import Capacities
-from msfusion.methods.contrastive import (
+from msfusion.federated.method import Kind, Task, Update
+from msfusion.federated.privacy import Outbound
+from msfusion.federated.states import holding, loaded, state_of, with_aliases, without_aliases
+from msfusion.federated.training import TrainingSettings, local_steps
+from msfusion.methods.parts import batch_norm as normalisation
+from msfusion.methods.parts.capacities import Capacities
+from msfusion.methods.parts.contrastive import (
     WITHOUT,
     ContrastiveObjective,
     ContrastiveSettings,
@@ -35,12 +39,8 @@ from msfusion.methods.contrastive import (
     recalled,
     remembered,
 )
-from msfusion.methods.outbound import Outbound
-from msfusion.methods.states import holding, loaded, state_of, with_aliases, without_aliases
-from msfusion.methods.together import groups_of, refuse_contrastive, updates_together
-from msfusion.methods.training import TrainingSettings, local_steps
+from msfusion.methods.parts.vectorised import groups_of, refuse_contrastive, updates_together
 from msfusion.objectives import Evaluation, Objective, cross_entropy, evaluate
-from msfusion.robust import Average, accumulator_for
 from msfusion.width.groups import State, WidthMap, Window
 from msfusion.width.own_scale import OwnScale
 from msfusion.width.slices import extract

@@ -14,23 +14,23 @@ from functools import cached_property
 
 from torch import Tensor, nn
 
+from msfusion.averaging.robust import Average, accumulator_for
 from msfusion.batch import Batch
-from msfusion.methods import normalisation
-from msfusion.methods.base import Kind, Task, Update
-from msfusion.methods.contrastive import (
+from msfusion.federated.method import Kind, Task, Update
+from msfusion.federated.privacy import Outbound
+from msfusion.federated.states import loaded, state_of, with_aliases, without_aliases
+from msfusion.federated.training import TrainingSettings
+from msfusion.methods.narrow import TRAINED, Weighting, add_update, train_update, with_memory
+from msfusion.methods.parts import batch_norm as normalisation
+from msfusion.methods.parts.contrastive import (
     WITHOUT,
     ContrastiveObjective,
     ContrastiveSettings,
     frozen,
     recalled,
 )
-from msfusion.methods.narrow import TRAINED, Weighting, add_update, train_update, with_memory
-from msfusion.methods.outbound import Outbound
-from msfusion.methods.states import loaded, state_of, with_aliases, without_aliases
-from msfusion.methods.together import groups_of, refuse_contrastive, updates_together
-from msfusion.methods.training import TrainingSettings
+from msfusion.methods.parts.vectorised import groups_of, refuse_contrastive, updates_together
 from msfusion.objectives import Evaluation, Objective, cross_entropy, evaluate
-from msfusion.robust import Average, accumulator_for
 from msfusion.width.groups import State, WidthMap, Window
 from msfusion.width.slices import extract
 from msfusion.width.stacked import check_stackable

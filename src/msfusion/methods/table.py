@@ -9,17 +9,17 @@ from typing import Literal
 from torch import nn
 
 from msfusion import windows
+from msfusion.averaging.robust import Average
 from msfusion.errors import ConfigError
+from msfusion.federated.training import TrainingSettings
 from msfusion.methods.adaptive import AdaptiveMethod
 from msfusion.methods.blocks import BlocksMethod, BlocksSettings, blocks_method
-from msfusion.methods.capacities import Capacities
-from msfusion.methods.contrastive import WITHOUT, ContrastiveSettings
 from msfusion.methods.copies import CopiesSettings, copies_method
 from msfusion.methods.ensemble import EnsembleMethod, ensemble_method
 from msfusion.methods.narrow import NarrowMethod, Weighting
+from msfusion.methods.parts.capacities import Capacities
+from msfusion.methods.parts.contrastive import WITHOUT, ContrastiveSettings
 from msfusion.methods.small import SmallMethod, small_method
-from msfusion.methods.training import TrainingSettings
-from msfusion.robust import Average
 from msfusion.width.groups import WidthMap
 from msfusion.windows import Feedback, Overlap, Schedule
 
@@ -74,7 +74,7 @@ def build_method(
     for `blocks` (as an ensemble does), which says how many models there are and when each is trained; "copies" asks
     for `copies`, how far copies of a small model may come apart. Every method may train with the contrastive loss;
     without `contrastive` it is plain cross-entropy. `recalibrate` says whether BatchNorm's statistics are measured
-    anew before an evaluation (None: but for copies). `average` may be a robust one (`msfusion.robust`) where several
+    anew before an evaluation (None: but for copies). `average` may be a robust one (`averaging.robust`) where several
     participants hold each entry, or its kin. Raises ConfigError for an unknown name or impossible ratios.
     """
     if name not in METHODS:

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from msfusion.batch import Batch
 from msfusion.errors import ConfigError
-from msfusion.methods.sums import MeanOfModels, SumOfBlocks, Together
 from msfusion.models.build import TrainingData, build_model, full_options, sizes_of
 from msfusion.models.huggingface import build_transformers, is_transformers
 from msfusion.models.spec import ModelSpec
+from msfusion.models.sums import MeanOfModels, SumOfBlocks, Together
 from msfusion.objectives import name_of_logits
 from msfusion.width.submodel import narrow
 from msfusion.width.trace import trace

@@ -18,8 +18,6 @@ from typing import Any, TypeVar, overload
 import numpy as np
 
 from msfusion.batch import Batch
-from msfusion.engines.calendar import RoundSettings
-from msfusion.engines.split import SplitSettings, client_optimizer
 from msfusion.engines.stream.access import METHOD, Access, speaks_tls, why_refused
 from msfusion.engines.stream.contract import Contract, layers_message
 from msfusion.engines.stream.frames import (
@@ -42,11 +40,13 @@ from msfusion.engines.stream.frames import (
     unpack,
 )
 from msfusion.engines.stream.service import KEEPALIVE_SECONDS
-from msfusion.engines.workers import threads_set
 from msfusion.errors import ConfigError, StreamError
-from msfusion.methods.split import Participant, draw_of
-from msfusion.methods.states import state_of
-from msfusion.methods.training import TrainingSettings, round_batches
+from msfusion.federated.engine import threads_set
+from msfusion.federated.participation import RoundSettings
+from msfusion.federated.states import state_of
+from msfusion.federated.training import TrainingSettings, round_batches
+from msfusion.methods.split.rounds import SplitSettings, client_optimizer
+from msfusion.methods.split.sides import Participant, draw_of
 from msfusion.width.cut import Cut
 
 D = TypeVar("D", bound=Down)

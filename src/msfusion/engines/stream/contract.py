@@ -19,15 +19,15 @@ from torch import Tensor
 
 from msfusion.batch import IGNORED
 from msfusion.codecs import read_header, room_for
-from msfusion.engines.calendar import RoundSettings
-from msfusion.engines.messages import payload_bytes
-from msfusion.engines.screening import DEFAULT, Screening
-from msfusion.engines.split import SplitSettings
 from msfusion.engines.stream.frames import FORMAT, LARGEST_HELLO, OVERHEAD, Agreement, Scalar
 from msfusion.engines.stream.terms import Terms
 from msfusion.errors import CodecError, StreamError
-from msfusion.methods.training import TrainingSettings
-from msfusion.methods.wire import Message, Wire
+from msfusion.federated.messages import payload_bytes
+from msfusion.federated.participation import RoundSettings
+from msfusion.federated.screening import DEFAULT, Screening
+from msfusion.federated.training import TrainingSettings
+from msfusion.methods.split.rounds import SplitSettings
+from msfusion.methods.split.wire import Message, Wire
 from msfusion.objectives import logits_of
 from msfusion.width.cut import Cut
 from msfusion.width.groups import State

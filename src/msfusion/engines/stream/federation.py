@@ -13,21 +13,21 @@ from contextlib import closing
 from torch import Tensor, nn
 
 from msfusion.batch import Batch
-from msfusion.engines.calendar import RoundSettings
-from msfusion.engines.messages import payload_bytes
-from msfusion.engines.results import ParticipantResult
-from msfusion.engines.screening import DEFAULT, Screening
-from msfusion.engines.split import SplitSettings, part_of, server_of
-from msfusion.engines.split_results import Ledger, SplitRound, split_rounds
 from msfusion.engines.stream.contract import Contract, layers_message
 from msfusion.engines.stream.frames import Agreement
 from msfusion.engines.stream.office import Office, Refused, serving
 from msfusion.engines.stream.service import Listening
-from msfusion.engines.turnout import Turnout
 from msfusion.errors import CodecError, MsfusionError
-from msfusion.methods.split import Forward, Request
-from msfusion.methods.states import state_of
-from msfusion.methods.training import TrainingSettings
+from msfusion.federated.messages import payload_bytes
+from msfusion.federated.participation import RoundSettings
+from msfusion.federated.results import ParticipantResult
+from msfusion.federated.screening import DEFAULT, Screening
+from msfusion.federated.states import state_of
+from msfusion.federated.training import TrainingSettings
+from msfusion.methods.split.results import Ledger, SplitRound, split_rounds
+from msfusion.methods.split.rounds import SplitSettings, part_of, server_of
+from msfusion.methods.split.sides import Forward, Request
+from msfusion.methods.split.turnout import Turnout
 from msfusion.width.cut import Cut
 from msfusion.width.groups import State
 

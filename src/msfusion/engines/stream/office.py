@@ -22,8 +22,8 @@ from msfusion.engines.stream.frames import Answer, Finish, Step, pack, unpack
 from msfusion.engines.stream.link import Link
 from msfusion.engines.stream.service import Listening
 from msfusion.errors import MsfusionError, StreamError
-from msfusion.methods.split import Request, draw_of
-from msfusion.methods.wire import Message
+from msfusion.methods.split.sides import Request, draw_of
+from msfusion.methods.split.wire import Message
 
 T = TypeVar("T")
 

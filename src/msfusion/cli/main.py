@@ -1,0 +1,273 @@
+"""The command line: arguments in, tables out; the work is done in `msfusion.experiment`.
+
+Whatever takes long to import is imported by the command that needs it, so that `msfusion --help` is quick.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from msfusion.cli.common import Overrides, Quiet, console_of_user, print_line, told_in_a_sentence
+from msfusion.cli.split import split
+from msfusion.errors import ConfigError
+
+if TYPE_CHECKING:
+    from msfusion.experiment.setup import Setup
+
+app = typer.Typer(
+    rich_markup_mode=None,  # brackets in help are brackets
+    name="msfusion",
+    help="Train models larger than any of the machines that train them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(split)
+
+ConfigFile = Annotated[
+    Path | None,
+    typer.Argument(metavar="CONFIG", help="TOML file. Default: digits, 10 participants, ratio 1/4."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Processes; the results are the same for any number.")
+]
+
+
+@app.command()
+@told_in_a_sentence
+def train(
+    config: ConfigFile = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Run directory. Default: runs/NAME-N.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in DIR (or the newest).")
+    ] = False,
+    overrides: Overrides = None,
+    workers: Workers = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train one model across all participants. The end says what each of them held, computed and sent."""
+    from msfusion.experiment.config import load_config
+    from msfusion.experiment.directory import RunDirectory, newest_path, reserved_path
+    from msfusion.experiment.report.tables import closing_table
+    from msfusion.experiment.train import Silent
+    from msfusion.experiment.train import train as run
+    from msfusion.experiment.watch import watcher
+
+    name = config.stem if config else "digits"
+    if resume and out is None:
+        out = newest_path(name)
+    source = config
+    if resume and out is not None and (config is None or not _is_run(out)):
+        if config is None:
+            source = RunDirectory.reopen(out).config
+        elif not quiet:
+            typer.echo(f"msfusion: nothing to resume yet in {out}: beginning.", err=True)
+    settings = load_config(source, [*(overrides or ()), *_workers_override(workers)])
+    console = console_of_user()
+    with reserved_path(out, name) as path, Silent() if quiet else watcher(console) as watching:
+        summary = run(settings, path, resume=resume, watcher=watching)
+    if not quiet:
+        console.print(closing_table(summary))
+    print_line(console, path)
+
+
+@app.command()
+@told_in_a_sentence
+def plan(
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Save the picture (.png, .svg).")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Say what a run will ask of each participant. Nothing is trained; shown is also who holds which units when."""
+    from msfusion.experiment.config import load_config
+    from msfusion.experiment.prepare import prepare
+    from msfusion.experiment.slices import SlicesRun
+
+    prepared = prepare(load_config(config, overrides or ()))
+    planned = prepared.plan()
+    if isinstance(prepared, SlicesRun):
+        _show_slices(prepared.setup, planned, as_json, out)
+    elif out is not None:
+        raise ConfigError(
+            f"--out saves a picture of windows, and {planned['method']} has none; leave it out."
+        )
+    elif as_json:
+        _print_json(planned)
+    else:
+        from msfusion.experiment.report.tables import plan_tables
+
+        for table in plan_tables(planned):
+            console_of_user().print(table)
+
+
+def _show_slices(setup: Setup, planned: dict[str, Any], as_json: bool, out: Path | None) -> None:
+    """The plan of a method of sub-models, with the picture of its windows."""
+    from msfusion.experiment.report.network import attendance_table
+    from msfusion.experiment.report.picture import save_picture, terminal_picture
+    from msfusion.experiment.report.table import checkpointing_line, copies_lines, coverage_line
+    from msfusion.experiment.report.tables import plan_tables
+
+    rounds = range(min(4, setup.config.rounds))
+    if out is not None:
+        save_picture(setup, rounds, out)
+    if as_json:
+        _print_json(planned)
+        return
+    console = console_of_user()
+    for table in plan_tables(planned):
+        console.print(table)
+    if (attendance := attendance_table(planned)) is not None:
+        console.print(attendance)
+    if planned["checkpointing"]:
+        print_line(console, checkpointing_line(planned["checkpointing"]))
+    for line in copies_lines(planned["copies"], planned["rounds"]) if "copies" in planned else ():
+        print_line(console, line)
+    if planned["entry_coverage"] is not None:
+        console.print(f"Entries held by someone, by round: {coverage_line(planned['entry_coverage'])}\n")
+    console.print(terminal_picture(setup, rounds, width=console.width))
+    if out is not None:
+        print_line(console, out)
+
+
+@app.command()
+@told_in_a_sentence
+def inspect(
+    model: Annotated[
+        str, typer.Argument(help="A config file, a built-in model, transformers:TYPE, module:function.")
+    ],
+    as_json: AsJson = False,
+    overrides: Overrides = None,
+) -> None:
+    """Show the width map of a model in words. What can be narrowed, where it stands, what cannot and why."""
+    from msfusion.experiment.report.describe import describe, frozen_lines
+    from msfusion.experiment.report.table import checkpointing_line, count, groups_table
+
+    description = describe(model, overrides or ())
+    if as_json:
+        _print_json(description)
+        return
+    console = console_of_user()
+    console.print(groups_table(description))
+    console.print(
+        f"{description['class']}: {count(description['parameters'])} parameters, "
+        f"{description['reach']:.1%} of them in at least one group."
+    )
+    if description["checkpointing"]:
+        print_line(console, checkpointing_line(description["checkpointing"]))
+    console.print("Never narrowed:" if description["frozen"] else "Every axis can be narrowed.")
+    for line in frozen_lines(description):
+        print_line(console, f"  {line}")
+
+
+@app.command()
+@told_in_a_sentence
+def compare(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="TOML file.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where all runs, compare.json and the plot go.")],
+    methods: Annotated[
+        str,
+        typer.Option(metavar="A,B,C", help="Methods, the first in the lead. Default: CONFIG's [comparison]."),
+    ] = "",
+    seeds: Annotated[int | None, typer.Option(metavar="N", help="Runs of each method. Default: 3.")] = None,
+    ratios: Annotated[str, typer.Option(metavar="0.25,0.125", help="Width ratios. Default: CONFIG's.")] = "",
+    equal: Annotated[
+        Literal["rounds", "flops"] | None,
+        typer.Option(help="What fedavg, at full width, has equal to the rest. Default: rounds."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on; finished runs are kept.")] = False,
+    overrides: Overrides = None,
+    workers: Workers = None,
+    quiet: Quiet = False,
+) -> None:
+    """Run several methods on equal budgets over several seeds. Leaves a table, compare.json and a plot."""
+    from msfusion.experiment.compare import compare as run
+    from msfusion.experiment.comparison import Comparison
+    from msfusion.experiment.config import load_config
+    from msfusion.experiment.report.network import targets_table
+    from msfusion.experiment.report.plot import save_plot
+    from msfusion.experiment.report.split import traffic_table
+    from msfusion.experiment.report.table import comparison_table
+    from msfusion.experiment.train import Silent
+    from msfusion.experiment.watch import watcher
+
+    settings = load_config(config, [*(overrides or ()), *_workers_override(workers)])
+    console = console_of_user()
+    result = run(
+        settings,
+        out,
+        Comparison.of(settings, methods=_listed(methods), seeds=seeds, ratios=_ratios(ratios), equal=equal),
+        resume=resume,
+        watch=lambda title: Silent() if quiet else watcher(console, title),
+    )
+    save_plot(result, out / "compare.png")
+    if not quiet:
+        console.print(comparison_table(result))
+        for table in (targets_table(result), traffic_table(result)):
+            if table is not None:
+                console.print(table)
+    print_line(console, out / "compare.json")
+
+
+@app.command()
+@told_in_a_sentence
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a finished run.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the model goes: a new folder.")],
+    participant: Annotated[
+        int | None, typer.Option(min=0, help="Whose model, where each has one of its own (fedgrow).")
+    ] = None,
+) -> None:
+    """Write a trained model as a folder for other programs. It holds weights, architecture and vocabulary."""
+    from msfusion.experiment.export import export as write
+
+    console = console_of_user()
+    for path in write(run, out, participant):
+        print_line(console, path)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    from importlib.metadata import version as installed
+
+    typer.echo(installed("msfusion"))
+
+
+def _is_run(directory: Path) -> bool:
+    return (directory / "config.toml").is_file()
+
+
+def _workers_override(workers: int | None) -> list[str]:
+    return [] if workers is None else [f"run.workers={workers}"]
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _ratios(text: str) -> list[float]:
+    try:
+        return [float(ratio) for ratio in _listed(text)]
+    except ValueError as error:
+        raise ConfigError(f"--ratios '{text}' should be numbers with commas, as in 0.25,0.125.") from error
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, allow_nan=False))
+
+
+def main() -> None:
+    """The console script `msfusion`."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""`msfusion split`: split learning over a network, a command for each of those who take part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from msfusion.cli.common import Overrides, Quiet, console_of_user, print_line, told_in_a_sentence
+from msfusion.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from msfusion.engines.stream.access import Access
+
+split = typer.Typer(
+    rich_markup_mode=None,
+    name="split",
+    help="Split learning over a network. Certificates, a server, participants.",
+    no_args_is_help=True,
+)
+
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="TOML file with a [split] table.")]
+Address = Annotated[
+    str, typer.Option(metavar="HOST:PORT", help="Of the server; for serve, 0.0.0.0:PORT is everywhere.")
+]
+Certificates = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="What `msfusion split certificates` wrote.")
+]
+PlainText = Annotated[
+    bool, typer.Option("--plain-text", help="No TLS and no token: on this one machine's loopback only.")
+]
+Patience = Annotated[
+    float, typer.Option(metavar="SECONDS", help="How long to wait for somebody who is away.")
+]
+
+
+@split.command()
+@told_in_a_sentence
+def certificates(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where they go.")],
+    host: Annotated[
+        list[str], typer.Option(metavar="NAME", help="A name or address of the server; several times.")
+    ],
+) -> None:
+    """Make a private authority, a certificate for the server, and a token."""
+    from msfusion.engines.stream.certificates import AUTHORITY, CERTIFICATE, KEY, TOKEN, make_certificates
+
+    make_certificates(out, host)
+    console = console_of_user()
+    for who, names in (("the server", (CERTIFICATE, KEY, TOKEN)), ("each participant", (AUTHORITY, TOKEN))):
+        text = f"for {who}: {', '.join(str(out / name) for name in names)}"
+        print_line(console, text)
+
+
+@split.command()
+@told_in_a_sentence
+def serve(
+    config: ConfigFile,
+    address: Address,
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Run directory. A run that is there is continued.")
+    ],
+    certificates: Certificates = None,
+    plain_text: PlainText = False,
+    deadline: Annotated[
+        float, typer.Option(metavar="SECONDS", help="How long a participant may take for a mini-batch.")
+    ] = 120.0,
+    patience: Patience = 600.0,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train the rest of the model with participants that join over the network."""
+    from msfusion.engines.stream.service import Listening
+    from msfusion.experiment.config import load_config
+    from msfusion.experiment.report.tables import closing_table
+    from msfusion.experiment.serve import serve as run
+    from msfusion.experiment.train import Silent
+    from msfusion.experiment.watch import watcher
+
+    console = console_of_user()
+    say = _teller(console, quiet)
+    listening = Listening(
+        address,
+        _access(certificates, plain_text, of_server=True),
+        deadline=deadline,
+        patience=patience,
+        on_listening=lambda where: say(f"listening on {where}"),
+        on_event=say,
+    )
+    settings = load_config(config, overrides or ())
+    with Silent() if quiet else watcher(console) as watching:
+        summary = run(settings, out, listening, watching)
+    if not quiet:
+        console.print(closing_table(summary))
+    print_line(console, out)
+
+
+@split.command()
+@told_in_a_sentence
+def join(
+    config: ConfigFile,
+    address: Address,
+    participant: Annotated[int, typer.Option(min=0, metavar="P", help="Which participant this is, from 0.")],
+    certificates: Certificates = None,
+    plain_text: PlainText = False,
+    patience: Patience = 600.0,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+) -> None:
+    """Take part with the data of one participant, which stay here."""
+    from msfusion.engines.stream.client import Connecting
+    from msfusion.experiment.config import load_config
+    from msfusion.experiment.join import JoinWatcher
+    from msfusion.experiment.join import join as run
+
+    console = console_of_user()
+    settings = load_config(config, overrides or ())
+    with JoinWatcher(console, participant, settings.rounds, quiet) as watching:
+        connecting = Connecting(
+            address,
+            _access(certificates, plain_text, of_server=False),
+            patience=patience,
+            on_event=watching.say,
+            on_step=watching.step,
+        )
+        rounds = run(settings, connecting, participant)
+    _teller(console, quiet)(f"participant {participant} has taken part in all {rounds} rounds")
+
+
+def _access(certificates: Path | None, plain_text: bool, *, of_server: bool) -> Access:
+    """What protects the connection. Raises ConfigError where neither or both were asked for."""
+    from msfusion.engines.stream.access import Access
+
+    if plain_text and certificates is not None:
+        raise ConfigError(
+            "--plain-text sends no token over no TLS; leave out --certificates, or --plain-text"
+        )
+    if plain_text:
+        return Access()
+    if certificates is None:
+        raise ConfigError(
+            "--certificates is missing: make some with 'msfusion split certificates', or try on one machine "
+            "with --plain-text"
+        )
+    return Access.of_server(certificates) if of_server else Access.of_participant(certificates)
+
+
+def _teller(console: Console, quiet: bool) -> Callable[[str], None]:
+    """Tells what happens, or not."""
+
+    def say(text: str) -> None:
+        if not quiet:
+            print_line(console, text)
+
+    return say

@@ -1,0 +1,311 @@
+"""Worker processes that live as long as the run.
+
+A worker is forked, so it has the method and everybody's data without a copy, and keeps its sub-models from
+round to round. Tasks and updates travel over a pipe, the *wire*: all that would cross between the server's
+machine and a participant's. What a participant keeps for itself stands on its *shelf*, a pipe of its own, because
+its memory outlives the worker that it happens to use. So does what went wrong with it: an error's text may quote
+its data and is for the user of its machine, which here is this one; over the wire goes only that it failed. A worker
+reads its next task while it works on one, so that it never waits for the server, which fuses meanwhile. What a worker
+computes depends on the task alone, never on which worker it is.
+
+Threads. Every worker runs PyTorch with the number of threads that it is told, one by default: two workers of
+two threads on two cores are many times slower than two of one. A forked process cannot use several OpenMP
+threads if its parent has used them (GNU's OpenMP then waits forever), so a worker with several tries them
+before its first task.
+
+Where forking is not safe (macOS) or not there (Windows), workers are started afresh, which takes seconds and
+needs a method that multiprocessing can pickle.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import queue
+import signal
+import sys
+import threading
+import traceback
+import warnings
+from collections import deque
+from collections.abc import Generator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Literal, cast
+
+import torch
+
+from msfusion import errors
+from msfusion.batch import Batch
+from msfusion.errors import ConfigError, MsfusionError, TrainingError
+from msfusion.federated.engine import Done, Job, done, perform
+from msfusion.federated.messages import (
+    encode,
+    receive,
+    receive_task,
+    send,
+    task_message,
+    update_message,
+    update_of,
+)
+from msfusion.federated.method import Kind, Method, Released, Task
+from msfusion.imports import who_ended
+
+StartMethod = Literal["fork", "spawn"]
+
+THREADS_TIMEOUT = 30.0
+"""Seconds that a worker may take to start and to use several threads for the first time."""
+
+
+class WorkerError(RuntimeError):
+    """Something that is not a user's mistake went wrong in a worker; the message has its traceback."""
+
+
+@dataclass
+class _Worker:
+    process: BaseProcess
+    connection: Connection
+    shelf: Connection
+    jobs: deque[Sequence[Task]] = field(default_factory=deque)  # at work on the first
+
+
+class Pool:
+    """Several worker processes. Raises here what a worker raised, and TrainingError where one dies."""
+
+    def __init__(
+        self,
+        method: Method,
+        data: Sequence[Batch],
+        workers: int,
+        threads: int = 1,
+        start_method: StartMethod | None = None,
+        test: Batch | None = None,
+    ) -> None:
+        self._workers: list[_Worker] = []
+        try:
+            for _ in range(workers):
+                self._start((method, data, test, threads), start_method or _start_method())
+            for worker in self._workers if threads > 1 else []:
+                _await_threads(worker, threads)
+        except BaseException:
+            self.close()
+            raise
+
+    def run(self, kind: Kind, jobs: Sequence[Job]) -> Generator[Done, None, None]:
+        """Whoever is free takes the next task, while the server fuses what was handed on."""
+        waiting = deque(jobs)
+        self._hand_out(kind, waiting)
+        while busy := [worker for worker in self._workers if worker.jobs]:
+            for worker in _ready(busy):
+                finished = _take(worker)
+                self._hand_out(kind, waiting)
+                yield from finished
+
+    def _hand_out(self, kind: Kind, waiting: deque[Job]) -> None:
+        """Give every worker a job, and a second one to begin with at once when it has done the first.
+
+        The second only while many wait: near the end of a round it may otherwise wait behind a long task of
+        one worker while another has nothing to do.
+        """
+        for depth in (1, 2):
+            for worker in self._workers:
+                if (
+                    waiting
+                    and len(worker.jobs) < depth
+                    and (depth == 1 or len(waiting) >= len(self._workers))
+                ):
+                    _give(worker, kind, waiting.popleft()())
+
+    def close(self) -> None:
+        """End all workers, at once those that still work."""
+        for worker in self._workers:
+            worker.connection.close()  # an idle worker sees the end of its pipe and leaves
+            worker.shelf.close()
+        for worker in self._workers:
+            if not worker.jobs:
+                worker.process.join(timeout=2)
+            if worker.process.is_alive():
+                worker.process.kill()
+            worker.process.join()
+            worker.process.close()
+        self._workers = []
+
+    def _start(
+        self, work: tuple[Method, Sequence[Batch], Batch | None, int], start_method: StartMethod
+    ) -> None:
+        """Start one more worker. Raises ConfigError where the method must be pickled and cannot."""
+        # The same class on all systems, as far as its type is concerned.
+        context = cast(multiprocessing.context.DefaultContext, multiprocessing.get_context(start_method))
+        (ours, theirs), (our_shelf, their_shelf) = context.Pipe(), context.Pipe()
+        # A forked worker inherits our ends of the pipes so far, and must close them: else they stay open
+        # when we die, and the earlier workers wait forever.
+        earlier = [end for worker in self._workers for end in (worker.connection, worker.shelf)]
+        inherited = [*earlier, ours, our_shelf] if start_method == "fork" else []
+        process = context.Process(target=_work, args=(theirs, their_shelf, inherited, *work), daemon=True)
+        try:
+            with warnings.catch_warnings():
+                # Python 3.12 warns of forking while other threads run, such as a progress bar's: a worker
+                # takes none of their locks.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                process.start()
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise ConfigError(
+                f"this system cannot fork worker processes, and one cannot be started afresh ({error}): "
+                "set workers to 1"
+            ) from error
+        theirs.close()
+        their_shelf.close()
+        self._workers.append(_Worker(process, ours, our_shelf))
+
+
+def _give(worker: _Worker, kind: Kind, tasks: Sequence[Task]) -> None:
+    """Send a job's tasks to a worker. It reads even while it works, so this does not wait."""
+    worker.jobs.append(tasks)
+    try:
+        for index, task in enumerate(tasks, 1):
+            send(worker.connection, task_message(kind, task, more=index < len(tasks)))
+            if task.memory:
+                send(worker.shelf, encode({}, task.memory))
+    except OSError:
+        raise _death(worker) from None
+
+
+def _take(worker: _Worker) -> list[Done]:
+    """What a worker that is ready has to say about its job."""
+    finished = []
+    for task in worker.jobs[0]:
+        try:
+            header, tensors = receive(worker.connection)
+            if "failed" in header:
+                error, _ = receive(worker.shelf)
+                failure = _raised(error["error"], error["text"], error["cause"])
+                if header["failed"] == "participant" and isinstance(failure, MsfusionError):
+                    finished.append(done(task, failure, header["seconds"]))
+                    continue
+                worker.jobs.popleft()
+                raise failure
+            update, seconds, remembers = update_of(header, tensors)
+            if remembers:
+                update = replace(update, memory=receive(worker.shelf)[1])
+        except (EOFError, OSError):
+            raise _death(worker) from None
+        finished.append(done(task, update, seconds))
+    worker.jobs.popleft()
+    return finished
+
+
+def _ready(busy: Sequence[_Worker]) -> list[_Worker]:
+    """The workers that have answered or died; waits for the first."""
+    found = wait([worker.connection for worker in busy] + [worker.process.sentinel for worker in busy])
+    return [worker for worker in busy if worker.connection in found or worker.process.sentinel in found]
+
+
+def _await_threads(worker: _Worker, threads: int) -> None:
+    """Wait until a worker has used several threads. Raises ConfigError where it hangs."""
+    if not worker.connection.poll(THREADS_TIMEOUT):
+        worker.process.kill()
+        raise ConfigError(
+            f"a worker with {threads} threads hangs, because this process used several threads before: "
+            "call torch.set_num_threads(1) at the start of your program, or set threads to 1"
+        )
+    with suppress(EOFError, OSError):  # a worker that died is noticed with its first task
+        worker.connection.recv_bytes()
+
+
+def _death(worker: _Worker) -> TrainingError:
+    task = worker.jobs[0][0]
+    worker.process.join(timeout=1)
+    code = worker.process.exitcode
+    how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
+    return TrainingError(
+        f"the worker process that trained participant {task.participant} in round {task.round_index} {how}: "
+        "if memory ran out, use fewer workers, a smaller width ratio or a smaller batch size"
+    )
+
+
+def _raised(name: str, text: str, cause: str | None) -> Exception:
+    """What a worker raised: our own errors by their type and sentence, others with their traceback.
+
+    `cause` is the traceback of what one of ours was made of.
+    """
+    kind = getattr(errors, name, None)
+    if isinstance(kind, type) and issubclass(kind, MsfusionError):
+        error = kind(text)
+        error.__cause__ = None if cause is None else WorkerError(f"in a worker:\n{cause}")
+        return error
+    return WorkerError(f"a worker failed:\n{text}")
+
+
+def _start_method() -> StartMethod:
+    """Fork where that is safe: see the top of this file."""
+    forkable = "fork" in multiprocessing.get_all_start_methods() and sys.platform != "darwin"
+    return "fork" if forkable else "spawn"
+
+
+def _work(
+    connection: Connection,
+    shelf: Connection,
+    inherited: Sequence[Connection],
+    method: Method,
+    data: Sequence[Batch],
+    test: Batch | None,
+    threads: int,
+) -> None:
+    """The life of a worker process: one task after the other, until the pipe ends."""
+    for other in inherited:
+        other.close()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's to handle
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    torch.set_num_threads(threads)
+    if threads > 1:
+        torch.ones(1 << 20).sqrt_()  # hangs here or never
+        connection.send_bytes(b"threads work")
+    jobs: queue.SimpleQueue[tuple[Kind, list[Task]]] = queue.SimpleQueue()
+    threading.Thread(target=_read_jobs, args=(connection, shelf, jobs), daemon=True).start()
+    with suppress(OSError):  # nobody reads any more
+        while True:
+            kind, tasks = jobs.get()
+            try:
+                answered, seconds = perform(method, kind, tasks, data, test=test)
+                answers = [_messages(answer, seconds) for answer in answered]
+            except KeyboardInterrupt as error:  # not Ctrl-C, to which a worker is deaf
+                answers = [_failure("job", TrainingError(who_ended(error)), 0.0)]
+            except Exception as error:
+                answers = [_failure("job", error, 0.0)]
+            for message, kept in answers:
+                send(connection, message)
+                if kept is not None:
+                    send(shelf, kept)
+
+
+def _messages(answer: Released | MsfusionError, seconds: float) -> tuple[bytes, bytes | None]:
+    """What goes over the wire, and what stands on the shelf."""
+    if isinstance(answer, MsfusionError):
+        return _failure("participant", answer, seconds)
+    return update_message(answer, seconds), encode({}, answer.memory) if answer.memory else None
+
+
+def _failure(whose: Literal["job", "participant"], error: Exception, seconds: float) -> tuple[bytes, bytes]:
+    """The same for what went wrong: of one participant, or of a whole job."""
+    text = str(error) if isinstance(error, MsfusionError) else traceback.format_exc()
+    cause = "".join(traceback.format_exception(error.__cause__)) if error.__cause__ is not None else None
+    told = encode({"error": type(error).__name__, "text": text, "cause": cause}, {})
+    return encode({"failed": whose, "seconds": seconds}, {}), told
+
+
+def _read_jobs(
+    connection: Connection, shelf: Connection, jobs: queue.SimpleQueue[tuple[Kind, list[Task]]]
+) -> None:
+    """Read ahead of the work. Where the pipe ends, the server let go or died: leave at once."""
+    with suppress(EOFError, OSError):
+        tasks: list[Task] = []
+        while True:
+            kind, task, more = receive_task(connection, shelf)
+            tasks.append(task)
+            if not more:
+                jobs.put((kind, tasks))
+                tasks = []
+    os._exit(0)

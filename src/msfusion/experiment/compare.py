@@ -1,0 +1,74 @@
+"""Several methods on the same data, participants and rounds, over several seeds, with what each costs.
+
+Every run is a run directory of its own under the comparison's; what is finished is not run again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from msfusion.experiment.comparison import Comparison, Planned, plan_runs
+from msfusion.experiment.config import Config
+from msfusion.experiment.directory import RunDirectory
+from msfusion.experiment.environment import environment
+from msfusion.experiment.files import write_json
+from msfusion.experiment.lock import locked
+from msfusion.experiment.prepare import shared_parts
+from msfusion.experiment.report.cells import collect_cells
+from msfusion.experiment.setup import Parts
+from msfusion.experiment.train import Watcher, train
+
+
+def compare(
+    config: Config,
+    path: Path,
+    comparison: Comparison,
+    *,
+    resume: bool = False,
+    watch: Callable[[str], AbstractContextManager[Watcher]],
+) -> dict[str, Any]:
+    """Run everything that is compared, and return what `compare.json` in `path` then says.
+
+    `watch` gives for the title of a run who watches it. Raises ConfigError for what cannot be compared,
+    RunDirectoryError for a directory that is in use, and whatever a run raises.
+    """
+    if not resume:
+        RunDirectory.check_free(path)
+    planned = plan_runs(config, comparison)
+    with locked(path):
+        _run_all(planned, path, watch)
+        result = {
+            "environment": environment(),
+            "config": config.to_table(),
+            **asdict(comparison),
+            "seeds": list(range(config.seed, config.seed + comparison.seeds)),
+            "cells": collect_cells(path, planned),
+        }
+        write_json(path / "compare.json", result)
+    return result
+
+
+def _run_all(
+    planned: Sequence[Planned], path: Path, watch: Callable[[str], AbstractContextManager[Watcher]]
+) -> None:
+    parts: Parts | None = None
+    parts_of = ""
+    trained_on: dict[str, tuple[Path, Mapping[str, str]]] = {}
+    for number, run in enumerate(planned, start=1):
+        here, key = path / run.name, _key(run.config)
+        if not RunDirectory(here).finished and parts_of != key:
+            parts, parts_of = shared_parts(run.config), key
+        with watch(f"[{number}/{len(planned)}] {run.name}") as watcher:
+            train(run.config, here, resume=True, watcher=watcher, parts=parts)
+        began = RunDirectory(here).read_fingerprint()
+        other, data = trained_on.setdefault(key, (here, began.data))  # runs may have been finished long ago
+        began.refuse_other_data(data, run.config, f"{here}, compared with {other},")
+
+
+def _key(config: Config) -> str:
+    """Equal for runs that share data, model and width map."""
+    return repr((config.data_spec, config.model_spec, config.method.name == "fedgrow"))

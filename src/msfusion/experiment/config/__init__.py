@@ -1,0 +1,381 @@
+"""What to run: a TOML file, checked key by key, every mistake told in one sentence.
+
+Relative paths in a configuration are relative to the current directory, as on the command line, not to
+the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import typing
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError, model_validator
+
+from msfusion.data.spec import DataSpec
+from msfusion.errors import ConfigError
+from msfusion.experiment.config.errors import about_section, first_mistake
+from msfusion.experiment.config.fedgrow import GrowSection
+from msfusion.experiment.config.keys import (
+    flattened,
+    merged,
+    parse_override,
+    parsed,
+    put,
+    shown,
+    without_none,
+)
+from msfusion.experiment.config.network import NetworkSection
+from msfusion.experiment.config.participants import ParticipantsSection
+from msfusion.experiment.config.sections import (
+    ComparisonSection,
+    DataSection,
+    EvaluationSection,
+    MethodName,
+    MethodSection,
+    ModelSection,
+    RunSection,
+    Section,
+    SplitSection,
+    TrainingSection,
+)
+from msfusion.federated.screening import Screening
+from msfusion.federated.training import TrainingSettings
+from msfusion.folders import PREFIX, folder_of, has_tokenizer
+from msfusion.methods.blocks import BlocksSettings
+from msfusion.methods.copies import CopiesSettings
+from msfusion.methods.fedgrow.settings import GrowSettings
+from msfusion.methods.parts.capacities import Capacities
+from msfusion.methods.parts.remembered import REMEMBERED_BYTES
+from msfusion.methods.split.rounds import SplitSettings
+from msfusion.models.spec import ModelSpec
+from msfusion.quoting import short
+from msfusion.reading import read_at_most
+from msfusion.windows.overlap import Feedback, Overlap
+
+BUILT_IN = "the built-in configuration"
+_MOST_BYTES = 2**20
+_MOST_EXTENDED = 32
+
+_SPECIFICATIONS = {
+    "data": "data_spec",
+    "model": "model_spec",
+    "training": "training_settings",
+    "split": "split_settings",
+    "grow": "grow_settings",
+}
+_SLICES_ONLY: Mapping[str, Any] = {
+    "participants.budget": None,
+    "participants.minimum_ratio": None,
+    "method.overlap": None,
+    "method.between_rounds": True,
+    "method.start": "auto",
+    "method.grow_at": 0.33,
+    "method.apart": 1.0,
+    "method.recalibrate": None,
+    "method.average": "mean",
+    "method.contrastive_weight": 0.0,
+    "run.together": 1,
+    "network": None,
+}
+"""What is for sub-models alone: keys that must stay as they are by default elsewhere."""
+_OWN_TABLES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "split": (
+        "split",
+        {
+            **_SLICES_ONLY,
+            "method.weighting": "examples",
+            "participants.fraction": 1.0,
+            "participants.dropout": None,
+            "run.workers": 1,
+            "run.device": "cpu",
+        },
+    ),
+    "fedgrow": ("grow", _SLICES_ONLY),
+}
+"""The methods that have a table of their own: its name, and what has no meaning for them (yet)."""
+
+_TURNS: Mapping[str, Any] = {"method.passes": 8, "method.first_block": 0.0}
+_BLOCKS_ONLY: Mapping[str, Any] = {**_TURNS, "method.remembered_bytes": REMEMBERED_BYTES}
+_COPIES_ONLY: Mapping[str, Any] = {"method.grow_at": 0.33, "method.apart": 1.0}
+_STARTS: Mapping[str, Mapping[str, Any]] = {
+    "auto": {**_TURNS, **_COPIES_ONLY},
+    "fresh": {**_BLOCKS_ONLY, **_COPIES_ONLY},
+    "blocks": {
+        **_COPIES_ONLY,
+        "participants.budget": None,
+        "method.overlap": None,
+        "method.between_rounds": True,
+        "method.recalibrate": None,
+        "method.contrastive_weight": 0.0,
+    },
+    "copies": _BLOCKS_ONLY,
+}
+"""By msfusion's start: keys that must stay as they are by default, as they have no meaning for it."""
+
+METHOD_NAMES: tuple[str, ...] = typing.get_args(MethodName)
+
+
+class Config(Section):
+    """A whole run, resolved: every key has its value."""
+
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    rounds: int = Field(default=20, ge=1, le=100_000)
+    data: DataSection = Field(default_factory=DataSection)
+    model: ModelSection = Field(default_factory=ModelSection)
+    method: MethodSection = MethodSection()
+    split: SplitSection | None = Field(default=None, description="for method.name = 'split' alone")
+    grow: GrowSection | None = Field(default=None, description="for method.name = 'fedgrow' alone")
+    participants: ParticipantsSection = ParticipantsSection()
+    training: TrainingSection = Field(default_factory=TrainingSection)
+    evaluation: EvaluationSection = EvaluationSection()
+    network: NetworkSection | None = Field(
+        default=None, description="machines and links, for a simulated clock; by default there is none"
+    )
+    run: RunSection = RunSection()
+    comparison: ComparisonSection | None = None
+
+    @model_validator(mode="after")
+    def _one_machine_for_each(self) -> Config:
+        machines = None if self.network is None else self.network.machines
+        if isinstance(machines, tuple) and len(machines) != self.participants.count:
+            raise ValueError(
+                f"network.machines should be one table, or one for each of the {self.participants.count} "
+                f"participants, not {len(machines)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _the_method_has_what_it_needs(self) -> Config:
+        own, meaningless = _OWN_TABLES.get(self.method.name, (None, {}))
+        if own is not None and getattr(self, own) is None:
+            raise ValueError(f"method.name is '{self.method.name}', which needs a [{own}] table")
+        self._refuse_meaningless(meaningless, f"method.name = '{self.method.name}'")
+        if self.method.name == "msfusion":
+            self._refuse_meaningless(_STARTS[self.method.start], f"method.start = '{self.method.start}'")
+        return self
+
+    def _refuse_meaningless(self, usual: Mapping[str, Any], without: str) -> None:
+        """ValueError where a key that has no meaning here is set to something else than by default."""
+        for key, default in usual.items():
+            section, _, name = key.partition(".")
+            value = getattr(self, section)
+            if (getattr(value, name) if name else value) != default:
+                raise ValueError(f"{key} has no meaning for {without}; leave it out")
+
+    @model_validator(mode="after")
+    def _own_labels_are_asked_for_where_participants_answer(self) -> Config:
+        if self.evaluation.own_labels and self.method.name != "fedgrow":
+            raise ValueError(
+                f"evaluation.own_labels is for method.name = 'fedgrow', not '{self.method.name}'; leave it out"
+            )
+        return self
+
+    @property
+    def split_settings(self) -> SplitSettings | None:
+        """How the model is cut; None without a [split] table. Raises ConfigError on an impossible value."""
+        return None if self.split is None else self.split.settings
+
+    @property
+    def grow_settings(self) -> GrowSettings | None:
+        """The stages of growing together; None without a [grow] table. Raises ConfigError on an impossible value."""
+        return None if self.grow is None else self.grow.settings(self.training_settings)
+
+    @property
+    def data_spec(self) -> DataSpec:
+        """What `load_data` takes. Raises ConfigError on an impossible value.
+
+        Without a data.tokenizer, text becomes tokens as the trained weights learnt them: by the tokenizer in their
+        folder.
+        """
+        settings: dict[str, Any] = dict(self.data)
+        settings["tokenizer"] = settings["tokenizer"] or self._own_tokenizer
+        return DataSpec(**settings, participants=self.participants.count, seed=self.seed)
+
+    @property
+    def _own_tokenizer(self) -> str | None:
+        """The tokenizer that stands beside trained weights, as `DataSpec.tokenizer` names it, if there is one."""
+        model = dict(self.model)
+        names = [] if model["weights"] == "random" else [model["name"]]
+        if self.grow is not None and self.method.name == "fedgrow":
+            names += [small for small in self.grow.small if isinstance(small, str)]
+        folders = [folder for folder in map(folder_of, names) if has_tokenizer(folder)]
+        return f"{PREFIX}{folders[0]}" if folders else None
+
+    @property
+    def model_spec(self) -> ModelSpec:
+        """What `build_model` takes. Raises ConfigError on an impossible value."""
+        return ModelSpec(**dict(self.model), seed=self.seed)
+
+    @property
+    def training_settings(self) -> TrainingSettings:
+        """What a participant trains with. Raises ConfigError on an impossible value."""
+        return TrainingSettings(**dict(self.training), rounds=self.rounds)
+
+    @property
+    def capacities(self) -> Capacities:
+        """The width ratio of each participant in each round."""
+        return self.participants.capacities(self.seed)
+
+    @property
+    def screening(self) -> Screening:
+        """What becomes of a participant whose update is no good."""
+        method = self.method
+        return Screening(method.bad_update, method.max_update_norm, self.participants.max_examples)
+
+    @property
+    def blocks(self) -> BlocksSettings:
+        """How many models a sum of blocks or an ensemble has, and when each is trained."""
+        method = self.method
+        return BlocksSettings(
+            self.rounds,
+            method.blocks,
+            method.passes,
+            method.first_block,
+            method.remembered_bytes,
+        )
+
+    @property
+    def copies(self) -> CopiesSettings | None:
+        """How far copies may come apart in each round; None where msfusion starts from weights of its own."""
+        method = self.method
+        if method.start != "copies":
+            return None
+        return CopiesSettings(math.ceil(method.grow_at * self.rounds), method.apart)
+
+    @property
+    def overlap(self) -> Overlap | Feedback | None:
+        """The overlap of msfusion's windows in each round; None where they are spread evenly."""
+        section = self.method.overlap
+        if section is None:
+            return None
+        if section.shape == "feedback":
+            return Feedback(section.start, section.target, section.gain)
+        end = section.start if section.end is None else section.end
+        return Overlap(section.shape, section.start, end, self.rounds)
+
+    def to_table(self) -> dict[str, Any]:
+        """Nested plain values, without those that are not set."""
+        table: dict[str, Any] = without_none(self.model_dump(mode="json"))
+        return table
+
+    def to_toml(self) -> str:
+        """The configuration as TOML; reading it back gives an equal one."""
+        import tomli_w
+
+        return tomli_w.dumps(self.to_table())
+
+    def fingerprint(self) -> str:
+        """Equal for two configurations just when their runs give the same results."""
+        return hashlib.sha256(json.dumps(self._deciding(), sort_keys=True).encode()).hexdigest()
+
+    def difference(self, other: Config) -> str | None:
+        """One key whose change changes the results, with both values; None where the results are the same."""
+        ours, theirs = flattened(self._deciding()), flattened(other._deciding())
+        for key in [*ours, *theirs]:
+            if ours.get(key) != theirs.get(key):
+                return f"{key} is {shown(ours.get(key))}, not {shown(theirs.get(key))}"
+        return None
+
+    def pinned(self) -> Config:
+        """The same configuration with a digest of each folder that small models come from."""
+        digests = {} if self.grow is None else self.grow.digests_now()
+        return self.changed({"grow.digests": digests}) if digests else self
+
+    def changed(self, changes: Mapping[str, Any], origin: str = "the configuration") -> Config:
+        """The same configuration with other values for some dotted keys; `origin` is who wants them.
+
+        Raises ConfigError.
+        """
+        table = self.to_table()
+        for key, value in changes.items():
+            put(table, key, value)
+        return _checked(table, origin, {})
+
+    def _deciding(self) -> dict[str, Any]:
+        """Everything but what cannot change the results."""
+        table = self.to_table()
+        table.pop("comparison", None)
+        for key in ("workers", "checkpoint_every"):
+            table["run"].pop(key)
+        table["evaluation"].pop("target_accuracy", None)
+        return table
+
+
+def load_config(path: Path | None, overrides: Iterable[str] = ()) -> Config:
+    """Read a TOML file (for None the built-in default), then apply `key=value` overrides with dotted keys.
+
+    A file that `extends` another has that file's values where it says nothing itself.
+    Raises ConfigError: what is wrong, under which key, in which file.
+    """
+    origin = BUILT_IN if path is None else str(path)
+    table = _table_of(path, origin)
+    set_here: dict[str, Any] = {}
+    for override in overrides:
+        key, value = parse_override(override)
+        put(table, key, value)
+        set_here[key] = value
+    return _checked(table, origin, set_here)
+
+
+def _table_of(path: Path | None, origin: str, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """What a file says, over what the file says that it extends. Raises ConfigError."""
+    table = parsed(default_toml() if path is None else _text_of(path), origin)
+    extended = table.pop("extends", None)
+    if extended is None or path is None:
+        return table
+    whole = path.resolve()
+    if not isinstance(extended, str) or whole in extending:
+        raise ConfigError(
+            f"{origin}: extends = {shown(extended)} should be another file, not this one again."
+        )
+    if len(extending) == _MOST_EXTENDED:
+        raise ConfigError(f"{origin}: more than {_MOST_EXTENDED} files extend each other.")
+    base = path.parent / extended
+    return merged(_table_of(base, str(base), (*extending, whole)), table)
+
+
+def _text_of(path: Path) -> str:
+    """The text of a file, without the mark that some editors put before it. Raises ConfigError."""
+    try:
+        content = read_at_most(path, _MOST_BYTES)
+        text = None if content is None else content.decode("utf-8-sig")
+    except FileNotFoundError as error:
+        raise ConfigError(f"There is no configuration file {short(path)}.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{short(path)} cannot be read: it is not UTF-8 text.") from error
+    except (OSError, ValueError) as error:  # a ValueError of a path that holds a zero
+        reason = getattr(error, "strerror", None) or "there can be no such file"
+        raise ConfigError(f"{short(path)} cannot be read: {reason}.") from error
+    if text is None:
+        raise ConfigError(
+            f"{short(path)} cannot be read: it is no configuration, which is shorter than 1 MiB."
+        )
+    if not text.strip():
+        raise ConfigError(f"{short(path)} is empty: without a CONFIG the built-in one is taken.")
+    return text
+
+
+def default_toml() -> str:
+    """The built-in configuration, with its comments."""
+    return resources.files("msfusion").joinpath("default.toml").read_text(encoding="utf-8")
+
+
+def _checked(table: Mapping[str, Any], origin: str, overrides: Mapping[str, Any]) -> Config:
+    try:
+        config = Config.model_validate(table)
+    except ValidationError as error:
+        raise ConfigError(first_mistake(error, Config, table, origin, overrides)) from error
+    for section, specification in _SPECIFICATIONS.items():
+        try:
+            getattr(config, specification)
+        except ConfigError as error:
+            raise ConfigError(
+                about_section(error, section, getattr(config, section), origin, overrides)
+            ) from error
+    return config

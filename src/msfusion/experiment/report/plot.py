@@ -1,0 +1,81 @@
+"""A comparison as one picture: mean over the seeds after each round, with a band of one sd."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from msfusion.experiment.files import write_with
+from msfusion.experiment.report.figure_text import figures, label
+
+WHOLE_MODELS = {"split": "split learning", "fedgrow": "Fed-Grow"}
+"""What stands above the panel of methods in which nobody has a slice."""
+
+
+def save_plot(comparison: Mapping[str, Any], path: Path) -> None:
+    """Write the curves of `compare` as a PNG: a panel for each width ratio (and variant, of several methods).
+
+    Raises ConfigError without matplotlib, RunDirectoryError where the file cannot be written.
+    """
+    with figures("A plot") as figure_class:
+        figure = _plot(comparison, figure_class)
+        write_with(path, lambda temporary: figure.savefig(temporary, format="png", dpi=150))
+
+
+def _plot(comparison: Mapping[str, Any], figure_class: Any) -> Any:
+    from matplotlib.ticker import MaxNLocator, ScalarFormatter
+
+    cells = comparison["cells"]
+    by_variant = len({(cell["variant"], cell["method"]) for cell in cells}) > max(
+        len({cell["variant"] for cell in cells}), len({cell["method"] for cell in cells})
+    )
+    references = [cell for cell in cells if cell["method"] == "fedavg"]
+    narrow = [cell for cell in cells if cell["method"] != "fedavg"] or references
+    panels_of: dict[str, list[Mapping[str, Any]]] = {}
+    for cell in narrow:
+        ratio = WHOLE_MODELS.get(cell["method"], f"width ratio {cell['ratio_label']}")
+        panels_of.setdefault(f"{cell['variant']}, {ratio}" if by_variant else ratio, []).append(cell)
+    crowded = len(panels_of) == 1 and len(cells) > 8  # the names would cover the curves
+    figure = figure_class(figsize=(6.5 * len(panels_of) + 2.5 * crowded, 4.2), layout="constrained")
+    panels = figure.subplots(1, len(panels_of), sharey=True, squeeze=False)[0]
+    for (title, here), panel in zip(panels_of.items(), panels, strict=True):
+        beside = [
+            cell
+            for cell in references
+            if cell not in here and (not by_variant or cell["variant"] == here[0]["variant"])
+        ]
+        for colour, cell in enumerate([*here, *beside]):
+            _draw(panel, cell, colour, _label(cell, by_variant))
+        panel.set_title(label(title), fontsize=10)
+        panel.set_xlabel("round")
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panel.grid(alpha=0.3)
+        if crowded:
+            figure.legend(fontsize=8, loc="outside right center")
+        else:
+            panel.legend(fontsize=8)
+    metric = cells[0]["curve"]["metric"]
+    panels[0].set_ylabel(f"test {metric} (mean ± sd, {len(comparison['seeds'])} seeds)")
+    if metric == "perplexity":
+        panels[0].set_yscale("log")
+        panels[0].yaxis.set_major_formatter(ScalarFormatter())
+        panels[0].yaxis.set_minor_formatter(ScalarFormatter())
+    return figure
+
+
+def _draw(panel: Any, cell: Mapping[str, Any], colour: int, name: str) -> None:
+    curve = cell["curve"]
+    beyond = "" if cell["within_budget"] else " (exceeds the budget)"
+    style = "-" if cell["within_budget"] else "--"
+    style += "o" if len(curve["rounds"]) == 1 else ""  # a line of one point is none
+    panel.plot(curve["rounds"], curve["mean"], style, color=f"C{colour}", label=label(name) + beyond)
+    if None not in curve["sd"]:
+        low = [mean - sd for mean, sd in zip(curve["mean"], curve["sd"], strict=True)]
+        high = [mean + sd for mean, sd in zip(curve["mean"], curve["sd"], strict=True)]
+        panel.fill_between(curve["rounds"], low, high, color=f"C{colour}", alpha=0.2)
+
+
+def _label(cell: Mapping[str, Any], by_variant: bool) -> str:
+    """The method, or the variant where each has one method; the panel's title has the variant otherwise."""
+    return str(cell["method"] if by_variant or not cell["variant"] else cell["variant"])

@@ -1,0 +1,309 @@
+"""From a configuration to everything that a run needs: data, model, width map, method."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from msfusion.batch import Batch
+from msfusion.budgets import Budget, largest_ratio
+from msfusion.costs import Costs, costs_of
+from msfusion.data.federated import FederatedData, example_inputs
+from msfusion.data.load import load_data
+from msfusion.errors import ConfigError
+from msfusion.experiment.config import Config
+from msfusion.experiment.forecast import Forecast
+from msfusion.experiment.starts import choose_start
+from msfusion.federated.method import OwnModels
+from msfusion.federated.participation import Calendar, Conditions, RoundSettings
+from msfusion.federated.training import TrainingSettings
+from msfusion.methods.adaptive import OVERLAP, AdaptiveMethod
+from msfusion.methods.blocks import BlocksMethod, block_window
+from msfusion.methods.copies import CopiesMethod
+from msfusion.methods.narrow import NarrowMethod
+from msfusion.methods.parts.capacities import Capacities
+from msfusion.methods.table import AnyMethod, build_method
+from msfusion.models.build import build_model
+from msfusion.network import Machine, machines_of
+from msfusion.objectives import name_of_logits, require_classes, require_embeddings
+from msfusion.width.groups import WidthMap, Window
+from msfusion.width.trace import trace
+from msfusion.windows import Feedback, Overlap, even_overlap, static
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a configuration stands for. `data` has its inputs as the model takes them.
+
+    `config` says how msfusion starts; where that was left open, `why_start` says in words what was chosen, and why.
+    """
+
+    config: Config
+    data: FederatedData
+    model: nn.Module
+    width_map: WidthMap
+    method: AnyMethod
+    rounds: RoundSettings
+    why_start: str | None = None
+    _costs: dict[float, Costs] = field(default_factory=dict, repr=False)
+
+    @property
+    def language_modelling(self) -> bool:
+        """Whether results are told as perplexity."""
+        return self.data.task == "language_modelling"
+
+    def window(self, round_index: int, participant: int, overlap: float | None = None) -> Window:
+        """The units of the full model that a participant holds in a round.
+
+        `overlap` is that of the round where feedback sets it; by default the first.
+        """
+        if isinstance(self.method, AdaptiveMethod):
+            known = self.method.first_overlap if overlap is None else overlap
+            return self.method.at(known).window(round_index, participant)
+        if isinstance(self.method, NarrowMethod):
+            return self.method.window(round_index, participant)
+        if isinstance(self.method, BlocksMethod):
+            smallest, held = self.method.capacities.smallest, self.method.held(participant, round_index)
+            parts = [block_window(self.width_map, smallest, block) for block in held]
+            return {name: torch.unique(torch.cat([each[name] for each in parts])) for name in parts[0]}
+        smallest = self.capacities.smallest  # the small model: what everybody can hold in every round
+        return static(self.width_map, 0, round_index, smallest, participants=1)
+
+    def overlap(self, round_index: int, state: Mapping[str, Tensor] | None = None) -> float | None:
+        """The share of its window that a participant has in common with its neighbour; msfusion's alone.
+
+        Where feedback sets it, it is part of the global state before the round; without a state, that of the
+        first round.
+        """
+        if isinstance(self.method, AdaptiveMethod):
+            return self.method.first_overlap if state is None else float(state[OVERLAP])
+        if self.config.method.name != "msfusion" or isinstance(self.method, OwnModels):
+            return None
+        ratios, overlap = self.config.participants.ratios, self.config.overlap
+        return overlap.applied(round_index, ratios) if isinstance(overlap, Overlap) else even_overlap(ratios)
+
+    @cached_property
+    def capacities(self) -> Capacities:
+        """The width ratio of each participant in each round."""
+        return self.config.capacities
+
+    def costs(self, ratio: float) -> Costs:
+        """What training at a width ratio costs in a round. Raises MsfusionError."""
+        if ratio not in self._costs:
+            model = self._model_at(ratio)
+            self._costs[ratio] = training_costs(
+                model, self.data.participants[0], self.config.training_settings
+            )
+        return self._costs[ratio]
+
+    @cached_property
+    def full_costs(self) -> Costs:
+        """What training the full model would cost. Raises MsfusionError."""
+        return training_costs(self.model, self.data.participants[0], self.config.training_settings)
+
+    def flops(self, participant: int, ratio: float) -> int:
+        """The training FLOPs of a participant's round. Raises MsfusionError."""
+        sizes = self.config.training_settings.batch_sizes(len(self.data.participants[participant]))
+        return sum(sizes) * self.costs(ratio).flops_per_example
+
+    @cached_property
+    def machines(self) -> tuple[Machine, ...] | None:
+        """Each participant's machine and link; None without a network."""
+        network = self.config.network
+        if network is None:
+            return None
+        return machines_of(network.kinds(self.config.participants.count), self.config.seed)
+
+    def simulated_seconds(self, participant: int, round_index: int) -> float:
+        """How long a participant's round takes on the simulated clock; there must be a network."""
+        assert self.machines is not None
+        machine = self.machines[participant]
+        if self.forecast is not None:
+            spent = self.forecast.spent(participant, round_index)
+            return machine.seconds(spent.bytes_down, spent.flops, spent.bytes_up)
+        ratio = self.capacities.ratio(participant, round_index)
+        costs, flops = self.costs(ratio), self.flops(participant, ratio)
+        return machine.seconds(costs.bytes_down, flops, costs.bytes_up)
+
+    @cached_property
+    def forecast(self) -> Forecast | None:
+        """What each round asks of a participant, where that changes from round to round."""
+        return Forecast(self, self.method) if isinstance(self.method, BlocksMethod) else None
+
+    @cached_property
+    def calendar(self) -> Calendar:
+        """Who takes part in each round, and when each is done."""
+        return Calendar(self.rounds, self.config.participants.count, self.conditions)
+
+    @cached_property
+    def conditions(self) -> Conditions:
+        """What decides who takes part: ratios, absence, predicted times and the deadline."""
+        people, network, machines = self.config.participants, self.config.network, self.machines
+        dropout, least = people.dropout, people.minimum_ratio
+        if dropout is None:
+            dropout = 0.0 if machines is None else tuple(machine.dropout for machine in machines)
+        conditions = Conditions(
+            qualifies=None if least is None else lambda each, at: self.capacities.ratio(each, at) >= least,
+            dropout=dropout if isinstance(dropout, tuple) else (dropout,) * people.count,
+        )
+        if network is not None:
+            conditions = replace(
+                conditions,
+                seconds=self.simulated_seconds,
+                deadline=network.deadline,
+                late=network.late,
+                late_weight=network.late_weight,
+            )
+        return conditions
+
+    def _model_at(self, ratio: float) -> nn.Module:
+        """What a participant of this ratio holds and trains, or a model of the same shapes."""
+        if isinstance(self.method, OwnModels):
+            return self.method.trained_at(ratio)
+        base = self.method.base if isinstance(self.method, AdaptiveMethod) else self.method
+        return base.template(ratio)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What does not depend on the method: the data as the model takes it, the model, its width map."""
+
+    data: FederatedData
+    model: nn.Module
+    width_map: WidthMap
+    fitting: dict[tuple[Budget, TrainingSettings], float] = field(default_factory=dict, repr=False)
+    """The ratios found for budgets, so that a comparison searches once and not for every method."""
+
+
+def prepare(config: Config, parts: Parts | None = None) -> Setup:
+    """Load the data, build and trace the model (unless given), and build a method of sub-models.
+
+    Raises MsfusionError.
+    """
+    parts = parts or prepare_parts(config)
+    data = parts.data
+    config = with_fitting_ratios(config, parts)
+    stale = config.network is not None and config.network.late == "downweight"
+    if stale and isinstance(config.overlap, Feedback):
+        raise ConfigError(
+            "an update that is merged in a later round was cut under another overlap, where the overlap "
+            "follows feedback: choose network.late = 'drop' or another shape of method.overlap."
+        )
+    why = None
+    if config.method.name == "msfusion" and config.method.start == "auto":
+        chosen = choose_start(config, data.participants, lambda changed: _method(changed, parts))
+        config, method, why = chosen.config, chosen.method, chosen.why
+    else:
+        method = _method(config, parts)
+    rounds = RoundSettings(
+        rounds=config.rounds,
+        fraction=config.participants.fraction,
+        evaluate_every=config.evaluation.every,
+        seed=config.seed,
+    )
+    return Setup(config, data, parts.model, parts.width_map, method, rounds, why)
+
+
+def _method(config: Config, parts: Parts) -> AnyMethod:
+    """The method of sub-models that a configuration names. Raises MsfusionError."""
+    data = parts.data
+    method = build_method(
+        config.method.name,
+        parts.model,
+        parts.width_map,
+        config.capacities,
+        config.training_settings,
+        seed=config.seed,
+        weighting=config.method.weighting,
+        language_modelling=data.task == "language_modelling",
+        evaluation_batch_size=config.evaluation.batch_size,
+        overlap=config.overlap,
+        contrastive=config.method.contrastive,
+        between_rounds=config.method.between_rounds,
+        start=config.method.start if config.method.start != "auto" else "fresh",
+        blocks=config.blocks,
+        copies=config.copies,
+        recalibrate=config.method.recalibrate,
+        average=config.method.average,
+    )
+    if isinstance(method, CopiesMethod):
+        method.check(data.test.take(slice(0, 2)))
+    return method
+
+
+def with_fitting_ratios(config: Config, parts: Parts) -> Config:
+    """The configuration with each budget turned into the largest width ratio that keeps within it.
+
+    Raises ConfigError, naming the participant, where not even the narrowest sub-model does.
+    """
+    budgets = config.participants.budgets
+    if budgets is None or config.method.name == "fedavg":  # which everybody trains whole, whatever it costs
+        return config
+    settings, known = config.training_settings, parts.fitting
+    for participant, budget in enumerate(budgets):
+        if (budget, settings) in known:
+            continue
+        try:
+            known[budget, settings] = largest_ratio(
+                parts.model,
+                parts.width_map,
+                budget,
+                lambda module: training_costs(module, parts.data.participants[0], settings),
+            )
+        except ConfigError as error:
+            raise ConfigError(f"participants.budget of participant {participant}: {error}.") from error
+    ratios, least = [known[budget, settings] for budget in budgets], config.participants.minimum_ratio
+    if least is not None and max(ratios) < least:
+        raise ConfigError(
+            f"participants.minimum_ratio is {least:g}, but no budget allows more than {max(ratios):g}."
+        )
+    return config.changed({"participants.ratio": ratios})
+
+
+def training_costs(module: nn.Module, batch: Batch, settings: TrainingSettings) -> Costs:
+    """What training a module on examples like these costs. Raises MsfusionError."""
+    return costs_of(
+        module,
+        batch,
+        optimizer_states_per_parameter=optimizer_states(settings),
+        batch_size=settings.batch_size,
+    )
+
+
+def optimizer_states(settings: TrainingSettings) -> int:
+    """How many numbers the optimiser keeps for each parameter."""
+    return {"sgd": 1 if settings.momentum else 0}.get(settings.optimizer, 2)
+
+
+def prepare_parts(config: Config) -> Parts:
+    """Load the data, build the model and trace it. Raises MsfusionError."""
+    settle_process()
+    data = load_data(config.data_spec)
+    model = build_model(config.model_spec, data)
+    data = data.for_model(model)
+    # A model whose output cannot be learnt from is refused here, before there is a run directory.
+    require_embeddings(model, data.test.take(slice(0, 2)), data.vocabulary_size)
+    require_classes(model, data.test.take(slice(0, 2)), data.by_holder)
+    return Parts(data, model, traced(model, data))
+
+
+def traced(model: nn.Module, data: FederatedData) -> WidthMap:
+    """The width map of a model for data as it takes them; of its outputs only what is learnt from counts.
+
+    Raises UntraceableModelError.
+    """
+    shown = data.test.take(slice(0, 2))
+    return trace(model, example_inputs(data), outputs=name_of_logits(model, shown))
+
+
+def settle_process() -> None:
+    """Make PyTorch in this process fit for what follows; call it before anything is computed."""
+    # A process that has used several OpenMP threads cannot fork its workers.
+    torch.set_num_threads(1)
+    # torch.export warns of every axis of size one that it is one.
+    logging.getLogger("torch._export.non_strict_utils").setLevel(logging.ERROR)

@@ -1,0 +1,257 @@
+"""One run, from a configuration to a run directory; killed at any moment, it goes on where it was."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from msfusion.errors import MsfusionError, RunDirectoryError
+from msfusion.experiment.config import Config, load_config
+from msfusion.experiment.directory import RunDirectory
+from msfusion.experiment.events import Events
+from msfusion.experiment.fingerprint import Fingerprint, code_of
+from msfusion.experiment.prepare import prepare
+from msfusion.experiment.prepared import Prepared
+from msfusion.experiment.report.targets import first_reached
+from msfusion.experiment.setup import Parts
+from msfusion.experiment.simulated import attendance_figures, simulated_figures
+from msfusion.federated.results import LeftOut, ParticipantResult, RoundResult
+from msfusion.federated.states import model_state
+from msfusion.quoting import plain
+
+
+@runtime_checkable
+class Watcher(Protocol):
+    """Who wants to know how a run goes on."""
+
+    def note(self, text: str) -> None:
+        """Something was lost that should not have been; `text` says what, and where the run goes on."""
+
+    def started(self, prepared: Prepared, done: int) -> None:
+        """The run begins, or goes on after so many rounds."""
+
+    def participant(self, result: ParticipantResult) -> None:
+        """A participant has finished its part of a round."""
+
+    def round(self, line: Mapping[str, Any]) -> None:
+        """A round has ended; `line` is its line of metrics."""
+
+
+class Silent:
+    """Nobody wants to know."""
+
+    def __enter__(self) -> Silent:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing to end."""
+
+    def note(self, text: str) -> None:
+        """Said on standard error all the same: nobody who wants no progress wants to lose rounds unawares."""
+        print(f"msfusion: {plain(text)}.", file=sys.stderr)
+
+    def started(self, prepared: Prepared, done: int) -> None:
+        """Nothing."""
+
+    def participant(self, result: ParticipantResult) -> None:
+        """Nothing."""
+
+    def round(self, line: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+
+def train(
+    config: Config,
+    path: Path,
+    *,
+    resume: bool = False,
+    watcher: Watcher | None = None,
+    parts: Parts | None = None,
+    preparing: Callable[[Config, Parts | None], Prepared] = prepare,
+) -> dict[str, Any]:
+    """Train, leaving everything in the directory `path`, and return the summary.
+
+    With `resume`, a run that is there is continued from its last checkpoint; a finished one is checked and left as it
+    is, and one that has not begun is begun. The result is the same as if it had never stopped:
+    model.safetensors bit for bit. `parts` are data, model and width map where they are known already;
+    `preparing` makes the run of them.
+
+    Raises RunDirectoryError where the directory is in use, holds something else, or a run of another configuration,
+    other data or other code, where a finished run is damaged, or it cannot be written; and what loading, tracing,
+    counting costs and training raise. Checkpoints from before an error stay; where a new run fails before the end of
+    its first round, nothing does.
+    """
+    config, directory = config.pinned(), RunDirectory(path)
+    if _begun(directory, config, resume) and directory.finished:
+        return _end(directory)
+    with directory.locked():
+        begun = _begun(directory, config, resume)  # once more, as another run may have come first
+        if begun and directory.finished:
+            return _end(directory)
+        prepared = preparing(config, parts)
+        prepared.figures()  # a model whose costs cannot be counted is refused before it is trained
+        fingerprint = Fingerprint(
+            prepared.config.fingerprint(), prepared.data.digests, code_of(config), prepared.model_digest
+        )
+        if begun:
+            _refuse_other(directory.read_fingerprint(), fingerprint, prepared.config, path)
+        else:
+            RunDirectory.create(path, config.to_toml(), fingerprint)
+        try:
+            return _run(prepared, directory, fingerprint, watcher or Silent())
+        except MsfusionError:
+            if not begun and not directory.read_metrics():
+                directory.remove()
+            raise
+
+
+def _begun(directory: RunDirectory, config: Config, resume: bool) -> bool:
+    """Whether there is a run to go on with. Raises RunDirectoryError where neither that nor a new one is possible."""
+    if resume and directory.config.is_file():
+        RunDirectory.reopen(directory.path)
+        refuse_change(directory, config)
+        directory.read_fingerprint().refuse_other_code(code_of(config), config, directory.path)
+        return True
+    try:
+        RunDirectory.check_free(directory.path)
+    except RunDirectoryError as error:
+        if resume and directory.path.is_dir():
+            raise RunDirectoryError(
+                f"{directory.path} holds files and no config.toml, so there is no run in it to go on with; choose "
+                "another --out."
+            ) from error
+        raise
+    return False
+
+
+def _end(directory: RunDirectory) -> dict[str, Any]:
+    """The summary of a finished run. Raises RunDirectoryError where its files are damaged."""
+    directory.check_end()
+    return directory.read_summary()
+
+
+def refuse_change(directory: RunDirectory, config: Config) -> None:
+    """Raises RunDirectoryError, naming a key, where the run in the directory has another configuration."""
+    difference = load_config(directory.config).difference(config)
+    if difference is not None:
+        raise RunDirectoryError(
+            f"{directory.path} is a run of another configuration, in which {difference}; "
+            "resume it unchanged or choose another --out."
+        )
+
+
+def _refuse_other(began: Fingerprint, now: Fingerprint, config: Config, path: Path) -> None:
+    began.refuse_other_code(now.code, config, path)
+    began.refuse_other_data(now.data, config, path)
+    began.refuse_other_model(now.model, config, path)
+    began.refuse_other_config(config, path)
+
+
+def _run(
+    prepared: Prepared, directory: RunDirectory, fingerprint: Fingerprint, watcher: Watcher
+) -> dict[str, Any]:
+    """The rounds that are still to be run, and the end."""
+    config = prepared.config
+    checkpoint = directory.load_checkpoint(fingerprint.digest, watcher.note)
+    done = checkpoint.rounds if checkpoint else 0
+    state: Mapping[str, Tensor] = checkpoint.state if checkpoint else prepared.initial_state()
+    earlier = directory.keep_metrics(done)
+    observer = prepared.observer()
+    for line in earlier:
+        observer.again(line)
+    watcher.started(prepared, done)
+    memories = checkpoint.memories if checkpoint else {}
+    results = prepared.rounds(state, memories, done, watcher.participant)
+    with closing(results), Events(directory.path, earlier) as events:
+        for result in results:
+            line = metrics_line(result, observer.figures(result, state))
+            state = result.state
+            directory.add_metrics(line)
+            if line["round"] % config.run.checkpoint_every == 0 or line["round"] == config.rounds:
+                directory.save_checkpoint(line["round"], state, fingerprint.digest, result.memories)
+            events.add(line)
+            watcher.round(line)
+        directory.save_model(model_state(state))  # before anything else that can fail
+    summary = summarise(prepared, directory.read_metrics())
+    directory.finish(summary)
+    return summary
+
+
+_SCORES = ("accuracy", "loss", "accuracy_sd", "loss_sd")
+_QUALITY = (*_SCORES, "perplexity", *(f"own_{key}" for key in _SCORES))
+"""How good models are, and how far participants lie apart: on the test data; in their own proportions of labels."""
+
+
+def metrics_line(result: RoundResult, own: Mapping[str, Any]) -> dict[str, Any]:
+    """One round in figures, `own` those of the method. `round` counts from 1, so it says how many are done."""
+    examples = sum(each.examples for each in result.participants)
+    losses = sum(each.loss * each.examples for each in result.participants)
+    line: dict[str, Any] = {
+        "round": result.round_index + 1,
+        "participants": [each.participant for each in result.participants],
+        "training_loss": losses / examples if examples else None,
+    }
+    if result.evaluation is not None:
+        line |= {"loss": result.evaluation.loss, "accuracy": result.evaluation.accuracy}
+        if result.evaluation.perplexity is not None:
+            line["perplexity"] = result.evaluation.perplexity
+    late_down, late_up = result.late_bytes
+    moved: list[ParticipantResult | LeftOut] = [*result.participants, *result.left_out]
+    line |= {
+        "bytes_down": sum(each.bytes_down for each in moved) + late_down,
+        "bytes_up": sum(each.bytes_up for each in moved) + late_up,
+        "measuring_bytes": result.measuring_bytes,
+        "seconds": round(result.seconds, 4),
+        **attendance_figures(result.attendance),
+        **own,
+    }
+    if result.left_out:
+        line["left_out"] = [_told(each, result.round_index) for each in result.left_out]
+    return {key: _finite(value) for key, value in line.items()}
+
+
+def _told(each: LeftOut, round_index: int) -> dict[str, Any]:
+    """Who is left out of a round, why, and the round in which it began if that was an earlier one."""
+    began = {} if each.round_index == round_index else {"began": each.round_index + 1}
+    return {"participant": each.participant, **began, "reason": each.reason}
+
+
+def summarise(prepared: Prepared, metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The final figures of a run. `targets`: what it took to reach each accuracy that was asked for."""
+    last, count = metrics[-1], prepared.config.participants.count
+    return {
+        "method": prepared.config.method.name,
+        "seed": prepared.config.seed,
+        "rounds": len(metrics),
+        "data": prepared.data.description,
+        **{key: last[key] for key in _QUALITY if key in last},
+        "training_loss": last["training_loss"],
+        "entry_coverage": last.get("entry_coverage"),
+        "seconds": round(sum(line["seconds"] for line in metrics), 3),
+        **left_out_figures(metrics),
+        **simulated_figures(metrics),
+        "targets": [first_reached(metrics, each, count) for each in prepared.config.evaluation.targets],
+        **prepared.figures(),
+    }
+
+
+def left_out_figures(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """In how many rounds which participant was left out, by its number, where anybody was."""
+    rounds = [{each["participant"] for each in line.get("left_out", ())} for line in metrics]
+    times = Counter(participant for round_ in rounds for participant in round_)
+    return {"left_out": {str(each): times[each] for each in sorted(times)}} if times else {}
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no infinity: a diverged perplexity is null."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,79 @@
+"""What engines report: who did what in a round, and how good the model is after it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from msfusion.federated.memory import Memories
+from msfusion.federated.method import Evaluation
+from msfusion.federated.participation import Attendance
+from msfusion.federated.reporting import Report, Spread, own_mean_of, own_spread_of, spread_of
+
+
+@dataclass(frozen=True)
+class ParticipantResult:
+    """What a participant did in a round: mean training loss, examples, bytes of tensors moved, real seconds."""
+
+    participant: int
+    loss: float
+    examples: int
+    bytes_down: int
+    bytes_up: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A participant whose work does not count in a round, and why. `round_index` is the round in which it began.
+
+    `bytes_down` and `bytes_up` were moved nevertheless, and are no others' (0 where they are counted elsewhere).
+    """
+
+    participant: int
+    round_index: int
+    reason: str
+    bytes_down: int = 0
+    bytes_up: int = 0
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """A finished round: the new global state, who did what, how good the model is (where evaluated), seconds.
+
+    `participants` are those that were on time and count; `attendance` says who else was there. `late_bytes` went (down,
+    up) between the server and those that were late. `measuring_bytes` counts what measuring the running
+    statistics of BatchNorm, and asking participants how good their models are, moved besides training, down and
+    up. `memories` is what each participant keeps for itself; a run that goes on from here needs it. `reports` are
+    there where participants were asked, as their models differ or their own labels count: `evaluation` is then
+    their mean. `left_out` are those whose work does not count, and why: they are not among `participants`, and late
+    ones not among those that arrived.
+    """
+
+    round_index: int
+    state: dict[str, Tensor]
+    participants: tuple[ParticipantResult, ...]
+    evaluation: Evaluation | None
+    seconds: float
+    measuring_bytes: int = 0
+    memories: Memories = field(default_factory=dict)
+    attendance: Attendance = field(default_factory=lambda: Attendance(()))
+    late_bytes: tuple[int, int] = (0, 0)
+    reports: tuple[Report, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
+
+    @property
+    def spread(self) -> Spread | None:
+        """How far the participants' models lie apart in the test data's scores, where they differ."""
+        return spread_of(self.reports)
+
+    @property
+    def own_evaluation(self) -> Evaluation | None:
+        """What the models are worth to the participants themselves, in the mean, where they were asked."""
+        return own_mean_of(self.reports)
+
+    @property
+    def own_spread(self) -> Spread | None:
+        """How far the participants lie apart in that."""
+        return own_spread_of(self.reports)

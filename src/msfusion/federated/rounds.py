@@ -1,0 +1,375 @@
+"""A federation on one machine: the rounds of any method, its participants simulated here or in workers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from msfusion.batch import Batch
+from msfusion.engines.processes import Pool
+from msfusion.errors import ConfigError, DataError, MsfusionError
+from msfusion.federated.engine import Done, InProcess, Workers, check_execution, threads_set
+from msfusion.federated.late import LateUpdate, with_late, without_late
+from msfusion.federated.memory import Memories
+from msfusion.federated.messages import payload_bytes
+from msfusion.federated.method import (
+    Deferring,
+    Evaluation,
+    Method,
+    Recalibrating,
+    Reporting,
+    Task,
+    TrainsTogether,
+    Update,
+)
+from msfusion.federated.participation import Attendance, Calendar, Conditions, RoundSettings
+from msfusion.federated.reporting import Report, mean_of, reports_of
+from msfusion.federated.results import LeftOut, ParticipantResult, RoundResult
+from msfusion.federated.screening import DEFAULT, Answers, Norm, Screening, fault_of, fault_of_count, norm_of
+from msfusion.width.groups import State
+
+__all__ = ["ParticipantResult", "RoundResult", "RoundSettings", "run_rounds"]
+
+
+def run_rounds(
+    method: Method,
+    data: Sequence[Batch],
+    settings: RoundSettings,
+    *,
+    state: State | None = None,
+    memories: Memories | None = None,
+    first_round: int = 0,
+    workers: int = 1,
+    threads: int = 1,
+    together: int = 1,
+    device: str = "cpu",
+    test: Batch | None = None,
+    conditions: Conditions | None = None,
+    screening: Screening = DEFAULT,
+    on_participant: Callable[[ParticipantResult], None] | None = None,
+) -> Generator[RoundResult, None, None]:
+    """Run the rounds first_round .. settings.rounds - 1 of a method, and hand on each as it ends.
+
+    `data` has one Batch per participant. `state` is the global state to begin with (default: the method's
+    own initial state), `memories` what each participant has kept from earlier rounds (default: nothing), as
+    in the result of the round before `first_round`. `conditions` say who is absent or late (default: nobody),
+    `screening` what becomes of bad updates (default: they are left out, and the round's result names them).
+    The results are the same, bit for bit, for any number of workers. `threads` is how many threads PyTorch
+    uses in each worker, and in this process while a round runs. `together` is how many participants a worker
+    trains at once, where the method can; the results are then the same but for rounding. `device` is where
+    participants train, "cpu" or "cuda" (one process only). `on_participant` is called in this process
+    for each participant as it finishes, in no particular order.
+
+    Workers are forked: call `torch.set_num_threads(1)` before anything else if this process computes on its
+    own. Closing the generator, or leaving it by an exception, ends the workers.
+
+    Raises ConfigError or DataError at once for impossible settings; while running, what the method raises, UpdateError
+    for a bad update that is to stop the run, TrainingError where a worker process dies, and the first participant's
+    error where the work of nobody in a round counts, as in `Answers.stop_if_all_are_bad`.
+    """
+    for name, value in (("workers", workers), ("threads", threads), ("together", together)):
+        if value < 1:
+            raise ConfigError(f"{name} is {value}: it must be at least 1")
+    check_execution(method, workers, together, device)
+    if not data:
+        raise DataError("there are no participants: give at least one participant's data")
+    for participant, own in enumerate(data):
+        if len(own) == 0:
+            raise DataError(
+                f"participant {participant} has no examples: give it some or use fewer participants"
+            )
+    screening.check_examples(map(len, data))
+    calendar = Calendar(settings, len(data), conditions)
+    federation = _Federation(
+        method, data, settings, test, calendar, on_participant, memories or {}, together, screening
+    )
+    return _rounds(federation, state, first_round, workers, threads, torch.device(device))
+
+
+def _rounds(
+    federation: _Federation,
+    state: State | None,
+    first_round: int,
+    workers: int,
+    threads: int,
+    device: torch.device,
+) -> Generator[RoundResult, None, None]:
+    """The generator behind `run_rounds`. Workers are started with the first round."""
+    method, data = federation.method, federation.data
+    current = method.initial_state() if state is None else dict(state)
+    pool: Workers | None = None
+    try:
+        for round_index in range(first_round, federation.settings.rounds):
+            with threads_set(threads):
+                if pool is None:
+                    pool = (
+                        InProcess(method, data, device, federation.test)
+                        if workers == 1
+                        else Pool(method, data, min(workers, len(data)), threads, test=federation.test)
+                    )
+                result = federation.round(pool, current, round_index)
+            current = result.state
+            yield result
+    finally:
+        if pool is not None:
+            pool.close()
+
+
+class _Federation:
+    """What stays from round to round: memories, late updates, and how long each participant really took."""
+
+    def __init__(
+        self,
+        method: Method,
+        data: Sequence[Batch],
+        settings: RoundSettings,
+        test: Batch | None,
+        calendar: Calendar,
+        on_participant: Callable[[ParticipantResult], None] | None,
+        memories: Memories,
+        together: int = 1,
+        screening: Screening = DEFAULT,
+    ) -> None:
+        self.method, self.data, self.settings, self.test = method, data, settings, test
+        self.calendar, self.on_participant = calendar, on_participant
+        self.together, self.screening = together, screening
+        self.seconds: dict[int, float] = {}
+        self.memories, self.late = without_late(memories)
+
+    def round(self, workers: Workers, state: dict[str, Tensor], round_index: int) -> RoundResult:
+        """One round: everybody trains, the server fuses what is good of it, and evaluates where that is due."""
+        begin = time.perf_counter()
+        attendance = self.calendar.round(round_index)
+        with closing(Answers(self.screening)) as answers:
+            results = self._trained(workers, state, round_index, attendance, answers)
+            began = self._add_arriving(attendance, answers)
+            fused = answers.merged(self.method.aggregate, state)
+            self._stop_if_nothing_counts(answers, len(results) + len(began), fused, round_index)
+            for participant, memory in answers.memories.items():
+                if participant not in answers.reasons:
+                    self.memories[participant] = memory
+        merged = [each for each in attendance.on_time if each not in answers.reasons]
+        left_out = [
+            _told(each, began, results if each.participant in attendance.on_time else {})
+            for each in answers.left_out(round_index)
+        ]
+        evaluation, moved = None, 0
+        reports: tuple[Report, ...] = ()
+        last = round_index == self.settings.rounds - 1
+        if last or (round_index + 1) % self.settings.evaluate_every == 0:
+            fused, moved = self._recalibrated(workers, fused, round_index, merged, left_out)
+            evaluation, reports, asking = self._evaluated(workers, fused, round_index, left_out)
+            moved += asking
+        arriving = tuple(each for each in sorted(began.items()) if each[0] not in answers.reasons)
+        return RoundResult(
+            round_index,
+            fused,
+            tuple(results[each] for each in merged),
+            evaluation,
+            time.perf_counter() - begin,
+            moved,
+            with_late(self.memories, self.late),
+            replace(attendance, arriving=arriving),
+            self._late_bytes(state, round_index, attendance, results),
+            reports,
+            tuple(left_out),
+        )
+
+    def _trained(
+        self,
+        workers: Workers,
+        state: State,
+        round_index: int,
+        attendance: Attendance,
+        answers: Answers,
+    ) -> dict[int, ParticipantResult]:
+        """Everybody of a round trains; what each did, by participant.
+
+        A late update is put aside, and is among the answers of the round in which it arrives. If it is dropped, or
+        arrives after the last round, nobody trains for it: that is known, and nothing of it would remain.
+        """
+        late = [each for each in attendance.late if self.calendar.is_merged(each, round_index)]
+        groups = self._groups([*attendance.on_time, *late], round_index)
+        jobs = [partial(self._tasks, state, round_index, group) for group in groups]
+        results: dict[int, ParticipantResult] = {}
+        for done in workers.run("train", jobs):
+            result = _result(done)
+            who = result.participant
+            results[who], self.seconds[who] = result, result.seconds
+            if self.on_participant is not None:
+                self.on_participant(result)
+            if done.failure is not None:
+                answers.leave_out(who, str(done.failure), done.failure)
+            else:
+                self._judge(done.update, state, who in late, answers)
+        return results
+
+    def _stop_if_nothing_counts(
+        self, answers: Answers, answered: int, fused: State, round_index: int
+    ) -> None:
+        """Raise the first reason where nobody's work of the round counts, or at the end nobody's of any round.
+
+        The latter is seen by the state, which a resumed run has too: it is the one of the beginning.
+        """
+        answers.stop_if_all_are_bad(answered, len(self.data))
+        if answers.reasons and round_index == self.settings.rounds - 1 and not self.memories:
+            before = self.method.initial_state()
+            if fused.keys() == before.keys() and all(
+                torch.equal(fused[each], before[each]) for each in before
+            ):
+                answers.stop("nobody's work of any round counts: the model is as it was at the beginning")
+
+    def _judge(self, update: Update, state: State, late: bool, answers: Answers) -> None:
+        """Note an update as it comes, for this round or for the one in which it will arrive."""
+        who = update.participant
+        sent = self.method.assign(state, update.round_index, who).tensors
+        fault = fault_of(update, sent, len(self.data[who]))
+        norm = Norm() if fault else norm_of(update.tensors, sent)
+        memory, update = _copies(update.memory), replace(update, memory={})
+        if late:
+            if isinstance(self.method, Deferring) and fault is None:
+                update = self.method.deferred(update, sent)
+            self.late[who] = LateUpdate(replace(update, tensors=_copies(update.tensors)), norm, fault)
+            if memory and fault is None:
+                self.memories[who] = memory
+            return
+        answers.add(update, norm, fault)
+        if memory:
+            answers.memories[who] = memory
+
+    def _add_arriving(self, attendance: Attendance, answers: Answers) -> dict[int, int]:
+        """Add the late updates that arrive; the rounds in which those participants began."""
+        began: dict[int, int] = {}
+        for participant, round_index in attendance.arriving:
+            late = self.late.pop(participant, None)
+            if late is not None:  # else its training came to no end, and that was told then
+                share = self.calendar.conditions.late_weight
+                answers.add(replace(late.update, share=share), late.norm, late.fault)
+                began[participant] = round_index
+        return began
+
+    def _late_bytes(
+        self, state: State, round_index: int, attendance: Attendance, results: Mapping[int, ParticipantResult]
+    ) -> tuple[int, int]:
+        """What went down to the late and what comes up from them: nothing from those whose work is lost."""
+        tasks = (self.method.assign(state, round_index, participant) for participant in attendance.late)
+        down = sum(payload_bytes(task.tensors) for task in tasks)
+        return down, sum(results[each].bytes_up for each in attendance.late if each in results)
+
+    def _groups(self, participants: Sequence[int], round_index: int) -> list[tuple[int, ...]]:
+        """Who is trained at once; the longest goes first. The groups depend on nothing that was measured."""
+        groups: list[tuple[int, ...]] = [(participant,) for participant in participants]
+        if self.together > 1:
+            assert isinstance(self.method, TrainsTogether)
+            groups = self.method.groups(round_index, participants, self.data, self.together)
+        return sorted(groups, key=lambda group: sum(map(self._expected_seconds, group)), reverse=True)
+
+    def _tasks(self, state: State, round_index: int, group: Sequence[int]) -> list[Task]:
+        """The tasks of participants that are trained at once."""
+        return [self._task(state, round_index, participant) for participant in group]
+
+    def _task(self, state: State, round_index: int, participant: int) -> Task:
+        """A participant's task, and what it kept for itself."""
+        task = self.method.assign(state, round_index, participant)
+        memory = self.memories.get(participant)
+        return task if memory is None else replace(task, memory=memory)
+
+    def _recalibrated(
+        self,
+        workers: Workers,
+        state: dict[str, Tensor],
+        round_index: int,
+        participants: Sequence[int],
+        left_out: list[LeftOut],
+    ) -> tuple[dict[str, Tensor], int]:
+        """The state with its running statistics, if any, measured anew, and the bytes that moved."""
+        method = self.method
+        if not isinstance(method, Recalibrating) or not method.recalibrates or not participants:
+            return state, 0
+        jobs = [
+            partial(_measurements, method, state, round_index, participant) for participant in participants
+        ]
+        finished = list(workers.run("measure", jobs))
+        with closing(Answers(replace(self.screening, max_update_norm=0.0))) as answers:
+            for done in finished:
+                who = done.update.participant
+                if done.failure is not None:
+                    answers.leave_out(who, str(done.failure), done.failure)
+                else:
+                    answers.add(done.update, Norm(), fault_of_count(done.update, len(self.data[who])))
+            settled = answers.merged(method.settle, state)
+            answers.stop_if_all_are_bad(len(finished), len(self.data))
+        left_out += answers.left_out(round_index, "what it measured is not used: ")
+        return settled, sum(done.bytes_down + done.bytes_up for done in finished)
+
+    def _evaluated(
+        self, workers: Workers, state: State, round_index: int, left_out: list[LeftOut]
+    ) -> tuple[Evaluation | None, tuple[Report, ...], int]:
+        """How good the model is, or the participants' models are; and the bytes that asking them moved."""
+        method, test = self.method, self.test
+        if test is None:
+            return None, (), 0
+        if not isinstance(method, Reporting) or not method.asks(state):
+            return method.evaluate(state, test), (), 0
+        jobs = [partial(self._examination, state, round_index, each) for each in range(len(self.data))]
+        finished = list(workers.run("report", jobs))
+        reports: list[Report] = []
+        faults = Answers(self.screening)
+        for done in sorted(finished, key=lambda done: done.update.participant):
+            try:
+                if done.failure is not None:
+                    raise done.failure
+                reports += reports_of([done.update])
+            except MsfusionError as error:
+                faults.leave_out(done.update.participant, str(error), error)
+        faults.stop_if_asked()
+        faults.stop_if_all_are_bad(len(finished), len(self.data))
+        left_out += faults.left_out(round_index, "its report is not used: ")
+        moved = sum(done.bytes_down + done.bytes_up for done in finished)
+        return mean_of(reports), tuple(reports), moved
+
+    def _examination(self, state: State, round_index: int, participant: int) -> list[Task]:
+        """What a participant needs in order to say how good its model is."""
+        assert isinstance(self.method, Reporting)
+        task = self.method.examination(state, round_index, participant)
+        return [replace(task, memory=self.memories.get(participant, {}))]
+
+    def _expected_seconds(self, participant: int) -> float:
+        """How long a participant will take, roughly: the longest goes first, so that all end together."""
+        if participant in self.seconds:
+            return self.seconds[participant]
+        known = sum(len(self.data[other]) for other in self.seconds)
+        rate = sum(self.seconds.values()) / known if known else 1.0
+        return len(self.data[participant]) * rate
+
+
+def _told(each: LeftOut, began: Mapping[int, int], results: Mapping[int, ParticipantResult]) -> LeftOut:
+    """The same with the round in which the participant began, and the bytes that it moved in this one."""
+    told = replace(each, round_index=began.get(each.participant, each.round_index))
+    result = results.get(each.participant)
+    return told if result is None else replace(told, bytes_down=result.bytes_down, bytes_up=result.bytes_up)
+
+
+def _measurements(method: Recalibrating, state: State, round_index: int, participant: int) -> list[Task]:
+    return [method.measurement(state, round_index, participant)]
+
+
+def _result(done: Done) -> ParticipantResult:
+    update = done.update
+    return ParticipantResult(
+        update.participant, update.loss, update.examples, done.bytes_down, done.bytes_up, done.seconds
+    )
+
+
+def _copies(tensors: State) -> dict[str, Tensor]:
+    """Copies to be kept: what came through a pipe is a view of the whole message, which would stay as well.
+
+    Their entries lie in order, as they do after a pipe or a checkpoint: in another order sums are rounded otherwise.
+    """
+    return {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}

@@ -1,0 +1,182 @@
+"""What a participant does with the model that it received: gradient descent on its own examples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Literal, get_args
+
+import torch
+from torch import nn
+
+from msfusion.batch import Batch
+from msfusion.errors import ConfigError, DataError, TrainingError
+from msfusion.mini_batches import epoch_sizes
+from msfusion.objectives import Objective, cross_entropy, gradient_step
+from msfusion.quoting import quoted
+from msfusion.seeds import seed_of
+
+OptimizerName = Literal["sgd", "adam", "adamw"]
+LearningRateSchedule = Literal["constant", "cosine"]
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How a participant trains in a round. Raises ConfigError, naming the setting, for impossible values.
+
+    `max_steps` ends a participant's round early; `clip_norm` bounds the gradient's l2 norm. With the schedule
+    "cosine" the learning rate falls from round to round over `rounds` rounds, to zero after the last
+    (SGDR, Loshchilov & Hutter 2017, equation 5, without restarts); within a round it is constant.
+    """
+
+    optimizer: OptimizerName = "sgd"
+    learning_rate: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    batch_size: int = 32
+    local_epochs: int = 1
+    max_steps: int | None = None
+    clip_norm: float | None = None
+    learning_rate_schedule: LearningRateSchedule = "constant"
+    rounds: int | None = None
+
+    def __post_init__(self) -> None:
+        _one_of("optimizer", self.optimizer, get_args(OptimizerName))
+        _one_of("learning_rate_schedule", self.learning_rate_schedule, get_args(LearningRateSchedule))
+        _check("learning_rate", self.learning_rate, 0 < self.learning_rate < math.inf, "above 0")
+        _check("momentum", self.momentum, 0 <= self.momentum < 1, "at least 0 and below 1")
+        _check("weight_decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "at least 0")
+        _check("batch_size", self.batch_size, self.batch_size >= 1, "at least 1")
+        _check("batch_size", self.batch_size, self.batch_size <= 1_000_000, "at most 1000000")
+        _check("local_epochs", self.local_epochs, self.local_epochs >= 1, "at least 1")
+        _check("local_epochs", self.local_epochs, self.local_epochs <= 10_000, "at most 10000")
+        if self.max_steps is not None:
+            _check("max_steps", self.max_steps, self.max_steps >= 1, "at least 1")
+        if self.clip_norm is not None:
+            _check("clip_norm", self.clip_norm, 0 < self.clip_norm < math.inf, "above 0")
+        if self.learning_rate_schedule == "cosine" and (self.rounds is None or self.rounds < 1):
+            raise ConfigError(
+                "a cosine learning rate needs the number of rounds over which it falls: set rounds"
+            )
+
+    def learning_rate_in(self, round_index: int) -> float:
+        """The learning rate of a round, counted from 0."""
+        if self.learning_rate_schedule == "constant" or self.rounds is None:
+            return self.learning_rate
+        progress = min(round_index / self.rounds, 1.0)
+        return self.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+    def batch_sizes(self, examples: int) -> list[int]:
+        """The sizes of a round's mini-batches, for a participant that has so many examples."""
+        full, last = epoch_sizes(examples, self.batch_size)
+        epoch = [self.batch_size] * full + [last] * (last > 0)
+        return (epoch * self.local_epochs)[: self.max_steps]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What local training reports: mean loss, how many examples it saw (in each epoch anew), and steps."""
+
+    loss: float
+    examples_seen: int
+    steps: int
+
+
+def local_steps(
+    model: nn.Module,
+    data: Batch,
+    settings: TrainingSettings,
+    *,
+    seed: int,
+    round_index: int,
+    participant: int,
+    objective: Objective = cross_entropy,
+) -> Trained:
+    """Train a model in place on a participant's examples; `objective` is called once for each mini-batch.
+
+    The result depends on the arguments alone: order of examples and dropout are drawn from (seed, round,
+    participant), and torch's global generator is put back afterwards. Raises TrainingError where the loss is
+    not finite or nothing can be trained, DataError where the participant has no examples.
+    """
+    batches = round_batches(data, settings, seed=seed, round_index=round_index, participant=participant)
+    optimizer = build_optimizer(model, settings, round_index)
+    total, seen, steps = 0.0, 0, 0
+    model.train()
+    with torch.random.fork_rng(devices=sorted(_gpus(model))):
+        torch.manual_seed(seed_of(seed, round_index, participant))
+        for batch in batches:
+            loss = gradient_step(model, batch, optimizer, settings.clip_norm, objective)
+            steps += 1
+            check_finite(loss, settings, round_index=round_index, participant=participant, step=steps)
+            total, seen = total + loss * len(batch), seen + len(batch)
+    optimizer.zero_grad(set_to_none=True)  # a cached sub-model need not keep its gradients between rounds
+    return Trained(loss=total / seen, examples_seen=seen, steps=steps)
+
+
+def round_batches(
+    data: Batch, settings: TrainingSettings, *, seed: int, round_index: int, participant: int
+) -> Iterator[Batch]:
+    """All mini-batches of a participant's round, in the order that (seed, round, participant) draws.
+
+    Raises DataError where it has no examples.
+    """
+    if len(data) == 0:
+        raise DataError(f"participant {participant} has no examples: give it some or use fewer participants")
+    generator = torch.Generator().manual_seed(seed_of(seed, round_index, participant))
+    return islice(mini_batches(data, settings, generator), settings.max_steps)
+
+
+def check_finite(
+    loss: float, settings: TrainingSettings, *, round_index: int, participant: int, step: int
+) -> None:
+    """Raise TrainingError, naming the participant, where a loss is not finite. Steps count from 1."""
+    if not math.isfinite(loss):
+        raise TrainingError(
+            f"participant {participant}'s loss became {loss} in round {round_index}, step {step}: "
+            f"lower the learning rate (it is {settings.learning_rate_in(round_index):g})"
+        )
+
+
+def mini_batches(data: Batch, settings: TrainingSettings, generator: torch.Generator) -> Iterator[Batch]:
+    """The mini-batches of a round: each epoch all examples in a new order, in the sizes of `epoch_sizes`."""
+    full, last = epoch_sizes(len(data), settings.batch_size)
+    for _ in range(settings.local_epochs):
+        yield from islice(data.shuffled(settings.batch_size, generator), full + (last > 0))
+
+
+def build_optimizer(model: nn.Module, settings: TrainingSettings, round_index: int) -> torch.optim.Optimizer:
+    """A fresh optimiser for a round. Momentum is SGD's; Adam and AdamW have their usual betas (0.9, 0.999).
+
+    Fused: one call for all parameters. Narrow models are small, and a step would spend up to a sixth of its
+    time in calls for one tensor each.
+
+    Raises TrainingError where the model has no parameter that trains.
+    """
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not parameters:
+        raise TrainingError("the model has no parameter that requires a gradient: nothing can be trained")
+    rate, decay = settings.learning_rate_in(round_index), settings.weight_decay
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(parameters, rate, settings.momentum, weight_decay=decay, fused=True)
+    if settings.optimizer == "adam":
+        return torch.optim.Adam(parameters, rate, weight_decay=decay, fused=True)
+    return torch.optim.AdamW(parameters, rate, weight_decay=decay, fused=True)
+
+
+def _gpus(model: nn.Module) -> set[int]:
+    """The GPUs that a model is on: their random generators are put back as well."""
+    devices = {parameter.device for parameter in model.parameters()}
+    return {device.index for device in devices if device.type == "cuda" and device.index is not None}
+
+
+def _check(name: str, value: float | int, fits: bool, wanted: str) -> None:
+    """ConfigError, naming the setting, where its value does not fit."""
+    if not fits:
+        raise ConfigError(f"{name} is {quoted(value)}: it must be {wanted}")
+
+
+def _one_of(name: str, value: str, known: Iterable[str]) -> None:
+    if value not in known:
+        raise ConfigError(f"{name} is {quoted(value)}: it must be one of {', '.join(known)}")

@@ -1,0 +1,234 @@
+"""Split learning with compressed traffic (Zhou et al., ECAI 2024, arXiv 2408.13787; SplitFed, Thapa et al., AAAI 2022).
+
+A participant runs the first layers on its own data, a server the rest. For each mini-batch:
+
+    participant:  z = first layers(x);  send encode(z), and the targets
+    server:       z' = decode(...);  loss = cross-entropy(rest(z'), targets);  a step;  send encode(d loss / d z')
+    participant:  g = decode(...);  back through the first layers with g in place of d loss / d z;  a step
+
+The gradient goes past the codec as if it were the identity, as in the paper; or, with the `derivative` "true",
+the server takes it back through the decoding, and only the gradients of the values that survived the encoding
+travel. What crosses besides activations (masks, sizes) is sent as it is. Neither side executes what the other
+sends: messages are tensors, by a codec or as safetensors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from msfusion.batch import Batch
+from msfusion.errors import MsfusionError, TrainingError
+from msfusion.methods.split.wire import Message, Wire
+from msfusion.objectives import make_dense, mean_cross_entropy, scores
+from msfusion.seeds import seed_of
+from msfusion.width.cut import ClientPart, ServerPart
+
+
+@dataclass(frozen=True)
+class Request:
+    """A participant's mini-batch as the server gets it.
+
+    `draw` seeds what is drawn for it (dropout), so that the result does not depend on where or when it is run.
+    """
+
+    message: Message
+    targets: Int[Tensor, "..."]
+    draw: int = 0
+
+
+def draw_of(seed: int, round_index: int, participant: int, step: int) -> int:
+    """The draw of a participant's mini-batch: both sides know it without sending it. Steps count from 0."""
+    return seed_of(seed, round_index, participant, step)
+
+
+class Participant:
+    """The first layers in training, on a participant's machine."""
+
+    def __init__(
+        self,
+        part: ClientPart,
+        optimizer: torch.optim.Optimizer | None,
+        wire: Wire,
+        clip_norm: float | None = None,
+    ) -> None:
+        self.part, self.optimizer, self.wire, self.clip_norm = part, optimizer, wire, clip_norm
+        self._sent: tuple[Tensor, ...] = ()
+        self._message: Message = []
+
+    def send(self, batch: Batch, draw: int = 0) -> Message:
+        """Run the first layers on a mini-batch."""
+        with _drawing(draw, 0):
+            self._sent = batch.call(self.part)
+        self._message = self.wire.up(self._sent)
+        return self._message
+
+    @property
+    def plain_bytes(self) -> int:
+        """Bytes of the activations that were sent last, without a codec."""
+        pairs = zip(self.wire.crossing, self._sent, strict=True)
+        return sum(tensor.nbytes for each, tensor in pairs if each.gradient)
+
+    def receive(self, message: Message) -> None:
+        """Finish the step with the gradients that came back. Raises CodecError."""
+        pairs = self.wire.gradients_for(self._sent, self._message, message)
+        self._sent, self._message = (), []
+        if self.optimizer is None:  # nothing in the first layers trains
+            return
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward([tensor for tensor, _ in pairs], [gradient for _, gradient in pairs])
+        make_dense(self.part.parameters())
+        if self.clip_norm is not None:  # one side's gradients; the other side's are not known here
+            nn.utils.clip_grad_norm_(self.part.parameters(), self.clip_norm)
+        self.optimizer.step()
+
+
+class Server:
+    """The rest of the model in training, for any number of participants."""
+
+    def __init__(
+        self,
+        part: ServerPart,
+        optimizer: torch.optim.Optimizer,
+        wire: Wire,
+        clip_norm: float | None = None,
+    ) -> None:
+        self.part, self.optimizer, self.wire, self.clip_norm = part, optimizer, wire, clip_norm
+
+    def step(self, requests: Sequence[Request]) -> list[tuple[Message, float]]:
+        """One step on one or several mini-batches: for each what goes back to its participant, and its loss.
+
+        Of several, the loss is the mean over all their examples. Raises CodecError for a bad message and
+        TrainingError for a loss or gradients that are not finite; then nothing has changed.
+        """
+        before = self._buffers()
+        try:
+            forwards = [self._forward(each, self.wire.received(each.message), before) for each in requests]
+        except BaseException:
+            self._put_back(before)
+            raise
+        return self.update(forwards)
+
+    def forward(self, request: Request, received: Sequence[Tensor]) -> Forward:
+        """The first half of a step: the loss of a mini-batch, whose message has been `received`.
+
+        Raises as `step` does, and nothing has changed then.
+        """
+        before = self._buffers()
+        try:
+            return self._forward(request, received, before)
+        except BaseException:
+            self._put_back(before)
+            raise
+
+    def _forward(self, request: Request, received: Sequence[Tensor], before: list[Tensor]) -> Forward:
+        with _drawing(request.draw, 1):
+            batch = Batch(tuple(received), request.targets)
+            loss = mean_cross_entropy(*scores(self.part, batch))
+        if not math.isfinite(float(loss.detach())):
+            raise TrainingError("the loss on the server is not finite: lower the learning rate")
+        self._check_buffers(before, len(request.targets))
+        return Forward(request.message, received, loss, len(request.targets), before)
+
+    def update(self, forwards: Sequence[Forward]) -> list[tuple[Message, float]]:
+        """The second half: one step of gradient descent on mini-batches that have been through `forward`.
+
+        Raises as `step` does; then nothing has changed since the first of them.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        everyone = sum(each.examples for each in forwards)
+        torch.stack([each.loss * (each.examples / everyone) for each in forwards]).sum().backward()  # type: ignore[no-untyped-call]  # torch's own
+        make_dense(self.part.parameters())
+        try:
+            answers = [
+                (self.wire.down(each.received, each.message), float(each.loss.detach())) for each in forwards
+            ]
+            norm = self._norm_of_gradients()
+        except MsfusionError:
+            self._put_back(forwards[0].before)
+            raise
+        if self.clip_norm is not None:
+            nn.utils.clip_grads_with_norm_(self.part.parameters(), self.clip_norm, norm)
+        self.optimizer.step()
+        return answers
+
+    def fault_of(self, request: Request) -> MsfusionError | None:
+        """What is wrong with one mini-batch, if a step on it alone would fail; nothing changes."""
+        before = self._buffers()
+        try:
+            forward = self._forward(request, self.wire.received(request.message), before)
+            self.optimizer.zero_grad(set_to_none=True)
+            forward.loss.backward()  # type: ignore[no-untyped-call]  # torch's own
+            self.wire.down(forward.received, request.message)
+            self._norm_of_gradients()
+        except MsfusionError as error:
+            return error
+        finally:
+            self._put_back(before)
+        return None
+
+    def _norm_of_gradients(self) -> Tensor:
+        gradients = [each.grad for each in self.part.parameters() if each.grad is not None]
+        norm: Tensor = nn.utils.get_total_norm(gradients)
+        if not math.isfinite(float(norm)):
+            raise TrainingError("the gradients on the server are not finite: lower the learning rate")
+        return norm
+
+    def _buffers(self) -> list[Tensor]:
+        """Copies of what a forward pass may change: running statistics."""
+        return [buffer.clone() for buffer in self.part.buffers()]
+
+    def _check_buffers(self, before: Sequence[Tensor], examples: int) -> None:
+        """TrainingError where a forward pass has spoilt running statistics, which a mini-batch of one does."""
+        for buffer, earlier in zip(self.part.buffers(), before, strict=True):
+            if not bool(torch.isfinite(buffer).all()) and bool(torch.isfinite(earlier).all()):
+                raise TrainingError(
+                    "a mini-batch of a single example has no variance that BatchNorm could divide by: give its "
+                    "participant a second example"
+                    if examples == 1
+                    else "the running statistics on the server are not finite: lower the learning rate"
+                )
+
+    def _put_back(self, buffers: Sequence[Tensor]) -> None:
+        with torch.no_grad():
+            for buffer, before in zip(self.part.buffers(), buffers, strict=True):
+                buffer.copy_(before)
+
+
+@dataclass(frozen=True)
+class Forward:
+    """A mini-batch that has been through the server part: what came of it, and the buffers before it."""
+
+    message: Message
+    received: Sequence[Tensor]
+    loss: Tensor
+    examples: int
+    before: list[Tensor]
+
+
+@contextmanager
+def _drawing(draw: int, side: int) -> Iterator[None]:
+    """Dropout is drawn from a seed of this mini-batch and side; the global generator is put back."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(draw, side))
+        yield
+
+
+def averaged(states: Sequence[tuple[dict[str, Tensor], float]]) -> dict[str, Tensor]:
+    """The mean of several client parts, each with its weight; integers (counters) are the first one's."""
+    total = sum(weight for _, weight in states)
+    first = states[0][0]
+    mean = {}
+    for name, tensor in first.items():
+        if not tensor.is_floating_point():
+            mean[name] = tensor.clone()
+            continue
+        terms = torch.stack([state[name].double() * (weight / total) for state, weight in states])
+        mean[name] = terms.sum(0).to(tensor.dtype)
+    return mean

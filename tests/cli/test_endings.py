@@ -1,0 +1,200 @@
+"""How a command ends: a function that would end the program is a mistake, Ctrl-C and SIGTERM are obeyed."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from averaging import Averaging, some_data
+from commands import QUICK, environment, msfusion, refused
+
+from msfusion.batch import Batch
+from msfusion.errors import TrainingError
+from msfusion.federated.method import Task, Update
+from msfusion.federated.rounds import RoundSettings, run_rounds
+
+MODULE = """
+import argparse, sys
+from torch import nn
+
+class Leaving(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(64, 10)
+
+    def forward(self, images):
+        sys.exit()
+
+def leaves(): sys.exit(0)
+def parses(): argparse.ArgumentParser(exit_on_error=False).exit(0)
+def raises(): raise SystemExit("all is well")
+def interrupts(): raise KeyboardInterrupt
+def closes(): raise GeneratorExit
+"""
+
+
+@pytest.mark.parametrize(
+    ("setting", "name"),
+    [
+        ("model.name=leaver:leaves", "leaves"),
+        ("model.name=leaver:parses", "parses"),
+        ("model.name=leaver:raises", "raises"),
+        ("model.name=leaver:interrupts", "interrupts"),
+        ("model.name=leaver:Leaving", "forward"),
+        ("data.source=leaver:leaves", "leaves"),
+        ("data.source=leaver:closes", "closes"),
+        ("model.name=leaver_at_once:model", "<module>"),
+    ],
+)
+def test_a_function_that_would_end_the_program_is_a_mistake(
+    here: Path, monkeypatch: pytest.MonkeyPatch, setting: str, name: str
+) -> None:
+    monkeypatch.syspath_prepend(here)
+    for module, text in (("leaver", MODULE), ("leaver_at_once", "import sys\nsys.exit(0)\n")):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+        (here / f"{module}.py").write_text(text)
+    refused(msfusion("train", *QUICK, "--set", setting), f"{name} ({here}")
+    assert not list(here.glob("runs/*"))
+
+
+class Ending(Averaging):
+    """Ends the program in a participant's training."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__()
+        self.error = error
+
+    def train(self, task: Task, data: Batch) -> Update:
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [SystemExit(0), GeneratorExit(), KeyboardInterrupt()], ids=repr)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_training_that_would_end_the_program_fails(error: BaseException, workers: int) -> None:
+    if workers == 1 and isinstance(error, KeyboardInterrupt):
+        pytest.skip("in the process itself it cannot be told from Ctrl-C; the command line can")
+    with pytest.raises(TrainingError, match=rf"train \(.*test_cli_endings.py.*{type(error).__name__}"):
+        list(run_rounds(Ending(error), some_data(3), RoundSettings(rounds=1), workers=workers))
+
+
+def started(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
+    """The command as a process that is not deaf to Ctrl-C; a shell's background jobs are."""
+    script = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from msfusion.cli.main import main; main()"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", script, *arguments], cwd=cwd, env=environment(), stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+
+
+def children_of(process: int) -> list[int]:
+    found = subprocess.run(["pgrep", "-P", str(process)], capture_output=True, text=True, check=False)
+    return [int(number) for number in found.stdout.split()]
+
+
+def wait_for(path: Path) -> None:
+    end = time.monotonic() + 120
+    while not (path.is_file() and path.read_text()):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+LONG = [*QUICK, "--set", "rounds=40", "--set", "training.local_epochs=1", "--set", "evaluation.every=40"]
+
+
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize(
+    ("signals", "code"),
+    [((signal.SIGINT,), 130), ((signal.SIGTERM,), 143), ((signal.SIGINT, signal.SIGINT), 130)],
+    ids=["Ctrl-C", "SIGTERM", "Ctrl-C twice"],
+)
+def test_a_run_that_is_stopped_leaves_no_worker_and_can_go_on(
+    here: Path, signals: Sequence[int], code: int
+) -> None:
+    with started("train", *LONG, "--workers", "2", "--out", "run", cwd=here) as running:
+        wait_for(here / "run" / "metrics.jsonl")
+        workers = children_of(running.pid)
+        for number in signals:
+            running.send_signal(number)
+            time.sleep(0.01)
+        _, told = running.communicate(timeout=60)
+    assert running.returncode == code
+    assert told.count("msfusion: ") in (1, len(signals))
+    assert "Traceback" not in told
+    assert len(workers) == 2
+    time.sleep(0.2)
+    assert not [worker for worker in workers if Path(f"/proc/{worker}/cwd").exists()]
+    assert not (here / "run" / "summary.json").exists()
+    if len(signals) == 2:
+        resumed = msfusion("train", "--out", "run", "--resume", "--workers", "1", "--quiet")
+        assert resumed.exit_code == 0, resumed.output
+        assert (here / "run" / "metrics.jsonl").read_text().count("\n") == 40
+
+
+STUBBORN = """
+import os, signal, sys, threading, time
+from msfusion.cli.common import told_in_a_sentence
+
+@told_in_a_sentence
+def command():
+    try:
+        print("ready", flush=True)
+        time.sleep(60)
+    finally:
+        print("tidying", flush=True)
+        time.sleep(60)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+command()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_the_second_signal_does_not_wait_for_the_first(here: Path, number: int) -> None:
+    command = [sys.executable, "-c", STUBBORN]
+    with subprocess.Popen(
+        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as running:
+        assert running.stdout is not None
+        for line in ("ready\n", "tidying\n"):
+            assert running.stdout.readline() == line
+            running.send_signal(number)
+        _, told = running.communicate(timeout=20)
+    assert running.returncode == 128 + number
+    assert told.startswith("msfusion: stopped at once")
+    assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", [["plan"], ["plan", "--json"], ["inspect", "convnet"]])
+def test_a_reader_who_leaves_ends_the_command_quietly(here: Path, command: list[str]) -> None:
+    settings = [] if "inspect" in command else QUICK
+    with subprocess.Popen(
+        [sys.executable, "-m", "msfusion.cli.main", *command, *settings],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=here,
+        env=environment(),
+    ) as running:
+        assert running.stdout is not None
+        assert running.stderr is not None
+        running.stdout.close()
+        assert running.stderr.read() == b""
+    assert running.returncode == 128 + signal.SIGPIPE
+
+
+def test_nothing_to_resume(here: Path) -> None:
+    refused(msfusion("train", "--resume", "--out", "typo"), "there is no run in typo to resume")
+    assert not (here / "typo").exists()
+    (here / "quick.toml").write_text("rounds = 1\n")
+    begun = msfusion("train", "quick.toml", "--resume", "--out", "new", *QUICK)
+    assert begun.exit_code == 0, begun.output
+    assert "nothing to resume yet" in begun.stderr
+    again = msfusion("train", "quick.toml", "--resume", "--out", "new", *QUICK)
+    assert (again.exit_code, again.stderr) == (0, "")

@@ -1,0 +1,172 @@
+"""Runs of a sum of blocks and of an ensemble: what is foreseen is what happens, and a stop changes nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from quick import QUICK_SETTINGS, QUICK_TEXT
+from safetensors.torch import load_file
+from torch.utils.flop_counter import FlopCounterMode
+from watching import Stopping
+
+from msfusion.data.load import load_data
+from msfusion.errors import ConfigError
+from msfusion.experiment import setup
+from msfusion.experiment.config import Config, load_config
+from msfusion.experiment.directory import RunDirectory
+from msfusion.experiment.export import export
+from msfusion.experiment.prepare import prepare
+from msfusion.experiment.setup import Parts, prepare_parts
+from msfusion.experiment.train import train
+from msfusion.models.build import build_model
+from msfusion.models.spec import ModelSpec
+from msfusion.objectives import evaluate
+
+IMAGES = (
+    *QUICK_SETTINGS,
+    "method.start=blocks",
+    "participants.ratio=0.5",
+    "rounds=5",
+    "training.local_epochs=1",
+)
+TEXT = (
+    *QUICK_TEXT,
+    "method.start=blocks",
+    "model.name=decoder_lm",
+    "model.options={features=16, heads=4, layers=1}",
+    "rounds=3",
+    "training.local_epochs=1",
+)
+ABSENT = ("participants.dropout=0.3", "participants.ratio=[0.25, 0.5, 0.25]", "participants.fraction=0.7")
+SLOW = (
+    "network={deadline=2.0, late='downweight', machines=["
+    "{download_megabits=10.0, upload_megabits=10.0, gigaflops=1.0}, "
+    "{download_megabits=20.0, upload_megabits=20.0, gigaflops=2.0}, "
+    "{download_megabits=1.0, upload_megabits=1.0, gigaflops=1.0}]}"
+)
+
+
+def images(*overrides: str) -> Config:
+    return load_config(None, [*IMAGES, *overrides])
+
+
+@pytest.fixture(scope="module")
+def parts() -> Parts:
+    return prepare_parts(images())
+
+
+@pytest.fixture(scope="module")
+def whole(parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("whole") / "run"
+    train(images(), path, parts=parts)
+    return path
+
+
+def lines(path: Path) -> list[dict[str, object]]:
+    return [{**line, "seconds": 0} for line in RunDirectory(path).read_metrics()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after", [1, 2, 3, 4])
+def test_stopped_anywhere_and_resumed_it_ends_with_the_same_bytes(
+    parts: Parts, whole: Path, tmp_path: Path, after: int
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(images(), tmp_path, watcher=Stopping(after), parts=parts)
+    train(images("run.workers=2"), tmp_path, resume=True, parts=parts)
+    assert (tmp_path / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert lines(tmp_path) == lines(whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings",
+    [
+        (*IMAGES, *ABSENT),
+        (*IMAGES, SLOW, "rounds=6"),
+        TEXT,
+        (*TEXT, "method.remembered_bytes=0"),
+    ],
+    ids=["absent", "late", "text", "recomputed"],
+)
+def test_what_is_foreseen_is_what_happens(settings: tuple[str, ...], tmp_path: Path) -> None:
+    config = load_config(None, settings)
+    plan = prepare(config).plan()
+    summary = train(config, tmp_path / "run")
+    metrics = RunDirectory(tmp_path / "run").read_metrics()
+    for each in (plan, summary):
+        rows = each["participants"]
+        assert sum(row["total_bytes_down"] for row in rows) == sum(line["bytes_down"] for line in metrics)
+        assert sum(row["total_bytes_up"] for row in rows) == sum(line["bytes_up"] for line in metrics)
+        assert sum(row["total_flops"] for row in rows) == sum(line["training_flops"] for line in metrics)
+        assert sum(row["finished_blocks"] for row in rows) == sum(line["finished_blocks"] for line in metrics)
+        assert each["trained_model"]["parameters"] == each["sum_of_blocks"]["blocks"] * min(
+            row["parameters"] for row in rows
+        )
+    assert any(line["finished_blocks"] for line in metrics)
+    kept = RunDirectory(tmp_path / "run").load_checkpoint(
+        RunDirectory(tmp_path / "run").read_fingerprint().digest
+    )
+    assert kept is not None
+    for row in plan["participants"]:
+        memory = kept.memories.get(row["participant"], {})
+        assert sum(tensor.nbytes for tensor in memory.values()) <= row["remembered_bytes"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changed", [(), ("method.name=ensemble",), ("method.name=small",)])
+def test_the_trained_model_comes_back_from_its_folder_alone(
+    parts: Parts, tmp_path: Path, changed: tuple[str, ...]
+) -> None:
+    config = images(*changed)
+    train(config, tmp_path / "run", parts=parts)
+    export(tmp_path / "run", tmp_path / "out")
+    model = build_model(ModelSpec(**json.loads((tmp_path / "out" / "model.json").read_text())))
+    model.load_state_dict(load_file(tmp_path / "out" / "model.safetensors"))
+    found = evaluate(model, load_data(config.data_spec).test)
+    assert found.loss == pytest.approx(RunDirectory.reopen(tmp_path / "run").read_summary()["loss"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (("method.start=blocks", "method.overlap={start=0.5}"), "method.overlap has no meaning"),
+        (("method.start=blocks", "method.contrastive_weight=1"), "method.contrastive_weight has no meaning"),
+        (
+            ("method.start=blocks", "participants.budget={memory='1 MB'}"),
+            "participants.budget has no meaning",
+        ),
+        (("method.passes=2",), "method.passes has no meaning for method.start = 'auto'"),
+        (("method.start=blocks", "method.blocks=0"), "method.blocks"),
+        (("method.start=other",), "method.start"),
+        (("method.start=blocks", "method.remembered_bytes='many'"), "number of bytes"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_in_a_sentence(settings: tuple[str, ...], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        load_config(None, settings)
+
+
+def test_a_start_is_msfusions_alone() -> None:
+    """A comparison changes nothing but the method's name."""
+    for name in ("small", "ensemble", "heterofl"):
+        assert images().changed({"method.name": name}).method.start == "blocks"
+
+
+@pytest.mark.parametrize("limit", ["'1 MB'", "0"], ids=["remembered", "recomputed"])
+def test_foreseen_flops_are_those_that_a_counter_sees(parts: Parts, limit: str) -> None:
+    """Of a participant's round in which it trains one block and is sent another one."""
+    made = setup.prepare(images(f"method.remembered_bytes={limit}", "participants.ratio=0.25"), parts)
+    method, forecast = made.method, made.forecast
+    assert forecast is not None
+    state, data = method.initial_state(), made.data.participants
+    for round_index in range(2):
+        tasks = [method.assign(state, round_index, each) for each in range(3)]
+        with FlopCounterMode(display=False) as counter:
+            updates = [method.train(task, data[task.participant]) for task in tasks]
+        spent = [forecast.spent(each, round_index) for each in range(3)]
+        assert counter.get_total_flops() == sum(each.flops for each in spent)
+        assert [each.finished for each in spent] == [round_index] * 3
+        state = method.aggregate(state, updates)

@@ -1,0 +1,180 @@
+"""Split learning over a network as a user has it: real processes on this machine's loopback, with TLS."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from commands import environment, msfusion, refused
+from split_processes import Forge
+
+from msfusion.experiment.config import load_config
+from msfusion.experiment.directory import RunDirectory
+from msfusion.experiment.train import train
+
+OVERRIDES = [
+    "rounds=3",
+    "data.max_train=120",
+    "data.max_test=60",
+    "participants.count=3",
+    "model.name=convnet",
+    "method.name=split",
+    "split.at=layers.3",
+    "training.batch_size=4",
+    "training.local_epochs=1",
+    "run.workers=1",
+]
+SET = [part for override in OVERRIDES for part in ("--set", override)]
+
+
+@pytest.fixture
+def config(here: Path) -> str:
+    (here / "job.toml").write_text(load_config(None, OVERRIDES).to_toml())
+    return "job.toml"
+
+
+def free_address() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+def rounds_done(path: Path) -> int:
+    metrics = path / "metrics.jsonl"
+    return metrics.read_text().count("\n") if metrics.exists() else 0
+
+
+def wait_for_round(path: Path, count: int) -> None:
+    end = time.monotonic() + 60
+    while rounds_done(path) < count:
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+@contextmanager
+def stopped(process: int) -> Iterator[None]:
+    """A process that does nothing for a while; a moment passes until the others wait for it."""
+    os.kill(process, signal.SIGSTOP)
+    time.sleep(0.1)
+    yield
+    os.kill(process, signal.SIGCONT)
+
+
+def without_seconds(path: Path) -> list[dict[str, object]]:
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+
+
+@pytest.mark.slow
+def test_killed_participants_and_servers_change_nothing(config: str, here: Path) -> None:
+    """SIGKILL to a participant and to the server in the middle of rounds; the same commands go on."""
+    address, path = free_address(), here / "served"
+    for directory in ("keys", "other"):
+        assert msfusion("split", "certificates", "--out", directory, "--host", "127.0.0.1").exit_code == 0
+    (here / "wrong").mkdir()
+    for directory, name in (("keys", "authority.pem"), ("other", "token")):
+        (here / "wrong" / name).write_bytes((here / directory / name).read_bytes())
+        (here / "wrong" / name).chmod(0o600)
+    serve = ["split", "serve", config, "--address", address, "--certificates", "keys", "--out", str(path)]
+
+    def join(participant: int, *protection: str) -> list[str]:
+        where = ["--address", address, "--participant", str(participant)]
+        return ["split", "join", config, *where, *(protection or ("--certificates", "keys"))]
+
+    with Forge(OVERRIDES, environment()) as forge:
+        server = forge.start(here / "server.txt", *serve)
+        strangers = [
+            forge.start(here / "other.txt", *join(0, "--certificates", "other")),
+            forge.start(here / "plain.txt", *join(0, "--plain-text")),
+            forge.start(here / "wrong.txt", *join(0, "--certificates", "wrong")),
+        ]
+        assert [forge.code(each) for each in strangers] == [2, 2, 2]
+
+        participants = [forge.start(here / f"{each}.txt", *join(each)) for each in range(3)]
+        wait_for_round(path, 1)
+        with stopped(participants[2]):  # so that the round cannot end
+            os.kill(participants[1], signal.SIGKILL)
+            assert forge.code(participants[1]) == -signal.SIGKILL
+            participants[1] = forge.start(here / "1.txt", *join(1))
+        wait_for_round(path, 2)
+        with stopped(participants[2]):
+            os.kill(server, signal.SIGKILL)
+            assert forge.code(server) == -signal.SIGKILL
+        done = rounds_done(path)
+        server = forge.start(here / "server.txt", *serve)
+        assert [forge.code(each) for each in [server, *participants]] == [0, 0, 0, 0]
+
+    train(load_config(Path(config)), here / "trained")
+    assert (path / "model.safetensors").read_bytes() == (here / "trained" / "model.safetensors").read_bytes()
+    assert without_seconds(path) == without_seconds(here / "trained")
+    summaries = [RunDirectory(each).read_summary() | {"seconds": 0} for each in (path, here / "trained")]
+    assert summaries[0] == summaries[1]
+    for name, expected in (
+        ("other", "its certificate is not to be trusted"),
+        ("plain", "it wants TLS"),
+        ("wrong", "the token is missing or wrong"),
+    ):
+        told = (here / f"{name}.txt").read_text()
+        assert expected in told.splitlines()[-1]
+        assert "Traceback" not in told
+    untouched = (here / "0.txt").read_text()
+    assert untouched.count("connected") == 2  # it was never killed, and found the server again
+    assert untouched.count("the connection is lost") == 1
+    assert "round 3/3" in untouched
+    assert f"continued after round {done}" in (here / "server.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (
+            ["serve", "job.toml", "--address", "0.0.0.0:7000", "--out", "x", "--plain-text"],
+            "one machine only",
+        ),
+        (["serve", "job.toml", "--address", "0.0.0.0", "--out", "x", "--plain-text"], "HOST:PORT"),
+        (["serve", "job.toml", "--address", "127.0.0.1:7000", "--out", "x"], "--certificates is missing"),
+        (
+            ["join", "job.toml", "--address", "10.0.0.1:7", "--participant", "0", "--plain-text"],
+            "one machine only",
+        ),
+        (
+            ["join", "job.toml", "--address", "127.0.0.1:7", "--participant", "3", "--plain-text"],
+            "no participant 3",
+        ),
+        (
+            [
+                "join",
+                "job.toml",
+                "--address",
+                "a:7",
+                "--participant",
+                "0",
+                "--plain-text",
+                "--certificates",
+                ".",
+            ],
+            "leave out",
+        ),
+        (
+            ["join", "none.toml", "--address", "localhost:7", "--participant", "0", "--plain-text"],
+            "no configuration",
+        ),
+        (["certificates", "--out", "x", "--host", "a:7000"], "do not give a port"),
+    ],
+)
+def test_mistakes_are_told_in_a_sentence(arguments: list[str], expected: str, config: str) -> None:
+    refused(msfusion("split", *arguments), expected)
+
+
+def test_other_methods_have_no_server(here: Path) -> None:
+    (here / "job.toml").write_text('[method]\nname = "fedavg"\n')
+    for command in (["serve", "job.toml", "--out", "x"], ["join", "job.toml", "--participant", "0"]):
+        expected = "over a network it should be 'split'"
+        refused(msfusion("split", *command, "--address", "localhost:7", "--plain-text"), expected)

@@ -1,0 +1,146 @@
+"""What `method.start = "auto"` chooses: by the length of the run, and by what the model and the settings allow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from quick import QUICK_SETTINGS
+from safetensors.torch import load_file
+from torch import nn
+
+from msfusion.batch import Batch
+from msfusion.data.federated import FederatedData
+from msfusion.experiment.config import Config, load_config
+from msfusion.experiment.export import export
+from msfusion.experiment.prepare import prepare as prepare_run
+from msfusion.experiment.setup import Parts, Setup, prepare, prepare_parts, traced
+from msfusion.experiment.starts import PASSES_OF_A_BLOCK, affordable_blocks, passes_of
+from msfusion.experiment.train import train
+from msfusion.methods.blocks import BlocksMethod
+from msfusion.methods.copies import CopiesMethod
+from msfusion.methods.narrow import NarrowMethod
+
+OPEN = (*QUICK_SETTINGS, "method.start=auto", "participants.ratio=0.25", "training.local_epochs=1")
+
+
+def opened(*overrides: str) -> Config:
+    return load_config(None, [*OPEN, *overrides])
+
+
+@pytest.fixture(scope="module")
+def parts() -> Parts:
+    return prepare_parts(opened())
+
+
+def examples(*numbers: int) -> list[Batch]:
+    return [Batch((torch.zeros(each, 1),), torch.zeros(each, dtype=torch.int64)) for each in numbers]
+
+
+def test_passes_by_hand() -> None:
+    """Two passes in each of ten rounds; or, of 40 and 16 examples, two mini-batches of 16: 32 and 16 are seen."""
+    config = opened("rounds=10", "training.batch_size=16", "training.local_epochs=2")
+    assert passes_of(config, examples(40, 16)) == 20
+    limited = opened("rounds=10", "training.max_steps=2", "training.batch_size=16")
+    assert passes_of(limited, examples(40, 16)) == pytest.approx(10 * (32 / 40 + 1) / 2)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "passes", "blocks"),
+    [
+        ("0.25", 1.9, 1),
+        ("0.25", 2.0, 2),
+        ("0.25", 3.5, 3),
+        ("0.25", 100.0, 4),
+        ("0.125", 5.0, 5),
+        ("1.0", 100.0, 1),
+        ("[0.125, 0.25, 0.5]", 2.0, 4),  # (1 + 2 + 4) / 3 blocks at once
+        ("[0.125, 0.25, 0.5]", 0.1, 2),
+    ],
+)
+def test_a_block_for_so_many_passes(ratio: str, passes: float, blocks: int) -> None:
+    config = opened(f"participants.ratio={ratio}")
+    assert affordable_blocks(config, passes * PASSES_OF_A_BLOCK) == blocks
+
+
+def test_a_number_of_blocks_that_is_given_is_taken() -> None:
+    assert affordable_blocks(opened("method.blocks=7"), 1.0) == 7
+
+
+def chosen(parts: Parts, *overrides: str) -> Setup:
+    return prepare(opened(*overrides), parts)
+
+
+def test_a_short_run_trains_the_small_model_bit_for_bit(parts: Parts, tmp_path: Path) -> None:
+    setup = chosen(parts)
+    assert isinstance(setup.method, BlocksMethod)
+    assert setup.method.phases.blocks == 1
+    ours = train(opened(), tmp_path / "ours", parts=parts)
+    small = train(opened("method.name=small"), tmp_path / "small", parts=parts)
+    assert ours["loss"] == small["loss"]
+    assert ours["start"]["chosen"] == "blocks"
+    assert "start" not in small
+    mine, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("ours", "small"))
+    assert {name.removeprefix("block0."): tensor.tolist() for name, tensor in mine.items()} == {
+        name: tensor.tolist() for name, tensor in theirs.items()
+    }
+
+
+def test_a_long_run_trains_several_and_can_be_exported(parts: Parts, tmp_path: Path) -> None:
+    several = ("method.blocks=2", "rounds=3")
+    setup = chosen(parts, *several)
+    assert isinstance(setup.method, BlocksMethod)
+    assert (setup.method.phases.blocks, setup.config.method.start) == (2, "blocks")
+    assert any("sum of 2 blocks" in remark for remark in prepare_run(opened(*several), parts).remarks)
+    said = train(opened(*several), tmp_path / "open", parts=parts)
+    told = train(opened(*several, "method.start=blocks"), tmp_path / "told", parts=parts)
+    assert said["loss"] == told["loss"]
+    names = {path.name for path in export(tmp_path / "open", tmp_path / "out")}
+    assert {"model.json", "model.safetensors"} <= names
+
+
+@pytest.mark.parametrize(
+    ("setting", "kind"),
+    [
+        ("method.overlap={start=0.6}", CopiesMethod),
+        ("method.between_rounds=false", CopiesMethod),
+        ("method.contrastive_weight=0.5", CopiesMethod),
+        ("method.recalibrate=true", CopiesMethod),
+        ("participants.budget={memory='40 MB'}", CopiesMethod),
+    ],
+)
+def test_settings_of_slices_ask_for_slices(parts: Parts, setting: str, kind: type) -> None:
+    settings = [each for each in OPEN if not (each.startswith("participants.ratio") and "budget" in setting)]
+    setup = prepare(load_config(None, [*settings, setting]), parts)
+    assert isinstance(setup.method, kind)
+    assert setting.partition("=")[0] in (setup.why_start or "")
+
+
+def test_an_overlap_by_feedback_asks_for_fresh_slices(parts: Parts) -> None:
+    setup = chosen(parts, "method.overlap={shape='feedback', start=0.6}")
+    assert setup.config.method.start == "fresh"
+
+
+class Gated(nn.Module):
+    """Its logits are a product of two layers, so no tensor does nothing but make them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.scores, self.gate = nn.Linear(64, 16), nn.Linear(16, 10), nn.Linear(16, 10)
+
+    def forward(self, images: Any) -> Any:
+        hidden = torch.relu(self.hidden(images.flatten(1)))
+        return torch.exp(self.scores(hidden)) * torch.sigmoid(self.gate(hidden))
+
+
+def test_a_model_that_has_no_silent_blocks_is_trained_as_copies(parts: Parts) -> None:
+    torch.manual_seed(0)
+    model = Gated()
+    data: FederatedData = parts.data
+    own = Parts(data, model, traced(model, data))
+    setup = chosen(own, "method.blocks=4", "method.remembered_bytes=1000")
+    assert isinstance(setup.method, CopiesMethod)
+    assert "without a say" in (setup.why_start or "")
+    assert isinstance(prepare(opened("method.start=fresh"), own).method, NarrowMethod)
