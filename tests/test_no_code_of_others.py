@@ -14,15 +14,15 @@ SOURCE = Path(msfusion.__file__).parent
 
 ALLOWED = {
     ("__init__.py", "importlib"): "our own modules, by names that stand in the file",
-    ("cli.py", "importlib"): "metadata: the version of what is installed",
-    ("config.py", "importlib"): "resources: the default configuration",
+    ("cli/main.py", "importlib"): "metadata: the version of what is installed",
+    ("experiment/config/__init__.py", "importlib"): "resources: the default configuration",
     ("data/builtin.py", "importlib"): "where scikit-learn lies, and Python's own help texts",
     (
-        "engines/pool.py",
+        "engines/processes.py",
         "pickle",
     ): "the name of an error that multiprocessing raises; nothing is read with it",
     ("imports.py", "importlib"): "module:function, which the user asked to be run",
-    ("runs/environment.py", "importlib"): "metadata: versions, for the record of a comparison",
+    ("experiment/environment.py", "importlib"): "metadata: versions, for the record of a comparison",
     (
         "width/generate.py",
         "compile",

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 from averaging import Averaging, Counting, some_data
-from test_local import outcome, same
+from test_rounds import outcome, same
 from torch import Tensor
 
 from msfusion.errors import ConfigError
