@@ -68,7 +68,9 @@ def second_round(method: NarrowMethod, data: Batch) -> Task:
     """What participant 0 trains on in its second round: it remembers the first."""
     state = method.initial_state()
     first = method.train(method.assign(state, 0, 0), data)
-    return replace(method.assign(method.aggregate(state, [first]), 1, 0), memory=first.memory)
+    return replace(
+        method.assign(method.fuse(state, [(method.assign(state, 0, 0), first)]), 1, 0), memory=first.memory
+    )
 
 
 def compare(model: nn.Module, data: Batch, ratio: float, every: int, rounds: int) -> dict[str, Any]:

@@ -120,7 +120,7 @@ RUNS: Mapping[str, Sequence[str]] = {
     "split, relayed": (*SPLIT, "split.clients=relayed"),
     "fedgrow": GROW,
     "fedgrow, two workers": (*GROW, "run.workers=2", "evaluation.own_labels=false"),
-    "fedgrow, then targets": (*GROW, "grow.growth_rounds=2", "grow.further='targets'"),
+    "fedgrow, then the target": (*GROW, "grow.growth_rounds=2", "grow.further='federated'"),
 }
 """By what it is about: the settings of each run."""
 

@@ -30,6 +30,7 @@ from torch import Tensor
 from msfusion.batch import Batch
 from msfusion.data.load import load_data
 from msfusion.data.spec import DataSpec
+from msfusion.engines import on_this_machine
 from msfusion.experiment.environment import environment
 from msfusion.federated.rounds import RoundSettings, run_rounds
 from msfusion.federated.training import TrainingSettings
@@ -98,7 +99,7 @@ def train_by_hand(model: ResNet, data: Batch, seed: int) -> None:
 
 def our_rounds(method: NarrowMethod, data: Sequence[Batch], rounds: int, workers: int) -> Iterator[float]:
     """The seconds of each round of `run_rounds`."""
-    results = run_rounds(method, data, RoundSettings(rounds=rounds), workers=workers)
+    results = run_rounds(method, data, RoundSettings(rounds=rounds), engine=on_this_machine(workers))
     while True:
         begin = time.perf_counter()
         if next(results, None) is None:
@@ -179,7 +180,7 @@ def start_up(build: MethodBuilder) -> dict[str, float]:
             method,
             data,
             RoundSettings(rounds=1),
-            workers=workers,
+            engine=on_this_machine(workers),
             on_participant=lambda _, arrivals=arrivals: arrivals.append(time.perf_counter()),
         )
         list(rounds)

@@ -34,6 +34,7 @@ from msfusion.batch import Batch
 from msfusion.data.federated import FederatedData, example_inputs
 from msfusion.data.load import load_data
 from msfusion.data.spec import DataSpec
+from msfusion.engines import on_this_machine
 from msfusion.experiment.environment import environment
 from msfusion.federated.rounds import RoundResult, RoundSettings, run_rounds
 from msfusion.federated.training import TrainingSettings
@@ -122,9 +123,8 @@ def compare(name: str, participants: int, device: str, workers: int, rounds: int
                 method,
                 data.participants,
                 RoundSettings(rounds=rounds + 1),
-                workers=workers,
+                engine=on_this_machine(workers, device=device),
                 together=limit,
-                device=device,
             )
         )
         for limit in (1, together)

@@ -29,7 +29,7 @@ class Given:
     window: Window
     trained: State
     weight: float
-    received: State | None
+    received: State
     share: float
 
 
@@ -71,7 +71,7 @@ def reference(state: State, copies: Copies, updates: list[Given], apart: float) 
                 terms = [(each.trained[name][here], each.weight * each.share)]
                 if name not in copies.width_map.parameters:
                     terms.append((tensor[there], each.weight * (1 - each.share)))
-                elif each.received is not None:
+                else:
                     terms.append((each.received[name][here], -each.weight * each.share))
                 for value, weight in terms:
                     sums[there] += Fraction(float(value) / n) * Fraction(weight)
@@ -130,7 +130,7 @@ def drawn_updates(data: st.DataObject, copies: Copies, dtype: torch.dtype, state
         trained = extract(random_state(copies.width_map, number + 1, dtype), copies.width_map, window)
         weight = data.draw(st.one_of(st.integers(1, 5000).map(float), st.floats(1e-3, 1e3)))
         share = data.draw(st.sampled_from([1.0, 0.5, 0.3]))
-        received = extract(state, copies.width_map, window) if data.draw(st.booleans()) else None
+        received = extract(state, copies.width_map, window)
         updates.append(Given(window, trained, weight, received, share))
     return updates
 
@@ -231,7 +231,7 @@ def test_what_does_not_fit_is_refused_and_leaves_no_trace() -> None:
         {"seen": good["seen"]},
     ):
         with pytest.raises(UpdateError, match="weight"):
-            accumulator.add_update(window, bad, 1.0)
+            accumulator.add_update(window, bad, 1.0, received=good)
     assert_same_bits(accumulator.result(1.0), state)
     with pytest.raises(ConfigError, match="rows"):
         Copies(copies.width_map, {"rows": 3, "columns": 3})

@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from simulated import run_rounds
 from test_fusion import some_updates
 from test_kin import Given, drawn_copies, drawn_updates, entries, origins, two_groups
 from torch import Tensor
@@ -22,7 +23,6 @@ from msfusion.averaging.robust import Average, RobustAccumulator, RobustKin, rob
 from msfusion.errors import ConfigError
 from msfusion.experiment.config import load_config
 from msfusion.experiment.setup import prepare
-from msfusion.federated.rounds import run_rounds
 from msfusion.width.copies import Copies
 from msfusion.width.groups import State
 from msfusion.width.slices import extract
@@ -71,13 +71,16 @@ def test_each_entry_is_the_robust_average_of_its_holders(data: st.DataObject) ->
     state = random_state(width_map, dtype=torch.float64)
     updates = some_updates(data, width_map, torch.float64, data.draw(st.integers(1, 6)))
 
-    def fused(order: Sequence[int]) -> dict[str, Tensor]:
+    def fuse_updates(order: Sequence[int]) -> dict[str, Tensor]:
         accumulator = RobustAccumulator(state, width_map, average)
         for number in order:
             accumulator.add(*updates[number])
         return accumulator.result()
 
-    found, whole = fused(range(len(updates))), Copies(width_map, {g.name: g.units for g in width_map.groups})
+    found, whole = (
+        fuse_updates(range(len(updates))),
+        Copies(width_map, {g.name: g.units for g in width_map.groups}),
+    )
     for name, tensor in state.items():
         held: defaultdict[tuple[int, ...], list[float]] = defaultdict(list)
         for window, sub_state, _ in updates:
@@ -87,7 +90,7 @@ def test_each_entry_is_the_robust_average_of_its_holders(data: st.DataObject) ->
         for there, values in held.items():
             expected[there] = statistics.fmean(kept(values, average))
         torch.testing.assert_close(found[name], expected)
-    shuffled = fused(data.draw(st.permutations(range(len(updates)))))
+    shuffled = fuse_updates(data.draw(st.permutations(range(len(updates)))))
     assert all(torch.equal(found[name], shuffled[name]) for name in state)
 
 
@@ -145,7 +148,7 @@ def by_the_definition(
             value = float(each.trained[name][here]) * each.share
             if not trained:
                 value += float(old[there]) * (1 - each.share)
-            elif each.received is not None:
+            else:
                 value -= float(each.received[name][here]) * each.share
             change[there] = value
         changes.append(change)

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 from averaging import Averaging, some_data
 from commands import QUICK, environment, msfusion, refused
+from simulated import run_rounds
 
 from msfusion.batch import Batch
 from msfusion.errors import TrainingError
 from msfusion.federated.method import Task, Update
-from msfusion.federated.rounds import RoundSettings, run_rounds
+from msfusion.federated.rounds import RoundSettings
 
 MODULE = """
 import argparse, sys

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,13 +13,13 @@ from torch import Tensor
 
 from msfusion.batch import Batch
 from msfusion.errors import ConfigError, DataError
-from msfusion.federated.method import Evaluation, Kind, Task, Update
+from msfusion.federated.method import Answered, Evaluation, Kind, Method, Task, Update
 from msfusion.federated.privacy import Outbound
 from msfusion.width.groups import State
 
 
 @dataclass(frozen=True)
-class Averaging:
+class Averaging(Method):
     """Every participant moves the weights towards the mean of its examples; the server averages in int64.
 
     `failing` participants do what `failure` says instead.
@@ -66,8 +66,8 @@ class Averaging:
     def outbound(self, kind: Kind, task: Task) -> Outbound:
         return Outbound.like(task.tensors, frozenset({"process", "threads"}))
 
-    def aggregate(self, state: State, updates: Iterable[Update]) -> dict[str, Tensor]:
-        collected = list(updates)
+    def fuse(self, state: State, answered: Answered) -> dict[str, Tensor]:
+        collected = [update for _, update in answered]
         fixed = sum((update.tensors["weight"].double() * 2**40).long() for update in collected)
         assert isinstance(fixed, Tensor)
         return {"weight": (fixed.double() / 2**40 / len(collected)).float(), "steps": state["steps"] + 1}
@@ -89,10 +89,10 @@ class Counting(Averaging):
         tensors = {**update.tensors, "weight": update.tensors["weight"] + before[0]}
         return replace(update, tensors=tensors, memory={"weight": before + 1})
 
-    def aggregate(self, state: State, updates: Iterable[Update]) -> dict[str, Tensor]:
-        collected = list(updates)
-        assert not any(update.memory for update in collected)
-        return super().aggregate(state, collected)
+    def fuse(self, state: State, answered: Answered) -> dict[str, Tensor]:
+        collected = list(answered)
+        assert not any(update.memory for _, update in collected)
+        return super().fuse(state, collected)
 
 
 def some_data(participants: int = 5) -> list[Batch]:

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from msfusion.engines.processes import Pool
-from msfusion.federated import rounds as local
+from msfusion import engines
+from msfusion.engines.processes import Processes
 
 WINDOW = 16
 """How many neighbouring bytes of a private tensor are looked for: eight numbers of 16 bits, four of 32, two of 64."""
@@ -46,14 +46,14 @@ class Recorded:
         self.shelves: list[bytes] = []
         recorded = self
 
-        class RecordingPool(Pool):
+        class RecordingProcesses(Processes):
             def _start(self, *work: Any) -> None:
                 super()._start(*work)
                 worker: Any = self._workers[-1]
                 worker.connection = Recording(worker.connection, recorded.wire)
                 worker.shelf = Recording(worker.shelf, recorded.shelves)
 
-        monkeypatch.setattr(local, "Pool", RecordingPool)
+        monkeypatch.setattr(engines, "Processes", RecordingProcesses)
 
 
 DISGUISES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)

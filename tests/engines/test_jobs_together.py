@@ -8,12 +8,13 @@ from collections.abc import Sequence
 import pytest
 import torch
 from averaging import Averaging, Grouped, some_data
+from simulated import run_rounds
 
 from msfusion.batch import Batch
 from msfusion.errors import ConfigError, DataError, TrainingError
-from msfusion.federated.engine import InProcess, check_execution, perform
+from msfusion.federated.engine import Ask, InProcess, perform
 from msfusion.federated.method import Task, Update
-from msfusion.federated.rounds import RoundResult, RoundSettings, run_rounds
+from msfusion.federated.rounds import RoundResult, RoundSettings
 from msfusion.federated.screening import Screening
 
 
@@ -90,7 +91,7 @@ def test_what_cannot_be_is_refused_at_once(
 def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match="PyTorch finds no GPU on this machine: set it to cpu"):
-        check_execution(Averaging(), 1, 1, "cuda")
+        InProcess("cuda")
 
 
 def test_participants_find_their_task_and_examples_on_the_device_and_the_update_comes_back() -> None:
@@ -108,5 +109,7 @@ def test_participants_find_their_task_and_examples_on_the_device_and_the_update_
     assert seen == ["meta"] * 4
     assert update.tensors["weight"].device.type == "cpu"
     seen.clear()
-    list(InProcess(Noting(), some_data(2)).run("train", [lambda: [task]]))
+    alone = InProcess()
+    alone.open(some_data(2))
+    list(alone.run(Noting(), [Ask("train", lambda: [task])]))
     assert seen == ["cpu"] * 4

@@ -15,14 +15,15 @@ from pathlib import Path
 import pytest
 import torch
 from averaging import Averaging, some_data
+from simulated import Job, opened, run_rounds
 
-from msfusion.engines.processes import Pool, WorkerError
+from msfusion.engines.processes import Processes, WorkerError
 from msfusion.errors import ConfigError, DataError, TrainingError
-from msfusion.federated.engine import Job
 from msfusion.federated.method import Task
-from msfusion.federated.rounds import RoundSettings, run_rounds
+from msfusion.federated.rounds import RoundSettings
 from msfusion.federated.screening import Screening
 
+PATH = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 ONCE = RoundSettings(rounds=1)
 STOP = Screening("stop")
 
@@ -48,13 +49,10 @@ def _leave_nobody_behind() -> object:
 
 def test_the_work_is_shared_and_workers_live_on() -> None:
     method = Averaging(delay=0.01)
-    pool = Pool(method, some_data(6), workers=2)
-    try:
+    with opened(Processes(2), method, some_data(6)) as pool:
         first, second = (
             {done.update.metadata["process"] for done in pool.run("train", jobs(method, 6))} for _ in range(2)
         )
-    finally:
-        pool.close()
     assert len(first) == 2
     assert first == second
     assert os.getpid() not in first
@@ -68,12 +66,9 @@ def test_tasks_are_made_when_they_are_needed_and_in_order() -> None:
         ahead.append(len(made) - finished)
         return job(method, participant)
 
-    pool = Pool(method, some_data(12), workers=2)
-    try:
+    with opened(Processes(2), method, some_data(12)) as pool:
         for _ in pool.run("train", [partial(make, participant) for participant in range(12)]):
             finished += 1
-    finally:
-        pool.close()
     assert made == list(range(12))
     assert max(ahead) <= 2 * 2 + 2  # two for each worker, and what was done but not yet counted
 
@@ -81,11 +76,8 @@ def test_tasks_are_made_when_they_are_needed_and_in_order() -> None:
 def test_a_long_task_does_not_hold_up_others() -> None:
     method = Averaging(delay=0.02)
     data = [some_data(40)[index] for index in (39, 9, 9)]  # 0.8 s, 0.2 s, 0.2 s
-    pool = Pool(method, data, workers=2)
-    try:
+    with opened(Processes(2), method, data) as pool:
         order = [done.update.participant for done in pool.run("train", jobs(method, 3))]
-    finally:
-        pool.close()
     assert order == [1, 2, 0]
 
 
@@ -94,14 +86,14 @@ def test_more_threads_are_used_where_the_parent_used_one() -> None:
     script = (
         "import sys, torch\n"
         "torch.set_num_threads(1)\n"
-        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        f"sys.path[:0] = {PATH!r}\n"
         "from averaging import Averaging, some_data\n"
-        "from msfusion.engines.processes import Pool\n"
+        "from simulated import opened\n"
+        "from msfusion.engines.processes import Processes\n"
         "method = Averaging()\n"
-        "pool = Pool(method, some_data(2), 2, threads=2)\n"
         "task = method.assign(method.initial_state(), 0, 0)\n"
-        "print([done.update.metadata['threads'] for done in pool.run('train', [lambda: [task]] * 2)])\n"
-        "pool.close()\n"
+        "with opened(Processes(2, threads=2), method, some_data(2)) as pool:\n"
+        "    print([done.update.metadata['threads'] for done in pool.run('train', [lambda: [task]] * 2)])\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[2, 2]"
@@ -181,14 +173,15 @@ def test_closing_between_rounds_ends_the_workers() -> None:
 def test_workers_leave_with_a_killed_parent_even_while_they_work() -> None:
     script = (
         "import sys\n"
-        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        f"sys.path[:0] = {PATH!r}\n"
         "import multiprocessing\n"
         "from averaging import Averaging, some_data\n"
-        "from msfusion.engines.processes import Pool\n"
+        "from simulated import opened\n"
+        "from msfusion.engines.processes import Processes\n"
         "method = Averaging((0, 1), 'sleep')\n"
-        "pool = Pool(method, some_data(2), 2)\n"
-        "print(*(child.pid for child in multiprocessing.active_children()), flush=True)\n"
-        "list(pool.run('train', [lambda p=p: [method.assign({}, 0, p)] for p in (0, 1)]))\n"
+        "with opened(Processes(2), method, some_data(2)) as pool:\n"
+        "    print(*(child.pid for child in multiprocessing.active_children()), flush=True)\n"
+        "    list(pool.run('train', [lambda p=p: [method.assign({}, 0, p)] for p in (0, 1)]))\n"
     )
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
@@ -206,11 +199,8 @@ def test_workers_leave_with_a_killed_parent_even_while_they_work() -> None:
 @pytest.mark.slow
 def test_workers_can_be_started_afresh() -> None:
     method = Averaging()
-    pool = Pool(method, some_data(2), workers=1, start_method="spawn")
-    try:
+    with opened(Processes(1, start_method="spawn"), method, some_data(2)) as pool:
         done = list(pool.run("train", jobs(method, 2)))
-    finally:
-        pool.close()
     assert [entry.update.participant for entry in done] == [0, 1]
 
 
@@ -218,8 +208,9 @@ def test_a_method_that_cannot_be_pickled_is_refused_where_forking_is_not_possibl
     class Local(Averaging):
         pass
 
-    with pytest.raises(ConfigError, match="set workers to 1"):
-        Pool(Local(), some_data(2), workers=1, start_method="spawn")
+    alone = Processes(1, start_method="spawn")
+    with pytest.raises(ConfigError, match="set workers to 1"), opened(alone, Local(), some_data(2)):
+        pass
 
 
 @pytest.mark.timeout(60)
@@ -229,7 +220,8 @@ def test_more_threads_after_the_parent_used_some_work_or_are_refused(monkeypatch
     torch.set_num_threads(2)
     try:
         torch.ones(1 << 20).sqrt_()
-        Pool(Averaging(), some_data(2), workers=1, threads=2).close()
+        with opened(Processes(1, threads=2), Averaging(), some_data(2)):
+            pass
     except ConfigError as error:
         sentence = str(error)
     finally:

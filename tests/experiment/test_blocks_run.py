@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from quick import QUICK_SETTINGS, QUICK_TEXT
 from safetensors.torch import load_file
+from simulated import fuse_updates
 from torch.utils.flop_counter import FlopCounterMode
 from watching import Stopping
 
@@ -169,4 +170,4 @@ def test_foreseen_flops_are_those_that_a_counter_sees(parts: Parts, limit: str) 
         spent = [forecast.spent(each, round_index) for each in range(3)]
         assert counter.get_total_flops() == sum(each.flops for each in spent)
         assert [each.finished for each in spent] == [round_index] * 3
-        state = method.aggregate(state, updates)
+        state = fuse_updates(method, state, updates)

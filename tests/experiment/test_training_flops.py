@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from grow_cases import LIGO, data, method_of
 from quick import QUICK_GROW
+from simulated import run_rounds
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -20,7 +21,6 @@ from msfusion.experiment.grow import GrowRun
 from msfusion.experiment.train import train
 from msfusion.federated.method import Task, Update
 from msfusion.federated.participation import Conditions, RoundSettings
-from msfusion.federated.rounds import run_rounds
 from msfusion.growth import Copy, LiGO
 from msfusion.methods.fedgrow.method import GrowMethod
 from msfusion.methods.fedgrow.settings import GrowSettings

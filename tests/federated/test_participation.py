@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import torch
 from averaging import Averaging, Counting, some_data
+from simulated import run_rounds
 from test_rounds import outcome, same
 from torch import Tensor
 
@@ -14,7 +15,7 @@ from msfusion.errors import ConfigError
 from msfusion.federated.late import LATE, LateUpdate, with_late, without_late
 from msfusion.federated.method import Task, Update
 from msfusion.federated.participation import Attendance, Calendar, Conditions, Late, RoundSettings
-from msfusion.federated.rounds import RoundResult, run_rounds
+from msfusion.federated.rounds import RoundResult
 from msfusion.federated.screening import Norm
 
 TIMES = (1.0, 2.0, 9.0, 4.0, 3.0)
@@ -120,12 +121,12 @@ def test_impossible_conditions(wrong: dict[str, object], sentence: str) -> None:
 class Listing(Averaging):
     """Notes whose updates it merged, of which round, and how much of each counted."""
 
-    def aggregate(self, state, updates):  # type: ignore[no-untyped-def]
-        collected = list(updates)
+    def fuse(self, state, answered):  # type: ignore[no-untyped-def]
+        collected = list(answered)
         merged = torch.zeros(5, 2)
-        for update in collected:
+        for _, update in collected:
             merged[update.participant] = torch.tensor([update.round_index + 1, update.share])
-        return {**super().aggregate(state, collected), "merged": merged}
+        return {**super().fuse(state, collected), "merged": merged}
 
     def assign(self, state, round_index, participant):  # type: ignore[no-untyped-def]
         task = super().assign(state, round_index, participant)
@@ -196,12 +197,16 @@ def test_a_round_in_which_nothing_arrives_leaves_the_state_as_it_is() -> None:
 
 def test_late_updates_beside_memories_come_back_whole() -> None:
     update = Update(3, 7, {"a.b": torch.randn(2, 3), "n": torch.tensor(4)}, 12, 0.1 + 0.2, {"steps": 5})
+    task = Task(3, 7, {"a.b": torch.randn(2, 3)}, {"overlap": 0.25})
     memories = {1: {"x": torch.ones(2)}, 3: {"y": torch.zeros(1)}}
-    back, late = without_late(with_late(memories, {3: LateUpdate(update, Norm(0.5, 2.0))}))
+    back, late = without_late(with_late(memories, {3: LateUpdate(task, update, Norm(0.5, 2.0))}))
     assert back.keys() == memories.keys()
     assert same(dict(back[3]), memories[3])
     found = late[3].update
     assert (late[3].norm, late[3].fault) == (Norm(0.5, 2.0), None)
     assert same(dict(found.tensors), dict(update.tensors))
+    sent = late[3].task
+    assert same(dict(sent.tensors), dict(task.tensors))
+    assert (sent.participant, sent.round_index, sent.metadata) == (3, 7, {"overlap": 0.25})
     assert (found.examples, found.loss, found.metadata, found.round_index) == (12, 0.1 + 0.2, {"steps": 5}, 7)
-    assert without_late(with_late({}, {3: LateUpdate(update, Norm())}))[0] == {}
+    assert without_late(with_late({}, {3: LateUpdate(task, update, Norm())}))[0] == {}

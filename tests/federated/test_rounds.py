@@ -9,11 +9,12 @@ import torch
 from averaging import Averaging, Counting, some_data
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from simulated import fuse_updates, run_rounds
 from torch import Tensor
 
 from msfusion.batch import Batch
 from msfusion.errors import ConfigError, DataError
-from msfusion.federated.rounds import ParticipantResult, RoundResult, RoundSettings, _copies, run_rounds
+from msfusion.federated.rounds import ParticipantResult, RoundResult, RoundSettings, _copies
 
 
 def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
@@ -42,7 +43,7 @@ def test_a_round_equals_the_loop_by_hand() -> None:
     (result,) = run_rounds(method, data, RoundSettings(rounds=1))
     state = method.initial_state()
     updates = [method.train(method.assign(state, 0, p), own) for p, own in enumerate(data)]
-    assert same(result.state, method.aggregate(state, updates))
+    assert same(result.state, fuse_updates(method, state, updates))
     for update, participant in zip(updates, result.participants, strict=True):
         assert (participant.loss, participant.examples) == (update.loss, update.examples)
         assert (participant.bytes_down, participant.bytes_up) == (4 * 4 + 8, 4 * 4 + 8)

@@ -11,6 +11,7 @@ from typing import Any, cast
 import pytest
 import torch
 from averaging import Averaging, Counting, Grouped, some_data
+from simulated import fuse_updates, run_rounds
 from torch import Tensor, nn
 
 import msfusion
@@ -20,7 +21,7 @@ from msfusion.errors import ConfigError, DataError, MsfusionError, PrivacyError,
 from msfusion.federated.held import Held
 from msfusion.federated.method import Task, Update
 from msfusion.federated.participation import Conditions
-from msfusion.federated.rounds import RoundResult, RoundSettings, run_rounds
+from msfusion.federated.rounds import RoundResult, RoundSettings
 from msfusion.federated.screening import Norm, Screening, absurd_losses, fault_of, norm_of, outliers
 from msfusion.federated.training import TrainingSettings
 from msfusion.methods.parts.batch_norm import pooled
@@ -136,7 +137,7 @@ def test_a_bad_update_counts_for_nothing_and_is_named(how: str) -> None:
     (result,) = run_rounds(method, data, RoundSettings(rounds=1))
     start = method.initial_state()
     good = [Averaging().train(Averaging().assign(start, 0, p), data[p]) for p in (0, 1, 2, 4)]
-    assert torch.equal(result.state["weight"], Averaging().aggregate(start, good)["weight"])
+    assert torch.equal(result.state["weight"], fuse_updates(Averaging(), start, good)["weight"])
     assert [each.participant for each in result.participants] == [0, 1, 2, 4]
     (left_out,) = result.left_out
     assert (left_out.participant, left_out.bytes_down) == (3, 4 * 4 + 8)
@@ -166,7 +167,7 @@ def test_what_may_not_leave_and_what_raises_is_its_participants(how: str) -> Non
         (result,) = run_rounds(method, some_data(), once, **options)
         if how == "loss" and "together" in options:  # there the method says another
             continue
-        assert torch.equal(result.state["weight"], Averaging().aggregate(start, good)["weight"])
+        assert torch.equal(result.state["weight"], fuse_updates(Averaging(), start, good)["weight"])
         (left_out,) = result.left_out
         assert (left_out.participant, left_out.bytes_down) == (2, 4 * 4 + 8)
         assert left_out.bytes_up == 0

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from simulated import run_rounds
 from test_contrastive import offset
 from test_narrow_method import SETTINGS, images, mlp, same
 from torch import Tensor
 
 from msfusion.errors import ConfigError
 from msfusion.federated.method import Method
-from msfusion.federated.rounds import RoundSettings, run_rounds
+from msfusion.federated.rounds import RoundSettings
 from msfusion.methods.adaptive import OVERLAP, AdaptiveMethod, model_state
 from msfusion.methods.parts.contrastive import ContrastiveSettings
 from msfusion.methods.table import build_method

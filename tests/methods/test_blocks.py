@@ -11,21 +11,22 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from simulated import fuse_updates, run_rounds
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from msfusion.batch import Batch
 from msfusion.costs import inference_flops
 from msfusion.errors import ConfigError, PrivacyError, UpdateError
-from msfusion.federated.method import Recalibrating, Update
+from msfusion.federated.method import Update
 from msfusion.federated.participation import Conditions
 from msfusion.federated.results import RoundResult
-from msfusion.federated.rounds import RoundSettings, run_rounds
+from msfusion.federated.rounds import RoundSettings
 from msfusion.federated.states import holding, labelled, loaded, model_state, part
 from msfusion.federated.training import TrainingSettings, local_steps
 from msfusion.methods.blocks import BlocksMethod, BlocksSettings, is_one_wide_model, one_wide_state
 from msfusion.methods.parts.contrastive import ContrastiveSettings
-from msfusion.methods.parts.phases import Answered, Phases, Versions, finished_label
+from msfusion.methods.parts.phases import Phases, Seen, Versions, finished_label
 from msfusion.methods.parts.silence import silenced
 from msfusion.methods.small import small_method
 from msfusion.methods.table import build_method
@@ -244,7 +245,7 @@ def test_statistics_of_batchnorm_are_averaged_and_nobody_measures() -> None:
     model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)).double()
     traced = model, trace(model, (torch.randn(2, 6).double(),))
     method, data = build(3, model=traced), some_data()
-    assert not isinstance(method, Recalibrating)
+    assert not method.recalibrates
     results = run(method, data, 3, test=data[0])
     assert all(result.measuring_bytes == 0 for result in results)
     means = [results[-1].state[f"block{block}.1.running_mean"] for block in range(4)]
@@ -298,22 +299,22 @@ def test_whoever_comes_back_is_sent_just_what_it_misses(seed: int) -> None:
             if fate == "late":
                 late.append(replace(update, share=0.5))
                 were_late.add(each)
-        state = method.aggregate(state, updates) if updates else state
+        state = fuse_updates(method, state, updates) if updates else state
 
 
 def test_versions_follow_what_was_merged() -> None:
     versions = Versions.first(2, 3)
     assert versions.due(0, 0, (0,)) == []  # nobody needs to be sent silence
     assert versions.due(0, 0, (1,)) == [0]  # the small model has a say from the first round on
-    versions = versions.after([Answered(0, 0, (0,), True), Answered(1, 0, (0,), False)])
+    versions = versions.after([Seen(0, 0, (0,), True), Seen(1, 0, (0,), False)])
     assert versions.changes.tolist() == [1, 0, 0]
     assert versions.due(0, 1, (1,)) == [0]
-    after = versions.after([Answered(0, 1, (1,), True)])
+    after = versions.after([Seen(0, 1, (1,), True)])
     assert after.due(0, 1, (1,)) == []
     assert after.remembered(0) == [0]
     assert after.due(1, 1, (1,)) == [0]  # absent: it still misses the first
     assert after.due(0, 2, (2,)) == [1]
-    late = versions.after([Answered(0, 1, (1,), False)])
+    late = versions.after([Seen(0, 1, (1,), False)])
     assert late.changes.tolist() == [1, 1, 0]
     assert late.due(0, 1, (1,)) == [0]  # what it was sent then is not known: once more
 
@@ -443,10 +444,10 @@ def test_an_update_of_another_block_is_refused_by_its_participant() -> None:
     update = method.train(method.assign(state, 0, 1), data[1])
     strange = {name.replace("block0", "block1"): tensor for name, tensor in update.tensors.items()}
     with pytest.raises(UpdateError, match="participant 1") as caught:
-        method.aggregate(state, [replace(update, tensors=strange)])
+        fuse_updates(method, state, [replace(update, tensors=strange)])
     assert caught.value.participant == 1
     with pytest.raises(UpdateError, match="no block that it was to train"):
-        method.aggregate(state, [replace(update, tensors={**update.tensors, **strange})])
+        fuse_updates(method, state, [replace(update, tensors={**update.tensors, **strange})])
 
 
 def test_one_bad_participant_does_not_spoil_a_block() -> None:

@@ -7,13 +7,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from simulated import fuse_updates, run_rounds
 from test_narrow_method import SETTINGS, images, mlp, same
 from torch import Tensor
 
 from msfusion.averaging.fusion import fuse
 from msfusion.errors import ConfigError
 from msfusion.federated.method import Update
-from msfusion.federated.rounds import RoundSettings, run_rounds
+from msfusion.federated.rounds import RoundSettings
 from msfusion.methods.narrow import NarrowMethod
 from msfusion.methods.parts.capacities import Capacities, FromRound, OneOf
 from msfusion.methods.parts.contrastive import ContrastiveSettings
@@ -119,7 +120,7 @@ def test_a_late_update_counts_in_part_and_the_present_state_for_the_rest(name: s
     late = method.train(method.assign(old, 0, 1), images()[1])
     state = {tensor: values + 1.0 for tensor, values in old.items()}
     on_time = method.train(method.assign(state, 3, 2), images()[2])
-    fused = method.aggregate(state, [on_time, replace(late, share=0.25)])
+    fused = fuse_updates(method, state, [on_time, replace(late, share=0.25)])
 
     def in_place(update: Update) -> dict[str, Tensor]:
         """The update where it stands in the whole state, NaN elsewhere."""

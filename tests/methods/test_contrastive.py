@@ -11,12 +11,13 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from simulated import fuse_updates, run_rounds
 from torch import Tensor, nn
 
 from msfusion.batch import IGNORED, Batch
 from msfusion.errors import ConfigError
 from msfusion.federated.method import Method, Task, Update
-from msfusion.federated.rounds import RoundResult, RoundSettings, run_rounds
+from msfusion.federated.rounds import RoundResult, RoundSettings
 from msfusion.federated.training import TrainingSettings, local_steps
 from msfusion.methods.blocks import BlocksSettings
 from msfusion.methods.narrow import NarrowMethod
@@ -103,7 +104,7 @@ def method_for(name: str = "msfusion", contrastive: ContrastiveSettings = ON) ->
 def second_task(method: Method, data: Batch, participant: int = 1) -> Task:
     """A participant's task in its second round, with its memory of the first."""
     first = method.train(method.assign(method.initial_state(), 0, participant), data)
-    state = method.aggregate(method.initial_state(), [replace(first, memory={})])
+    state = fuse_updates(method, method.initial_state(), [replace(first, memory={})])
     return replace(method.assign(state, 1, participant), memory=first.memory)
 
 

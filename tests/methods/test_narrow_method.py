@@ -6,12 +6,13 @@ from functools import cache
 
 import pytest
 import torch
+from simulated import fuse_updates, run_rounds
 from torch import Tensor, nn
 
 from msfusion.batch import Batch
 from msfusion.errors import ConfigError, UpdateError
-from msfusion.federated.method import Method, Recalibrating, Update
-from msfusion.federated.rounds import RoundSettings, run_rounds
+from msfusion.federated.method import Method, Update
+from msfusion.federated.rounds import RoundSettings
 from msfusion.federated.states import holding, state_of
 from msfusion.federated.training import TrainingSettings, local_steps
 from msfusion.methods.blocks import BlocksSettings
@@ -83,9 +84,7 @@ def test_the_table_has_every_method_and_all_are_methods() -> None:
         method = build_method(name, *mlp(), (0.5,) * 4, SETTINGS, blocks=BlocksSettings(8))
         assert isinstance(method, Method)
         assert method.name == name
-        if name != "ensemble":  # whose statistics are averaged with its tensors
-            assert isinstance(method, Recalibrating)
-            assert not method.recalibrates
+        assert not method.recalibrates
 
 
 def test_a_round_of_fedavg_is_the_loop_by_hand_bit_for_bit() -> None:
@@ -135,7 +134,7 @@ def test_the_order_of_updates_does_not_matter() -> None:
     method, data = method_for("msfusion"), images()
     state = method.initial_state()
     updates = [method.train(method.assign(state, 0, p), own) for p, own in enumerate(data)]
-    assert same(method.aggregate(state, updates), method.aggregate(state, reversed(updates)))
+    assert same(fuse_updates(method, state, updates), fuse_updates(method, state, reversed(updates)))
 
 
 def test_a_tied_tensor_travels_once_and_stays_tied() -> None:
@@ -145,7 +144,7 @@ def test_a_tied_tensor_travels_once_and_stays_tied() -> None:
     task = method.assign(state, 0, 1)
     update = method.train(task, texts()[1])
     assert set(task.tensors) == set(update.tensors) == set(state) - {"head.weight"}
-    fused = method.aggregate(state, [update])
+    fused = fuse_updates(method, state, [update])
     assert torch.equal(fused["head.weight"], fused["embedding.weight"])
 
 
@@ -180,7 +179,7 @@ def test_uniform_weights_count_participants_instead_of_examples() -> None:
             weights
         )
         assert isinstance(expected, Tensor)
-        assert torch.equal(method.aggregate(state, updates)["0.bias"], expected.float())
+        assert torch.equal(fuse_updates(method, state, updates)["0.bias"], expected.float())
 
 
 def test_settings_may_differ_between_participants() -> None:
@@ -206,7 +205,7 @@ def test_a_bad_update_is_refused_by_participant_and_round(change: object, proble
     good = method.train(method.assign(state, 1, 2), images()[2])
     bad = Update(2, 1, change(dict(good.tensors)), good.examples, good.loss)  # type: ignore[operator]
     with pytest.raises(UpdateError, match=rf"participant 2 in round 1: .*{problem}"):
-        method.aggregate(state, [bad])
+        fuse_updates(method, state, [bad])
 
 
 def test_a_missing_tied_tensor_is_refused() -> None:
@@ -216,7 +215,7 @@ def test_a_missing_tied_tensor_is_refused() -> None:
     good = method.train(method.assign(state, 0, 0), texts()[0])
     tensors = {name: tensor for name, tensor in good.tensors.items() if name != "embedding.weight"}
     with pytest.raises(UpdateError, match=r"embedding\.weight"):
-        method.aggregate(state, [Update(0, 0, tensors, 5, 1.0)])
+        fuse_updates(method, state, [Update(0, 0, tensors, 5, 1.0)])
 
 
 def test_evaluation_is_that_of_a_model_with_this_state_and_leaves_the_template() -> None:

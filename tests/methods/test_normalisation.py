@@ -7,12 +7,13 @@ from functools import cache
 import pytest
 import torch
 import torch.nn.functional as F
+from simulated import fuse_updates, run_rounds
 from torch import Tensor, nn
 
 from msfusion.batch import Batch
 from msfusion.errors import UpdateError
 from msfusion.federated.method import Update
-from msfusion.federated.rounds import RoundSettings, run_rounds
+from msfusion.federated.rounds import RoundSettings
 from msfusion.federated.states import state_of
 from msfusion.federated.training import TrainingSettings
 from msfusion.methods.parts import batch_norm as normalisation
@@ -153,7 +154,7 @@ def test_evaluation_after_recalibration_is_better_than_with_the_statistics_of_na
     state = method.initial_state()
     for round_index in range(6):
         tasks = [method.assign(state, round_index, participant) for participant in range(3)]
-        state = method.aggregate(state, [method.train(task, data[task.participant]) for task in tasks])
+        state = fuse_updates(method, state, [method.train(task, data[task.participant]) for task in tasks])
     moments = [
         method.measure(method.measurement(state, 5, participant), data[participant])
         for participant in range(3)

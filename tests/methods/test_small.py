@@ -7,10 +7,11 @@ from functools import cache
 
 import pytest
 import torch
+from simulated import run_rounds
 from torch import nn
 
 from msfusion.batch import Batch
-from msfusion.federated.rounds import RoundSettings, run_rounds
+from msfusion.federated.rounds import RoundSettings
 from msfusion.federated.states import state_of
 from msfusion.federated.training import TrainingSettings, local_steps
 from msfusion.methods.small import SmallMethod, reinitialised, small_method

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from simulated import run_rounds
 from together_cases import (
     SETTINGS,
     assert_alike,
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 
 from msfusion.batch import IGNORED, Batch
 from msfusion.federated.method import Task, Update
-from msfusion.federated.rounds import RoundSettings, run_rounds
+from msfusion.federated.rounds import RoundSettings
 from msfusion.federated.training import TrainingSettings, mini_batches
 from msfusion.methods.narrow import NarrowMethod
 from msfusion.methods.parts.vectorised import clip_each, groups_of, stacked_batches

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from simulated import run_rounds
 from together_cases import (
     assert_alike,
     method_for,
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from msfusion.batch import Batch
 from msfusion.errors import ConfigError, DataError, TrainingError
-from msfusion.federated.rounds import RoundSettings, run_rounds
+from msfusion.federated.rounds import RoundSettings
 from msfusion.methods.narrow import NarrowMethod
 from msfusion.methods.parts.contrastive import ContrastiveSettings
 from msfusion.methods.table import AnyMethod

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from simulated import run_rounds
 from torch import nn
 
 from msfusion.batch import IGNORED, Batch
 from msfusion.data.load import load_data
 from msfusion.data.spec import DataSpec
 from msfusion.federated.method import Task
-from msfusion.federated.rounds import RoundResult, RoundSettings, run_rounds
+from msfusion.federated.rounds import RoundResult, RoundSettings
 from msfusion.federated.training import TrainingSettings
 from msfusion.methods.narrow import NarrowMethod
 from msfusion.methods.table import AnyMethod, build_method

@@ -53,11 +53,11 @@ class KinAccumulator(Accumulator):
         sub_state: State,
         weight: float,
         *,
-        received: State | None = None,
+        received: State,
         share: float = 1.0,
         source: str = "",
     ) -> None:
-        """Add one participant's tensors, trained from those it `received` (None: the trained ones are differences).
+        """Add one participant's tensors, trained from those it `received`.
 
         Of an update with a `share` below 1 the rest counts as no change. Raises UpdateError as `Accumulator.add` does.
         """
@@ -71,7 +71,7 @@ class KinAccumulator(Accumulator):
         for name in self._sums:
             terms = [(held[name], weight * share)]
             if name in self._trained:
-                terms += [] if received is None else [(received[name], -weight * share)]
+                terms.append((received[name], -weight * share))
             elif share < 1:
                 terms.append((cuts[name].take(self._state[name]), weight * (1 - share)))
             self._include(name, cuts[name], terms, copies[name])

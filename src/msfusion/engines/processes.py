@@ -29,7 +29,7 @@ import threading
 import traceback
 import warnings
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
@@ -41,7 +41,7 @@ import torch
 from msfusion import errors
 from msfusion.batch import Batch
 from msfusion.errors import ConfigError, MsfusionError, TrainingError
-from msfusion.federated.engine import Done, Job, done, perform
+from msfusion.federated.engine import Answer, Ask, Engine, answer_to, perform
 from msfusion.federated.messages import (
     encode,
     receive,
@@ -72,39 +72,54 @@ class _Worker:
     jobs: deque[Sequence[Task]] = field(default_factory=deque)  # at work on the first
 
 
-class Pool:
-    """Several worker processes. Raises here what a worker raised, and TrainingError where one dies."""
+class Processes(Engine):
+    """Several worker processes on this machine, each with so many threads of PyTorch.
 
-    def __init__(
-        self,
-        method: Method,
-        data: Sequence[Batch],
-        workers: int,
-        threads: int = 1,
-        start_method: StartMethod | None = None,
-        test: Batch | None = None,
-    ) -> None:
+    What one of them raises is raised here, and TrainingError where one dies. `start_method` is how processes begin
+    (None: by fork where that is safe). Raises ConfigError for fewer than one process or thread.
+    """
+
+    def __init__(self, workers: int, threads: int = 1, start_method: StartMethod | None = None) -> None:
+        for name, value in (("workers", workers), ("threads", threads)):
+            if value < 1:
+                raise ConfigError(f"{name} is {value}: it must be at least 1")
+        self._count, self._threads, self._start_method = workers, threads, start_method
+        self._data: Sequence[Batch] = ()
+        self._test: Batch | None = None
+        self._method: Method | None = None
         self._workers: list[_Worker] = []
-        try:
-            for _ in range(workers):
-                self._start((method, data, test, threads), start_method or _start_method())
-            for worker in self._workers if threads > 1 else []:
-                _await_threads(worker, threads)
-        except BaseException:
-            self.close()
-            raise
 
-    def run(self, kind: Kind, jobs: Sequence[Job]) -> Generator[Done, None, None]:
+    def open(self, data: Sequence[Batch], test: Batch | None = None) -> None:
+        """Keep them for the workers, which are started with the first `run`, as they are given the method as well."""
+        self._data, self._test = data, test
+
+    def run(self, method: Method, asks: Sequence[Ask]) -> Iterator[Answer]:
         """Whoever is free takes the next task, while the server fuses what was handed on."""
-        waiting = deque(jobs)
-        self._hand_out(kind, waiting)
+        if method is not self._method:
+            self._start_all(method)
+        waiting = deque(asks)
+        self._hand_out(waiting)
         while busy := [worker for worker in self._workers if worker.jobs]:
             for worker in _ready(busy):
                 finished = _take(worker)
-                self._hand_out(kind, waiting)
+                self._hand_out(waiting)
                 yield from finished
 
-    def _hand_out(self, kind: Kind, waiting: deque[Job]) -> None:
+    def _start_all(self, method: Method) -> None:
+        """Start the workers with a method, at most one for each participant."""
+        self.close()
+        work = (method, self._data, self._test, self._threads)
+        try:
+            for _ in range(min(self._count, len(self._data))):
+                self._start(work, self._start_method or _start_method())
+            for worker in self._workers if self._threads > 1 else []:
+                _await_threads(worker, self._threads)
+        except BaseException:
+            self.close()
+            raise
+        self._method = method
+
+    def _hand_out(self, waiting: deque[Ask]) -> None:
         """Give every worker a job, and a second one to begin with at once when it has done the first.
 
         The second only while many wait: near the end of a round it may otherwise wait behind a long task of
@@ -117,7 +132,7 @@ class Pool:
                     and len(worker.jobs) < depth
                     and (depth == 1 or len(waiting) >= len(self._workers))
                 ):
-                    _give(worker, kind, waiting.popleft()())
+                    _give(worker, waiting.popleft())
 
     def close(self) -> None:
         """End all workers, at once those that still work."""
@@ -131,7 +146,7 @@ class Pool:
                 worker.process.kill()
             worker.process.join()
             worker.process.close()
-        self._workers = []
+        self._workers, self._method = [], None
 
     def _start(
         self, work: tuple[Method, Sequence[Batch], Batch | None, int], start_method: StartMethod
@@ -161,19 +176,20 @@ class Pool:
         self._workers.append(_Worker(process, ours, our_shelf))
 
 
-def _give(worker: _Worker, kind: Kind, tasks: Sequence[Task]) -> None:
-    """Send a job's tasks to a worker. It reads even while it works, so this does not wait."""
+def _give(worker: _Worker, ask: Ask) -> None:
+    """Send the tasks of an ask to a worker. It reads even while it works, so this does not wait."""
+    tasks = ask.tasks()
     worker.jobs.append(tasks)
     try:
         for index, task in enumerate(tasks, 1):
-            send(worker.connection, task_message(kind, task, more=index < len(tasks)))
+            send(worker.connection, task_message(ask.kind, task, more=index < len(tasks)))
             if task.memory:
                 send(worker.shelf, encode({}, task.memory))
     except OSError:
         raise _death(worker) from None
 
 
-def _take(worker: _Worker) -> list[Done]:
+def _take(worker: _Worker) -> list[Answer]:
     """What a worker that is ready has to say about its job."""
     finished = []
     for task in worker.jobs[0]:
@@ -183,7 +199,7 @@ def _take(worker: _Worker) -> list[Done]:
                 error, _ = receive(worker.shelf)
                 failure = _raised(error["error"], error["text"], error["cause"])
                 if header["failed"] == "participant" and isinstance(failure, MsfusionError):
-                    finished.append(done(task, failure, header["seconds"]))
+                    finished.append(answer_to(task, failure, header["seconds"]))
                     continue
                 worker.jobs.popleft()
                 raise failure
@@ -192,7 +208,7 @@ def _take(worker: _Worker) -> list[Done]:
                 update = replace(update, memory=receive(worker.shelf)[1])
         except (EOFError, OSError):
             raise _death(worker) from None
-        finished.append(done(task, update, seconds))
+        finished.append(answer_to(task, update, seconds))
     worker.jobs.popleft()
     return finished
 

@@ -27,7 +27,7 @@ from msfusion.experiment.files import read_tensors, write_folder_with, write_jso
 from msfusion.experiment.fingerprint import code_of, model_digest
 from msfusion.experiment.grow import GrowRun
 from msfusion.experiment.setup import Setup, prepare, settle_process, traced
-from msfusion.federated.method import OwnModels
+from msfusion.federated.method import Method
 from msfusion.imports import is_reference
 from msfusion.methods.table import trains_own_models
 from msfusion.models.build import build_model, full_options
@@ -69,7 +69,7 @@ def _common(config: Config, directory: RunDirectory, participant: int | None) ->
     method = config.method
     if (method.name, method.start) == ("msfusion", "auto") or trains_own_models(method.name, method.start):
         setup = prepare(config)
-        if isinstance(setup.method, OwnModels):
+        if setup.method.trains_own_models:
             return _own(setup, setup.method, directory)
     data = load_data(config.data_spec)
     model = build_model(config.model_spec, data)
@@ -81,7 +81,7 @@ def _common(config: Config, directory: RunDirectory, participant: int | None) ->
     return _with_tensors(model, read_tensors(directory.model)[0]), data, config.model_spec
 
 
-def _own(setup: Setup, method: OwnModels, directory: RunDirectory) -> Found:
+def _own(setup: Setup, method: Method, directory: RunDirectory) -> Found:
     """A small model, or several as one: narrow copies of the model of the configuration."""
     config, began = setup.config, directory.read_fingerprint()
     began.refuse_other_data(setup.data.digests, config, directory.path)

@@ -8,7 +8,6 @@ from typing import Any
 
 from msfusion.costs import Costs, inference_flops
 from msfusion.experiment.setup import Setup
-from msfusion.federated.method import OwnModels
 from msfusion.windows import EntryCoverage
 
 
@@ -18,7 +17,7 @@ def coverage_by_round(setup: Setup) -> list[float] | None:
     Who is absent or too late counts for nothing. (The small model is trained whole, but no full model ever
     is.) Where feedback sets the overlap, with that of the first round.
     """
-    if isinstance(setup.method, OwnModels):
+    if setup.method.trains_own_models:
         return None
     reached = Reached(setup)
     shares = []
@@ -86,7 +85,7 @@ def _start(setup: Setup) -> dict[str, Any]:
 
 
 def _trained_model(setup: Setup) -> dict[str, int]:
-    model = setup.method.whole if isinstance(setup.method, OwnModels) else setup.model
+    model = setup.method.whole if setup.method.trains_own_models else setup.model
     return {
         "parameters": sum(each.numel() for each in model.parameters() if each.requires_grad),
         "inference_flops_per_example": inference_flops(model, setup.data.participants[0]),

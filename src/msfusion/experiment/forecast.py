@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from msfusion.costs import inference_flops
 from msfusion.methods.blocks import BlocksMethod
-from msfusion.methods.parts.phases import Answered, Versions
+from msfusion.methods.parts.phases import Seen, Versions
 
 if TYPE_CHECKING:
     from msfusion.experiment.setup import Setup
@@ -93,12 +93,12 @@ class Forecast:
             self._changes.append(self._versions.total)
         return self._versions
 
-    def _answered(self, round_index: int) -> Sequence[Answered]:
+    def _answered(self, round_index: int) -> Sequence[Seen]:
         """What is merged in a round."""
         attendance = self._setup.calendar.round(round_index)
         began = [*((each, round_index) for each in attendance.on_time), *attendance.arriving]
         return [
-            Answered(
+            Seen(
                 each,
                 self._method.phases.phase(first),
                 self._method.held(each, first),

@@ -7,8 +7,8 @@ from collections.abc import Callable, Generator, Sequence
 from torch import Tensor
 
 from msfusion.data.federated import FederatedData
+from msfusion.engines import on_this_machine
 from msfusion.experiment.config import Config
-from msfusion.federated.engine import check_execution
 from msfusion.federated.memory import Memories
 from msfusion.federated.method import Method
 from msfusion.federated.participation import Calendar, Conditions, RoundSettings
@@ -30,7 +30,9 @@ class LocalRun:
     ) -> None:
         self.config, self.data, self.method = config, data, method
         self.round_settings, self.conditions = round_settings, conditions
-        check_execution(method, config.run.workers, config.run.together, config.run.device)
+        if config.run.together > 1:
+            method.check_together()
+        self.engine = on_this_machine(config.run.workers, config.run.threads, config.run.device)
 
     @property
     def remarks(self) -> Sequence[str]:
@@ -62,10 +64,9 @@ class LocalRun:
             state=state,
             memories=memories,
             first_round=first_round,
-            workers=settings.workers,
+            engine=self.engine,
             threads=settings.threads,
             together=settings.together,
-            device=settings.device,
             test=self.data.test,
             conditions=self.conditions,
             screening=self.config.screening,

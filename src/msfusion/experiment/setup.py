@@ -19,7 +19,6 @@ from msfusion.errors import ConfigError
 from msfusion.experiment.config import Config
 from msfusion.experiment.forecast import Forecast
 from msfusion.experiment.starts import choose_start
-from msfusion.federated.method import OwnModels
 from msfusion.federated.participation import Calendar, Conditions, RoundSettings
 from msfusion.federated.training import TrainingSettings
 from msfusion.methods.adaptive import OVERLAP, AdaptiveMethod
@@ -82,7 +81,7 @@ class Setup:
         """
         if isinstance(self.method, AdaptiveMethod):
             return self.method.first_overlap if state is None else float(state[OVERLAP])
-        if self.config.method.name != "msfusion" or isinstance(self.method, OwnModels):
+        if self.config.method.name != "msfusion" or self.method.trains_own_models:
             return None
         ratios, overlap = self.config.participants.ratios, self.config.overlap
         return overlap.applied(round_index, ratios) if isinstance(overlap, Overlap) else even_overlap(ratios)
@@ -95,7 +94,7 @@ class Setup:
     def costs(self, ratio: float) -> Costs:
         """What training at a width ratio costs in a round. Raises MsfusionError."""
         if ratio not in self._costs:
-            model = self._model_at(ratio)
+            model = self.method.trained_at(ratio)
             self._costs[ratio] = training_costs(
                 model, self.data.participants[0], self.config.training_settings
             )
@@ -160,13 +159,6 @@ class Setup:
                 late_weight=network.late_weight,
             )
         return conditions
-
-    def _model_at(self, ratio: float) -> nn.Module:
-        """What a participant of this ratio holds and trains, or a model of the same shapes."""
-        if isinstance(self.method, OwnModels):
-            return self.method.trained_at(ratio)
-        base = self.method.base if isinstance(self.method, AdaptiveMethod) else self.method
-        return base.template(ratio)
 
 
 @dataclass(frozen=True)

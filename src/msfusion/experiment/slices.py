@@ -13,7 +13,6 @@ from msfusion.experiment.prepared import Observer
 from msfusion.experiment.setup import Setup
 from msfusion.experiment.simulated import arrivals
 from msfusion.experiment.starts import start_line
-from msfusion.federated.method import OwnModels
 from msfusion.federated.participation import Calendar
 from msfusion.federated.results import RoundResult
 from msfusion.width.groups import State
@@ -60,7 +59,7 @@ class _Observer:
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
-        self._reached = None if isinstance(setup.method, OwnModels) else Reached(setup)
+        self._reached = None if setup.method.trains_own_models else Reached(setup)
 
     def again(self, line: Mapping[str, Any]) -> None:
         """A round that was run before."""

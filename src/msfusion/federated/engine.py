@@ -1,15 +1,16 @@
-"""Who does the participants' work: what an engine needs of them, and the simplest: this process itself."""
+"""The contract of engines, the simplest of them (this process itself), and what is done where a participant is."""
 
 from __future__ import annotations
 
 import math
 import time
 import traceback
-from collections.abc import Callable, Generator, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -17,24 +18,10 @@ from torch import Tensor
 from msfusion.batch import Batch
 from msfusion.errors import ConfigError, MsfusionError, PrivacyError, TrainingError
 from msfusion.federated.messages import payload_bytes
-from msfusion.federated.method import (
-    Kind,
-    Method,
-    Recalibrating,
-    Released,
-    Reporting,
-    Task,
-    TrainsTogether,
-    Update,
-)
+from msfusion.federated.method import Kind, Method, Released, Task, Update
 from msfusion.federated.privacy import check_dense, check_figures
 from msfusion.imports import in_one_line, without_ending
 from msfusion.width.groups import State
-
-Job = Callable[[], Sequence[Task]]
-"""Makes the tasks that are done at once, mostly one; called when somebody is about to take them up, so that tasks
-do not pile up in memory.
-"""
 
 CPU = torch.device("cpu")
 
@@ -42,8 +29,20 @@ Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
-class Done:
-    """A finished task: the update, the seconds that it took (of a job of several tasks an equal part), and the
+class Ask:
+    """What is asked of participants at once, mostly of one: what they are to do, and the tasks to do it with.
+
+    `tasks` makes them. An engine calls it when somebody is about to take them up, so that tasks do not pile up in
+    memory.
+    """
+
+    kind: Kind
+    tasks: Callable[[], Sequence[Task]]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back for a task: the update, the seconds that it took (of several tasks at once an equal part), and the
     bytes that went down and up. Where the participant failed, `failure` says why, and the update is empty.
     """
 
@@ -54,44 +53,66 @@ class Done:
     failure: MsfusionError | None = None
 
 
-@runtime_checkable
-class Workers(Protocol):
-    """Whoever does the participants' work."""
+class Engine(ABC):
+    """Whoever carries tasks to the participants and brings back what they answer. It knows no method.
 
-    def run(self, kind: Kind, jobs: Sequence[Job]) -> Generator[Done, None, None]:
-        """Do all jobs, taken up in this order, and hand on what is done as it arrives."""
+    An engine of one's own has to have `run`. Where participants are elsewhere, with their data, `perform` is what is
+    called there; where they are simulated on this machine, `open` hands over what they have.
+    """
 
-    def close(self) -> None:
-        """Let go of all processes."""
+    def open(self, data: Sequence[Batch], test: Batch | None = None) -> None:  # noqa: B027  # few need it
+        """Before the first `run`: each simulated participant's examples, and the common test data.
+
+        An engine whose participants have data of their own has no need of it.
+        """
+
+    @abstractmethod
+    def run(self, method: Method, asks: Sequence[Ask]) -> Iterator[Answer]:
+        """Have all asks done, taken up in this order; hand on what came back as it arrives, in any order.
+
+        The method is the same at every call until `close`. What a participant raises is its answer's `failure`. What is
+        nobody's fault alone, such as a worker process that dies, is raised here.
+        """
+
+    def close(self) -> None:  # noqa: B027
+        """Let go of all processes and connections. Afterwards the engine may be opened again."""
 
 
-class InProcess:
-    """The calling process as the only worker."""
+class InProcess(Engine):
+    """The calling process does everybody's work, one after the other, on the CPU or on one GPU ("cuda").
 
-    def __init__(
-        self, method: Method, data: Sequence[Batch], device: torch.device = CPU, test: Batch | None = None
-    ) -> None:
-        self._method, self._data, self._device, self._test = method, data, device, test
+    Raises ConfigError for a device that this machine does not have.
+    """
 
-    def run(self, kind: Kind, jobs: Sequence[Job]) -> Generator[Done, None, None]:
+    def __init__(self, device: str = "cpu") -> None:
+        if device not in ("cpu", "cuda"):
+            raise ConfigError(f"device is {device!r}: it must be one of cpu, cuda")
+        if device == "cuda" and not torch.cuda.is_available():
+            raise ConfigError("device is 'cuda', but PyTorch finds no GPU on this machine: set it to cpu")
+        self._device = torch.device(device)
+        self._data: Sequence[Batch] = ()
+        self._test: Batch | None = None
+
+    def open(self, data: Sequence[Batch], test: Batch | None = None) -> None:
+        """Keep them."""
+        self._data, self._test = data, test
+
+    def run(self, method: Method, asks: Sequence[Ask]) -> Iterator[Answer]:
         """One after the other."""
-        for job in jobs:
-            tasks = job()
-            answers, seconds = perform(self._method, kind, tasks, self._data, self._device, self._test)
-            for task, answer in zip(tasks, answers, strict=True):
-                yield done(task, answer, seconds)
-
-    def close(self) -> None:
-        """Nothing to let go of."""
+        for ask in asks:
+            tasks = ask.tasks()
+            answers, seconds = perform(method, ask.kind, tasks, self._data, self._device, self._test)
+            for task, each in zip(tasks, answers, strict=True):
+                yield answer_to(task, each, seconds)
 
 
-def done(task: Task, answer: Update | MsfusionError, seconds: float) -> Done:
-    """A finished task, from what the participant answered or why it could not."""
+def answer_to(task: Task, answer: Update | MsfusionError, seconds: float) -> Answer:
+    """The answer to a task, from what the participant made of it or why it could not."""
     down = payload_bytes(task.tensors)
     if isinstance(answer, MsfusionError):
         empty = Update(task.participant, task.round_index, {}, 0, math.nan)
-        return Done(empty, seconds, down, 0, answer)
-    return Done(answer, seconds, down, payload_bytes(answer.tensors))
+        return Answer(empty, seconds, down, 0, answer)
+    return Answer(answer, seconds, down, payload_bytes(answer.tensors))
 
 
 def perform(
@@ -113,7 +134,6 @@ def perform(
     own = [data[task.participant] for task in tasks]
     with without_ending(TrainingError):
         if kind == "measure":
-            assert isinstance(method, Recalibrating)
             answers = _each(method, kind, method.measure, tasks, own)
         else:
             there = [_task_on(device, task) for task in tasks]
@@ -174,7 +194,6 @@ def _each(
 def _train(method: Method, tasks: Sequence[Task], data: Sequence[Batch]) -> list[Released | MsfusionError]:
     if len(tasks) == 1:
         return _each(method, "train", method.train, tasks, data)
-    assert isinstance(method, TrainsTogether)
     try:
         updates = method.train_together(tasks, data)
     except Exception as error:  # one of them: each by itself, to know which
@@ -191,7 +210,6 @@ def _train(method: Method, tasks: Sequence[Task], data: Sequence[Batch]) -> list
 def _report(
     method: Method, tasks: Sequence[Task], data: Sequence[Batch], test: Batch | None
 ) -> list[Released | MsfusionError]:
-    assert isinstance(method, Reporting)
     assert test is not None
     report, there = method.report, test.to(data[0].targets.device)
     return _each(method, "report", lambda task, own: report(task, own, there), tasks, data)
@@ -203,22 +221,6 @@ def _task_on(device: torch.device, task: Task) -> Task:
 
 def _on(device: torch.device, tensors: State) -> dict[str, Tensor]:
     return {name: tensor.to(device) for name, tensor in tensors.items()}
-
-
-def check_execution(method: Method, workers: int, together: int, device: str) -> None:
-    """Raise ConfigError where a method cannot be carried out in this way, on this machine."""
-    if device not in ("cpu", "cuda"):
-        raise ConfigError(f"device is {device!r}: it must be one of cpu, cuda")
-    if device == "cuda" and workers > 1:
-        raise ConfigError(
-            f"workers is {workers}, but one process fills the GPU: set it to 1, or device to cpu"
-        )
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device is 'cuda', but PyTorch finds no GPU on this machine: set it to cpu")
-    if together > 1:
-        if not isinstance(method, TrainsTogether):
-            raise ConfigError(f"{method.name} cannot train several participants at once: set together to 1")
-        method.check_together()
 
 
 @contextmanager

@@ -1,8 +1,9 @@
 """Updates that are still under way at the end of a round, beside what participants keep for themselves.
 
-A late participant has its update on its own machine until it has been sent. So it stands among the participants'
-memories, as one tensor with the bytes of a message: checkpoints have it, and a run that resumes merges it in the
-round in which it would have arrived.
+A late participant has its update on its own machine until it has been sent, and with it what it was sent itself: in
+the round in which it arrives the global state is another. So both stand among the participants' memories, each as one
+tensor with the bytes of a message: checkpoints have them, and a run that resumes merges the update in the round in
+which it would have arrived.
 """
 
 from __future__ import annotations
@@ -11,21 +12,24 @@ from collections.abc import Mapping
 from dataclasses import astuple, dataclass
 
 import torch
+from jaxtyping import UInt8
+from torch import Tensor
 
 from msfusion.federated.memory import Memories
-from msfusion.federated.messages import decode, encoded_update, update_of
-from msfusion.federated.method import Update
+from msfusion.federated.messages import decode, encoded_update, task_message, task_of, update_of
+from msfusion.federated.method import Task, Update
 from msfusion.federated.screening import Norm
 from msfusion.width.groups import State
 
-LATE = ".late"
-"""The name of that tensor in a memory. No tensor of a model is called so: their names never begin with a dot."""
+LATE, SENT = ".late", ".sent"
+"""The names of those tensors in a memory. No tensor of a model is called so: their names never begin with a dot."""
 
 
 @dataclass(frozen=True)
 class LateUpdate:
-    """An update under way; its norm, and what is wrong with it by itself, as `screening` has them."""
+    """An update under way, and the task that it answers; its norm, and what is wrong with it (`screening`)."""
 
+    task: Task
     update: Update
     norm: Norm
     fault: str | None = None
@@ -35,9 +39,9 @@ def with_late(memories: Memories, late: Mapping[int, LateUpdate]) -> dict[int, S
     """The memories, and each late participant's update in its own."""
     together = dict(memories)
     for participant, each in late.items():
-        encoded = encoded_update(each.update, 0.0, norm=astuple(each.norm), fault=each.fault)
-        message = torch.frombuffer(bytearray(encoded), dtype=torch.uint8)
-        together[participant] = {**together.get(participant, {}), LATE: message}
+        update = encoded_update(each.update, 0.0, norm=astuple(each.norm), fault=each.fault)
+        messages = {LATE: _as_tensor(update), SENT: _as_tensor(task_message("train", each.task))}
+        together[participant] = {**together.get(participant, {}), **messages}
     return together
 
 
@@ -50,8 +54,13 @@ def without_late(memories: Memories) -> tuple[dict[int, State], dict[int, LateUp
             header, tensors = decode(memory[LATE].numpy().tobytes())
             norm, fault = header.pop("norm"), header.pop("fault")
             update, *_ = update_of(header, tensors)
-            late[participant] = LateUpdate(update, Norm(*norm), fault)
-        rest = {name: tensor for name, tensor in memory.items() if name != LATE}
+            task = task_of(*decode(memory[SENT].numpy().tobytes()))
+            late[participant] = LateUpdate(task, update, Norm(*norm), fault)
+        rest = {name: tensor for name, tensor in memory.items() if name not in (LATE, SENT)}
         if rest:
             others[participant] = rest
     return others, late
+
+
+def _as_tensor(message: bytes) -> UInt8[Tensor, " bytes"]:
+    return torch.frombuffer(bytearray(message), dtype=torch.uint8)

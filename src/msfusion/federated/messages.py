@@ -86,8 +86,12 @@ def receive_task(connection: Connection, shelf: Connection) -> tuple[Kind, Task,
     """
     header, tensors = receive(connection)
     memory = receive(shelf)[1] if header["remembers"] else {}
-    task = Task(header["participant"], header["round_index"], tensors, header["metadata"], memory)
-    return header["kind"], task, header["more"]
+    return header["kind"], task_of(header, tensors, memory), header["more"]
+
+
+def task_of(header: Header, tensors: dict[str, Tensor], memory: State | None = None) -> Task:
+    """The task in a `task_message`, with what the participant remembers."""
+    return Task(header["participant"], header["round_index"], tensors, header["metadata"], memory or {})
 
 
 def update_message(update: Released, seconds: float) -> bytes:

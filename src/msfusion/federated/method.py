@@ -1,16 +1,29 @@
-"""What a method is to an engine: functions over named tensors. An engine moves them and knows no method."""
+"""What a method is: functions over named tensors. An engine moves them and knows no method; a method knows no engine.
+
+    state  <-  initial_state()
+    for each round t:
+        for each participant p of the round:
+            task_p    <-  assign(state, t, p)                  in the server
+            update_p  <-  train(task_p, p's own data)          where the participant is
+        state  <-  fuse(state, all (task_p, update_p))         in the server
+
+Only `assign`, `train` and `fuse` must be written; everything else has a default that fits most methods.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NewType, Protocol, runtime_checkable
+from typing import ClassVar, Literal, NewType
 
 from torch import Tensor, nn
 
 from msfusion.batch import Batch
+from msfusion.errors import ConfigError
 from msfusion.federated.privacy import Outbound
-from msfusion.objectives import Evaluation
+from msfusion.federated.states import holding, model_state, state_of
+from msfusion.objectives import Evaluation, evaluate
 from msfusion.width.groups import State
 
 Scalar = float | int | str | bool
@@ -21,10 +34,10 @@ ABSURD = 2.0**64
 Kind = Literal["train", "measure", "report"]
 """What a participant does with a task."""
 
-__all__ = [
-    "Deferring", "Evaluation", "Kind", "Method", "OwnModels", "Recalibrating", "Released", "Reporting", "Scalar",
-    "Task", "TrainsTogether", "Update",
-]  # fmt: skip
+TRAINED = frozenset({"steps", "examples_seen"})
+"""The numbers that an update's metadata may have with any method: what the participant did in the round."""
+
+__all__ = ["TRAINED", "Answered", "Evaluation", "Kind", "Method", "Released", "Scalar", "Task", "Update"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +45,7 @@ class Task:
     """What a participant receives in a round: tensors by name, and small metadata (JSON scalars).
 
     `memory` is what the participant itself kept after its previous round, on its own machine: it does not
-    travel, so it is no traffic. An engine hands it back; `assign` leaves it empty.
+    travel, so it is no traffic. The rounds hand it back; `assign` leaves it empty.
     """
 
     participant: int
@@ -47,9 +60,9 @@ class Update:
     """What a participant sends back: tensors by name, the examples it has, its mean loss, and metadata.
 
     `memory` is what it keeps on its own machine for its next round, in place of what it kept before (empty:
-    nothing new). An engine takes it out before `aggregate` sees the update.
+    nothing new). It is taken out before `fuse` sees the update.
 
-    `share` is how much of the update counts, above 0 and at most 1. An engine sets it below 1 for an update
+    `share` is how much of the update counts, above 0 and at most 1. The rounds set it below 1 for an update
     of an earlier round that came late; for the rest the global state's present values stand in.
     """
 
@@ -66,106 +79,109 @@ class Update:
 Released = NewType("Released", Update)
 """An update whose tensors are `Shared`: the method's declaration has let it pass, and it may be sent."""
 
+Answered = Iterable[tuple[Task, Update]]
+"""What participants were sent, each with what came back for it; can be gone through once."""
 
-@runtime_checkable
-class Method(Protocol):
+
+class Method(ABC):
     """A federated method. Stateless: all that changes from round to round is in the global state, or in what
     each participant keeps for itself.
+
+    The global state is named tensors. What a method keeps there for itself, such as a momentum, has a name that begins
+    with a dot (`.momentum.layers.0.weight`): no tensor of a model is called so. Such a tensor is checkpointed, never
+    sent unless `assign` sends it, and never exported.
     """
 
-    @property
-    def name(self) -> str:
-        """The name in configurations and tables."""
+    name: str
+    """The name in tables and error messages."""
 
-    def initial_state(self) -> dict[str, Tensor]:
-        """The global state before round 0."""
+    model: nn.Module
+    """The whole model. Its weights are the initial state; it is never changed for good."""
 
+    metrics: ClassVar[frozenset[str]] = frozenset()
+    """Names of numbers that participants report in their updates' metadata. Their mean over the participants of a
+    round, weighted by examples, stands in the metrics of that round.
+    """
+
+    # What must be written.
+
+    @abstractmethod
     def assign(self, state: State, round_index: int, participant: int) -> Task:
-        """What the participant receives in this round (in the server)."""
+        """What the participant receives in this round (in the server). The same for the same arguments."""
 
+    @abstractmethod
     def train(self, task: Task, data: Batch) -> Update:
         """What the participant does with it (in the participant's process; deterministic given the task)."""
 
-    def outbound(self, kind: Kind, task: Task) -> Outbound:
-        """What may leave the participant that did a task (in its process): an engine refuses anything else."""
+    @abstractmethod
+    def fuse(self, state: State, answered: Answered) -> dict[str, Tensor]:
+        """The next global state, whatever the order of the answers. Raises UpdateError on a bad update."""
 
-    def aggregate(self, state: State, updates: Iterable[Update]) -> dict[str, Tensor]:
-        """The next global state, whatever the order of the updates. Raises UpdateError on a bad update."""
+    # What has a default.
+
+    def initial_state(self) -> dict[str, Tensor]:
+        """The global state before round 0: the model's own weights."""
+        return state_of(self.model)
+
+    def outbound(self, kind: Kind, task: Task) -> Outbound:
+        """What may leave the participant that did a task (in its process): tensors as they came, and `metrics`.
+
+        Anything else is refused before it is sent.
+        """
+        return Outbound.like(task.tensors, TRAINED | self.metrics)
 
     def evaluate(self, state: State, data: Batch) -> Evaluation:
         """How good the global state's model is."""
+        with holding(self.model, model_state(state)) as model:
+            return evaluate(model, data, self.evaluation_batch_size, self.language_modelling)
 
+    evaluation_batch_size: int = 256
+    language_modelling: bool = False
 
-@runtime_checkable
-class Recalibrating(Protocol):
-    """A method whose model has running statistics that fusion cannot know: they are measured anew.
-
-    The participants of the round measure the fused model on some of their examples, forward only; what
-    travels up is moments, summed over examples. An engine asks for this exchange wherever it evaluates.
-    """
+    # A second exchange: a model may have running statistics that fusion cannot know. Then the participants of a round
+    # measure the fused model on some of their examples, forward only, wherever it is evaluated.
 
     @property
     def recalibrates(self) -> bool:
         """Whether there is anything to measure."""
+        return False
 
     def measurement(self, state: State, round_index: int, participant: int) -> Task:
         """What the participant receives in order to measure (in the server)."""
+        raise NotImplementedError(f"{self.name} measures nothing")
 
     def measure(self, task: Task, data: Batch) -> Update:
         """The moments of the participant's examples (in the participant's process)."""
+        raise NotImplementedError(f"{self.name} measures nothing")
 
     def settle(self, state: State, updates: Iterable[Update]) -> dict[str, Tensor]:
         """The global state with the pooled statistics, whatever the order of the updates."""
+        raise NotImplementedError(f"{self.name} measures nothing")
 
-
-@runtime_checkable
-class Deferring(Protocol):
-    """A method to which it matters what a late update changed, since the state is another when it arrives."""
-
-    def deferred(self, update: Update, sent: State) -> Update:
-        """The late update as `aggregate` takes it later, given the tensors that it answers (in the server)."""
-
-
-@runtime_checkable
-class Reporting(Protocol):
-    """A method whose participants may end up with models of their own, that only they can evaluate.
-
-    An engine then asks everybody for a report wherever it evaluates: what travels up is scores.
-    """
+    # Models of one's own: where only participants can say how good their models are, everybody is asked for a report
+    # wherever the model is evaluated. What travels up is scores.
 
     def asks(self, state: State) -> bool:
         """Whether, with this global state, it is the participants who say how good the model is, or theirs are."""
+        return False
 
     def examination(self, state: State, round_index: int, participant: int) -> Task:
         """What the participant receives in order to evaluate its model (in the server)."""
+        return self.assign(state, round_index, participant)
 
     def report(self, task: Task, data: Batch, test: Batch) -> Update:
         """How good its model is on the common test data, and perhaps in its own proportions of labels (in its process).
 
         Made with `reporting.report_of`; without metadata if it has no model yet.
         """
+        raise NotImplementedError(f"{self.name} asks nobody for a report")
 
-
-@runtime_checkable
-class OwnModels(Protocol):
-    """A method whose participants train small models, one or several, that are not windows of one large model."""
-
-    def trained_at(self, ratio: float) -> nn.Module:
-        """What a participant of this width ratio trains, or a module of the same shapes."""
-
-    @property
-    def whole(self) -> nn.Module:
-        """What they have trained in the end, as one model; its tensors are to be overwritten."""
-
-
-@runtime_checkable
-class TrainsTogether(Protocol):
-    """A method that can train several participants at once, with the results of one after the other but for
-    rounding.
-    """
+    # Several at once: a method may train the participants of a group in one go, with the results of one after the
+    # other but for rounding.
 
     def check_together(self) -> None:
-        """Raise ConfigError, saying why, where the results would be others."""
+        """Raise ConfigError, saying why, where participants cannot be trained at once."""
+        raise ConfigError(f"{self.name} cannot train several participants at once: set together to 1")
 
     def groups(
         self, round_index: int, participants: Sequence[int], data: Sequence[Batch], limit: int
@@ -174,6 +190,22 @@ class TrainsTogether(Protocol):
 
         `data` has one Batch per participant of the whole federation. The same for the same arguments.
         """
+        return [(participant,) for participant in participants]
 
     def train_together(self, tasks: Sequence[Task], data: Sequence[Batch]) -> list[Update]:
         """What the participants of one group do with their tasks, in that order; `data` has one for each task."""
+        return [self.train(task, own) for task, own in zip(tasks, data, strict=True)]
+
+    # What it costs.
+
+    trains_own_models: ClassVar[bool] = False
+    """Whether participants train small models, one or several, rather than windows of one large model."""
+
+    def trained_at(self, ratio: float) -> nn.Module:
+        """What a participant of this width ratio trains, or a module of the same shapes: by default the whole model."""
+        return self.model
+
+    @property
+    def whole(self) -> nn.Module:
+        """What has been trained in the end, as one model; its tensors may be overwritten."""
+        return self.model

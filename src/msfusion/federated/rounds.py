@@ -1,33 +1,24 @@
-"""A federation on one machine: the rounds of any method, its participants simulated here or in workers."""
+"""The rounds of a federation, for any method and any engine."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
-from functools import partial
+from functools import cache, cached_property, partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from msfusion.batch import Batch
-from msfusion.engines.processes import Pool
 from msfusion.errors import ConfigError, DataError, MsfusionError
-from msfusion.federated.engine import Done, InProcess, Workers, check_execution, threads_set
+from msfusion.federated.engine import Answer, Ask, Engine, InProcess, threads_set
 from msfusion.federated.late import LateUpdate, with_late, without_late
 from msfusion.federated.memory import Memories
 from msfusion.federated.messages import payload_bytes
-from msfusion.federated.method import (
-    Deferring,
-    Evaluation,
-    Method,
-    Recalibrating,
-    Reporting,
-    Task,
-    TrainsTogether,
-    Update,
-)
+from msfusion.federated.method import Evaluation, Method, Task, Update
 from msfusion.federated.participation import Attendance, Calendar, Conditions, RoundSettings
 from msfusion.federated.reporting import Report, mean_of, reports_of
 from msfusion.federated.results import LeftOut, ParticipantResult, RoundResult
@@ -42,13 +33,12 @@ def run_rounds(
     data: Sequence[Batch],
     settings: RoundSettings,
     *,
+    engine: Engine | None = None,
     state: State | None = None,
     memories: Memories | None = None,
     first_round: int = 0,
-    workers: int = 1,
     threads: int = 1,
     together: int = 1,
-    device: str = "cpu",
     test: Batch | None = None,
     conditions: Conditions | None = None,
     screening: Screening = DEFAULT,
@@ -56,27 +46,27 @@ def run_rounds(
 ) -> Generator[RoundResult, None, None]:
     """Run the rounds first_round .. settings.rounds - 1 of a method, and hand on each as it ends.
 
-    `data` has one Batch per participant. `state` is the global state to begin with (default: the method's
-    own initial state), `memories` what each participant has kept from earlier rounds (default: nothing), as
-    in the result of the round before `first_round`. `conditions` say who is absent or late (default: nobody),
-    `screening` what becomes of bad updates (default: they are left out, and the round's result names them).
-    The results are the same, bit for bit, for any number of workers. `threads` is how many threads PyTorch
-    uses in each worker, and in this process while a round runs. `together` is how many participants a worker
-    trains at once, where the method can; the results are then the same but for rounding. `device` is where
-    participants train, "cpu" or "cuda" (one process only). `on_participant` is called in this process
-    for each participant as it finishes, in no particular order.
+    `data` has one Batch per participant. `engine` carries out what participants do (default: this process does, one
+    after the other); the results are the same, bit for bit, whichever it is. `state` is the global state to begin with
+    (default: the method's own initial state), `memories` what each participant has kept from earlier rounds (default:
+    nothing), as in the result of the round before `first_round`. `conditions` say who is absent or late (default:
+    nobody), `screening` what becomes of bad updates (default: they are left out, and the round's result names them).
+    `threads` is how many threads PyTorch uses in this process while a round runs. `together` is how many participants
+    are trained at once, where the method can; the results are then the same but for rounding. `on_participant` is
+    called in this process for each participant as it finishes, in no particular order.
 
-    Workers are forked: call `torch.set_num_threads(1)` before anything else if this process computes on its
-    own. Closing the generator, or leaving it by an exception, ends the workers.
+    Processes are forked: call `torch.set_num_threads(1)` before anything else if this process computes on its
+    own. Closing the generator, or leaving it by an exception, closes the engine.
 
     Raises ConfigError or DataError at once for impossible settings; while running, what the method raises, UpdateError
     for a bad update that is to stop the run, TrainingError where a worker process dies, and the first participant's
     error where the work of nobody in a round counts, as in `Answers.stop_if_all_are_bad`.
     """
-    for name, value in (("workers", workers), ("threads", threads), ("together", together)):
+    for name, value in (("threads", threads), ("together", together)):
         if value < 1:
             raise ConfigError(f"{name} is {value}: it must be at least 1")
-    check_execution(method, workers, together, device)
+    if together > 1:
+        method.check_together()
     if not data:
         raise DataError("there are no participants: give at least one participant's data")
     for participant, own in enumerate(data):
@@ -89,36 +79,26 @@ def run_rounds(
     federation = _Federation(
         method, data, settings, test, calendar, on_participant, memories or {}, together, screening
     )
-    return _rounds(federation, state, first_round, workers, threads, torch.device(device))
+    return _rounds(federation, state, first_round, engine or InProcess(), threads)
 
 
 def _rounds(
     federation: _Federation,
     state: State | None,
     first_round: int,
-    workers: int,
+    engine: Engine,
     threads: int,
-    device: torch.device,
 ) -> Generator[RoundResult, None, None]:
-    """The generator behind `run_rounds`. Workers are started with the first round."""
-    method, data = federation.method, federation.data
-    current = method.initial_state() if state is None else dict(state)
-    pool: Workers | None = None
-    try:
+    """The generator behind `run_rounds`. The engine is opened with the first round."""
+    current = federation.method.initial_state() if state is None else dict(state)
+    with closing(engine):
         for round_index in range(first_round, federation.settings.rounds):
             with threads_set(threads):
-                if pool is None:
-                    pool = (
-                        InProcess(method, data, device, federation.test)
-                        if workers == 1
-                        else Pool(method, data, min(workers, len(data)), threads, test=federation.test)
-                    )
-                result = federation.round(pool, current, round_index)
+                if round_index == first_round:
+                    engine.open(federation.data, federation.test)
+                result = federation.round(engine, current, round_index)
             current = result.state
             yield result
-    finally:
-        if pool is not None:
-            pool.close()
 
 
 class _Federation:
@@ -141,15 +121,16 @@ class _Federation:
         self.together, self.screening = together, screening
         self.seconds: dict[int, float] = {}
         self.memories, self.late = without_late(memories)
+        self._arrived: dict[int, Task] = {}  # the tasks of the late updates that arrive in this round
 
-    def round(self, workers: Workers, state: dict[str, Tensor], round_index: int) -> RoundResult:
+    def round(self, engine: Engine, state: dict[str, Tensor], round_index: int) -> RoundResult:
         """One round: everybody trains, the server fuses what is good of it, and evaluates where that is due."""
         begin = time.perf_counter()
         attendance = self.calendar.round(round_index)
         with closing(Answers(self.screening)) as answers:
-            results = self._trained(workers, state, round_index, attendance, answers)
+            results = self._trained(engine, state, round_index, attendance, answers)
             began = self._add_arriving(attendance, answers)
-            fused = answers.merged(self.method.aggregate, state)
+            fused = answers.merged(partial(self._fused, round_index), state)
             self._stop_if_nothing_counts(answers, len(results) + len(began), fused, round_index)
             for participant, memory in answers.memories.items():
                 if participant not in answers.reasons:
@@ -163,8 +144,8 @@ class _Federation:
         reports: tuple[Report, ...] = ()
         last = round_index == self.settings.rounds - 1
         if last or (round_index + 1) % self.settings.evaluate_every == 0:
-            fused, moved = self._recalibrated(workers, fused, round_index, merged, left_out)
-            evaluation, reports, asking = self._evaluated(workers, fused, round_index, left_out)
+            fused, moved = self._recalibrated(engine, fused, round_index, merged, left_out)
+            evaluation, reports, asking = self._evaluated(engine, fused, round_index, left_out)
             moved += asking
         arriving = tuple(each for each in sorted(began.items()) if each[0] not in answers.reasons)
         return RoundResult(
@@ -183,7 +164,7 @@ class _Federation:
 
     def _trained(
         self,
-        workers: Workers,
+        engine: Engine,
         state: State,
         round_index: int,
         attendance: Attendance,
@@ -196,9 +177,9 @@ class _Federation:
         """
         late = [each for each in attendance.late if self.calendar.is_merged(each, round_index)]
         groups = self._groups([*attendance.on_time, *late], round_index)
-        jobs = [partial(self._tasks, state, round_index, group) for group in groups]
+        asks = [Ask("train", partial(self._tasks, state, round_index, group)) for group in groups]
         results: dict[int, ParticipantResult] = {}
-        for done in workers.run("train", jobs):
+        for done in engine.run(self.method, asks):
             result = _result(done)
             who = result.participant
             results[who], self.seconds[who] = result, result.seconds
@@ -228,14 +209,13 @@ class _Federation:
     def _judge(self, update: Update, state: State, late: bool, answers: Answers) -> None:
         """Note an update as it comes, for this round or for the one in which it will arrive."""
         who = update.participant
-        sent = self.method.assign(state, update.round_index, who).tensors
-        fault = fault_of(update, sent, len(self.data[who]))
-        norm = Norm() if fault else norm_of(update.tensors, sent)
+        task = self.method.assign(state, update.round_index, who)
+        fault = fault_of(update, task.tensors, len(self.data[who]))
+        norm = Norm() if fault else norm_of(update.tensors, task.tensors)
         memory, update = _copies(update.memory), replace(update, memory={})
         if late:
-            if isinstance(self.method, Deferring) and fault is None:
-                update = self.method.deferred(update, sent)
-            self.late[who] = LateUpdate(replace(update, tensors=_copies(update.tensors)), norm, fault)
+            kept = replace(update, tensors=_copies(update.tensors))
+            self.late[who] = LateUpdate(replace(task, tensors=_copies(task.tensors)), kept, norm, fault)
             if memory and fault is None:
                 self.memories[who] = memory
             return
@@ -243,14 +223,30 @@ class _Federation:
         if memory:
             answers.memories[who] = memory
 
+    def _fused(self, round_index: int, state: State, updates: Iterable[Update]) -> dict[str, Tensor]:
+        """What the method makes of the state and of what was sent and came back."""
+        return self.method.fuse(state, self._answered(round_index, state, updates))
+
+    def _answered(
+        self, round_index: int, state: State, updates: Iterable[Update]
+    ) -> Iterator[tuple[Task, Update]]:
+        """Each update with its task: of an earlier round as it was kept, of this one made again if it is looked at."""
+        for update in updates:
+            if update.round_index == round_index:
+                yield _made_again(self.method, state, update), update
+            else:
+                yield self._arrived[update.participant], update
+
     def _add_arriving(self, attendance: Attendance, answers: Answers) -> dict[int, int]:
         """Add the late updates that arrive; the rounds in which those participants began."""
         began: dict[int, int] = {}
+        self._arrived = {}
         for participant, round_index in attendance.arriving:
             late = self.late.pop(participant, None)
             if late is not None:  # else its training came to no end, and that was told then
                 share = self.calendar.conditions.late_weight
                 answers.add(replace(late.update, share=share), late.norm, late.fault)
+                self._arrived[participant] = late.task
                 began[participant] = round_index
         return began
 
@@ -266,7 +262,6 @@ class _Federation:
         """Who is trained at once; the longest goes first. The groups depend on nothing that was measured."""
         groups: list[tuple[int, ...]] = [(participant,) for participant in participants]
         if self.together > 1:
-            assert isinstance(self.method, TrainsTogether)
             groups = self.method.groups(round_index, participants, self.data, self.together)
         return sorted(groups, key=lambda group: sum(map(self._expected_seconds, group)), reverse=True)
 
@@ -282,7 +277,7 @@ class _Federation:
 
     def _recalibrated(
         self,
-        workers: Workers,
+        engine: Engine,
         state: dict[str, Tensor],
         round_index: int,
         participants: Sequence[int],
@@ -290,12 +285,13 @@ class _Federation:
     ) -> tuple[dict[str, Tensor], int]:
         """The state with its running statistics, if any, measured anew, and the bytes that moved."""
         method = self.method
-        if not isinstance(method, Recalibrating) or not method.recalibrates or not participants:
+        if not method.recalibrates or not participants:
             return state, 0
-        jobs = [
-            partial(_measurements, method, state, round_index, participant) for participant in participants
+        asks = [
+            Ask("measure", partial(_measurements, method, state, round_index, participant))
+            for participant in participants
         ]
-        finished = list(workers.run("measure", jobs))
+        finished = list(engine.run(method, asks))
         with closing(Answers(replace(self.screening, max_update_norm=0.0))) as answers:
             for done in finished:
                 who = done.update.participant
@@ -309,16 +305,19 @@ class _Federation:
         return settled, sum(done.bytes_down + done.bytes_up for done in finished)
 
     def _evaluated(
-        self, workers: Workers, state: State, round_index: int, left_out: list[LeftOut]
+        self, engine: Engine, state: State, round_index: int, left_out: list[LeftOut]
     ) -> tuple[Evaluation | None, tuple[Report, ...], int]:
         """How good the model is, or the participants' models are; and the bytes that asking them moved."""
         method, test = self.method, self.test
         if test is None:
             return None, (), 0
-        if not isinstance(method, Reporting) or not method.asks(state):
+        if not method.asks(state):
             return method.evaluate(state, test), (), 0
-        jobs = [partial(self._examination, state, round_index, each) for each in range(len(self.data))]
-        finished = list(workers.run("report", jobs))
+        asks = [
+            Ask("report", partial(self._examination, state, round_index, each))
+            for each in range(len(self.data))
+        ]
+        finished = list(engine.run(method, asks))
         reports: list[Report] = []
         faults = Answers(self.screening)
         for done in sorted(finished, key=lambda done: done.update.participant):
@@ -336,7 +335,6 @@ class _Federation:
 
     def _examination(self, state: State, round_index: int, participant: int) -> list[Task]:
         """What a participant needs in order to say how good its model is."""
-        assert isinstance(self.method, Reporting)
         task = self.method.examination(state, round_index, participant)
         return [replace(task, memory=self.memories.get(participant, {}))]
 
@@ -349,6 +347,36 @@ class _Federation:
         return len(self.data[participant]) * rate
 
 
+Value = TypeVar("Value")
+
+
+class _Later(Mapping[str, Value]):
+    """A mapping that is made when it is first looked at."""
+
+    def __init__(self, make: Callable[[], Mapping[str, Value]]) -> None:
+        self._make = make
+
+    @cached_property
+    def _made(self) -> Mapping[str, Value]:
+        return self._make()
+
+    def __getitem__(self, name: str) -> Value:
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._made)
+
+    def __len__(self) -> int:
+        return len(self._made)
+
+
+def _made_again(method: Method, state: State, update: Update) -> Task:
+    """The task that an update of this round answers. Most methods fuse without it, so it is only made if one looks."""
+    who, round_index = update.participant, update.round_index
+    made = cache(lambda: method.assign(state, round_index, who))
+    return Task(who, round_index, _Later(lambda: made().tensors), _Later(lambda: made().metadata))
+
+
 def _told(each: LeftOut, began: Mapping[int, int], results: Mapping[int, ParticipantResult]) -> LeftOut:
     """The same with the round in which the participant began, and the bytes that it moved in this one."""
     told = replace(each, round_index=began.get(each.participant, each.round_index))
@@ -356,11 +384,11 @@ def _told(each: LeftOut, began: Mapping[int, int], results: Mapping[int, Partici
     return told if result is None else replace(told, bytes_down=result.bytes_down, bytes_up=result.bytes_up)
 
 
-def _measurements(method: Recalibrating, state: State, round_index: int, participant: int) -> list[Task]:
+def _measurements(method: Method, state: State, round_index: int, participant: int) -> list[Task]:
     return [method.measurement(state, round_index, participant)]
 
 
-def _result(done: Done) -> ParticipantResult:
+def _result(done: Answer) -> ParticipantResult:
     update = done.update
     return ParticipantResult(
         update.participant, update.loss, update.examples, done.bytes_down, done.bytes_up, done.seconds

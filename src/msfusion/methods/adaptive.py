@@ -7,21 +7,19 @@ participants with each task, because the windows depend on it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from msfusion.averaging.disagreement import Disagreement
 from msfusion.batch import Batch
 from msfusion.errors import ConfigError
-from msfusion.federated.method import Kind, Task, Update
-from msfusion.federated.privacy import Outbound
+from msfusion.federated.method import Answered, Task, Update
 from msfusion.federated.states import model_state, with_aliases
 from msfusion.methods.narrow import NarrowMethod, weight_of
-from msfusion.objectives import Evaluation
-from msfusion.width.groups import State, WidthMap
+from msfusion.width.groups import State
 from msfusion.windows import Feedback, Overlap, double_shift_for
 
 OVERLAP = ".overlap"
@@ -29,16 +27,18 @@ OVERLAP = ".overlap"
 
 
 @dataclass(frozen=True, eq=False)
-class AdaptiveMethod:
-    """A narrow method with the windows of MSfusion, whose overlap a feedback rule sets from round to round."""
+class AdaptiveMethod(NarrowMethod):
+    """A narrow method with the windows of MSfusion, whose overlap a feedback rule sets from round to round.
 
-    base: NarrowMethod
-    feedback: Feedback
-    between_rounds: bool = True
-    _at: dict[float, NarrowMethod] = field(default_factory=dict, repr=False)
+    Its own `schedule` is that of the first overlap: an overlap moves windows, it does not resize them.
+    """
+
+    feedback: Feedback = field(kw_only=True)
+    between_rounds: bool = field(default=True, kw_only=True)
+    _at: dict[float, NarrowMethod] = field(default_factory=dict, repr=False, kw_only=True)
 
     def __post_init__(self) -> None:
-        if self.base.contrastive.weight > 0 and self.base.constants_narrow:
+        if self.contrastive.weight > 0 and self.constants_narrow:
             raise ConfigError(
                 "this model has constants that are narrowed, so a participant's previous sub-model cannot be "
                 "rebuilt under another overlap: use the contrastive loss or an overlap by feedback, not both"
@@ -49,96 +49,47 @@ class AdaptiveMethod:
         if overlap not in self._at:
             self._at.clear()  # an overlap seldom comes back
             fixed = Overlap("constant", overlap)
-            schedule = double_shift_for(self.base.ratios, fixed, between_rounds=self.between_rounds)
-            self._at[overlap] = replace(self.base, schedule=schedule, _windows={})
+            schedule = double_shift_for(self.ratios, fixed, between_rounds=self.between_rounds)
+            same = {each.name: getattr(self, each.name) for each in fields(NarrowMethod)}
+            self._at[overlap] = NarrowMethod(**{**same, "schedule": schedule, "_windows": {}})
         return self._at[overlap]
 
     @property
     def first_overlap(self) -> float:
         """The overlap of the first round."""
-        return self.feedback.bounded(self.feedback.start, self.base.ratios)
+        return self.feedback.bounded(self.feedback.start, self.ratios)
 
     def initial_state(self) -> dict[str, Tensor]:
         """The model's own weights, and the first overlap."""
         first = torch.tensor(self.first_overlap, dtype=torch.float64)
-        return {**self.base.initial_state(), OVERLAP: first}
+        return {**super().initial_state(), OVERLAP: first}
 
     def assign(self, state: State, round_index: int, participant: int) -> Task:
         """The participant's slice of the global state, and the overlap that says which."""
         overlap = float(state[OVERLAP])
-        task = self.at(overlap).assign(model_state(state), round_index, participant)
+        task = self.at(overlap).assign(state, round_index, participant)
         return replace(task, metadata={**task.metadata, "overlap": overlap})
 
     def train(self, task: Task, data: Batch) -> Update:
         """As every narrow method does."""
         return self.at(float(task.metadata["overlap"])).train(task, data)
 
-    def check_together(self) -> None:
-        """As every narrow method does."""
-        self.base.check_together()
-
-    def groups(
-        self, round_index: int, participants: Sequence[int], data: Sequence[Batch], limit: int
-    ) -> list[tuple[int, ...]]:
-        """Participants whose windows have equal sizes: the overlap moves windows, it does not resize them."""
-        return self.base.groups(round_index, participants, data, limit)
-
     def train_together(self, tasks: Sequence[Task], data: Sequence[Batch]) -> list[Update]:
         """As every narrow method does."""
         return self.at(float(tasks[0].metadata["overlap"])).train_together(tasks, data)
 
-    def outbound(self, kind: Kind, task: Task) -> Outbound:
-        """As every narrow method declares."""
-        return self.base.outbound(kind, task)
-
-    def aggregate(self, state: State, updates: Iterable[Update]) -> dict[str, Tensor]:
+    def fuse(self, state: State, answered: Answered) -> dict[str, Tensor]:
         """Overlap averaging, and from the disagreement about shared entries the next overlap."""
-        overlap, weights = float(state[OVERLAP]), model_state(state)
-        method, disagreement = self.at(overlap), Disagreement(weights, self.base.width_map)
+        overlap = float(state[OVERLAP])
+        method, disagreement = self.at(overlap), Disagreement(model_state(state), self.width_map)
 
-        def observed() -> Iterator[Update]:
-            for update in updates:
-                yield update  # fusion checks it first
-                window = method.window(update.round_index, update.participant)
-                tensors = with_aliases(update.tensors, self.base.width_map.aliases)
-                disagreement.add(window, tensors, weight_of(update, method.weighting))
+        def observed() -> Iterator[tuple[Task, Update]]:
+            for task, update in answered:
+                yield task, update  # fusion checks it first
+                window = method.window(task.round_index, task.participant)
+                tensors = with_aliases(update.tensors, self.width_map.aliases)
+                disagreement.add(window, tensors, weight_of(update, self.weighting))
 
-        fused = method.aggregate(weights, observed())
-        following = self.feedback.after(overlap, disagreement.value(), self.base.ratios)
+        fused = method.fuse(state, observed())
+        following = self.feedback.after(overlap, disagreement.value(), self.ratios)
         return {**fused, OVERLAP: torch.tensor(following, dtype=torch.float64)}
-
-    def evaluate(self, state: State, data: Batch) -> Evaluation:
-        """How good the whole model is with this state."""
-        return self.base.evaluate(model_state(state), data)
-
-    @property
-    def recalibrates(self) -> bool:
-        """Whether the model has BatchNorm."""
-        return self.base.recalibrates
-
-    def measurement(self, state: State, round_index: int, participant: int) -> Task:
-        """The fused model, for a forward pass."""
-        return self.base.measurement(model_state(state), round_index, participant)
-
-    def measure(self, task: Task, data: Batch) -> Update:
-        """The moments of the participant's examples in front of every BatchNorm."""
-        return self.base.measure(task, data)
-
-    def settle(self, state: State, updates: Iterable[Update]) -> dict[str, Tensor]:
-        """The state with the running statistics pooled over the participants."""
-        return {**self.base.settle(model_state(state), updates), OVERLAP: state[OVERLAP]}
-
-    @property
-    def name(self) -> str:
-        """The name in configurations and tables."""
-        return self.base.name
-
-    @property
-    def model(self) -> nn.Module:
-        """The template of the whole model."""
-        return self.base.model
-
-    @property
-    def width_map(self) -> WidthMap:
-        """Of the whole model."""
-        return self.base.width_map

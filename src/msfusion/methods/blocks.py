@@ -12,7 +12,7 @@ c(x) it remembers: a block that has changed is sent to it once, it keeps the blo
 from then on they are constants. All participants train the same block in a round (`methods.phases`), and it becomes the
 weighted average of what they made of it (McMahan et al., AISTATS 2017):
 
-    theta_b  <-  sum a_p theta_{p,b} / sum a_p     over the participants p that trained b         aggregate
+    theta_b  <-  sum a_p theta_{p,b} / sum a_p     over the participants p that trained b         fuse
 
 Block 0 is the model of `small`, with the same first weights. The others begin with other units of the large model's
 weights and without a say (`methods.silence`), so that the whole never begins worse than the small model. Round for
@@ -26,6 +26,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -35,7 +36,7 @@ from msfusion.averaging.fusion import Accumulator
 from msfusion.averaging.robust import accumulator_for
 from msfusion.batch import Batch
 from msfusion.errors import ConfigError, UpdateError
-from msfusion.federated.method import Kind, Task, Update
+from msfusion.federated.method import TRAINED, Answered, Kind, Method, Task, Update
 from msfusion.federated.privacy import Outbound
 from msfusion.federated.states import (
     holding,
@@ -48,9 +49,9 @@ from msfusion.federated.states import (
     without_aliases,
 )
 from msfusion.federated.training import local_steps
-from msfusion.methods.narrow import TRAINED, add_update
+from msfusion.methods.narrow import add_update
 from msfusion.methods.parts.capacities import Capacities
-from msfusion.methods.parts.phases import Answered, Phases, Versions, blocks_in, finished_label
+from msfusion.methods.parts.phases import Phases, Seen, Versions, blocks_in, finished_label
 from msfusion.methods.parts.remembered import REMEMBERED_BYTES, Recomputed, Remembering
 from msfusion.methods.parts.silence import awake, example_logits, silenced
 from msfusion.methods.parts.vectorised import groups_of, refuse_contrastive, updates_together
@@ -63,7 +64,7 @@ from msfusion.width.stacked import check_stackable
 from msfusion.windows import window_size
 
 CHANGES = "changes"
-"""In metadata: the number of changes so far (`Versions.total`), by which an update of an earlier round is known."""
+"""In a task's metadata: the number of changes so far (`Versions.total`), by which one of an earlier round is known."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def blocks_at_once(ratio: float, smallest: float, blocks: int) -> int:
 
 
 @dataclass(frozen=True, eq=False)
-class BlocksMethod:
+class BlocksMethod(Method):
     """A sum of blocks. `small` is the small model and how it is trained.
 
     `starts` are the first weights of each block, which say nothing but for block 0; `awake` those with which each
@@ -114,6 +115,8 @@ class BlocksMethod:
     capacities: Capacities
     remembering: Remembering
     _sums: dict[tuple[str, int], SumOfBlocks] = field(default_factory=dict, repr=False)
+
+    trains_own_models: ClassVar[bool] = True
 
     def held(self, participant: int, round_index: int) -> tuple[int, ...]:
         """The blocks that a participant trains in a round; known to both sides, so it does not travel."""
@@ -169,20 +172,20 @@ class BlocksMethod:
         """The tensors of the blocks that it trained, as they came. What it remembers stays."""
         held = tuple(f"{label(block)}." for block in self.held(task.participant, task.round_index))
         trained = {name: tensor for name, tensor in task.tensors.items() if name.startswith(held)}
-        return Outbound.like(trained, TRAINED | {CHANGES})
+        return Outbound.like(trained, TRAINED)
 
-    def aggregate(self, state: State, updates: Iterable[Update]) -> dict[str, Tensor]:
+    def fuse(self, state: State, answered: Answered) -> dict[str, Tensor]:
         """Each block becomes the weighted average of those who trained it; others keep their values."""
-        versions, averages, answered = Versions.of(state), Averages(state, self.small), list[Answered]()
-        for update in updates:
-            held = self.held(update.participant, update.round_index)
+        versions, averages, seen = Versions.of(state), Averages(state, self.small), list[Seen]()
+        for task, update in answered:
+            held = self.held(task.participant, task.round_index)
             self._check_names(update, held)
             for block in held:
                 averages.add(block, replace(update, tensors=part(update.tensors, label(block))))
-            now = update.metadata.get(CHANGES) == versions.total
-            phase = self.phases.phase(update.round_index)
-            answered.append(Answered(update.participant, phase, held, now))
-        return {**state, **averages.result(), **versions.after(answered).tensors()}
+            now = task.metadata[CHANGES] == versions.total
+            phase = self.phases.phase(task.round_index)
+            seen.append(Seen(task.participant, phase, held, now))
+        return {**state, **averages.result(), **versions.after(seen).tensors()}
 
     def evaluate(self, state: State, data: Batch) -> Evaluation:
         """How good the sum of all blocks is."""
@@ -292,9 +295,8 @@ class BlocksMethod:
             yield said
 
     def _told(self, update: Update, task: Task, kept: State) -> Update:
-        """The update with what its participant keeps, if that is new, and the number that says what it was sent."""
-        new = kept if blocks_in(task.tensors, len(self.starts)) else {}
-        return replace(update, metadata={**update.metadata, CHANGES: task.metadata[CHANGES]}, memory=new)
+        """The update with what its participant keeps, if that is new."""
+        return replace(update, memory=kept) if blocks_in(task.tensors, len(self.starts)) else update
 
     def _check_names(self, update: Update, held: Sequence[int]) -> None:
         """UpdateError where there are tensors of other blocks than those that the participant was to train."""

@@ -13,7 +13,7 @@ in a state that has the large model's shape (docs/copies.md; the average: `msfus
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from msfusion.averaging.robust import kin_accumulator_for
 from msfusion.batch import Batch
 from msfusion.errors import ConfigError
-from msfusion.federated.method import Task, Update
+from msfusion.federated.method import Answered, Task
 from msfusion.federated.states import holding, loaded, with_aliases, without_aliases
 from msfusion.federated.training import TrainingSettings
 from msfusion.methods.narrow import NarrowMethod, Weighting, blamed, weight_of
@@ -39,9 +39,6 @@ from msfusion.width.own_scale import Folding, OwnScale, folding
 from msfusion.width.slices import plan
 from msfusion.width.submodel import narrow, program_of
 from msfusion.windows import Overlap, double_shift_for, held_sizes, small_sizes, transversal, window_size
-
-CHANGES = "changes"
-"""In the metadata of a late update: its trained tensors are what it changed, not what it then had."""
 
 FARTHEST = 0.01
 """How far a slice may be from the whole, relative to the spread of the answers, for copies to be of use."""
@@ -86,36 +83,24 @@ class CopiesMethod(NarrowMethod):
         }
         return replace(task, tensors={**task.tensors, **scaled})
 
-    def deferred(self, update: Update, sent: State) -> Update:
-        """A late update as what it changed: in the round in which it is merged the state is another."""
-        trained = frozenset(self.width_map.parameters)
-        tensors = {
-            name: tensor - sent[name].to(tensor.device) if name in trained else tensor
-            for name, tensor in update.tensors.items()
-        }
-        return replace(update, tensors=tensors, metadata={**update.metadata, CHANGES: True})
-
-    def aggregate(self, state: State, updates: Iterable[Update]) -> dict[str, Tensor]:
+    def fuse(self, state: State, answered: Answered) -> dict[str, Tensor]:
         """All copies move by the common change; from the round on in which they may, each by its holders' as well."""
         accumulator = kin_accumulator_for(state, self.copies, self._factors, self.average)
         latest = 0
-        for update in updates:
-            latest = max(latest, update.round_index)
-            received = None
-            if CHANGES not in update.metadata:
-                received = self.assign(state, update.round_index, update.participant).tensors
+        for task, update in answered:
+            latest = max(latest, task.round_index)
             with blamed(update) as source:
                 accumulator.add_update(
-                    self.window(update.round_index, update.participant),
+                    self.window(task.round_index, task.participant),
                     with_aliases(update.tensors, self.width_map.aliases),
                     weight_of(update, self.weighting),
-                    received=received,
+                    received=task.tensors,
                     share=update.share,
                     source=source,
                 )
         return accumulator.result(self.settings.apart_in(latest))
 
-    def template(self, ratio: float) -> nn.Module:
+    def trained_at(self, ratio: float) -> nn.Module:
         """A model of the shapes that a participant of a ratio trains."""
         return narrow(self.model, self.width_map, _first(self.sizes(ratio)), self.scaling)
 

@@ -6,16 +6,17 @@ one small model costs it. Its learning rate falls over its own rounds: the last 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from msfusion.batch import Batch
-from msfusion.federated.method import Kind, Task, Update
+from msfusion.federated.method import Answered, Kind, Method, Task, Update
 from msfusion.federated.privacy import Outbound
 from msfusion.federated.states import labelled, loaded, model_state, part
 from msfusion.federated.training import TrainingSettings
@@ -32,13 +33,15 @@ _MERGED = ".merged"
 
 
 @dataclass(frozen=True, eq=False)
-class EnsembleMethod:
+class EnsembleMethod(Method):
     """Several small models; `small` is the first of them and how it is trained, `starts` the first weights of all."""
 
     name: str
     small: SmallMethod
     starts: tuple[State, ...]
     phases: Phases
+
+    trains_own_models: ClassVar[bool] = True
 
     def initial_state(self) -> dict[str, Tensor]:
         """The first weights of all models."""
@@ -59,10 +62,10 @@ class EnsembleMethod:
         """As `small` declares."""
         return self.small.outbound(kind, task)
 
-    def aggregate(self, state: State, updates: Iterable[Update]) -> dict[str, Tensor]:
+    def fuse(self, state: State, answered: Answered) -> dict[str, Tensor]:
         """The weighted average, of each model by itself: what comes late may be of the one before."""
         averages = Averages(state, self.small)
-        for update in updates:
+        for _, update in answered:
             averages.add(self.phases.phase(update.round_index), update)
         merged = state[_MERGED].clone()
         merged[averages.changed] += 1

@@ -7,7 +7,7 @@ windows:
         for each participant p of the round:
             theta_p  <-  theta restricted to window(p, t)              assign
             theta_p  <-  theta_p after some steps on p's own data      train (its loss may be contrastive)
-        theta[e]     <-  sum a_p theta_p[e] / sum a_p                  aggregate
+        theta[e]     <-  sum a_p theta_p[e] / sum a_p                  fuse
                          over the participants p that held entry e
 """
 
@@ -25,11 +25,11 @@ from msfusion.averaging.fusion import Accumulator
 from msfusion.averaging.robust import Average, accumulator_for
 from msfusion.batch import Batch
 from msfusion.errors import ConfigError, UpdateError
-from msfusion.federated.method import Kind, Task, Update
+from msfusion.federated.method import Answered, Kind, Method, Task, Update
 from msfusion.federated.privacy import Outbound
-from msfusion.federated.states import holding, loaded, state_of, with_aliases, without_aliases
+from msfusion.federated.states import holding, loaded, model_state, state_of, with_aliases, without_aliases
 from msfusion.federated.training import TrainingSettings, local_steps
-from msfusion.methods.parts import batch_norm as normalisation
+from msfusion.methods.parts import batch_norm
 from msfusion.methods.parts.capacities import Capacities
 from msfusion.methods.parts.contrastive import (
     WITHOUT,
@@ -40,16 +40,13 @@ from msfusion.methods.parts.contrastive import (
     remembered,
 )
 from msfusion.methods.parts.vectorised import groups_of, refuse_contrastive, updates_together
-from msfusion.objectives import Evaluation, Objective, cross_entropy, evaluate
+from msfusion.objectives import Objective, cross_entropy
 from msfusion.width.groups import State, WidthMap, Window
 from msfusion.width.own_scale import OwnScale
 from msfusion.width.slices import extract
 from msfusion.width.stacked import check_stackable
 from msfusion.width.submodel import SubModel, narrow
 from msfusion.windows import Schedule, full, static
-
-TRAINED = frozenset({"steps", "examples_seen"})
-"""The numbers in an update's metadata."""
 
 Use = Literal["training", "received", "previous"]
 """What a sub-model in memory is for: the one that trains, and the frozen ones of the contrastive loss."""
@@ -59,7 +56,7 @@ Weighting = Literal["examples", "uniform"]
 
 
 @dataclass(frozen=True, eq=False)
-class NarrowMethod:
+class NarrowMethod(Method):
     """One of the methods that train narrow sub-models; `schedule` says which.
 
     `ratios` and `training` have one entry per participant; where ratios change from round to round,
@@ -93,13 +90,9 @@ class NarrowMethod:
             held[participant] = self._scheduled(round_index, participant)
         return held[participant]
 
-    def initial_state(self) -> dict[str, Tensor]:
-        """The model's own weights."""
-        return state_of(self.model)
-
     def assign(self, state: State, round_index: int, participant: int) -> Task:
         """The participant's slice of the global state."""
-        slice_ = extract(state, self.width_map, self.window(round_index, participant))
+        slice_ = extract(model_state(state), self.width_map, self.window(round_index, participant))
         return Task(participant, round_index, without_aliases(slice_, self.width_map.aliases))
 
     def train(self, task: Task, data: Batch) -> Update:
@@ -139,41 +132,35 @@ class NarrowMethod:
     def outbound(self, kind: Kind, task: Task) -> Outbound:
         """The sub-model's tensors, as they came; of a measurement the moments."""
         if kind == "measure":
-            return normalisation.measured_outbound(self.model, task.tensors)
-        return Outbound.like(task.tensors, TRAINED)
+            return batch_norm.measured_outbound(self.model, task.tensors)
+        return super().outbound(kind, task)
 
-    def aggregate(self, state: State, updates: Iterable[Update]) -> dict[str, Tensor]:
+    def fuse(self, state: State, answered: Answered) -> dict[str, Tensor]:
         """Overlap averaging; an entry that nobody held keeps its value."""
-        accumulator = accumulator_for(state, self.width_map, self.average)
-        for update in updates:
-            window = self.window(update.round_index, update.participant)
-            add_update(accumulator, state, window, update, self.weighting, self.width_map)
-        return accumulator.result()
-
-    def evaluate(self, state: State, data: Batch) -> Evaluation:
-        """How good the whole model is with this state."""
-        with holding(self.model, state) as model:
-            return evaluate(model, data, self.evaluation_batch_size, self.language_modelling)
+        weights = model_state(state)
+        accumulator = accumulator_for(weights, self.width_map, self.average)
+        for task, update in answered:
+            window = self.window(task.round_index, task.participant)
+            add_update(accumulator, weights, window, update, self.weighting, self.width_map)
+        return {**state, **accumulator.result()}
 
     @property
     def recalibrates(self) -> bool:
         """Whether BatchNorm's statistics, which in narrow models are not the fused one's, are to be measured anew."""
-        return self.recalibrate and normalisation.has_running_statistics(self.model)
+        return self.recalibrate and batch_norm.has_running_statistics(self.model)
 
     def measurement(self, state: State, round_index: int, participant: int) -> Task:
         """The fused model, for a forward pass."""
-        return Task(participant, round_index, without_aliases(state, self.width_map.aliases))
+        return Task(participant, round_index, without_aliases(model_state(state), self.width_map.aliases))
 
     def measure(self, task: Task, data: Batch) -> Update:
         """The moments of the participant's examples in front of every BatchNorm."""
         with holding(self.model, with_aliases(task.tensors, self.width_map.aliases)) as model:
-            return normalisation.measured_update(
-                model, task, data, self.training[task.participant], self.seed
-            )
+            return batch_norm.measured_update(model, task, data, self.training[task.participant], self.seed)
 
     def settle(self, state: State, updates: Iterable[Update]) -> dict[str, Tensor]:
         """The state with the running statistics pooled over the participants."""
-        return {**state, **normalisation.pooled(state, updates)}
+        return {**state, **batch_norm.pooled(state, updates)}
 
     def _objective(self, task: Task, window: Window) -> Objective:
         """Cross-entropy; with the contrastive loss where the participant remembers a sub-model of its own."""
@@ -212,7 +199,7 @@ class NarrowMethod:
         """How sums over narrowed axes are scaled in sub-models."""
         return True
 
-    def template(self, ratio: float) -> nn.Module:
+    def trained_at(self, ratio: float) -> nn.Module:
         """A model of the shapes that a participant of a ratio trains: the model itself where nothing is narrowed."""
         window = static(self.width_map, 0, 0, ratio, participants=1)
         if self.schedule is full or all(len(window[g.name]) == g.units for g in self.width_map.groups):

@@ -11,17 +11,18 @@ from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 from torch import Tensor, nn
 
 from msfusion.averaging.robust import Average, accumulator_for
 from msfusion.batch import Batch
-from msfusion.federated.method import Kind, Task, Update
+from msfusion.federated.method import Answered, Kind, Method, Task, Update
 from msfusion.federated.privacy import Outbound
 from msfusion.federated.states import loaded, state_of, with_aliases, without_aliases
 from msfusion.federated.training import TrainingSettings
-from msfusion.methods.narrow import TRAINED, Weighting, add_update, train_update, with_memory
-from msfusion.methods.parts import batch_norm as normalisation
+from msfusion.methods.narrow import Weighting, add_update, train_update, with_memory
+from msfusion.methods.parts import batch_norm
 from msfusion.methods.parts.contrastive import (
     WITHOUT,
     ContrastiveObjective,
@@ -39,7 +40,7 @@ from msfusion.windows import static
 
 
 @dataclass(frozen=True, eq=False)
-class SmallMethod:
+class SmallMethod(Method):
     """FedAvg of a small model. `training` has one entry per participant; `width_map` is the small model's.
 
     The model is working space; the state is what counts.
@@ -50,13 +51,15 @@ class SmallMethod:
     width_map: WidthMap
     start: State
     training: tuple[TrainingSettings, ...]
-    recalibrates: bool
+    recalibrate: bool
     seed: int = 0
     weighting: Weighting = "examples"
     average: Average = "mean"
     language_modelling: bool = False
     evaluation_batch_size: int = 256
     contrastive: ContrastiveSettings = WITHOUT
+
+    trains_own_models: ClassVar[bool] = True
 
     def initial_state(self) -> dict[str, Tensor]:
         """The weights of a freshly initialised model of this width."""
@@ -91,13 +94,13 @@ class SmallMethod:
     def outbound(self, kind: Kind, task: Task) -> Outbound:
         """The small model's tensors, as they came; of a measurement the moments."""
         if kind == "measure":
-            return normalisation.measured_outbound(self.model, task.tensors)
-        return Outbound.like(task.tensors, TRAINED)
+            return batch_norm.measured_outbound(self.model, task.tensors)
+        return super().outbound(kind, task)
 
-    def aggregate(self, state: State, updates: Iterable[Update]) -> dict[str, Tensor]:
+    def fuse(self, state: State, answered: Answered) -> dict[str, Tensor]:
         """The weighted average (McMahan et al., AISTATS 2017, algorithm 1), or a robust one."""
         accumulator = accumulator_for(state, self.width_map, self.average)
-        for update in updates:
+        for _, update in answered:
             add_update(accumulator, state, {}, update, self.weighting, self.width_map)
         return accumulator.result()
 
@@ -106,6 +109,11 @@ class SmallMethod:
         loaded(self.model, state)
         return evaluate(self.model, data, self.evaluation_batch_size, self.language_modelling)
 
+    @property
+    def recalibrates(self) -> bool:
+        """Whether BatchNorm's statistics are to be measured anew."""
+        return self.recalibrate
+
     def measurement(self, state: State, round_index: int, participant: int) -> Task:
         """The averaged model, for a forward pass."""
         return self.assign(state, round_index, participant)
@@ -113,22 +121,11 @@ class SmallMethod:
     def measure(self, task: Task, data: Batch) -> Update:
         """The moments of the participant's examples in front of every BatchNorm."""
         loaded(self.model, with_aliases(task.tensors, self.width_map.aliases))
-        return normalisation.measured_update(
-            self.model, task, data, self.training[task.participant], self.seed
-        )
+        return batch_norm.measured_update(self.model, task, data, self.training[task.participant], self.seed)
 
     def settle(self, state: State, updates: Iterable[Update]) -> dict[str, Tensor]:
         """The state with the running statistics pooled over the participants."""
-        return {**state, **normalisation.pooled(state, updates)}
-
-    def trained_at(self, ratio: float) -> nn.Module:
-        """What everybody trains, whatever its ratio."""
-        return self.model
-
-    @property
-    def whole(self) -> nn.Module:
-        """The model that everybody trains."""
-        return self.model
+        return {**state, **batch_norm.pooled(state, updates)}
 
     def _objective(self, task: Task) -> Objective:
         """Cross-entropy; with the contrastive loss where the participant remembers a model of its own."""
@@ -167,7 +164,7 @@ def small_method(
         width_map=WidthMap((), shapes, width_map.parameters, aliases=width_map.aliases),
         start=start,
         training=training,
-        recalibrates=recalibrate and normalisation.has_running_statistics(model),
+        recalibrate=recalibrate and batch_norm.has_running_statistics(model),
         seed=seed,
         weighting=weighting,
         language_modelling=language_modelling,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Literal
 
 from torch import nn
@@ -120,7 +120,8 @@ def build_method(
         name, model, width_map, schedule, ratios, tuple(each), *common, capacities, measured, average
     )
     if name == "msfusion" and isinstance(overlap, Feedback):
-        return AdaptiveMethod(method, overlap, between_rounds)
+        same = {each.name: getattr(method, each.name) for each in fields(method)}
+        return AdaptiveMethod(**same, feedback=overlap, between_rounds=between_rounds)
     return method
 
 

@@ -11,7 +11,7 @@ intermediate that is equally large for all, and a shared one from the intermedia
         for each participant p of the round:
             Global-LiGO_p  <-  Global-LiGO after some steps on p's data,          assign, train
                                through the target Global-LiGO_p(intermediate_p)
-        Global-LiGO  <-  sum n_p Global-LiGO_p / sum n_p                          aggregate
+        Global-LiGO  <-  sum n_p Global-LiGO_p / sum n_p                          fuse
     then, if so chosen: every participant trains its own target further, alone or federated
 
 The global state is Global-LiGO and nothing else: names and shapes follow from intermediate and target. Every
@@ -21,7 +21,7 @@ participant's target differs, so each reports how good its own is. The rivals ar
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from msfusion.averaging.fusion import Accumulator
 from msfusion.batch import Batch
 from msfusion.errors import ConfigError
-from msfusion.federated.method import Kind, Task, Update
+from msfusion.federated.method import TRAINED, Answered, Kind, Method, Task, Update
 from msfusion.federated.privacy import Form, Outbound, forms_of
 from msfusion.federated.reporting import REPORTED, nothing_to_report, report_of
 from msfusion.federated.states import (
@@ -51,13 +51,13 @@ from msfusion.growth.ligo import LiGO
 from msfusion.growth.plan import GrowthPlan
 from msfusion.methods.fedgrow.private import Grower, private_stages, trained_small
 from msfusion.methods.fedgrow.settings import GrowSettings
-from msfusion.methods.narrow import TRAINED, Weighting, add_update
+from msfusion.methods.narrow import Weighting, add_update
 from msfusion.objectives import Evaluation, evaluate, evaluate_for
 from msfusion.width.groups import State, WidthMap
 
 
 @dataclass(frozen=True, eq=False)
-class GrowMethod:
+class GrowMethod(Method):
     """Dual-LiGO, or one of its rivals; made with `grow_method`. Models are templates and working space.
 
     `plan` is how the intermediate grows into the target; without an operator both are None. `fresh` are the target's
@@ -108,11 +108,11 @@ class GrowMethod:
         """Global-LiGO alone, unless the settings say that something else leaves in such a round."""
         return REPORTED if kind == "report" else Outbound(self.leaving(task.round_index), TRAINED)
 
-    def aggregate(self, state: State, updates: Iterable[Update]) -> dict[str, Tensor]:
+    def fuse(self, state: State, answered: Answered) -> dict[str, Tensor]:
         """The weighted average. An operator that comes late, when targets are averaged, is let go."""
         averages: dict[bool, tuple[Accumulator, WidthMap]] = {}
-        for update in updates:
-            forms, growing = self.leaving(update.round_index), self.settings.growing(update.round_index)
+        for task, update in answered:
+            forms, growing = self.leaving(task.round_index), self.settings.growing(task.round_index)
             if not forms:
                 continue
             if growing not in averages:
@@ -143,10 +143,6 @@ class GrowMethod:
                 f"with {self.name} every participant has a model of its own: only it can evaluate it"
             )
         return self._evaluate(grown, data)
-
-    def examination(self, state: State, round_index: int, participant: int) -> Task:
-        """What a participant's model is made of, as far as it is common."""
-        return self.assign(state, round_index, participant)
 
     def grown(self, task: Task) -> dict[str, Tensor] | None:
         """A participant's grown model as a state dict, from an examination and its memory; None if there is none."""

@@ -130,7 +130,7 @@ class Versions:
             if version > 0 or (block == 0 and version == 0)
         ]
 
-    def after(self, answered: Iterable[Answered]) -> Versions:
+    def after(self, answered: Iterable[Seen]) -> Versions:
         """When a round's updates have been merged."""
         changes, seen, checked = self.changes.clone(), self.seen.clone(), self.checked.clone()
         changed: set[int] = set()
@@ -147,7 +147,7 @@ class Versions:
 
 
 @dataclass(frozen=True)
-class Answered:
+class Seen:
     """An update that was merged: whose, of which phase, with which blocks. `now`: it was begun in this very round.
 
     What came later may have been begun with other versions. What its participant was sent then is not noted: it is

@@ -10,6 +10,7 @@ import torch
 from averaging import Averaging, Counting, some_data
 from grow_cases import INTERMEDIATE, LIGO, data, fresh, method_of, texts
 from recorder import Recorded, found, telling
+from simulated import run_rounds
 from torch import Tensor
 
 from msfusion.batch import Batch
@@ -17,7 +18,7 @@ from msfusion.errors import PrivacyError, TrainingError
 from msfusion.federated.messages import encode
 from msfusion.federated.method import Kind, Task, Update
 from msfusion.federated.privacy import Outbound
-from msfusion.federated.rounds import RoundSettings, run_rounds
+from msfusion.federated.rounds import RoundSettings
 from msfusion.methods.fedgrow.method import GrowMethod
 from msfusion.methods.fedgrow.private import private_stages
 from msfusion.methods.fedgrow.settings import GrowSettings
@@ -182,7 +183,7 @@ def test_without_the_engine_s_check_the_search_finds_the_leak(
     select = Outbound.select
     if leak != "row":
         monkeypatch.setattr(Outbound, "select", unchecked)
-        monkeypatch.setattr(Leaking, "aggregate", lambda self, state, updates: (list(updates), state)[1])
+        monkeypatch.setattr(Leaking, "fuse", lambda self, state, answered: (list(answered), state)[1])
     list(run_rounds(method, data(), RoundSettings(rounds=1), workers=2))
     assert found(recorded.wire, private(method)[kind])
 
