@@ -34,7 +34,7 @@ from torch import nn
 import msfusion
 from msfusion.costs import costs_of
 from msfusion.experiment.environment import environment
-from msfusion.experiment.files import write_json
+from msfusion.files import write_json
 from msfusion.growth import (
     Copy,
     FitSettings,

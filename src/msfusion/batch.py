@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from msfusion.offsets import Offset
@@ -22,13 +22,14 @@ class Batch:
 
     `inputs` are the model's positional (tuple) or keyword (dict) arguments, each with the examples on axis 0.
     `targets` has one class label per example (shape [examples]) or, for language modelling, one token per position
-    (shape [examples, time]); IGNORED marks positions that do not count. `offset` (shape [examples, *time, classes]),
+    (shape [examples, time]); IGNORED marks positions that do not count. For a loss of one's own (`Scoring.loss`) it is
+    whatever that takes, with the examples on axis 0. `offset` (shape [examples, *time, classes]),
     where there is one, is added to the model's logits wherever they are scored: what other models say of the same
     examples.
     """
 
     inputs: tuple[Tensor, ...] | dict[str, Tensor]
-    targets: Int[Tensor, "examples ..."]
+    targets: Shaped[Tensor, "examples ..."]
     offset: Offset | None = None
 
     def __post_init__(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -26,12 +26,15 @@ Objective = Callable[[nn.Module, Batch], Tensor]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How good a model is on some data: mean loss, accuracy (0 to 1), and perplexity for language models."""
+    """How good a model is on some data: mean loss, accuracy (0 to 1) where there are classes, perplexity for language
+    models, and the metrics that a user asked for, by name.
+    """
 
     loss: float
-    accuracy: float
+    accuracy: float | None
     examples: int
     perplexity: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 def logits_of(output: Any) -> Tensor:
@@ -58,7 +61,7 @@ def _named_logits(output: Any) -> Any:
 
 def name_of_logits(model: nn.Module, batch: Batch) -> str | None:
     """`"logits"` where a model's output has them by that name, so that nothing else of it counts; else None."""
-    with _evaluating(model):
+    with evaluating(model):
         return "logits" if isinstance(_named_logits(batch.call(model)), Tensor) else None
 
 
@@ -105,6 +108,11 @@ def aligned(
     Raises TrainingError as `cross_entropy` does.
     """
     logits = logits_of(output)
+    if targets.is_floating_point() or targets.is_complex():
+        raise DataError(
+            f"the targets are of type {targets.dtype}, and without a loss of one's own they are numbers of classes: "
+            "give a loss, or targets of type torch.int64"
+        )
     wanted = (*targets.shape, "vocabulary" if targets.ndim == 2 else "classes")
     if logits.ndim != targets.ndim + 1 or logits.shape[:-1] != targets.shape:
         raise TrainingError(
@@ -152,7 +160,7 @@ def evaluate(
     Raises as `cross_entropy` does, and DataError where there is nothing to evaluate on.
     """
     loss, correct, counted = 0.0, 0, 0
-    with _evaluating(model):
+    with evaluating(model):
         for batch in data.split(batch_size):
             logits, targets = scores(model, batch)
             loss += float(F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum"))
@@ -175,7 +183,7 @@ def evaluate_for(
     Raises as `evaluate` does.
     """
     parts = []
-    with _evaluating(model):
+    with evaluating(model):
         for batch in data.split(batch_size):
             logits, targets = scores(model, batch)
             logits, targets = logits[targets != IGNORED], targets[targets != IGNORED]
@@ -228,7 +236,7 @@ def require_embeddings(model: nn.Module, batch: Batch, vocabulary_size: int | No
         if isinstance(module, nn.Embedding)
     ]
     try:
-        with _evaluating(model):
+        with evaluating(model):
             batch.call(model)
     except IndexError as error:
         raise DataError(
@@ -241,7 +249,7 @@ def require_embeddings(model: nn.Module, batch: Batch, vocabulary_size: int | No
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """In eval mode and without gradients; afterwards the model is in the mode in which it was."""
     training = {module: module.training for module in model.modules()}
     model.eval()
@@ -259,7 +267,7 @@ def require_classes(model: nn.Module, shown: Batch, data: Mapping[str, Batch]) -
     Raises DataError, naming holder and example, for a label that it does not; what `scores` raises for odd outputs.
     Leaves the model in the mode in which it was.
     """
-    with _evaluating(model):
+    with evaluating(model):
         logits, _ = scores(model, replace(shown, targets=torch.zeros_like(shown.targets)))
     for holder, batch in data.items():
         check_labels(batch.targets, logits.shape[-1], holder)

@@ -8,7 +8,7 @@ import pytest
 
 from msfusion.errors import ConfigError
 from msfusion.experiment.config import Config, load_config
-from msfusion.methods.parts.capacities import Capacities, FromRound, OneOf
+from msfusion.federated.capacities import Capacities, FromRound, OneOf
 from msfusion.network import PROFILES, LogNormal, MachineKind, Uniform
 
 MACHINE = "{download_megabits=20,upload_megabits=5,gigaflops=4}"

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from msfusion.errors import RunDirectoryError
 from msfusion.experiment.directory import RunDirectory, fresh_path, newest_path
-from msfusion.experiment.files import append_line, read_tensors, write_tensors, write_text
 from msfusion.experiment.fingerprint import Fingerprint
 from msfusion.experiment.lock import locked
+from msfusion.files import append_line, read_tensors, write_tensors, write_text
 
 FINGERPRINT = Fingerprint("of a configuration", {"training": "one"}, {}, "of a model")
 
@@ -198,7 +198,7 @@ def test_metrics_after_the_checkpoint_and_torn_lines_are_dropped(run: RunDirecto
 
 def test_equal_states_give_equal_bytes_in_every_process(tmp_path: Path) -> None:
     program = (
-        "import sys, torch; from pathlib import Path; from msfusion.experiment.files import write_tensors;"
+        "import sys, torch; from pathlib import Path; from msfusion.files import write_tensors;"
         "t = torch.ones(3); s = {'b': torch.zeros(2), 'a': t, 'tied': t};"
         "s = s if sys.argv[2] == '1' else dict(reversed(s.items()));"
         "write_tensors(Path(sys.argv[1]), s, {'rounds': 1, 'config': 'x', 'more': 2})"

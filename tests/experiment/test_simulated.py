@@ -19,13 +19,13 @@ from msfusion.experiment.compare import compare
 from msfusion.experiment.comparison import Comparison, plan_runs
 from msfusion.experiment.config import Config, load_config
 from msfusion.experiment.directory import RunDirectory
-from msfusion.experiment.files import read_tensors
 from msfusion.experiment.plan import plan_run
 from msfusion.experiment.report.network import attendance_table, targets_table
 from msfusion.experiment.report.table import closing_table, duration, plan_table
 from msfusion.experiment.report.targets import first_reached
 from msfusion.experiment.setup import Parts, prepare, prepare_parts
 from msfusion.experiment.train import Silent, Watcher, train
+from msfusion.files import read_tensors
 
 pytestmark = pytest.mark.slow
 

@@ -20,9 +20,9 @@ from msfusion.errors import ConfigError, MsfusionError, RunDirectoryError, Train
 from msfusion.experiment.config import Config, load_config
 from msfusion.experiment.directory import RunDirectory
 from msfusion.experiment.export import export
-from msfusion.experiment.files import read_tensors
 from msfusion.experiment.setup import Parts, prepare_parts
 from msfusion.experiment.train import train
+from msfusion.files import read_tensors
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = (*QUICK_SETTINGS, "rounds=4")  # the last setting of a key counts

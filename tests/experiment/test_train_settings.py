@@ -15,9 +15,9 @@ from msfusion.experiment.compare import compare
 from msfusion.experiment.comparison import Comparison
 from msfusion.experiment.config import Config, load_config
 from msfusion.experiment.directory import RunDirectory
-from msfusion.experiment.files import read_tensors
 from msfusion.experiment.setup import Parts, prepare, prepare_parts
 from msfusion.experiment.train import Silent, train
+from msfusion.files import read_tensors
 
 
 def quick(*overrides: str) -> Config:
@@ -98,4 +98,4 @@ def test_budgets_decide_the_ratios(parts: Parts, tmp_path: Path) -> None:
 
 
 def test_the_evaluation_batch_size_is_used(parts: Parts) -> None:
-    assert prepare(quick("evaluation.batch_size=7"), parts).method.evaluation_batch_size == 7
+    assert prepare(quick("evaluation.batch_size=7"), parts).method.scoring.batch_size == 7

@@ -18,6 +18,7 @@ import msfusion
 from msfusion.batch import Batch
 from msfusion.engines.processes import WorkerError
 from msfusion.errors import ConfigError, DataError, MsfusionError, PrivacyError, TrainingError, UpdateError
+from msfusion.federated.capacities import Capacities
 from msfusion.federated.held import Held
 from msfusion.federated.method import Task, Update
 from msfusion.federated.participation import Conditions
@@ -25,7 +26,6 @@ from msfusion.federated.rounds import RoundResult, RoundSettings
 from msfusion.federated.screening import Norm, Screening, absurd_losses, fault_of, norm_of, outliers
 from msfusion.federated.training import TrainingSettings
 from msfusion.methods.parts.batch_norm import pooled
-from msfusion.methods.parts.capacities import Capacities
 from msfusion.methods.table import build_method
 from msfusion.width.groups import State
 

@@ -32,6 +32,7 @@ from msfusion.methods.small import SmallMethod
 from msfusion.methods.table import METHODS, build_method
 from msfusion.models.transformer import DecoderLM
 from msfusion.objectives import cross_entropy
+from msfusion.scoring import Scoring
 from msfusion.width.groups import State, WidthMap
 from msfusion.width.submodel import narrow
 from msfusion.width.trace import trace
@@ -252,7 +253,7 @@ def test_one_and_two_workers_give_the_same_bits(name: str) -> None:
             (0.5, 0.25, 0.5, 1.0),
             SETTINGS,
             seed=2,
-            language_modelling=True,
+            scoring=Scoring(language_modelling=True),
             contrastive=ContrastiveSettings(weight),
         )
         runs.append(list(run_rounds(method, data, chosen, workers=workers)))

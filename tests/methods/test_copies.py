@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from msfusion.batch import Batch
 from msfusion.errors import ConfigError
+from msfusion.federated.capacities import Capacities, FromRound, OneOf
 from msfusion.federated.participation import Conditions
 from msfusion.federated.rounds import RoundSettings
 from msfusion.federated.states import holding
 from msfusion.federated.training import TrainingSettings
 from msfusion.methods.copies import CopiesMethod, CopiesSettings
-from msfusion.methods.parts.capacities import Capacities, FromRound, OneOf
 from msfusion.methods.small import SmallMethod
 from msfusion.methods.table import build_method
 from msfusion.width.groups import WidthMap

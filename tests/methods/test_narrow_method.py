@@ -19,6 +19,7 @@ from msfusion.methods.blocks import BlocksSettings
 from msfusion.methods.narrow import NarrowMethod
 from msfusion.methods.table import METHODS, build_method
 from msfusion.objectives import evaluate
+from msfusion.scoring import Scoring
 from msfusion.width.groups import WidthMap
 from msfusion.width.slices import extract
 from msfusion.width.trace import trace
@@ -117,7 +118,14 @@ def test_one_and_two_workers_and_any_order_give_the_same_bits(name: str) -> None
     for workers in (1, 2):
         blocks = BlocksSettings(3, 2)
         method = build_method(
-            name, model, width_map, ratios, SETTINGS, seed=2, language_modelling=True, blocks=blocks
+            name,
+            model,
+            width_map,
+            ratios,
+            SETTINGS,
+            seed=2,
+            scoring=Scoring(language_modelling=True),
+            blocks=blocks,
         )
         outcomes.append(list(run_rounds(method, data, chosen, workers=workers, test=data[0])))
     one, two = outcomes

@@ -15,10 +15,10 @@ from zoo_entry import Entry, Inputs, call
 
 from msfusion.batch import Batch
 from msfusion.experiment.report.describe import _images, _labelled_text, _running_text
+from msfusion.federated.capacities import Capacities
 from msfusion.federated.states import holding, loaded, with_aliases
 from msfusion.federated.training import TrainingSettings
 from msfusion.methods.copies import CopiesMethod, CopiesSettings, copies_method, moved
-from msfusion.methods.parts.capacities import Capacities
 from msfusion.models.build import build_model
 from msfusion.models.spec import ModelSpec
 from msfusion.width.own_scale import folding

@@ -15,12 +15,12 @@ from msfusion.experiment.comparison import Comparison, Planned, plan_runs
 from msfusion.experiment.config import Config
 from msfusion.experiment.directory import RunDirectory
 from msfusion.experiment.environment import environment
-from msfusion.experiment.files import write_json
 from msfusion.experiment.lock import locked
 from msfusion.experiment.prepare import shared_parts
 from msfusion.experiment.report.cells import collect_cells
 from msfusion.experiment.setup import Parts
 from msfusion.experiment.train import Watcher, train
+from msfusion.files import write_json
 
 
 def compare(

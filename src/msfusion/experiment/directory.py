@@ -27,7 +27,10 @@ from typing import Any
 from torch import Tensor
 
 from msfusion.errors import RunDirectoryError
-from msfusion.experiment.files import (
+from msfusion.experiment.fingerprint import Fingerprint
+from msfusion.experiment.lock import LOCK, locked
+from msfusion.federated.memory import Memories, with_memories, without_memories
+from msfusion.files import (
     TEMPORARY,
     append_line,
     read_sealed_json,
@@ -40,9 +43,6 @@ from msfusion.experiment.files import (
     write_text,
     written_digest,
 )
-from msfusion.experiment.fingerprint import Fingerprint
-from msfusion.experiment.lock import LOCK, locked
-from msfusion.federated.memory import Memories, with_memories, without_memories
 
 KEPT_CHECKPOINTS = 2
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from msfusion.experiment.files import refusing_write_errors
+from msfusion.files import refusing_write_errors
 
 _SHOWN = (
     "training_loss",

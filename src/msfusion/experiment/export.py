@@ -23,11 +23,11 @@ from msfusion.data.text import pretrained_tokenizer
 from msfusion.errors import ConfigError, RunDirectoryError
 from msfusion.experiment.config import Config, load_config
 from msfusion.experiment.directory import RunDirectory
-from msfusion.experiment.files import read_tensors, write_folder_with, write_json, write_tensors
 from msfusion.experiment.fingerprint import code_of, model_digest
 from msfusion.experiment.grow import GrowRun
 from msfusion.experiment.setup import Setup, prepare, settle_process, traced
 from msfusion.federated.method import Method
+from msfusion.files import read_tensors, write_folder_with, write_json, write_tensors
 from msfusion.imports import is_reference
 from msfusion.methods.table import trains_own_models
 from msfusion.models.build import build_model, full_options

@@ -17,13 +17,15 @@ def coverage_by_round(setup: Setup) -> list[float] | None:
     Who is absent or too late counts for nothing. (The small model is trained whole, but no full model ever
     is.) Where feedback sets the overlap, with that of the first round.
     """
-    if setup.method.trains_own_models:
+    if not setup.covers:
         return None
     reached = Reached(setup)
     shares = []
     for index in range(setup.config.rounds):
         attendance = setup.calendar.round(index)
-        shares.append(reached.after(index, attendance.on_time, setup.overlap(index), attendance.arriving))
+        shares.append(
+            reached.after(index, attendance.on_time, setup.method.overlap(index), attendance.arriving)
+        )
         if shares[-1] == 1:  # and so it stays
             break
     return shares + [1.0] * (setup.config.rounds - len(shares))

@@ -9,7 +9,7 @@ from functools import cached_property
 from msfusion.errors import RunDirectoryError
 from msfusion.experiment.config import Config
 from msfusion.experiment.config.keys import flattened
-from msfusion.experiment.files import digest_of_json
+from msfusion.files import digest_of_json
 from msfusion.folders import digest_of, folder_of
 from msfusion.imports import is_reference, source_digests
 from msfusion.models.build import BUILT_IN
@@ -88,8 +88,9 @@ def code_of(config: Config) -> dict[str, str]:
     """Digests of the user's functions and folders that a run is made from, as in `Fingerprint`. Raises ConfigError."""
     code: dict[str, str] = {}
     source, name = config.data_spec.source, config.model_spec.name
-    if is_reference(source):
-        code |= _by_file(source, "data.source")
+    for reference, setting in ((source, "data.source"), (config.method.name, "method.name")):
+        if is_reference(reference):
+            code |= _by_file(reference, setting)
     if name not in BUILT_IN:
         if is_transformers(name):
             if (folder_of(name) / "config.json").is_file():

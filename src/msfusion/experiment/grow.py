@@ -16,7 +16,7 @@ from msfusion.errors import ConfigError, GrowthError
 from msfusion.experiment.config import Config
 from msfusion.experiment.fingerprint import model_digest
 from msfusion.experiment.local import LocalRun
-from msfusion.experiment.setup import optimizer_states, settle_process
+from msfusion.experiment.setup import optimizer_states, scoring_of, settle_process
 from msfusion.federated.participation import Conditions, RoundSettings
 from msfusion.federated.results import RoundResult
 from msfusion.federated.states import state_of
@@ -198,8 +198,7 @@ class GrowRun(LocalRun):
             example_inputs=example_inputs(data),
             seed=config.seed,
             name=config.method.name,
-            language_modelling=data.task == "language_modelling",
-            evaluation_batch_size=config.evaluation.batch_size,
+            scoring=scoring_of(config, data),
             own_labels=config.evaluation.own_labels,
             weighting=config.method.weighting,
         )

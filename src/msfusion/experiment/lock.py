@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO
 
 from msfusion.errors import RunDirectoryError
-from msfusion.experiment.files import refusing_write_errors
+from msfusion.files import refusing_write_errors
 
 LOCK = ".lock"
 """The name of the file that is locked. It may stay when nobody holds it."""

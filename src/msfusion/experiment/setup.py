@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from msfusion.batch import Batch
 from msfusion.budgets import Budget, largest_ratio
@@ -18,21 +17,19 @@ from msfusion.data.load import load_data
 from msfusion.errors import ConfigError
 from msfusion.experiment.config import Config
 from msfusion.experiment.forecast import Forecast
-from msfusion.experiment.starts import choose_start
+from msfusion.federated.capacities import Capacities
+from msfusion.federated.method import Method
 from msfusion.federated.participation import Calendar, Conditions, RoundSettings
+from msfusion.federated.problem import Problem
 from msfusion.federated.training import TrainingSettings
-from msfusion.methods.adaptive import OVERLAP, AdaptiveMethod
-from msfusion.methods.blocks import BlocksMethod, block_window
-from msfusion.methods.copies import CopiesMethod
-from msfusion.methods.narrow import NarrowMethod
-from msfusion.methods.parts.capacities import Capacities
-from msfusion.methods.table import AnyMethod, build_method
+from msfusion.methods.blocks import BlocksMethod
 from msfusion.models.build import build_model
 from msfusion.network import Machine, machines_of
 from msfusion.objectives import name_of_logits, require_classes, require_embeddings
+from msfusion.scoring import Scoring
 from msfusion.width.groups import WidthMap, Window
 from msfusion.width.trace import trace
-from msfusion.windows import Feedback, Overlap, even_overlap, static
+from msfusion.windows import Feedback, static
 
 
 @dataclass(frozen=True)
@@ -46,7 +43,7 @@ class Setup:
     data: FederatedData
     model: nn.Module
     width_map: WidthMap
-    method: AnyMethod
+    method: Method
     rounds: RoundSettings
     why_start: str | None = None
     _costs: dict[float, Costs] = field(default_factory=dict, repr=False)
@@ -59,32 +56,18 @@ class Setup:
     def window(self, round_index: int, participant: int, overlap: float | None = None) -> Window:
         """The units of the full model that a participant holds in a round.
 
-        `overlap` is that of the round where feedback sets it; by default the first.
+        `overlap` is that of the round where feedback sets it; by default the first. A method without windows, such as
+        `small`, trains what everybody can hold in every round.
         """
-        if isinstance(self.method, AdaptiveMethod):
-            known = self.method.first_overlap if overlap is None else overlap
-            return self.method.at(known).window(round_index, participant)
-        if isinstance(self.method, NarrowMethod):
-            return self.method.window(round_index, participant)
-        if isinstance(self.method, BlocksMethod):
-            smallest, held = self.method.capacities.smallest, self.method.held(participant, round_index)
-            parts = [block_window(self.width_map, smallest, block) for block in held]
-            return {name: torch.unique(torch.cat([each[name] for each in parts])) for name in parts[0]}
-        smallest = self.capacities.smallest  # the small model: what everybody can hold in every round
-        return static(self.width_map, 0, round_index, smallest, participants=1)
+        window = self.method.with_overlap(overlap).window(round_index, participant)
+        if window is not None:
+            return window
+        return static(self.width_map, 0, round_index, self.capacities.smallest, participants=1)
 
-    def overlap(self, round_index: int, state: Mapping[str, Tensor] | None = None) -> float | None:
-        """The share of its window that a participant has in common with its neighbour; msfusion's alone.
-
-        Where feedback sets it, it is part of the global state before the round; without a state, that of the
-        first round.
-        """
-        if isinstance(self.method, AdaptiveMethod):
-            return self.method.first_overlap if state is None else float(state[OVERLAP])
-        if self.config.method.name != "msfusion" or self.method.trains_own_models:
-            return None
-        ratios, overlap = self.config.participants.ratios, self.config.overlap
-        return overlap.applied(round_index, ratios) if isinstance(overlap, Overlap) else even_overlap(ratios)
+    @property
+    def covers(self) -> bool:
+        """Whether participants hold windows of the full model, whose entries they reach one after the other."""
+        return not self.method.trains_own_models and self.method.window(0, 0) is not None
 
     @cached_property
     def capacities(self) -> Capacities:
@@ -179,53 +162,48 @@ def prepare(config: Config, parts: Parts | None = None) -> Setup:
     """
     parts = parts or prepare_parts(config)
     data = parts.data
-    config = with_fitting_ratios(config, parts)
+    config, budgeted = with_fitting_ratios(config, parts), config.participants.budget is not None
     stale = config.network is not None and config.network.late == "downweight"
     if stale and isinstance(config.overlap, Feedback):
         raise ConfigError(
             "an update that is merged in a later round was cut under another overlap, where the overlap "
             "follows feedback: choose network.late = 'drop' or another shape of method.overlap."
         )
-    why = None
-    if config.method.name == "msfusion" and config.method.start == "auto":
-        chosen = choose_start(config, data.participants, lambda changed: _method(changed, parts))
-        config, method, why = chosen.config, chosen.method, chosen.why
-    else:
-        method = _method(config, parts)
+    settings = config.method_settings
+    assert settings is not None, "the others are made by `prepare`"
+    chosen = settings.chosen(problem_of(config, parts, budgeted))
+    config = config.with_method(chosen.settings)
     rounds = RoundSettings(
         rounds=config.rounds,
         fraction=config.participants.fraction,
         evaluate_every=config.evaluation.every,
         seed=config.seed,
     )
-    return Setup(config, data, parts.model, parts.width_map, method, rounds, why)
+    return Setup(config, data, parts.model, parts.width_map, chosen.method, rounds, chosen.why)
 
 
-def _method(config: Config, parts: Parts) -> AnyMethod:
-    """The method of sub-models that a configuration names. Raises MsfusionError."""
-    data = parts.data
-    method = build_method(
-        config.method.name,
+def problem_of(config: Config, parts: Parts, budgeted: bool = False) -> Problem:
+    """What the method of a configuration is applied to."""
+    people = parts.data.participants
+    return Problem(
         parts.model,
-        parts.width_map,
+        parts.data.test.take(slice(0, 2)),
         config.capacities,
-        config.training_settings,
-        seed=config.seed,
-        weighting=config.method.weighting,
-        language_modelling=data.task == "language_modelling",
-        evaluation_batch_size=config.evaluation.batch_size,
-        overlap=config.overlap,
-        contrastive=config.method.contrastive,
-        between_rounds=config.method.between_rounds,
-        start=config.method.start if config.method.start != "auto" else "fresh",
-        blocks=config.blocks,
-        copies=config.copies,
-        recalibrate=config.method.recalibrate,
-        average=config.method.average,
+        (config.training_settings,) * len(people),
+        tuple(map(len, people)),
+        config.rounds,
+        config.seed,
+        scoring_of(config, parts.data),
+        parts.width_map,
+        budgeted,
     )
-    if isinstance(method, CopiesMethod):
-        method.check(data.test.take(slice(0, 2)))
-    return method
+
+
+def scoring_of(config: Config, data: FederatedData) -> Scoring:
+    """How a model's outputs are scored."""
+    return Scoring(
+        language_modelling=data.task == "language_modelling", batch_size=config.evaluation.batch_size
+    )
 
 
 def with_fitting_ratios(config: Config, parts: Parts) -> Config:

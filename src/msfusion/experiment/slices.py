@@ -12,9 +12,9 @@ from msfusion.experiment.plan import plan_run
 from msfusion.experiment.prepared import Observer
 from msfusion.experiment.setup import Setup
 from msfusion.experiment.simulated import arrivals
-from msfusion.experiment.starts import start_line
 from msfusion.federated.participation import Calendar
 from msfusion.federated.results import RoundResult
+from msfusion.methods.starts import start_line
 from msfusion.width.groups import State
 
 
@@ -59,7 +59,7 @@ class _Observer:
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
-        self._reached = None if setup.method.trains_own_models else Reached(setup)
+        self._reached = Reached(setup) if setup.covers else None
 
     def again(self, line: Mapping[str, Any]) -> None:
         """A round that was run before."""
@@ -69,7 +69,7 @@ class _Observer:
     def figures(self, result: RoundResult, before: State) -> dict[str, Any]:
         """Of a round that has ended."""
         figures: dict[str, Any] = {}
-        overlap = self._setup.overlap(result.round_index, before)
+        overlap = self._setup.method.overlap(result.round_index, before)
         if self._reached is not None:
             present = [each.participant for each in result.participants]
             arriving = result.attendance.arriving

@@ -205,6 +205,7 @@ def metrics_line(result: RoundResult, own: Mapping[str, Any]) -> dict[str, Any]:
         line |= {"loss": result.evaluation.loss, "accuracy": result.evaluation.accuracy}
         if result.evaluation.perplexity is not None:
             line["perplexity"] = result.evaluation.perplexity
+        line |= result.evaluation.metrics
     late_down, late_up = result.late_bytes
     moved: list[ParticipantResult | LeftOut] = [*result.participants, *result.left_out]
     line |= {
@@ -215,6 +216,7 @@ def metrics_line(result: RoundResult, own: Mapping[str, Any]) -> dict[str, Any]:
         **attendance_figures(result.attendance),
         **own,
     }
+    line |= {name: value for name, value in result.metrics.items() if name not in line}
     if result.left_out:
         line["left_out"] = [_told(each, result.round_index) for each in result.left_out]
     return {key: _finite(value) for key, value in line.items()}

@@ -12,19 +12,22 @@ Only `assign`, `train` and `fuse` must be written; everything else has a default
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, NewType
+from typing import ClassVar, Literal, NewType, Self
 
 from torch import Tensor, nn
 
 from msfusion.batch import Batch
 from msfusion.errors import ConfigError
 from msfusion.federated.privacy import Outbound
+from msfusion.federated.problem import Problem, Settings
 from msfusion.federated.states import holding, model_state, state_of
-from msfusion.objectives import Evaluation, evaluate
-from msfusion.width.groups import State
+from msfusion.objectives import Evaluation
+from msfusion.scoring import CROSS_ENTROPY, Scoring
+from msfusion.width.groups import State, Window
 
 Scalar = float | int | str | bool
 
@@ -83,7 +86,7 @@ Answered = Iterable[tuple[Task, Update]]
 """What participants were sent, each with what came back for it; can be gone through once."""
 
 
-class Method(ABC):
+class Method(Settings):
     """A federated method. Stateless: all that changes from round to round is in the global state, or in what
     each participant keeps for itself.
 
@@ -93,7 +96,7 @@ class Method(ABC):
     """
 
     name: str
-    """The name in tables and error messages."""
+    """The name in tables and error messages. `method` gives it, or the class says it itself."""
 
     model: nn.Module
     """The whole model. Its weights are the initial state; it is never changed for good."""
@@ -102,6 +105,26 @@ class Method(ABC):
     """Names of numbers that participants report in their updates' metadata. Their mean over the participants of a
     round, weighted by examples, stands in the metrics of that round.
     """
+
+    problem: Problem
+    """What it was built for: the model, its width map, the participants' ratios, how they train."""
+
+    seed: int = 0
+    """What random numbers begin at."""
+
+    scoring: Scoring = CROSS_ENTROPY
+    """The loss that participants minimise, and the figures of an evaluation."""
+
+    remarks: tuple[str, ...] = ()
+    """Sentences for whoever starts a run: what was decided that the settings leave open."""
+
+    def build(self, problem: Problem) -> Self:
+        """The method for a problem: a copy that has it, its model, scoring and seed."""
+        made = copy(self)
+        known = {"problem": problem, "model": problem.model, "scoring": problem.scoring, "seed": problem.seed}
+        for name, value in known.items():
+            object.__setattr__(made, name, value)  # a dataclass may be frozen
+        return made
 
     # What must be written.
 
@@ -133,10 +156,7 @@ class Method(ABC):
     def evaluate(self, state: State, data: Batch) -> Evaluation:
         """How good the global state's model is."""
         with holding(self.model, model_state(state)) as model:
-            return evaluate(model, data, self.evaluation_batch_size, self.language_modelling)
-
-    evaluation_batch_size: int = 256
-    language_modelling: bool = False
+            return self.scoring.evaluate(model, data)
 
     # A second exchange: a model may have running statistics that fusion cannot know. Then the participants of a round
     # measure the fused model on some of their examples, forward only, wherever it is evaluated.
@@ -195,6 +215,23 @@ class Method(ABC):
     def train_together(self, tasks: Sequence[Task], data: Sequence[Batch]) -> list[Update]:
         """What the participants of one group do with their tasks, in that order; `data` has one for each task."""
         return [self.train(task, own) for task, own in zip(tasks, data, strict=True)]
+
+    # What participants hold.
+
+    def window(self, round_index: int, participant: int) -> Window | None:
+        """The units of the whole model that a participant holds in a round; None of a method without windows."""
+        return None
+
+    def with_overlap(self, overlap: float | None) -> Method:
+        """The method with the windows of another overlap, where it goes by that (None: its first)."""
+        return self
+
+    def overlap(self, round_index: int, state: State | None = None) -> float | None:
+        """The share of its window that a participant has in common with its neighbour, where the method sets it.
+
+        Where it depends on the global state, that is the state before the round (None: before the first).
+        """
+        return None
 
     # What it costs.
 

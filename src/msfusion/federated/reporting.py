@@ -88,7 +88,7 @@ def _mean(evaluations: Sequence[Evaluation]) -> Evaluation | None:
     first = evaluations[0]
     return Evaluation(
         loss,
-        statistics.fmean(each.accuracy for each in evaluations),
+        statistics.fmean(_accuracies(evaluations)),
         first.examples,
         None if first.perplexity is None else _exp(loss),
     )
@@ -98,9 +98,14 @@ def _spread(evaluations: Sequence[Evaluation]) -> Spread | None:
     if len(evaluations) < 2:
         return None
     losses = [each.loss for each in evaluations]
-    accuracy = statistics.stdev(each.accuracy for each in evaluations)
+    accuracy = statistics.stdev(_accuracies(evaluations))
     loss = statistics.stdev(losses) if all(map(math.isfinite, losses)) else math.nan
     return Spread(accuracy, loss, len(evaluations))
+
+
+def _accuracies(evaluations: Sequence[Evaluation]) -> list[float]:
+    """Of models that tell classes apart, which alone are reported on."""
+    return [each.accuracy for each in evaluations if each.accuracy is not None]
 
 
 def _figures(evaluation: Evaluation, prefix: str) -> dict[str, Scalar]:

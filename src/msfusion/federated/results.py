@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -14,7 +16,10 @@ from msfusion.federated.reporting import Report, Spread, own_mean_of, own_spread
 
 @dataclass(frozen=True)
 class ParticipantResult:
-    """What a participant did in a round: mean training loss, examples, bytes of tensors moved, real seconds."""
+    """What a participant did in a round: mean training loss, examples, bytes of tensors moved, real seconds.
+
+    `metrics` are the numbers that the method has participants report (`Method.metrics`), by name.
+    """
 
     participant: int
     loss: float
@@ -22,6 +27,7 @@ class ParticipantResult:
     bytes_down: int
     bytes_up: int
     seconds: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,17 @@ class RoundResult:
     late_bytes: tuple[int, int] = (0, 0)
     reports: tuple[Report, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """What participants reported, each number a mean over those that did, weighted by their examples."""
+        names = dict.fromkeys(name for each in self.participants for name in each.metrics)
+        found = {}
+        for name in names:
+            told = [(each.metrics[name], each.examples) for each in self.participants if name in each.metrics]
+            examples = sum(count for _, count in told)
+            found[name] = sum(value * count for value, count in told) / examples if examples else math.nan
+        return found
 
     @property
     def spread(self) -> Spread | None:

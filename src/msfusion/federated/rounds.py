@@ -180,7 +180,7 @@ class _Federation:
         asks = [Ask("train", partial(self._tasks, state, round_index, group)) for group in groups]
         results: dict[int, ParticipantResult] = {}
         for done in engine.run(self.method, asks):
-            result = _result(done)
+            result = self._result(done)
             who = result.participant
             results[who], self.seconds[who] = result, result.seconds
             if self.on_participant is not None:
@@ -190,6 +190,17 @@ class _Federation:
             else:
                 self._judge(done.update, state, who in late, answers)
         return results
+
+    def _result(self, done: Answer) -> ParticipantResult:
+        update = done.update
+        told = update.metadata.items()
+        metrics = {
+            name: value for name, value in told if name in self.method.metrics and not isinstance(value, str)
+        }
+        moved = done.bytes_down, done.bytes_up
+        return ParticipantResult(
+            update.participant, update.loss, update.examples, *moved, done.seconds, metrics
+        )
 
     def _stop_if_nothing_counts(
         self, answers: Answers, answered: int, fused: State, round_index: int
@@ -386,13 +397,6 @@ def _told(each: LeftOut, began: Mapping[int, int], results: Mapping[int, Partici
 
 def _measurements(method: Method, state: State, round_index: int, participant: int) -> list[Task]:
     return [method.measurement(state, round_index, participant)]
-
-
-def _result(done: Answer) -> ParticipantResult:
-    update = done.update
-    return ParticipantResult(
-        update.participant, update.loss, update.examples, done.bytes_down, done.bytes_up, done.seconds
-    )
 
 
 def _copies(tensors: State) -> dict[str, Tensor]:

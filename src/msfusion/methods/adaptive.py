@@ -59,6 +59,14 @@ class AdaptiveMethod(NarrowMethod):
         """The overlap of the first round."""
         return self.feedback.bounded(self.feedback.start, self.ratios)
 
+    def with_overlap(self, overlap: float | None) -> NarrowMethod:
+        """The same as `at`; without one the first."""
+        return self.at(self.first_overlap if overlap is None else overlap)
+
+    def overlap(self, round_index: int, state: State | None = None) -> float:
+        """What the state says."""
+        return self.first_overlap if state is None else float(state[OVERLAP])
+
     def initial_state(self) -> dict[str, Tensor]:
         """The model's own weights, and the first overlap."""
         first = torch.tensor(self.first_overlap, dtype=torch.float64)

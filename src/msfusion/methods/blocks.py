@@ -36,6 +36,7 @@ from msfusion.averaging.fusion import Accumulator
 from msfusion.averaging.robust import accumulator_for
 from msfusion.batch import Batch
 from msfusion.errors import ConfigError, UpdateError
+from msfusion.federated.capacities import Capacities
 from msfusion.federated.method import TRAINED, Answered, Kind, Method, Task, Update
 from msfusion.federated.privacy import Outbound
 from msfusion.federated.states import (
@@ -50,15 +51,14 @@ from msfusion.federated.states import (
 )
 from msfusion.federated.training import local_steps
 from msfusion.methods.narrow import add_update
-from msfusion.methods.parts.capacities import Capacities
 from msfusion.methods.parts.phases import Phases, Seen, Versions, blocks_in, finished_label
 from msfusion.methods.parts.remembered import REMEMBERED_BYTES, Recomputed, Remembering
 from msfusion.methods.parts.silence import awake, example_logits, silenced
-from msfusion.methods.parts.vectorised import groups_of, refuse_contrastive, updates_together
+from msfusion.methods.parts.vectorised import groups_of, refuse_contrastive, refuse_own_loss, updates_together
 from msfusion.methods.small import SmallMethod, fresh_weights
 from msfusion.models.sums import SumOfBlocks, label
-from msfusion.objectives import Evaluation, Objective, cross_entropy, evaluate, logits_of
-from msfusion.width.groups import State, WidthMap
+from msfusion.objectives import Evaluation, Objective, logits_of
+from msfusion.width.groups import State, WidthMap, Window
 from msfusion.width.slices import plan
 from msfusion.width.stacked import check_stackable
 from msfusion.windows import window_size
@@ -104,7 +104,7 @@ class BlocksMethod(Method):
     """A sum of blocks. `small` is the small model and how it is trained.
 
     `starts` are the first weights of each block, which say nothing but for block 0; `awake` those with which each
-    begins to be trained (`methods.silence`).
+    begins to be trained (`methods.silence`). `large_map` is the width map of the large model.
     """
 
     name: str
@@ -114,6 +114,7 @@ class BlocksMethod(Method):
     phases: Phases
     capacities: Capacities
     remembering: Remembering
+    large_map: WidthMap
     _sums: dict[tuple[str, int], SumOfBlocks] = field(default_factory=dict, repr=False)
 
     trains_own_models: ClassVar[bool] = True
@@ -122,6 +123,12 @@ class BlocksMethod(Method):
         """The blocks that a participant trains in a round; known to both sides, so it does not travel."""
         count = self.count_at(self.capacities.ratio(participant, round_index))
         return self.phases.held(round_index, count)
+
+    def window(self, round_index: int, participant: int) -> Window:
+        """The units of the large model for which the blocks stand that a participant trains in a round."""
+        smallest, held = self.capacities.smallest, self.held(participant, round_index)
+        parts = [block_window(self.large_map, smallest, block) for block in held]
+        return {name: torch.unique(torch.cat([each[name] for each in parts])) for name in parts[0]}
 
     def count_at(self, ratio: float) -> int:
         """How many blocks a participant of this width ratio trains at once."""
@@ -190,11 +197,12 @@ class BlocksMethod(Method):
     def evaluate(self, state: State, data: Batch) -> Evaluation:
         """How good the sum of all blocks is."""
         whole = loaded(self.whole, model_state(state))
-        return evaluate(whole, data, self.small.evaluation_batch_size, self.small.language_modelling)
+        return self.small.scoring.evaluate(whole, data)
 
     def check_together(self) -> None:
         """Raise ConfigError where the blocks cannot be stacked."""
         refuse_contrastive(self.small.contrastive)
+        refuse_own_loss(self.small.scoring)
         check_stackable(self.small.model)
 
     def groups(
@@ -270,11 +278,13 @@ class BlocksMethod(Method):
         """The participant's examples with what the other blocks say of them, and the loss of the whole."""
         others = self._others(kept, held)
         if not others:
-            return data, cross_entropy
+            return data, self.small.scoring.objective
         if self.remembering.recomputes(data):
             finished = self._numbered(kept, [finished_label(block) for block in others])
-            return data, Recomputed(loaded(self.sum_of(len(others), "finished"), finished))
-        return replace(data, offset=self.remembering.recall(self._finished(kept, others))), cross_entropy
+            model = loaded(self.sum_of(len(others), "finished"), finished)
+            return data, Recomputed(model, self.small.scoring)
+        offset = self.remembering.recall(self._finished(kept, others))
+        return replace(data, offset=offset), self.small.scoring.objective
 
     def _others(self, kept: State, held: Sequence[int]) -> list[int]:
         """The blocks that are remembered, without some."""
@@ -289,7 +299,7 @@ class BlocksMethod(Method):
         mode, without gradients.
         """
         model = loaded(self.small.model, with_aliases(block, self.small.width_map.aliases)).eval()
-        for batch in data.split(self.small.evaluation_batch_size):
+        for batch in data.split(self.small.scoring.batch_size):
             with torch.no_grad():
                 said = logits_of(batch.call(model))
             yield said
@@ -361,13 +371,17 @@ def blocks_method(
     begin = [awake(small.model, start, quiet) for start, quiet in zip(starts[1:], silent, strict=True)]
     remembering = _remembering(small, phases.blocks, settings.remembered_bytes)
     first = starts[0]
-    return BlocksMethod(name, small, (first, *silent), (first, *begin), phases, capacities, remembering)
+    return BlocksMethod(
+        name, small, (first, *silent), (first, *begin), phases, capacities, remembering, width_map
+    )
 
 
 def _remembering(small: SmallMethod, blocks: int, limit: int) -> Remembering:
     """How much of a block's logits can be kept: their number and type are asked of the example that was traced."""
     logits = example_logits(small.model, small.start)
     dtype = torch.promote_types(logits.dtype, torch.float32)
+    if small.scoring.loss is not None:
+        return Remembering(logits[0].numel(), dtype, blocks, limit, by_example=True)
     return Remembering(logits.shape[-1], dtype, blocks, limit)
 
 

@@ -23,14 +23,15 @@ from torch import Tensor, nn
 from msfusion.averaging.robust import kin_accumulator_for
 from msfusion.batch import Batch
 from msfusion.errors import ConfigError
+from msfusion.federated.capacities import Capacities
 from msfusion.federated.method import Answered, Task
 from msfusion.federated.states import holding, loaded, with_aliases, without_aliases
 from msfusion.federated.training import TrainingSettings
 from msfusion.methods.narrow import NarrowMethod, Weighting, blamed, weight_of
-from msfusion.methods.parts.capacities import Capacities
 from msfusion.methods.parts.contrastive import WITHOUT, ContrastiveSettings
 from msfusion.methods.small import fresh_weights
 from msfusion.objectives import scores
+from msfusion.scoring import CROSS_ENTROPY, Scoring
 from msfusion.width.analysis import module_of
 from msfusion.width.copies import Along, Copies, beside, factor_at
 from msfusion.width.groups import State, WidthMap, Window
@@ -191,8 +192,7 @@ def copies_method(
     training: tuple[TrainingSettings, ...],
     seed: int = 0,
     weighting: Weighting = "examples",
-    language_modelling: bool = False,
-    evaluation_batch_size: int = 256,
+    scoring: Scoring = CROSS_ENTROPY,
     contrastive: ContrastiveSettings = WITHOUT,
     recalibrate: bool = False,
     *,
@@ -212,8 +212,7 @@ def copies_method(
         training=training,
         seed=seed,
         weighting=weighting,
-        language_modelling=language_modelling,
-        evaluation_batch_size=evaluation_batch_size,
+        scoring=scoring,
         contrastive=contrastive,
         capacities=capacities,
         recalibrate=recalibrate,

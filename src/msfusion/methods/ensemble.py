@@ -25,7 +25,7 @@ from msfusion.methods.parts.contrastive import recalled
 from msfusion.methods.parts.phases import Phases
 from msfusion.methods.small import SmallMethod
 from msfusion.models.sums import MeanOfModels, label
-from msfusion.objectives import Evaluation, evaluate
+from msfusion.objectives import Evaluation
 from msfusion.width.groups import State, WidthMap
 
 _MERGED = ".merged"
@@ -78,8 +78,7 @@ class EnsembleMethod(Method):
         tensors: dict[str, Tensor] = {}
         for number, model in enumerate(trained):
             tensors |= labelled(label(number), part(model_state(state), label(model)))
-        batch_size, language = self.small.evaluation_batch_size, self.small.language_modelling
-        return evaluate(loaded(models, tensors), data, batch_size, language)
+        return self.small.scoring.evaluate(loaded(models, tensors), data)
 
     def check_together(self) -> None:
         """As `small`."""

@@ -13,7 +13,7 @@ windows:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -25,12 +25,12 @@ from msfusion.averaging.fusion import Accumulator
 from msfusion.averaging.robust import Average, accumulator_for
 from msfusion.batch import Batch
 from msfusion.errors import ConfigError, UpdateError
+from msfusion.federated.capacities import Capacities
 from msfusion.federated.method import Answered, Kind, Method, Task, Update
 from msfusion.federated.privacy import Outbound
 from msfusion.federated.states import holding, loaded, model_state, state_of, with_aliases, without_aliases
 from msfusion.federated.training import TrainingSettings, local_steps
 from msfusion.methods.parts import batch_norm
-from msfusion.methods.parts.capacities import Capacities
 from msfusion.methods.parts.contrastive import (
     WITHOUT,
     ContrastiveObjective,
@@ -39,8 +39,9 @@ from msfusion.methods.parts.contrastive import (
     recalled,
     remembered,
 )
-from msfusion.methods.parts.vectorised import groups_of, refuse_contrastive, updates_together
+from msfusion.methods.parts.vectorised import groups_of, refuse_contrastive, refuse_own_loss, updates_together
 from msfusion.objectives import Objective, cross_entropy
+from msfusion.scoring import CROSS_ENTROPY, Scoring
 from msfusion.width.groups import State, WidthMap, Window
 from msfusion.width.own_scale import OwnScale
 from msfusion.width.slices import extract
@@ -59,6 +60,8 @@ Weighting = Literal["examples", "uniform"]
 class NarrowMethod(Method):
     """One of the methods that train narrow sub-models; `schedule` says which.
 
+    `overlaps` says how much neighbours' windows have in common in a round, where the method sets that.
+
     `ratios` and `training` have one entry per participant; where ratios change from round to round,
     `capacities` says how, and `ratios` are typical ones. The model is a template: its weights are the initial
     state, and it is never changed.
@@ -72,12 +75,12 @@ class NarrowMethod(Method):
     training: tuple[TrainingSettings, ...]
     seed: int = 0
     weighting: Weighting = "examples"
-    language_modelling: bool = False
-    evaluation_batch_size: int = 256
+    scoring: Scoring = CROSS_ENTROPY
     contrastive: ContrastiveSettings = WITHOUT
     capacities: Capacities | None = None
     recalibrate: bool = True
     average: Average = "mean"
+    overlaps: Callable[[int], float] | None = None
     _submodels: dict[tuple[Use | int, ...], SubModel] = field(default_factory=dict, repr=False)
     _windows: dict[int, dict[int, Window]] = field(default_factory=dict, repr=False)
 
@@ -89,6 +92,10 @@ class NarrowMethod(Method):
         if participant not in held:
             held[participant] = self._scheduled(round_index, participant)
         return held[participant]
+
+    def overlap(self, round_index: int, state: State | None = None) -> float | None:
+        """The share of its window that a participant has in common with its neighbour; None of a rival."""
+        return None if self.overlaps is None else self.overlaps(round_index)
 
     def assign(self, state: State, round_index: int, participant: int) -> Task:
         """The participant's slice of the global state."""
@@ -106,6 +113,7 @@ class NarrowMethod(Method):
     def check_together(self) -> None:
         """Raise ConfigError where sub-models cannot be stacked."""
         refuse_contrastive(self.contrastive)
+        refuse_own_loss(self.scoring)
         if self.constants_narrow:
             raise ConfigError(
                 "this model's participants cannot be trained together, because it has constants that differ "
@@ -165,7 +173,7 @@ class NarrowMethod(Method):
     def _objective(self, task: Task, window: Window) -> Objective:
         """Cross-entropy; with the contrastive loss where the participant remembers a sub-model of its own."""
         if self.contrastive.weight == 0 or not task.memory:
-            return cross_entropy
+            return self.scoring.objective
         aliases = self.width_map.aliases
         tensors, round_index = recalled(task.memory)
         earlier = self._scheduled(round_index, task.participant)

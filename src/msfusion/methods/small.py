@@ -30,8 +30,9 @@ from msfusion.methods.parts.contrastive import (
     frozen,
     recalled,
 )
-from msfusion.methods.parts.vectorised import groups_of, refuse_contrastive, updates_together
-from msfusion.objectives import Evaluation, Objective, cross_entropy, evaluate
+from msfusion.methods.parts.vectorised import groups_of, refuse_contrastive, refuse_own_loss, updates_together
+from msfusion.objectives import Evaluation, Objective
+from msfusion.scoring import CROSS_ENTROPY, Scoring
 from msfusion.width.groups import State, WidthMap, Window
 from msfusion.width.slices import extract
 from msfusion.width.stacked import check_stackable
@@ -55,8 +56,7 @@ class SmallMethod(Method):
     seed: int = 0
     weighting: Weighting = "examples"
     average: Average = "mean"
-    language_modelling: bool = False
-    evaluation_batch_size: int = 256
+    scoring: Scoring = CROSS_ENTROPY
     contrastive: ContrastiveSettings = WITHOUT
 
     trains_own_models: ClassVar[bool] = True
@@ -79,6 +79,7 @@ class SmallMethod(Method):
     def check_together(self) -> None:
         """Raise ConfigError where the participants' models cannot be stacked."""
         refuse_contrastive(self.contrastive)
+        refuse_own_loss(self.scoring)
         check_stackable(self.model)
 
     def groups(
@@ -107,7 +108,7 @@ class SmallMethod(Method):
     def evaluate(self, state: State, data: Batch) -> Evaluation:
         """How good the small model is with this state."""
         loaded(self.model, state)
-        return evaluate(self.model, data, self.evaluation_batch_size, self.language_modelling)
+        return self.scoring.evaluate(self.model, data)
 
     @property
     def recalibrates(self) -> bool:
@@ -130,7 +131,7 @@ class SmallMethod(Method):
     def _objective(self, task: Task) -> Objective:
         """Cross-entropy; with the contrastive loss where the participant remembers a model of its own."""
         if self.contrastive.weight == 0 or not task.memory:
-            return cross_entropy
+            return self.scoring.objective
         received, previous = self._frozen
         frozen(received, with_aliases(task.tensors, self.width_map.aliases))
         frozen(previous, with_aliases(recalled(task.memory)[0], self.width_map.aliases))
@@ -149,8 +150,7 @@ def small_method(
     training: tuple[TrainingSettings, ...],
     seed: int = 0,
     weighting: Weighting = "examples",
-    language_modelling: bool = False,
-    evaluation_batch_size: int = 256,
+    scoring: Scoring = CROSS_ENTROPY,
     contrastive: ContrastiveSettings = WITHOUT,
     recalibrate: bool = True,
 ) -> SmallMethod:
@@ -167,8 +167,7 @@ def small_method(
         recalibrate=recalibrate and batch_norm.has_running_statistics(model),
         seed=seed,
         weighting=weighting,
-        language_modelling=language_modelling,
-        evaluation_batch_size=evaluation_batch_size,
+        scoring=scoring,
         contrastive=contrastive,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
+from functools import partial
 from typing import Literal
 
 from torch import nn
@@ -11,17 +12,18 @@ from torch import nn
 from msfusion import windows
 from msfusion.averaging.robust import Average
 from msfusion.errors import ConfigError
+from msfusion.federated.capacities import Capacities
 from msfusion.federated.training import TrainingSettings
 from msfusion.methods.adaptive import AdaptiveMethod
 from msfusion.methods.blocks import BlocksMethod, BlocksSettings, blocks_method
 from msfusion.methods.copies import CopiesSettings, copies_method
 from msfusion.methods.ensemble import EnsembleMethod, ensemble_method
 from msfusion.methods.narrow import NarrowMethod, Weighting
-from msfusion.methods.parts.capacities import Capacities
 from msfusion.methods.parts.contrastive import WITHOUT, ContrastiveSettings
 from msfusion.methods.small import SmallMethod, small_method
+from msfusion.scoring import CROSS_ENTROPY, Scoring
 from msfusion.width.groups import WidthMap
-from msfusion.windows import Feedback, Overlap, Schedule
+from msfusion.windows import Feedback, Overlap, Schedule, even_overlap
 
 AnyMethod = NarrowMethod | AdaptiveMethod | SmallMethod | BlocksMethod | EnsembleMethod
 
@@ -55,8 +57,7 @@ def build_method(
     *,
     seed: int = 0,
     weighting: Weighting = "examples",
-    language_modelling: bool = False,
-    evaluation_batch_size: int = 256,
+    scoring: Scoring = CROSS_ENTROPY,
     overlap: Overlap | Feedback | None = None,
     contrastive: ContrastiveSettings = WITHOUT,
     between_rounds: bool = True,
@@ -86,9 +87,10 @@ def build_method(
         raise ConfigError(
             f"there are {len(ratios)} ratios but {len(each)} training settings: give one for each"
         )
+    _refuse_own_loss(scoring, name, contrastive)
     schedule = METHODS[name]
     measured = recalibrate is not False
-    common = (seed, weighting, language_modelling, evaluation_batch_size, contrastive)
+    common = (seed, weighting, scoring, contrastive)
     if schedule is None or trains_own_models(name, start):
         small = small_method(model, width_map, capacities.smallest, tuple(each), *common, measured)
         small = replace(small, average=average)
@@ -111,18 +113,40 @@ def build_method(
             copies, model, width_map, capacities, tuple(each), *common, recalibrate is True,
             overlap=overlap, between_rounds=between_rounds,
         )  # fmt: skip
-        return replace(of_copies, average=average)
+        return replace(of_copies, average=average, overlaps=partial(applied_overlap, overlap, ratios))
     _refuse_few_holders(average, schedule)
     if name == "msfusion":
         fixed = overlap if isinstance(overlap, Overlap) else None
         schedule = windows.double_shift_for(ratios, fixed, between_rounds=between_rounds)
     method = NarrowMethod(
-        name, model, width_map, schedule, ratios, tuple(each), *common, capacities, measured, average
-    )
+        name, model, width_map, schedule, ratios, tuple(each), *common, capacities, measured, average,
+        partial(applied_overlap, overlap, ratios) if name == "msfusion" else None,
+    )  # fmt: skip
     if name == "msfusion" and isinstance(overlap, Feedback):
         same = {each.name: getattr(method, each.name) for each in fields(method)}
         return AdaptiveMethod(**same, feedback=overlap, between_rounds=between_rounds)
     return method
+
+
+def applied_overlap(overlap: Overlap | Feedback | None, ratios: tuple[float, ...], round_index: int) -> float:
+    """What neighbours' windows have in common in a round."""
+    return overlap.applied(round_index, ratios) if isinstance(overlap, Overlap) else even_overlap(ratios)
+
+
+def _refuse_own_loss(scoring: Scoring, name: str, contrastive: ContrastiveSettings) -> None:
+    """ConfigError where a loss of one's own does not go with what works on the logits of classes."""
+    if scoring.loss is None:
+        return
+    if name == "ensemble":
+        raise ConfigError(
+            "an ensemble averages probabilities of classes, which a loss of one's own may not have: choose another "
+            "method"
+        )
+    if contrastive.weight > 0:
+        raise ConfigError(
+            "the contrastive loss compares logits of classes, which a loss of one's own may not have: set "
+            "method.contrastive_weight to 0"
+        )
 
 
 def _refuse_few_holders(average: Average, schedule: Schedule) -> None:

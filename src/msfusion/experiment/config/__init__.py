@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-import typing
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -30,13 +28,14 @@ from msfusion.experiment.config.keys import (
     shown,
     without_none,
 )
+from msfusion.experiment.config.methods import schema_for, settings_of
 from msfusion.experiment.config.network import NetworkSection
 from msfusion.experiment.config.participants import ParticipantsSection
 from msfusion.experiment.config.sections import (
+    HOUSE,
     ComparisonSection,
     DataSection,
     EvaluationSection,
-    MethodName,
     MethodSection,
     ModelSection,
     RunSection,
@@ -44,13 +43,13 @@ from msfusion.experiment.config.sections import (
     SplitSection,
     TrainingSection,
 )
+from msfusion.federated.capacities import Capacities
+from msfusion.federated.problem import METHODS, Settings
 from msfusion.federated.screening import Screening
 from msfusion.federated.training import TrainingSettings
 from msfusion.folders import PREFIX, folder_of, has_tokenizer
-from msfusion.methods.blocks import BlocksSettings
-from msfusion.methods.copies import CopiesSettings
+from msfusion.methods import settings as _house  # noqa: F401  # which registers the methods of the house
 from msfusion.methods.fedgrow.settings import GrowSettings
-from msfusion.methods.parts.capacities import Capacities
 from msfusion.methods.parts.remembered import REMEMBERED_BYTES
 from msfusion.methods.split.rounds import SplitSettings
 from msfusion.models.spec import ModelSpec
@@ -68,6 +67,7 @@ _SPECIFICATIONS = {
     "training": "training_settings",
     "split": "split_settings",
     "grow": "grow_settings",
+    "method": "method_settings",
 }
 _SLICES_ONLY: Mapping[str, Any] = {
     "participants.budget": None,
@@ -103,6 +103,16 @@ _OWN_TABLES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 _TURNS: Mapping[str, Any] = {"method.passes": 8, "method.first_block": 0.0}
 _BLOCKS_ONLY: Mapping[str, Any] = {**_TURNS, "method.remembered_bytes": REMEMBERED_BYTES}
 _COPIES_ONLY: Mapping[str, Any] = {"method.grow_at": 0.33, "method.apart": 1.0}
+_HOUSE_ONLY: Mapping[str, Any] = {
+    **{key: value for key, value in _SLICES_ONLY.items() if key.startswith("method.")},
+    **_BLOCKS_ONLY,
+    "method.blocks": None,
+    "participants.budget": None,
+    "participants.minimum_ratio": None,
+    "method.weighting": "examples",
+}
+"""What has no meaning for a method that is not of the house, unless it has a setting of that name."""
+
 _STARTS: Mapping[str, Mapping[str, Any]] = {
     "auto": {**_TURNS, **_COPIES_ONLY},
     "fresh": {**_BLOCKS_ONLY, **_COPIES_ONLY},
@@ -118,7 +128,7 @@ _STARTS: Mapping[str, Mapping[str, Any]] = {
 }
 """By msfusion's start: keys that must stay as they are by default, as they have no meaning for it."""
 
-METHOD_NAMES: tuple[str, ...] = typing.get_args(MethodName)
+METHOD_NAMES = HOUSE
 
 
 class Config(Section):
@@ -156,6 +166,10 @@ class Config(Section):
         if own is not None and getattr(self, own) is None:
             raise ValueError(f"method.name is '{self.method.name}', which needs a [{own}] table")
         self._refuse_meaningless(meaningless, f"method.name = '{self.method.name}'")
+        if self.method.name not in HOUSE:
+            keys = self.own_keys
+            foreign = {key: value for key, value in _HOUSE_ONLY.items() if key not in keys}
+            self._refuse_meaningless(foreign, f"method.name = '{self.method.name}'")
         if self.method.name == "msfusion":
             self._refuse_meaningless(_STARTS[self.method.start], f"method.start = '{self.method.start}'")
         return self
@@ -229,24 +243,38 @@ class Config(Section):
         return Screening(method.bad_update, method.max_update_norm, self.participants.max_examples)
 
     @property
-    def blocks(self) -> BlocksSettings:
-        """How many models a sum of blocks or an ensemble has, and when each is trained."""
-        method = self.method
-        return BlocksSettings(
-            self.rounds,
-            method.blocks,
-            method.passes,
-            method.first_block,
-            method.remembered_bytes,
-        )
+    def own_keys(self) -> frozenset[str]:
+        """The keys of [method] that are settings of the method itself."""
+        return frozenset(f"method.{name}" for name in settings_of(METHODS[self.method.name]))
 
     @property
-    def copies(self) -> CopiesSettings | None:
-        """How far copies may come apart in each round; None where msfusion starts from weights of its own."""
-        method = self.method
-        if method.start != "copies":
+    def method_settings(self) -> Settings | None:
+        """What is chosen of the method; None for those that have a table of their own.
+
+        Raises ConfigError on an impossible value.
+        """
+        section = self.method
+        if section.name in _OWN_TABLES:
             return None
-        return CopiesSettings(math.ceil(method.grow_at * self.rounds), method.apart)
+        worked_out = (
+            {"overlap": self.overlap, "contrastive": section.contrastive} if section.name in HOUSE else {}
+        )
+        made = METHODS[section.name]
+        chosen = {name: worked_out.get(name, getattr(section, name, None)) for name in settings_of(made)}
+        if section.name in HOUSE:
+            chosen.pop("ratio")  # of the participants
+        return made(**chosen)
+
+    def with_method(self, settings: Settings) -> Config:
+        """The same configuration with these settings of the method, that differ in plain values. Raises ConfigError."""
+        names = settings_of(type(settings))
+        before = self.method_settings
+        changes = {
+            f"method.{name}": getattr(settings, name)
+            for name in names
+            if name != "ratio" and getattr(settings, name) != getattr(before, name)
+        }
+        return self.changed(changes) if changes else self
 
     @property
     def overlap(self) -> Overlap | Feedback | None:
@@ -367,10 +395,11 @@ def default_toml() -> str:
 
 
 def _checked(table: Mapping[str, Any], origin: str, overrides: Mapping[str, Any]) -> Config:
+    schema = schema_for(table, Config)
     try:
-        config = Config.model_validate(table)
+        config = schema.model_validate(table)
     except ValidationError as error:
-        raise ConfigError(first_mistake(error, Config, table, origin, overrides)) from error
+        raise ConfigError(first_mistake(error, schema, table, origin, overrides)) from error
     for section, specification in _SPECIFICATIONS.items():
         try:
             getattr(config, specification)

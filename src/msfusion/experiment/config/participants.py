@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from msfusion.budgets import Budget
 from msfusion.experiment.config.sections import Bytes, Section
-from msfusion.methods.parts.capacities import Capacities, Capacity, FromRound, OneOf
+from msfusion.federated.capacities import Capacities, Capacity, FromRound, OneOf
 
 
 class ChangingRatioSection(Section):

@@ -28,6 +28,9 @@ MethodName = Literal[
     "msfusion", "fedrolex", "heterofl", "feddropout", "fedavg", "small", "ensemble", "split", "fedgrow"
 ]
 
+HOUSE: tuple[str, ...] = typing.get_args(MethodName)
+"""The methods of the house."""
+
 
 class Section(BaseModel):
     """A table of the configuration: no unknown keys, no silent conversions, no NaN."""
@@ -40,18 +43,24 @@ def section_of(specification: type[Any], *, without: Iterable[str] = ()) -> type
 
     The dataclass checks the values when the section is read: its ConfigError becomes the reader's.
     """
-    types = typing.get_type_hints(specification)
-    fields: dict[str, Any] = {
-        field.name: (
-            types[field.name],
-            Field(default_factory=field.default_factory)
-            if field.default_factory is not dataclasses.MISSING
-            else field.default,
-        )
-        for field in dataclasses.fields(specification)
-        if field.name not in without
-    }
+    fields = keys_of(specification, without=without)
     return create_model(f"{specification.__name__}Section", __base__=Section, **fields)
+
+
+def keys_of(specification: type[Any], *, without: Iterable[str] = ()) -> dict[str, Any]:
+    """The fields of a dataclass as pydantic takes them: by name a type and a default."""
+    types = typing.get_type_hints(specification)
+    return {
+        field.name: (types[field.name], _default_of(field))
+        for field in dataclasses.fields(specification)
+        if field.init and field.name not in without
+    }
+
+
+def _default_of(field: dataclasses.Field[Any]) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return Field(default_factory=field.default_factory)
+    return ... if field.default is dataclasses.MISSING else field.default
 
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ from rich.text import Text
 from torch import Tensor
 
 from msfusion.errors import ConfigError
-from msfusion.experiment.files import write_with
 from msfusion.experiment.report.figure_text import figures, label
 from msfusion.experiment.setup import Setup
+from msfusion.files import write_with
 from msfusion.width.groups import Group, WidthMap, held
 
 _SHADES = " ░▒▓█"
@@ -89,7 +89,7 @@ def save_picture(setup: Setup, rounds: Sequence[int], path: Path) -> None:
 
 def _round_title(setup: Setup, round_index: int) -> str:
     """`round 3, overlap 60%`; rounds count from 1. Where windows do not meet, the gaps in parts of a window."""
-    overlap = setup.overlap(round_index)
+    overlap = setup.method.overlap(round_index)
     if overlap is None:
         return f"round {round_index + 1}"
     return f"round {round_index + 1}, " + (

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from msfusion.experiment.files import write_with
 from msfusion.experiment.report.figure_text import figures, label
+from msfusion.files import write_with
 
 WHOLE_MODELS = {"split": "split learning", "fedgrow": "Fed-Grow"}
 """What stands above the panel of methods in which nobody has a slice."""

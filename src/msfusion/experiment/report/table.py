@@ -8,7 +8,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from msfusion.experiment.starts import start_line
+from msfusion.methods.starts import start_line
 
 Row = Mapping[str, Any]
 

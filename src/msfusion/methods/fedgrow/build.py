@@ -17,6 +17,7 @@ from msfusion.methods.fedgrow.method import GrowMethod
 from msfusion.methods.fedgrow.private import Grower, SmallModel
 from msfusion.methods.fedgrow.settings import GrowSettings
 from msfusion.methods.narrow import Weighting
+from msfusion.scoring import CROSS_ENTROPY, Scoring
 from msfusion.seeds import seed_of, seeded
 from msfusion.width.groups import WidthMap
 
@@ -30,8 +31,7 @@ def grow_method(
     example_inputs: Inputs | None = None,
     seed: int = 0,
     name: str = "grow",
-    language_modelling: bool = False,
-    evaluation_batch_size: int = 256,
+    scoring: Scoring = CROSS_ENTROPY,
     own_labels: bool = False,
     weighting: Weighting = "examples",
 ) -> GrowMethod:
@@ -64,8 +64,7 @@ def grow_method(
         plan,
         state_of(target) if settings.growth == "scratch" else {},
         seed,
-        language_modelling,
-        evaluation_batch_size,
+        scoring,
         own_labels,
         weighting,
     )

@@ -52,7 +52,8 @@ from msfusion.growth.plan import GrowthPlan
 from msfusion.methods.fedgrow.private import Grower, private_stages, trained_small
 from msfusion.methods.fedgrow.settings import GrowSettings
 from msfusion.methods.narrow import Weighting, add_update
-from msfusion.objectives import Evaluation, evaluate, evaluate_for
+from msfusion.objectives import Evaluation, evaluate_for
+from msfusion.scoring import CROSS_ENTROPY, Scoring
 from msfusion.width.groups import State, WidthMap
 
 
@@ -73,8 +74,7 @@ class GrowMethod(Method):
     plan: GrowthPlan | None = None
     fresh: State = field(default_factory=dict, repr=False)
     seed: int = 0
-    language_modelling: bool = False
-    evaluation_batch_size: int = 256
+    scoring: Scoring = CROSS_ENTROPY
     own_labels: bool = False
     weighting: Weighting = "examples"
 
@@ -156,7 +156,7 @@ class GrowMethod(Method):
         if not self.own_labels:
             return report_of(task, self._evaluate(grown, test))
         with holding(placed(self.target, grown), grown) as model:
-            return report_of(task, *evaluate_for(model, test, data.targets, self.evaluation_batch_size))
+            return report_of(task, *evaluate_for(model, test, data.targets, self.scoring.batch_size))
 
     def _begin(self, participant: int, data: Batch) -> dict[str, Tensor]:
         """What a participant grows from: its intermediate model, or a target by copies or from scratch."""
@@ -210,7 +210,7 @@ class GrowMethod(Method):
 
     def _evaluate(self, grown: State, data: Batch) -> Evaluation:
         with holding(placed(self.target, grown), grown) as model:
-            return evaluate(model, data, self.evaluation_batch_size, self.language_modelling)
+            return self.scoring.evaluate(model, data)
 
     def _operator(self, known: State) -> LiGO:
         """The working operator with the tensors of Global-LiGO, on the device where they are."""

@@ -16,8 +16,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from msfusion.batch import Batch
-from msfusion.objectives import cross_entropy, logits_of
+from msfusion.objectives import logits_of
 from msfusion.offsets import LargestLogits, Offset, bytes_of_largest, largest_within
+from msfusion.scoring import Scoring
 from msfusion.width.groups import State
 
 LOGITS = "logits"
@@ -38,18 +39,22 @@ _COPIES = 2
 class Remembering:
     """How much can be kept: `limit` bytes for all blocks of a participant together.
 
-    A block has `classes` logits for each target, which are kept as `dtype`.
+    A block has `classes` logits for each target, which are kept as `dtype`. With `by_example` (outputs that are no
+    logits of classes) it has so many outputs for each example, of which none can be left out.
     """
 
     classes: int
     dtype: torch.dtype
     blocks: int
     limit: int = REMEMBERED_BYTES
+    by_example: bool = False
 
     def kept(self, data: Batch) -> int:
         """How many logits of each target are kept: all, the largest ones, or 0, where blocks are kept instead."""
         if self.blocks * self._bytes_of_all(data) <= self.limit:
             return self.classes
+        if self.by_example:
+            return 0
         room = self.limit / (_COPIES * self.blocks)
         kept = largest_within(room, data.targets.numel(), self.classes, self.dtype.itemsize)
         return kept if kept >= FEWEST else 0
@@ -83,7 +88,8 @@ class Remembering:
         return _added(blocks)
 
     def _bytes_of_all(self, data: Batch) -> int:
-        return data.targets.numel() * self.classes * self.dtype.itemsize
+        rows = len(data) if self.by_example else data.targets.numel()
+        return rows * self.classes * self.dtype.itemsize
 
 
 def _added(blocks: Sequence[State]) -> LargestLogits:
@@ -94,11 +100,11 @@ def _added(blocks: Sequence[State]) -> LargestLogits:
 class Recomputed:
     """The loss of the whole where blocks are kept: what they say is computed in each step."""
 
-    def __init__(self, others: nn.Module) -> None:
-        self.others = others.eval()
+    def __init__(self, others: nn.Module, scoring: Scoring) -> None:
+        self.others, self.scoring = others.eval(), scoring
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Raises as `cross_entropy` does."""
+        """Raises as `Scoring.objective` does."""
         with torch.no_grad():
             offset = logits_of(batch.call(self.others))
-        return cross_entropy(model, replace(batch, offset=offset))
+        return self.scoring.objective(model, replace(batch, offset=offset))

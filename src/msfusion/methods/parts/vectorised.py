@@ -41,6 +41,7 @@ from msfusion.federated.training import (
 from msfusion.methods.parts.contrastive import ContrastiveSettings
 from msfusion.objectives import aligned, check_labels, scores
 from msfusion.offsets import full
+from msfusion.scoring import Scoring
 from msfusion.width.stacked import run_stacked
 from msfusion.width.submodel import SubModel
 
@@ -76,6 +77,14 @@ def refuse_contrastive(settings: ContrastiveSettings) -> None:
         raise ConfigError(
             "participants that train with the contrastive loss cannot be trained together: set "
             "contrastive_weight to 0 or together to 1"
+        )
+
+
+def refuse_own_loss(scoring: Scoring) -> None:
+    """Raise ConfigError where the loss is one's own: only cross-entropy is known to be told apart by participant."""
+    if scoring.loss is not None:
+        raise ConfigError(
+            "participants with a loss of their own cannot be trained together: set together to 1"
         )
 
 

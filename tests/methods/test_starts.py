@@ -17,11 +17,14 @@ from msfusion.experiment.config import Config, load_config
 from msfusion.experiment.export import export
 from msfusion.experiment.prepare import prepare as prepare_run
 from msfusion.experiment.setup import Parts, Setup, prepare, prepare_parts, traced
-from msfusion.experiment.starts import PASSES_OF_A_BLOCK, affordable_blocks, passes_of
 from msfusion.experiment.train import train
+from msfusion.federated.capacities import Capacities
+from msfusion.federated.problem import Problem
+from msfusion.federated.training import TrainingSettings
 from msfusion.methods.blocks import BlocksMethod
 from msfusion.methods.copies import CopiesMethod
 from msfusion.methods.narrow import NarrowMethod
+from msfusion.methods.starts import PASSES_OF_A_BLOCK, affordable_blocks, passes_of
 
 OPEN = (*QUICK_SETTINGS, "method.start=auto", "participants.ratio=0.25", "training.local_epochs=1")
 
@@ -35,16 +38,18 @@ def parts() -> Parts:
     return prepare_parts(opened())
 
 
-def examples(*numbers: int) -> list[Batch]:
-    return [Batch((torch.zeros(each, 1),), torch.zeros(each, dtype=torch.int64)) for each in numbers]
+def problem(*examples: int, **training: int) -> Problem:
+    settings = TrainingSettings(batch_size=16, **training)  # type: ignore[arg-type]
+    return Problem(
+        nn.Linear(1, 2), Batch((torch.zeros(2, 1),), torch.zeros(2).long()), Capacities((0.25,) * len(examples)),
+        (settings,) * len(examples), examples, rounds=10,
+    )  # fmt: skip
 
 
 def test_passes_by_hand() -> None:
     """Two passes in each of ten rounds; or, of 40 and 16 examples, two mini-batches of 16: 32 and 16 are seen."""
-    config = opened("rounds=10", "training.batch_size=16", "training.local_epochs=2")
-    assert passes_of(config, examples(40, 16)) == 20
-    limited = opened("rounds=10", "training.max_steps=2", "training.batch_size=16")
-    assert passes_of(limited, examples(40, 16)) == pytest.approx(10 * (32 / 40 + 1) / 2)
+    assert passes_of(problem(40, 16, local_epochs=2)) == 20
+    assert passes_of(problem(40, 16, max_steps=2)) == pytest.approx(10 * (32 / 40 + 1) / 2)
 
 
 @pytest.mark.parametrize(
@@ -61,12 +66,12 @@ def test_passes_by_hand() -> None:
     ],
 )
 def test_a_block_for_so_many_passes(ratio: str, passes: float, blocks: int) -> None:
-    config = opened(f"participants.ratio={ratio}")
-    assert affordable_blocks(config, passes * PASSES_OF_A_BLOCK) == blocks
+    capacities = opened(f"participants.ratio={ratio}").capacities
+    assert affordable_blocks(None, capacities, passes * PASSES_OF_A_BLOCK) == blocks
 
 
 def test_a_number_of_blocks_that_is_given_is_taken() -> None:
-    assert affordable_blocks(opened("method.blocks=7"), 1.0) == 7
+    assert affordable_blocks(7, Capacities((0.25,)), 1.0) == 7
 
 
 def chosen(parts: Parts, *overrides: str) -> Setup:

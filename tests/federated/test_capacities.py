@@ -13,10 +13,10 @@ from torch import Tensor
 
 from msfusion.averaging.fusion import fuse
 from msfusion.errors import ConfigError
+from msfusion.federated.capacities import Capacities, FromRound, OneOf
 from msfusion.federated.method import Update
 from msfusion.federated.rounds import RoundSettings
 from msfusion.methods.narrow import NarrowMethod
-from msfusion.methods.parts.capacities import Capacities, FromRound, OneOf
 from msfusion.methods.parts.contrastive import ContrastiveSettings
 from msfusion.methods.small import SmallMethod
 from msfusion.methods.table import build_method

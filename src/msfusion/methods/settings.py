@@ -1,0 +1,178 @@
+"""The methods of the house by name: what a user chooses of each, and how it is built."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from msfusion.averaging.robust import Average
+from msfusion.errors import ConfigError
+from msfusion.federated.capacities import Capacities, Capacity
+from msfusion.federated.method import Method
+from msfusion.federated.problem import Chosen, Problem, Settings, method
+from msfusion.methods.blocks import BlocksSettings
+from msfusion.methods.copies import CopiesMethod, CopiesSettings
+from msfusion.methods.narrow import Weighting
+from msfusion.methods.parts.contrastive import WITHOUT, ContrastiveSettings
+from msfusion.methods.parts.remembered import REMEMBERED_BYTES
+from msfusion.methods.starts import AUTO, choose_start
+from msfusion.methods.table import Start, build_method
+from msfusion.windows import Feedback, Overlap
+
+Ratios = Capacity | tuple[Capacity, ...]
+"""One width ratio for all participants, or one for each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Averaging(Settings):
+    """What all of these methods have in common: participants train (parts of) a model, and what comes back is averaged.
+
+    `ratio` is how much of each layer's width a participant holds. `weighting` is a participant's weight in the average.
+    `average` may be "median" or "trimmed", against a few bad participants, where entries have several holders.
+    `recalibrate`: whether BatchNorm's statistics are measured anew before an evaluation (None: where that is usual).
+    `contrastive` is the loss against drift.
+    """
+
+    ratio: Ratios = 0.25
+    weighting: Weighting = "examples"
+    average: Average = "mean"
+    recalibrate: bool | None = None
+    contrastive: ContrastiveSettings = WITHOUT
+
+    name: ClassVar[str]
+
+    def build(self, problem: Problem) -> Method:
+        """The method of the table with this name. Raises ConfigError where it does not fit the problem."""
+        return self._built(problem)
+
+    def _built(
+        self,
+        problem: Problem,
+        *,
+        start: Start = "fresh",
+        overlap: Overlap | Feedback | None = None,
+        between_rounds: bool = True,
+        blocks: BlocksSettings | None = None,
+        copies: CopiesSettings | None = None,
+    ) -> Method:
+        return build_method(
+            self.name,
+            problem.model,
+            problem.width_map,
+            problem.capacities,
+            problem.training,
+            seed=problem.seed,
+            weighting=self.weighting,
+            scoring=problem.scoring,
+            overlap=overlap,
+            contrastive=self.contrastive,
+            between_rounds=between_rounds,
+            start=start,
+            blocks=blocks,
+            copies=copies,
+            recalibrate=self.recalibrate,
+            average=self.average,
+        )
+
+
+@method("msfusion")
+@dataclass(frozen=True, kw_only=True)
+class MSfusion(Averaging):
+    """MSfusion (Xie & Li, arXiv 2407.03622), and what has become of it here.
+
+    `start` is how it begins: "fresh" are windows of a model of fresh weights (the paper), "blocks" a sum of small
+    models, "copies" windows that begin as copies of a small model; "auto" goes by the length of the run
+    (`methods.starts`). `overlap` and `between_rounds` are about windows, `blocks`, `passes`, `first_block` and
+    `remembered_bytes` about blocks, `grow_at` and `apart` about copies.
+    """
+
+    start: Start | AUTO = "auto"
+    overlap: Overlap | Feedback | None = None
+    between_rounds: bool = True
+    blocks: int | None = None
+    passes: int = 8
+    first_block: float = 0.0
+    remembered_bytes: int = REMEMBERED_BYTES
+    grow_at: float = 0.33
+    apart: float = 1.0
+
+    def build(self, problem: Problem) -> Method:
+        """The method with the start that was chosen. Raises ConfigError where it does not fit the problem."""
+        return self.chosen(problem).method
+
+    def chosen(self, problem: Problem) -> Chosen:
+        """The same, with the settings that it was built with: where `start` is "auto" they say which."""
+        return choose_start(self, problem)
+
+    def with_start(self, problem: Problem, start: Start) -> Method:
+        """The method with a start that is known."""
+        blocks = BlocksSettings(
+            problem.rounds, self.blocks, self.passes, self.first_block, self.remembered_bytes
+        )
+        copies = CopiesSettings(math.ceil(self.grow_at * problem.rounds), self.apart)
+        made = self._built(
+            problem,
+            start=start,
+            overlap=self.overlap,
+            between_rounds=self.between_rounds,
+            blocks=blocks,
+            copies=copies if start == "copies" else None,
+        )
+        if isinstance(made, CopiesMethod):
+            made.check(problem.example)
+        return made
+
+
+@method("fedrolex")
+@dataclass(frozen=True, kw_only=True)
+class FedRolex(Averaging):
+    """Windows that roll on by one unit from round to round (Alam et al., NeurIPS 2022)."""
+
+
+@method("heterofl")
+@dataclass(frozen=True, kw_only=True)
+class HeteroFL(Averaging):
+    """Everybody holds the first units (Diao et al., ICLR 2021)."""
+
+
+@method("feddropout")
+@dataclass(frozen=True, kw_only=True)
+class FederatedDropout(Averaging):
+    """Everybody holds random units, others in each round (Caldas et al., arXiv 1812.07210)."""
+
+
+@method("fedavg")
+@dataclass(frozen=True, kw_only=True)
+class FedAvg(Averaging):
+    """Everybody holds the whole model (McMahan et al., AISTATS 2017)."""
+
+    ratio: Ratios = 1.0
+
+
+@method("small")
+@dataclass(frozen=True, kw_only=True)
+class Small(Averaging):
+    """FedAvg of a small model that everybody can hold: the floor of every comparison."""
+
+
+@method("ensemble")
+@dataclass(frozen=True, kw_only=True)
+class Ensemble(Averaging):
+    """Several small models, trained one after the other; `blocks` is how many (None: 1 / the least ratio)."""
+
+    blocks: int | None = None
+
+    def build(self, problem: Problem) -> Method:
+        """The ensemble. Raises ConfigError where it does not fit the problem."""
+        return self._built(problem, blocks=BlocksSettings(problem.rounds, self.blocks))
+
+
+def capacities_of(ratio: Ratios, participants: int, seed: int) -> Capacities:
+    """The width ratio of each participant in each round. Raises ConfigError where there is not one for each."""
+    each = ratio if isinstance(ratio, tuple) else (ratio,) * participants
+    if len(each) != participants:
+        raise ConfigError(
+            f"there are {len(each)} width ratios and {participants} participants: give one, or one for each"
+        )
+    return Capacities(each, seed)

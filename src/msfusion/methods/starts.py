@@ -1,0 +1,125 @@
+"""How msfusion begins where the settings leave it open: `method.start = "auto"`.
+
+A model that is larger than the small one pays only if its parts have the time to learn. So the run's length decides how
+many small models it becomes the sum of (`methods.blocks`): one for so many passes over a participant's own examples, as
+many as the ratios ask for at most.
+
+    blocks  =  passes * at_once / PASSES_OF_A_BLOCK      at_once: blocks that a participant trains at once, in the mean
+
+but never fewer than `at_once`: where some can hold more than the weakest, a single block would leave them idle. A
+run that is too short for a second block trains the small model, which nothing that we know is ahead of at its cost.
+Where a block cannot begin without a say, copies of the small model are the next best. Settings of the windows of
+slices ask for slices: copies too, or fresh weights where the overlap follows feedback.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
+
+from msfusion.errors import ConfigError
+from msfusion.federated.capacities import Capacities
+from msfusion.federated.problem import Chosen, Problem
+from msfusion.methods.blocks import blocks_at_once, blocks_for
+from msfusion.methods.parts.remembered import REMEMBERED_BYTES
+from msfusion.windows import Feedback
+
+if TYPE_CHECKING:
+    from msfusion.methods.settings import MSfusion
+
+AUTO = Literal["auto"]
+
+PASSES_OF_A_BLOCK = 30
+"""Measured (docs/blocks.md): with fewer passes for each, another block costs more than it gives."""
+
+
+def start_line(why: str) -> str:
+    """A choice in a sentence, from its `Chosen.why`."""
+    return f"msfusion trains {why}"
+
+
+def choose_start(settings: MSfusion, problem: Problem) -> Chosen:
+    """The start that the settings name; where it is left open the first of those above that the model allows.
+
+    Raises ConfigError where that is not possible, or the last of them is not either.
+    """
+    if settings.start != "auto":
+        return Chosen(settings, settings.with_start(problem, settings.start))
+    refused = ""
+    *better, last = _candidates(settings, problem)
+    for each, why in better:
+        try:
+            return _made(each, problem, f"{why}{refused}")
+        except ConfigError as error:
+            refused = f" ({each.start} are not possible: {error})"
+    each, why = last
+    return _made(each, problem, f"{why}{refused}")
+
+
+def _made(settings: MSfusion, problem: Problem, why: str) -> Chosen:
+    assert settings.start != "auto"
+    return Chosen(settings, settings.with_start(problem, settings.start), why)
+
+
+def _candidates(settings: MSfusion, problem: Problem) -> Iterator[tuple[MSfusion, str]]:
+    """Settings with a start, the best first, and why."""
+    slices = replace(settings, start="copies", remembered_bytes=REMEMBERED_BYTES)
+    asked = _asks_for_windows(settings, problem)
+    if asked is not None:
+        fresh = isinstance(settings.overlap, Feedback)
+        chosen = replace(slices, start="fresh") if fresh else slices
+        yield chosen, f"{chosen.start}, since {asked} is set, which is about slices"
+        return
+    passes = passes_of(problem)
+    blocks = affordable_blocks(settings.blocks, problem.capacities, passes)
+    alone = replace(settings, start="blocks", blocks=1)
+    if blocks > 1:
+        yield (
+            replace(settings, start="blocks", blocks=blocks),
+            f"a sum of {blocks} blocks, in {passes:.3g} passes over a participant's own examples",
+        )
+        yield slices, "copies of the small model"
+        yield alone, "the small model alone"
+        return
+    longer = math.ceil(2 * PASSES_OF_A_BLOCK / passes * problem.rounds)
+    yield (
+        alone,
+        f"the small model alone: {passes:.3g} passes over a participant's own examples are too few for more; a second "
+        f"block pays from about {longer} such rounds on",
+    )
+
+
+def passes_of(problem: Problem) -> float:
+    """How often a participant sees each of its examples in the whole run, in the mean."""
+    seen = (
+        sum(training.batch_sizes(count)) / count
+        for training, count in zip(problem.training, problem.examples, strict=True)
+        if count
+    )
+    return problem.rounds * statistics.fmean(seen)
+
+
+def affordable_blocks(blocks: int | None, capacities: Capacities, passes: float) -> int:
+    """How many blocks a run of so many passes can train; as many as the settings say, if they do."""
+    if blocks is not None:
+        return blocks
+    most = blocks_for(None, capacities.smallest)
+    at_once = statistics.fmean(
+        blocks_at_once(ratio, capacities.smallest, most) for ratio in capacities.typical
+    )
+    return max(1, min(most, math.floor(at_once * max(1.0, passes / PASSES_OF_A_BLOCK))))
+
+
+def _asks_for_windows(settings: MSfusion, problem: Problem) -> str | None:
+    """A setting that has a meaning for slices alone, if there is one."""
+    asked = {
+        "participants.budget": problem.budgeted,
+        "method.overlap": settings.overlap is not None,
+        "method.between_rounds": not settings.between_rounds,
+        "method.contrastive_weight": settings.contrastive.weight > 0,
+        "method.recalibrate": settings.recalibrate is not None,
+    }
+    return next((name for name, given in asked.items() if given), None)

@@ -1,0 +1,172 @@
+"""What a model's outputs are scored by: the loss that participants minimise, and the figures of an evaluation.
+
+Without a loss of one's own a model has classes (or tokens), and the loss is their cross-entropy (`objectives`). With
+one, targets may be anything that the loss understands: numbers for a regression, several labels for each example, one
+label for each pixel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from msfusion.batch import Batch
+from msfusion.errors import ConfigError, DataError, TrainingError
+from msfusion.imports import in_one_line
+from msfusion.objectives import Evaluation, cross_entropy, evaluate, evaluating
+from msfusion.offsets import full
+
+Loss = Callable[[Any, Tensor], Tensor]
+"""A loss of one's own: from what the model returns for a mini-batch, and the targets, to their mean loss, a scalar."""
+
+
+@runtime_checkable
+class Accumulating(Protocol):
+    """A metric that is fed mini-batch by mini-batch, as those of `torchmetrics` are."""
+
+    def reset(self) -> None:
+        """Forget everything."""
+
+    def update(self, outputs: Any, targets: Any) -> None:
+        """Take in a mini-batch."""
+
+    def compute(self) -> Any:
+        """The value over everything since the last reset."""
+
+
+Metric = Accumulating | Callable[[Tensor, Tensor], Any]
+"""A figure: from the outputs for all examples and their targets to one number; or one that is fed mini-batches."""
+
+
+_OURS = ("loss", "accuracy", "perplexity", "examples", "round", "seconds", "training_loss")
+"""What our own figures are called."""
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How outputs are scored. Raises ConfigError for what is no loss or metric.
+
+    `loss` is one's own (None: cross-entropy over classes, or over tokens). `metrics` are further figures of an
+    evaluation, by name. `language_modelling` asks for perplexity. `batch_size` is that of evaluations.
+    """
+
+    loss: Loss | None = None
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
+    language_modelling: bool = False
+    batch_size: int = 256
+
+    def __post_init__(self) -> None:
+        if self.loss is not None and not callable(self.loss):
+            raise ConfigError(
+                f"the loss is a {type(self.loss).__name__}: give a function of (outputs, targets)"
+            )
+        for name, metric in self.metrics.items():
+            if name in _OURS:
+                raise ConfigError(f"a metric is called {name!r}, as one of ours: give it another name")
+            if not callable(metric) and not isinstance(metric, Accumulating):
+                raise ConfigError(
+                    f"the metric {name!r} is a {type(metric).__name__}: give a function of (outputs, targets), or an "
+                    "object with reset, update and compute"
+                )
+
+    def objective(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
+        """The mean loss of a mini-batch; what other models say of it (`batch.offset`) is added to the outputs.
+
+        Raises TrainingError where outputs and targets do not fit together, or the loss is no scalar.
+        """
+        if self.loss is None:
+            return cross_entropy(model, batch)
+        return self._own_loss(outputs_of(model, batch), batch.targets)
+
+    def evaluate(self, model: nn.Module, data: Batch) -> Evaluation:
+        """How good a model is: mean loss, accuracy where there are classes, and the metrics.
+
+        Runs in eval mode without gradients and leaves the model in the mode in which it was. Raises as `objective`
+        does, and DataError where there is nothing to evaluate on, or a metric fails.
+        """
+        figures = self._figures(model, data)
+        if self.loss is None:
+            found = evaluate(model, data, self.batch_size, self.language_modelling)
+            return replace(found, metrics=figures)
+        total = 0.0
+        if not len(data):
+            raise DataError("there is nothing to evaluate on: give a test set")
+        with evaluating(model):
+            for batch in data.split(self.batch_size):
+                loss = self._own_loss(outputs_of(model, batch), batch.targets)
+                total += float(loss) * len(batch)
+        return Evaluation(total / len(data), None, len(data), metrics=figures)
+
+    def _own_loss(self, outputs: Any, targets: Tensor) -> Float[Tensor, ""]:
+        assert self.loss is not None
+        loss = self.loss(outputs, targets)
+        if isinstance(loss, Tensor) and loss.ndim == 0 and loss.is_floating_point():
+            return loss
+        told = (
+            f"a tensor of shape {list(loss.shape)}, {loss.dtype}" if _is_tensor(loss) else type(loss).__name__
+        )
+        raise TrainingError(
+            f"the loss returned {told}: return the mean over the mini-batch, a tensor with one number"
+        )
+
+    def _figures(self, model: nn.Module, data: Batch) -> dict[str, float]:
+        """The metrics' values."""
+        if not self.metrics or not len(data):
+            return {}
+        fed = {name: each for name, each in self.metrics.items() if isinstance(each, Accumulating)}
+        for each in fed.values():
+            each.reset()
+        kept: list[tuple[Tensor, Tensor]] = []
+        with evaluating(model):
+            for batch in data.split(self.batch_size):
+                outputs = outputs_of(model, batch)
+                for each in fed.values():
+                    each.update(outputs, batch.targets)
+                if len(fed) < len(self.metrics):
+                    kept.append((outputs, batch.targets))
+        found = {}
+        for name, metric in self.metrics.items():
+            if isinstance(metric, Accumulating):
+                value = metric.compute()
+            else:
+                outputs, targets = (torch.cat(parts) for parts in zip(*kept, strict=True))
+                value = metric(outputs, targets)
+            found[name] = _number(name, value)
+        return found
+
+
+CROSS_ENTROPY = Scoring()
+"""Of models of classes: nothing of one's own."""
+
+
+def outputs_of(model: nn.Module, batch: Batch) -> Any:
+    """What a model returns for a mini-batch; with what other models say of it added, where that is known.
+
+    Raises TrainingError where something is to be added to what is no tensor.
+    """
+    outputs = batch.call(model)
+    if batch.offset is None:
+        return outputs
+    if not isinstance(outputs, Tensor):
+        raise TrainingError(
+            f"the model returned a {type(outputs).__name__}, and outputs are to be added up: return one tensor"
+        )
+    return outputs + full(batch.offset).reshape(outputs.shape)
+
+
+def _is_tensor(value: object) -> bool:
+    return isinstance(value, Tensor)
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"the metric {name!r} is no single number ({in_one_line(error)}): return one"
+        ) from error
