@@ -1,7 +1,7 @@
 """msfusion trains models larger than any of the machines that train them.
 
 The whole public interface is listed here; each name is imported when it is first used, so that `import msfusion`
-and the command line start fast.
+and the command line start fast. So are the submodules `codecs`, `data`, `engines`, `growth`, `models` and `windows`.
 """
 
 from __future__ import annotations
@@ -10,17 +10,43 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from msfusion import codecs, data, engines, growth, models, windows
     from msfusion.averaging.fusion import Accumulator, fuse
     from msfusion.batch import Batch
+    from msfusion.callbacks import Callback, Checkpoints, CSVFile, EarlyStopping, Printed, TensorBoard
+    from msfusion.data import DataSpec
+    from msfusion.engines import Processes
     from msfusion.errors import (
+        ConfigError,
         CutError,
+        DataError,
         GrowthError,
         MsfusionError,
         PrivacyError,
         UntraceableModelError,
         UpdateError,
     )
+    from msfusion.federated.engine import Answer, Ask, Engine, InProcess, perform
+    from msfusion.federated.method import Answered, Method, Task, Update
+    from msfusion.federated.participation import Conditions, RoundSettings
+    from msfusion.federated.privacy import Outbound
+    from msfusion.federated.problem import METHODS, Problem, Settings, method
+    from msfusion.federated.results import RoundResult
+    from msfusion.federated.rounds import run_rounds
+    from msfusion.federated.training import TrainingSettings as Training
+    from msfusion.federated.training import local_steps
+    from msfusion.federation import Federation
     from msfusion.growth import FitSettings, LiGO, Start, fit_operator, grow
+    from msfusion.methods.settings import (
+        Ensemble,
+        FedAvg,
+        FederatedDropout,
+        FedRolex,
+        HeteroFL,
+        MSfusion,
+        Small,
+    )
+    from msfusion.scoring import Scoring
     from msfusion.width.cut import Cut, cut
     from msfusion.width.groups import Frozen, Group, Place, WidthMap, Window
     from msfusion.width.slices import extract
@@ -31,17 +57,41 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "msfusion.averaging.fusion": ["Accumulator", "fuse"],
     "msfusion.batch": ["Batch"],
+    "msfusion.callbacks": ["CSVFile", "Callback", "Checkpoints", "EarlyStopping", "Printed", "TensorBoard"],
+    "msfusion.data": ["DataSpec"],
+    "msfusion.engines": ["Processes"],
     "msfusion.errors": [
+        "ConfigError",
         "CutError",
+        "DataError",
         "GrowthError",
         "MsfusionError",
         "PrivacyError",
         "UntraceableModelError",
         "UpdateError",
     ],
-    "msfusion.averaging.fusion": ["Accumulator", "fuse"],
+    "msfusion.federated.engine": ["Answer", "Ask", "Engine", "InProcess", "perform"],
+    "msfusion.federated.method": ["Answered", "Method", "Task", "Update"],
+    "msfusion.federated.participation": ["Conditions", "RoundSettings"],
+    "msfusion.federated.privacy": ["Outbound"],
+    "msfusion.federated.problem": ["METHODS", "Problem", "Settings", "method"],
+    "msfusion.federated.results": ["RoundResult"],
+    "msfusion.federated.rounds": ["run_rounds"],
+    "msfusion.federated.training": ["local_steps"],
+    "msfusion.federation": ["Federation"],
     "msfusion.growth": ["FitSettings", "LiGO", "Start", "fit_operator", "grow"],
+    "msfusion.methods.settings": [
+        "Ensemble",
+        "FedAvg",
+        "FedRolex",
+        "FederatedDropout",
+        "HeteroFL",
+        "MSfusion",
+        "Small",
+    ],
+    "msfusion.scoring": ["Scoring"],
     "msfusion.width.cut": ["Cut", "cut"],
     "msfusion.width.groups": ["Frozen", "Group", "Place", "WidthMap", "Window"],
     "msfusion.width.slices": ["extract"],
@@ -50,50 +100,102 @@ _HOMES = {
     "msfusion.windows": ["coverage", "double_shift", "full", "random", "rolling", "static"],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+_OTHERWISE = {"Training": ("msfusion.federated.training", "TrainingSettings")}
+"""Names that are others at home."""
+
+_SUBMODULES = ("codecs", "data", "engines", "growth", "models", "windows")
 
 __all__ = [
+    "METHODS",
     "Accumulator",
+    "Answer",
+    "Answered",
+    "Ask",
     "Batch",
+    "CSVFile",
+    "Callback",
+    "Checkpoints",
+    "Conditions",
+    "ConfigError",
     "Cut",
     "CutError",
+    "DataError",
+    "DataSpec",
+    "EarlyStopping",
+    "Engine",
+    "Ensemble",
+    "FedAvg",
+    "FedRolex",
+    "FederatedDropout",
+    "Federation",
     "FitSettings",
     "Frozen",
     "Group",
     "GrowthError",
+    "HeteroFL",
+    "InProcess",
     "LiGO",
+    "MSfusion",
+    "Method",
     "MsfusionError",
+    "Outbound",
     "Place",
+    "Printed",
     "PrivacyError",
+    "Problem",
+    "Processes",
+    "RoundResult",
+    "RoundSettings",
+    "Scoring",
+    "Settings",
+    "Small",
     "Start",
     "SubModel",
+    "Task",
+    "TensorBoard",
+    "Training",
     "UntraceableModelError",
+    "Update",
     "UpdateError",
     "WidthMap",
     "Window",
+    "codecs",
     "coverage",
     "cut",
+    "data",
     "double_shift",
+    "engines",
     "extract",
     "fit_operator",
     "full",
     "fuse",
     "grow",
+    "growth",
+    "local_steps",
+    "method",
+    "models",
     "narrow",
+    "perform",
     "random",
     "rolling",
+    "run_rounds",
     "static",
     "trace",
+    "windows",
 ]
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name from its home."""
-    if name not in _HOME_OF:
+    if name in _SUBMODULES:
+        return import_module(f"msfusion.{name}")
+    if name not in _HOME_OF and name not in _OTHERWISE:
         raise AttributeError(f"module 'msfusion' has no attribute {name!r}")
-    value = getattr(import_module(_HOME_OF[name]), name)
+    home, own = _OTHERWISE.get(name) or (_HOME_OF[name], name)
+    value = getattr(import_module(home), own)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOME_OF])
+    return sorted({*globals(), *__all__})

@@ -194,29 +194,23 @@ _QUALITY = (*_SCORES, "perplexity", *(f"own_{key}" for key in _SCORES))
 
 def metrics_line(result: RoundResult, own: Mapping[str, Any]) -> dict[str, Any]:
     """One round in figures, `own` those of the method. `round` counts from 1, so it says how many are done."""
-    examples = sum(each.examples for each in result.participants)
-    losses = sum(each.loss * each.examples for each in result.participants)
     line: dict[str, Any] = {
-        "round": result.round_index + 1,
+        "round": result.number,
         "participants": [each.participant for each in result.participants],
-        "training_loss": losses / examples if examples else None,
+        "training_loss": result.training_loss,
     }
-    if result.evaluation is not None:
-        line |= {"loss": result.evaluation.loss, "accuracy": result.evaluation.accuracy}
-        if result.evaluation.perplexity is not None:
-            line["perplexity"] = result.evaluation.perplexity
-        line |= result.evaluation.metrics
-    late_down, late_up = result.late_bytes
-    moved: list[ParticipantResult | LeftOut] = [*result.participants, *result.left_out]
+    figures = result.figures()
+    line |= {name: figures[name] for name in ("loss", "accuracy", "perplexity") if name in figures}
+    down, up = result.bytes_moved
     line |= {
-        "bytes_down": sum(each.bytes_down for each in moved) + late_down,
-        "bytes_up": sum(each.bytes_up for each in moved) + late_up,
+        "bytes_down": down,
+        "bytes_up": up,
         "measuring_bytes": result.measuring_bytes,
         "seconds": round(result.seconds, 4),
         **attendance_figures(result.attendance),
         **own,
     }
-    line |= {name: value for name, value in result.metrics.items() if name not in line}
+    line |= {name: value for name, value in result.own_figures().items() if name not in line}
     if result.left_out:
         line["left_out"] = [_told(each, result.round_index) for each in result.left_out]
     return {key: _finite(value) for key, value in line.items()}

@@ -70,6 +70,41 @@ class RoundResult:
     left_out: tuple[LeftOut, ...] = ()
 
     @property
+    def number(self) -> int:
+        """The round, counted from 1: how many are done."""
+        return self.round_index + 1
+
+    @property
+    def training_loss(self) -> float | None:
+        """The participants' mean loss, weighted by their examples; None where nobody's work counts."""
+        examples = sum(each.examples for each in self.participants)
+        losses = sum(each.loss * each.examples for each in self.participants)
+        return losses / examples if examples else None
+
+    @property
+    def bytes_moved(self) -> tuple[int, int]:
+        """All bytes of tensors that went down to participants and came up from them in training."""
+        moved: list[ParticipantResult | LeftOut] = [*self.participants, *self.left_out]
+        late_down, late_up = self.late_bytes
+        down = sum(each.bytes_down for each in moved) + late_down
+        return down, sum(each.bytes_up for each in moved) + late_up
+
+    def figures(self) -> dict[str, float]:
+        """The round in numbers, by name: those that all methods have, and `own_figures`."""
+        down, up = self.bytes_moved
+        found: dict[str, float | None] = {"training_loss": self.training_loss}
+        if self.evaluation is not None:
+            for name in ("loss", "accuracy", "perplexity"):
+                found[name] = getattr(self.evaluation, name)
+        found |= {"bytes_down": down, "bytes_up": up, "seconds": self.seconds, **self.own_figures()}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def own_figures(self) -> dict[str, float]:
+        """What was asked for beside the usual: metrics of the evaluation, and of the participants."""
+        asked = {} if self.evaluation is None else self.evaluation.metrics
+        return {**self.metrics, **asked}
+
+    @property
     def metrics(self) -> dict[str, float]:
         """What participants reported, each number a mean over those that did, weighted by their examples."""
         names = dict.fromkeys(name for each in self.participants for name in each.metrics)

@@ -30,7 +30,7 @@ from msfusion.federated.training import TrainingSettings
 from msfusion.methods.narrow import NarrowMethod, Weighting, blamed, weight_of
 from msfusion.methods.parts.contrastive import WITHOUT, ContrastiveSettings
 from msfusion.methods.small import fresh_weights
-from msfusion.objectives import scores
+from msfusion.objectives import logits_of
 from msfusion.scoring import CROSS_ENTROPY, Scoring
 from msfusion.width.analysis import module_of
 from msfusion.width.copies import Along, Copies, beside, factor_at
@@ -131,7 +131,7 @@ class CopiesMethod(NarrowMethod):
         """
         state = self._copied(moved(self._small_start(), self.width_map))
         with torch.no_grad(), mode(self.model, False), holding(self.model, state) as model:
-            whole = scores(model, example)[0]
+            whole = _answers(model, example)
         farthest = 0.0
         for participant in dict(zip(self.ratios, range(len(self.ratios)), strict=True)).values():
             for round_index in (0, 1):
@@ -139,7 +139,7 @@ class CopiesMethod(NarrowMethod):
                 submodel = self._submodel(self.window(round_index, participant))
                 loaded(submodel, with_aliases(task.tensors, self.width_map.aliases)).eval()
                 with torch.no_grad():
-                    answer = scores(submodel, example)[0]
+                    answer = _answers(submodel, example)
                 farthest = max(farthest, float((answer - whole).abs().max()))
         spread = float(whole.std())
         return farthest / spread if spread > 0 else farthest
@@ -219,6 +219,12 @@ def copies_method(
         copies=Copies(width_map, small_sizes(width_map, capacities.smallest)),
         settings=settings,
     )
+
+
+def _answers(model: nn.Module, example: Batch) -> Tensor:
+    """What a model returns for an example, as float32 at least."""
+    said = logits_of(example.call(model))
+    return said.to(torch.promote_types(said.dtype, torch.float32))
 
 
 def _first(sizes: Mapping[str, int]) -> Window:

@@ -1,0 +1,280 @@
+"""A federation in a program or a notebook: a model, participants' data, a method; and what comes of their rounds.
+
+federation = msfusion.Federation(model, data, method=msfusion.MSfusion(ratio=0.25), test=test)
+for round in federation.rounds(20):
+print(round.number, round.evaluation)
+trained = federation.model()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from msfusion.batch import Batch
+from msfusion.callbacks import Callback
+from msfusion.data.datasets import batch_of
+from msfusion.data.federated import FederatedData, example_inputs
+from msfusion.data.load import load_data
+from msfusion.data.spec import DataSpec
+from msfusion.errors import ConfigError, DataError
+from msfusion.federated.engine import Engine
+from msfusion.federated.memory import with_memories, without_memories
+from msfusion.federated.method import Evaluation, Method
+from msfusion.federated.participation import Conditions, RoundSettings
+from msfusion.federated.privacy import forms_of
+from msfusion.federated.problem import METHODS, Chosen, Problem, Settings
+from msfusion.federated.results import ParticipantResult, RoundResult
+from msfusion.federated.rounds import run_rounds
+from msfusion.federated.screening import DEFAULT, Screening
+from msfusion.federated.states import loaded, model_state
+from msfusion.federated.training import TrainingSettings
+from msfusion.files import read_tensors, write_tensors
+from msfusion.methods.settings import MSfusion, capacities_of
+from msfusion.objectives import require_classes
+from msfusion.scoring import Loss, Metric, Scoring
+from msfusion.seeds import seeded
+
+_FILE = "federation.safetensors"
+
+
+class Federation:
+    """Participants that train a model together, simulated on this machine or wherever an engine reaches.
+
+    `model` is a module, whose weights are where training begins; it is not changed. `data` has one entry for each
+    participant: a `torch.utils.data.Dataset`, a tuple of tensors (inputs, targets), or a `Batch`; or it is a
+    `DataSpec` or `FederatedData`, which has a test set as well. `method` is a method or its settings
+    (`MSfusion(ratio=0.25)`), or a name that one is registered under. `training` says how participants train, one for
+    all or one for each. `test` is what the model is evaluated on after every `evaluate_every` rounds and the last.
+
+    `loss(outputs, targets)` is what participants minimise (default: cross-entropy over classes); `metrics` are further
+    figures of an evaluation, by name: functions of (outputs, targets), or metrics of `torchmetrics`. `engine` carries
+    out the rounds (default: this process), `callbacks` are told of them. `fraction` of the participants is asked in a
+    round; `conditions` say who is absent or late; `screening` what becomes of bad updates; `together` how many are
+    trained at once.
+
+    Raises ConfigError or DataError for what does not fit together, in one sentence that says what to do.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Sequence[Any] | FederatedData | DataSpec,
+        method: Settings | str | None = None,
+        *,
+        training: TrainingSettings | Sequence[TrainingSettings] | None = None,
+        test: Any = None,
+        loss: Loss | None = None,
+        metrics: Mapping[str, Metric] | None = None,
+        engine: Engine | None = None,
+        callbacks: Sequence[Callback] = (),
+        seed: int = 0,
+        evaluate_every: int = 1,
+        fraction: float = 1.0,
+        conditions: Conditions | None = None,
+        screening: Screening = DEFAULT,
+        together: int = 1,
+        evaluation_batch_size: int = 256,
+    ) -> None:
+        self.participants, self.test, language = _shared_out(model, data, test)
+        self.settings = METHODS[method]() if isinstance(method, str) else method or MSfusion()
+        if not isinstance(self.settings, Settings):
+            raise ConfigError(
+                f"method is a {type(self.settings).__name__}: give a method, its settings, or a name of one"
+            )
+        given = training or TrainingSettings()
+        self.training = (
+            (given,) * len(self.participants) if isinstance(given, TrainingSettings) else tuple(given)
+        )
+        if len(self.training) != len(self.participants):
+            raise ConfigError(
+                f"there are {len(self.participants)} participants and {len(self.training)} training settings: give "
+                "one, or one for each"
+            )
+        self.scoring = Scoring(loss, metrics or {}, language, evaluation_batch_size)
+        self.seed, self.engine, self.callbacks = seed, engine, tuple(callbacks)
+        self._model, self._together = model, together
+        self._conditions, self._screening = conditions, screening
+        self._round_settings = RoundSettings(1, fraction, evaluate_every=evaluate_every, seed=seed)
+        self._check_data()
+        self.done, self.planned = 0, 0
+        self.history: list[RoundResult] = []
+        self._chosen: Chosen | None = None
+        self._state: dict[str, Tensor] | None = None
+        self._memories: dict[int, Mapping[str, Tensor]] = {}
+
+    @property
+    def method(self) -> Method:
+        """The method as it was made for the rounds that are planned. Raises ConfigError before any are."""
+        if self._chosen is None:
+            raise ConfigError("the method is made when rounds are planned: call fit or rounds first")
+        return self._chosen.method
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """The global state after the rounds that are done."""
+        return self.method.initial_state() if self._state is None else self._state
+
+    @property
+    def figure_names(self) -> tuple[str, ...]:
+        """What `RoundResult.figures` may have beside what all have: metrics of the method and of evaluations."""
+        return (*self.scoring.metrics, *sorted(self.method.metrics))
+
+    def fit(self, rounds: int) -> list[RoundResult]:
+        """Run so many rounds; what each of them came to, without its state."""
+        return list(self.rounds(rounds))
+
+    def rounds(self, count: int) -> Generator[RoundResult, None, None]:
+        """Run so many rounds more, and hand on each as it ends.
+
+        Learning rates that fall, and methods that plan ahead, go by the number of all rounds: those that are done and
+        these. Ending early (`break`, a callback) is safe: the federation is in the state of the last round. Raises
+        ConfigError where the method cannot go on from the rounds that are done to so many.
+        """
+        self._plan(self.done + count)
+        results = run_rounds(
+            self.method,
+            self.participants,
+            replace(self._round_settings, rounds=self.planned),
+            engine=self.engine,
+            state=self.state,
+            memories=self._memories,
+            first_round=self.done,
+            together=self._together,
+            test=self.test,
+            conditions=self._conditions,
+            screening=self._screening,
+            on_participant=self._told,
+        )
+        with closing(results), self._called():
+            for result in results:
+                self._state, self._memories = result.state, dict(result.memories)
+                self.done = result.round_index + 1
+                self.history.append(replace(result, state={}, memories={}))
+                stops = [callback.round(self, result) for callback in self.callbacks]
+                yield self.history[-1]
+                if any(stops):
+                    break
+
+    def evaluate(self, data: Any = None) -> Evaluation:
+        """How good the model is on some data (default: the test set). Raises DataError where there is none."""
+        if data is None and self.test is None:
+            raise DataError("there is no test set: give Federation one, or evaluate some data")
+        batch = self.test if data is None else batch_of(data, "the data to evaluate on")
+        assert batch is not None
+        return self.method.evaluate(self.state, batch)
+
+    def model(self) -> nn.Module:
+        """What has been trained, as a module of its own."""
+        return loaded(deepcopy(self.method.whole), model_state(self.state))
+
+    def save(self, directory: str | Path) -> None:
+        """Write all that is needed to go on: the global state and what participants keep. Raises RunDirectoryError."""
+        path = Path(directory)
+        path.mkdir(parents=True, exist_ok=True)
+        about = {"rounds": self.done, "planned": self.planned, "method": self.method.name, "seed": self.seed}
+        write_tensors(path / _FILE, with_memories(self.state, self._memories), about)
+
+    def resume(self, directory: str | Path) -> Federation:
+        """Go on from what `save` wrote; with the same model, data and settings the results are the same bit for bit.
+
+        Raises RunDirectoryError where the file is missing or damaged, ConfigError where it is of another federation.
+        """
+        tensors, about = read_tensors(Path(directory) / _FILE)
+        state, memories = without_memories(tensors)
+        self._chosen = None
+        self._plan(int(about["planned"]))
+        expected = forms_of(self.method.initial_state())
+        if about["method"] != self.method.name or about["seed"] != self.seed:
+            raise ConfigError(
+                f"{directory} was saved by {about['method']} with seed {about['seed']}, and this is {self.method.name} "
+                f"with seed {self.seed}: make the federation as it was"
+            )
+        if expected and forms_of(state) != expected:
+            raise ConfigError(
+                f"{directory} was saved with other tensors than this model and method have: make the federation as it "
+                "was"
+            )
+        self._state, self._memories, self.done = state, dict(memories), int(about["rounds"])
+        return self
+
+    def _plan(self, rounds: int) -> None:
+        """Make the method for so many rounds in all. Raises ConfigError where it cannot go on with the state."""
+        if rounds < 1 or rounds <= self.done:
+            raise ConfigError(f"there are {rounds - self.done} rounds to run: it must be at least 1")
+        if self._chosen is not None and rounds == self.planned:
+            return
+        before = self._state
+        problem = Problem(
+            self._model,
+            Batch(example_inputs(self._as_data()), self.participants[0].targets[:2]),
+            capacities_of(getattr(self.settings, "ratio", 1.0), len(self.participants), self.seed),
+            tuple(replace(each, rounds=rounds) for each in self.training),
+            tuple(map(len, self.participants)),
+            rounds,
+            self.seed,
+            self.scoring,
+        )
+        with seeded(self.seed):
+            chosen = self.settings.chosen(problem)
+            first = chosen.method.initial_state()
+        if before is not None and first and forms_of(first) != forms_of(before):
+            raise ConfigError(
+                f"{chosen.method.name} plans its rounds, and cannot go on from {self.done} that were planned as "
+                f"{self.planned} to {rounds}: give all rounds at once"
+            )
+        self._chosen, self.planned = chosen, rounds
+
+    def _as_data(self) -> FederatedData:
+        return FederatedData(self.participants, self.test or self.participants[0], "classification", 0)
+
+    def _check_data(self) -> None:
+        """Raise DataError where participants have nothing, or labels that the model does not know."""
+        if not self.participants:
+            raise DataError("there are no participants: give at least one participant's data")
+        if self.scoring.loss is None:
+            known = {f"participant {who}": own for who, own in enumerate(self.participants)}
+            others = {} if self.test is None else {"the test set": self.test}
+            require_classes(self._model, self.participants[0].take(slice(0, 2)), {**known, **others})
+
+    def _told(self, result: ParticipantResult) -> None:
+        for callback in self.callbacks:
+            callback.participant(self, result)
+
+    @contextmanager
+    def _called(self) -> Generator[None, None, None]:
+        """Callbacks begin, and end whatever happens."""
+        begun: list[Callback] = []
+        try:
+            for callback in self.callbacks:
+                callback.begin(self)
+                begun.append(callback)
+            yield
+        finally:
+            for callback in reversed(begun):
+                callback.end(self)
+
+
+def _shared_out(
+    model: nn.Module, data: Sequence[Any] | FederatedData | DataSpec, test: Any
+) -> tuple[tuple[Batch, ...], Batch | None, bool]:
+    """Each participant's examples, the test set, and whether this is language modelling."""
+    if isinstance(data, DataSpec):
+        data = load_data(data)
+    if isinstance(data, FederatedData):
+        named = data.for_model(model)
+        own = named.test if test is None else batch_of(test, "the test set")
+        return named.participants, own, data.task == "language_modelling"
+    if isinstance(data, Batch | Mapping | str) or not isinstance(data, Sequence):
+        raise DataError(
+            f"data is a {type(data).__name__}: give a list with one entry for each participant, a DataSpec or "
+            "FederatedData"
+        )
+    participants = tuple(batch_of(each, f"participant {who}") for who, each in enumerate(data))
+    return participants, None if test is None else batch_of(test, "the test set"), False
