@@ -13,21 +13,24 @@ Only `assign`, `train` and `fuse` must be written; everything else has a default
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
-from copy import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import copy, deepcopy
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, NewType, Self
 
 from torch import Tensor, nn
 
+from msfusion.averaging.fusion import Accumulator
 from msfusion.batch import Batch
-from msfusion.errors import ConfigError
+from msfusion.errors import ConfigError, UpdateError
 from msfusion.federated.privacy import Outbound
 from msfusion.federated.problem import Problem, Settings
-from msfusion.federated.states import holding, model_state, state_of
-from msfusion.objectives import Evaluation
+from msfusion.federated.states import holding, loaded, model_state, state_of
+from msfusion.federated.training import local_steps
+from msfusion.objectives import Evaluation, Objective
 from msfusion.scoring import CROSS_ENTROPY, Scoring
-from msfusion.width.groups import State, Window
+from msfusion.width.groups import State, WidthMap, Window
 
 Scalar = float | int | str | bool
 
@@ -84,6 +87,18 @@ Released = NewType("Released", Update)
 
 Answered = Iterable[tuple[Task, Update]]
 """What participants were sent, each with what came back for it; can be gone through once."""
+
+
+@contextmanager
+def blamed(update: Update) -> Iterator[str]:
+    """Make an UpdateError that is raised in here name the participant; what it is called is yielded."""
+    source = f"participant {update.participant} in round {update.round_index}"
+    try:
+        yield source
+    except UpdateError as error:
+        sentence = str(error)
+        told = sentence if sentence.startswith(source) else f"{source}: {sentence}"
+        raise UpdateError(told, update.participant) from error
 
 
 class Method(Settings):
@@ -157,6 +172,52 @@ class Method(Settings):
         """How good the global state's model is."""
         with holding(self.model, model_state(state)) as model:
             return self.scoring.evaluate(model, data)
+
+    # What most methods are made of.
+
+    def working(self, tensors: State) -> nn.Module:
+        """A copy of the model that holds these tensors, to be trained: one for each process, overwritten each time."""
+        kept: dict[str, nn.Module] = self.__dict__.setdefault("_working", {})
+        if "copy" not in kept:
+            kept["copy"] = deepcopy(self.model)
+        return loaded(kept["copy"], tensors)
+
+    def trained(
+        self, model: nn.Module, task: Task, data: Batch, objective: Objective | None = None
+    ) -> Update:
+        """Train a model on a participant's examples, as the problem says; the update has what it then holds.
+
+        `objective` is what is minimised, from the model and a mini-batch (default: that of `scoring`).
+        """
+        done = local_steps(
+            model,
+            data,
+            self.problem.training[task.participant],
+            seed=self.seed,
+            round_index=task.round_index,
+            participant=task.participant,
+            objective=objective or self.scoring.objective,
+        )
+        did = {"steps": done.steps, "examples_seen": done.examples_seen}
+        return Update(task.participant, task.round_index, state_of(model), len(data), done.loss, did)
+
+    def averaged(self, state: State, answered: Answered) -> dict[str, Tensor]:
+        """The state with each tensor that came back averaged, weighted by examples: federated averaging, exact and in
+        whatever order (McMahan et al., AISTATS 2017, algorithm 1).
+
+        Of an update that counts only in part (`Update.share`) the present state has the other part. Raises UpdateError,
+        naming the participant, where an update does not fit the state.
+        """
+        weights = model_state(state)
+        whole = WidthMap((), {name: tuple(tensor.shape) for name, tensor in weights.items()}, ())
+        sums = Accumulator(weights, whole)
+        for _, update in answered:
+            rest = weights if update.share < 1 else None
+            with blamed(update) as source:
+                sums.add_part(
+                    {}, update.tensors, float(update.examples), share=update.share, rest=rest, source=source
+                )
+        return {**state, **sums.result()}
 
     # A second exchange: a model may have running statistics that fusion cannot know. Then the participants of a round
     # measure the fused model on some of their examples, forward only, wherever it is evaluated.

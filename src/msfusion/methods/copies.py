@@ -24,10 +24,10 @@ from msfusion.averaging.robust import kin_accumulator_for
 from msfusion.batch import Batch
 from msfusion.errors import ConfigError
 from msfusion.federated.capacities import Capacities
-from msfusion.federated.method import Answered, Task
+from msfusion.federated.method import Answered, Task, blamed
 from msfusion.federated.states import holding, loaded, with_aliases, without_aliases
 from msfusion.federated.training import TrainingSettings
-from msfusion.methods.narrow import NarrowMethod, Weighting, blamed, weight_of
+from msfusion.methods.narrow import NarrowMethod, Weighting, weight_of
 from msfusion.methods.parts.contrastive import WITHOUT, ContrastiveSettings
 from msfusion.methods.small import fresh_weights
 from msfusion.objectives import logits_of

@@ -13,8 +13,7 @@ windows:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
@@ -24,9 +23,9 @@ from torch import Tensor, nn
 from msfusion.averaging.fusion import Accumulator
 from msfusion.averaging.robust import Average, accumulator_for
 from msfusion.batch import Batch
-from msfusion.errors import ConfigError, UpdateError
+from msfusion.errors import ConfigError
 from msfusion.federated.capacities import Capacities
-from msfusion.federated.method import Answered, Kind, Method, Task, Update
+from msfusion.federated.method import Answered, Kind, Method, Task, Update, blamed
 from msfusion.federated.privacy import Outbound
 from msfusion.federated.states import holding, loaded, model_state, state_of, with_aliases, without_aliases
 from msfusion.federated.training import TrainingSettings, local_steps
@@ -276,15 +275,3 @@ def add_update(
     with blamed(update) as source:
         tensors, weight = with_aliases(update.tensors, width_map.aliases), weight_of(update, weighting)
         accumulator.add_part(window, tensors, weight, share=update.share, rest=rest, source=source)
-
-
-@contextmanager
-def blamed(update: Update) -> Iterator[str]:
-    """Make an UpdateError that is raised in here name the participant; what it is called is yielded."""
-    source = f"participant {update.participant} in round {update.round_index}"
-    try:
-        yield source
-    except UpdateError as error:
-        sentence = str(error)
-        told = sentence if sentence.startswith(source) else f"{source}: {sentence}"
-        raise UpdateError(told, update.participant) from error
