@@ -34,7 +34,7 @@ from msfusion.batch import Batch
 from msfusion.data.federated import FederatedData, example_inputs
 from msfusion.data.load import load_data
 from msfusion.data.spec import DataSpec
-from msfusion.engines import on_this_machine
+from msfusion.engines.machine import on_this_machine
 from msfusion.experiment.environment import environment
 from msfusion.federated.rounds import RoundResult, RoundSettings, run_rounds
 from msfusion.federated.training import TrainingSettings

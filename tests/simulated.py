@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from msfusion.batch import Batch
-from msfusion.engines import Processes, on_this_machine
+from msfusion.engines.machine import on_this_machine
+from msfusion.engines.processes import Processes
 from msfusion.federated import rounds
 from msfusion.federated.engine import Answer, Ask, Engine
 from msfusion.federated.method import Kind, Method, Task, Update

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from msfusion import engines
+from msfusion.engines import machine
 from msfusion.engines.processes import Processes
 
 WINDOW = 16
@@ -53,7 +53,7 @@ class Recorded:
                 worker.connection = Recording(worker.connection, recorded.wire)
                 worker.shelf = Recording(worker.shelf, recorded.shelves)
 
-        monkeypatch.setattr(engines, "Processes", RecordingProcesses)
+        monkeypatch.setattr(machine, "Processes", RecordingProcesses)
 
 
 DISGUISES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import pytest
 import torch
@@ -134,7 +134,7 @@ class Leaking(GrowMethod):
 
 def leaking(leak: str) -> Leaking:
     method = method_of()
-    return Leaking(**{name: getattr(method, name) for name in method.__dataclass_fields__}, leak=leak)
+    return Leaking(**{each.name: getattr(method, each.name) for each in fields(method)}, leak=leak)
 
 
 @pytest.mark.parametrize("workers", [1, 2])

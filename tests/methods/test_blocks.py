@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cache
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from msfusion.batch import Batch
 from msfusion.costs import inference_flops
 from msfusion.errors import ConfigError, PrivacyError, UpdateError
-from msfusion.federated.method import Update
+from msfusion.federated.method import Task, Update
 from msfusion.federated.participation import Conditions
 from msfusion.federated.results import RoundResult
 from msfusion.federated.rounds import RoundSettings
@@ -268,7 +268,7 @@ def test_whoever_comes_back_is_sent_just_what_it_misses(seed: int) -> None:
     """
     rounds, data, draw = 24, some_data(5), random.Random(seed)
     method = build(rounds, (0.25, 0.25, 0.25, 0.5, 0.25), passes=3)
-    state, late = method.initial_state(), list[Update]()
+    state, late = method.initial_state(), list[tuple[Task, Update]]()
     memories: dict[int, State] = {each: {} for each in range(5)}
     checked, were_late = dict[int, int](), set[int]()
     for round_index in range(rounds):
@@ -294,12 +294,12 @@ def test_whoever_comes_back_is_sent_just_what_it_misses(seed: int) -> None:
             if fate != "refused":
                 memories[each] = kept
             if fate == "merged":
-                updates.append(update)
+                updates.append((task, update))
                 checked[each] = phase
             if fate == "late":
-                late.append(replace(update, share=0.5))
+                late.append((task, replace(update, share=0.5)))
                 were_late.add(each)
-        state = fuse_updates(method, state, updates) if updates else state
+        state = method.fuse(state, updates) if updates else state
 
 
 def test_versions_follow_what_was_merged() -> None:
@@ -461,7 +461,7 @@ def test_one_bad_participant_does_not_spoil_a_block() -> None:
             )
 
     good = build(6)
-    method = Spoiling(**{name: getattr(good, name) for name in good.__dataclass_fields__})
+    method = Spoiling(**{each.name: getattr(good, each.name) for each in fields(good)})
     results = run(method, some_data(), 6)
     assert [[each.participant for each in result.left_out] for result in results] == [[], [], [], [0], [], []]
     moved = [{each.participant: each.bytes_down for each in result.participants} for result in results]

@@ -58,7 +58,7 @@ def test_impossible_ratios(schedule: Schedule, ratio: float) -> None:
         schedule(meeting_map(), 0, 0, ratio, participants=2)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES.values())
+@pytest.mark.parametrize("schedule", [SCHEDULES[name] for name in SCHEDULES])
 def test_impossible_participants_and_rounds(schedule: Schedule) -> None:
     for participant, participants in ((2, 2), (-1, 2), (0, 0)):
         with pytest.raises(ConfigError, match="no participant"):

@@ -101,7 +101,6 @@ def register(codec: Made) -> Made:
     return codec
 
 
-
 def by_name(name: str, **settings: Any) -> Codec:
     """The codec of a profile ("paper", "small", "accurate", "dense"), or one of `CODECS` with settings of its own.
 

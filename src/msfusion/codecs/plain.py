@@ -6,8 +6,8 @@ import math
 import struct
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import astuple, fields, is_dataclass
-from typing import ClassVar
+from dataclasses import Field, fields
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -46,7 +46,7 @@ class PlainCodec(Codec):
 
     @abstractmethod
     def from_bytes(self, payload: bytes, count: int) -> Values:
-        """So many values from a payload of at most `most_bytes`; bytes that are none may raise CodecError or ValueError."""
+        """So many values from a payload of at most `most_bytes`. Bytes that are none raise CodecError or ValueError."""
 
     @abstractmethod
     def most_bytes(self, count: int) -> int:
@@ -84,15 +84,19 @@ class PlainCodec(Codec):
         except (ValueError, IndexError, OverflowError, struct.error) as error:
             raise CodecError(f"the payload of a message is none of {cls.name} ({error}).") from error
         if values.shape != (header.elements,) or not np.isfinite(values).all():
-            raise CodecError(f"the payload of a message is none of {cls.name}: not {header.elements} finite values.")
+            raise CodecError(
+                f"the payload of a message is none of {cls.name}: not {header.elements} finite values."
+            )
         out.copy_(torch.from_numpy(values.astype(np.float32, copy=True)))
+
+
+def _settings(codec: Any) -> tuple[Field[Any], ...]:
+    return fields(codec) if hasattr(codec, "__dataclass_fields__") else ()
 
 
 def _packed(codec: Codec) -> bytes:
     """The settings as they stand in a header."""
-    if not is_dataclass(codec):
-        return b""
-    values = [float(value) for value in astuple(codec)]
+    values = [float(getattr(codec, each.name)) for each in _settings(codec)]
     packed = struct.pack(f"<{len(values)}d", *values)
     if len(packed) > MOST_SETTINGS:
         raise ConfigError(f"the codec {codec.name} has {len(values)} settings: four numbers are the most")
@@ -101,12 +105,14 @@ def _packed(codec: Codec) -> bytes:
 
 def _with_settings(codec: type[PlainCodec], header: Header) -> PlainCodec:
     """The codec with the settings of a message. Raises CodecError where it would not have them."""
-    own = fields(codec) if is_dataclass(codec) else ()
+    own = _settings(codec)
     if len(header.settings) != 8 * len(own):
         raise CodecError(f"the header of a message is damaged: {codec.name} has {len(own)} settings.")
     values = struct.unpack(f"<{len(own)}d", header.settings)
     try:
-        typed = {each.name: int(v) if each.type in (int, "int") else v for each, v in zip(own, values, strict=True)}
+        typed = {
+            each.name: int(v) if each.type in (int, "int") else v for each, v in zip(own, values, strict=True)
+        }
         return codec(**typed)
     except (ConfigError, ValueError, OverflowError) as error:
         raise CodecError(f"the header of a message is damaged: {error}") from error

@@ -1,27 +1,31 @@
 """Who carries out the rounds: this process, several processes, and (for split learning) machines over a network.
 
-Each is an `Engine` (`federated.engine`): it moves tensors and knows no method.
+Each is an `Engine` (`federated.engine`): it moves tensors and knows no method. Names are imported when they are first
+used: a process that only moves bytes does without PyTorch.
 """
 
 from __future__ import annotations
 
-from msfusion.engines.processes import Processes
-from msfusion.errors import ConfigError
-from msfusion.federated.engine import Engine, InProcess
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from msfusion.engines.machine import on_this_machine
+    from msfusion.engines.processes import Processes
+    from msfusion.federated.engine import Engine, InProcess
+
+_HOME_OF = {
+    "Engine": "msfusion.federated.engine",
+    "InProcess": "msfusion.federated.engine",
+    "Processes": "msfusion.engines.processes",
+    "on_this_machine": "msfusion.engines.machine",
+}
 
 __all__ = ["Engine", "InProcess", "Processes", "on_this_machine"]
 
 
-def on_this_machine(workers: int = 1, threads: int = 1, device: str = "cpu") -> Engine:
-    """The engine for so many worker processes with so many threads each; one worker is this process itself.
-
-    Raises ConfigError for a device that is not there, or several processes on one GPU.
-    """
-    if workers == 1:
-        return InProcess(device)
-    if device == "cuda":
-        raise ConfigError(
-            f"workers is {workers}, but one process fills the GPU: set it to 1, or device to cpu"
-        )
-    InProcess(device)  # which refuses what is no device
-    return Processes(workers, threads)
+def __getattr__(name: str) -> Any:
+    """Import a name from its home."""
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'msfusion.engines' has no attribute {name!r}")
+    return getattr(import_module(_HOME_OF[name]), name)

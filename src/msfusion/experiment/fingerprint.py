@@ -88,7 +88,11 @@ def code_of(config: Config) -> dict[str, str]:
     """Digests of the user's functions and folders that a run is made from, as in `Fingerprint`. Raises ConfigError."""
     code: dict[str, str] = {}
     source, name = config.data_spec.source, config.model_spec.name
-    for reference, setting in ((source, "data.source"), (config.method.name, "method.name")):
+    for reference, setting in (
+        (source, "data.source"),
+        (config.method.name, "method.name"),
+        (config.method.schedule, "method.schedule"),
+    ):
         if is_reference(reference):
             code |= _by_file(reference, setting)
     if name not in BUILT_IN:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Sequence
 from torch import Tensor
 
 from msfusion.data.federated import FederatedData
-from msfusion.engines import on_this_machine
+from msfusion.engines.machine import on_this_machine
 from msfusion.experiment.config import Config
 from msfusion.federated.memory import Memories
 from msfusion.federated.method import Method

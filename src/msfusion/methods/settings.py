@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
 from msfusion.averaging.robust import Average
@@ -13,12 +13,13 @@ from msfusion.federated.method import Method
 from msfusion.federated.problem import Chosen, Problem, Settings, method
 from msfusion.methods.blocks import BlocksSettings
 from msfusion.methods.copies import CopiesMethod, CopiesSettings
-from msfusion.methods.narrow import Weighting
+from msfusion.methods.narrow import NarrowMethod, Weighting
 from msfusion.methods.parts.contrastive import WITHOUT, ContrastiveSettings
 from msfusion.methods.parts.remembered import REMEMBERED_BYTES
 from msfusion.methods.starts import AUTO, choose_start
-from msfusion.methods.table import Start, build_method
-from msfusion.windows import Feedback, Overlap
+from msfusion.methods.table import Start, build_method, refuse_few_holders, refuse_own_loss
+from msfusion.methods.windows_of_state import WindowsOfState
+from msfusion.windows import SCHEDULES, Feedback, Overlap, Schedule, static
 
 Ratios = Capacity | tuple[Capacity, ...]
 """One width ratio for all participants, or one for each."""
@@ -154,6 +155,48 @@ class FedAvg(Averaging):
 @dataclass(frozen=True, kw_only=True)
 class Small(Averaging):
     """FedAvg of a small model that everybody can hold: the floor of every comparison."""
+
+
+@method("windows")
+@dataclass(frozen=True, kw_only=True)
+class Windows(Averaging):
+    """Windows of a schedule of one's own: a name that one is registered under, `module:function`, or a function.
+
+    A schedule that has an attribute `of_state` is given the weights, and its units travel (`methods.windows_of_state`).
+    """
+
+    schedule: str | Schedule = "double_shift"
+
+    def build(self, problem: Problem) -> Method:
+        """The method. Raises ConfigError where there is no such schedule."""
+        chosen = SCHEDULES[self.schedule] if isinstance(self.schedule, str) else self.schedule
+        of_state = bool(getattr(chosen, "of_state", False))
+        refuse_few_holders(self.average, chosen)
+        made = NarrowMethod(
+            self.name,
+            problem.model,
+            problem.width_map,
+            static if of_state else chosen,
+            problem.capacities.typical,
+            problem.training,
+            seed=problem.seed,
+            weighting=self.weighting,
+            scoring=problem.scoring,
+            contrastive=self.contrastive,
+            capacities=problem.capacities,
+            recalibrate=self.recalibrate is not False,
+            average=self.average,
+        )
+        refuse_own_loss(problem.scoring, self.name, self.contrastive)
+        if not of_state:
+            return made
+        if self.contrastive.weight > 0:
+            raise ConfigError(
+                "the contrastive loss rebuilds the window of an earlier round, which goes by weights that are gone: "
+                "set method.contrastive_weight to 0"
+            )
+        same = {each.name: getattr(made, each.name) for each in fields(made)}
+        return WindowsOfState(**same, choose=chosen)
 
 
 @method("ensemble")

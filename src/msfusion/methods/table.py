@@ -87,7 +87,7 @@ def build_method(
         raise ConfigError(
             f"there are {len(ratios)} ratios but {len(each)} training settings: give one for each"
         )
-    _refuse_own_loss(scoring, name, contrastive)
+    refuse_own_loss(scoring, name, contrastive)
     schedule = METHODS[name]
     measured = recalibrate is not False
     common = (seed, weighting, scoring, contrastive)
@@ -114,7 +114,7 @@ def build_method(
             overlap=overlap, between_rounds=between_rounds,
         )  # fmt: skip
         return replace(of_copies, average=average, overlaps=partial(applied_overlap, overlap, ratios))
-    _refuse_few_holders(average, schedule)
+    refuse_few_holders(average, schedule)
     if name == "msfusion":
         fixed = overlap if isinstance(overlap, Overlap) else None
         schedule = windows.double_shift_for(ratios, fixed, between_rounds=between_rounds)
@@ -133,7 +133,7 @@ def applied_overlap(overlap: Overlap | Feedback | None, ratios: tuple[float, ...
     return overlap.applied(round_index, ratios) if isinstance(overlap, Overlap) else even_overlap(ratios)
 
 
-def _refuse_own_loss(scoring: Scoring, name: str, contrastive: ContrastiveSettings) -> None:
+def refuse_own_loss(scoring: Scoring, name: str, contrastive: ContrastiveSettings) -> None:
     """ConfigError where a loss of one's own does not go with what works on the logits of classes."""
     if scoring.loss is None:
         return
@@ -149,7 +149,7 @@ def _refuse_own_loss(scoring: Scoring, name: str, contrastive: ContrastiveSettin
         )
 
 
-def _refuse_few_holders(average: Average, schedule: Schedule) -> None:
+def refuse_few_holders(average: Average, schedule: Schedule) -> None:
     """ConfigError where a robust average is asked for, and entries may have one holder alone."""
     if average != "mean" and schedule is not windows.full:
         raise ConfigError(

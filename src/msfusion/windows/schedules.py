@@ -34,13 +34,19 @@ import torch
 from torch import Tensor
 
 from msfusion.errors import ConfigError
+from msfusion.registry import Registry
 from msfusion.width.groups import Group, WidthMap
 from msfusion.windows.strides import place_factor, places, round_strides
 
 
 @runtime_checkable
 class Schedule(Protocol):
-    """Group name -> the units that a participant holds in a round, as a LongTensor of at least one index."""
+    """Group name -> the units that a participant holds in a round, as a LongTensor of at least one index.
+
+    The same for the same arguments: server and participant each work it out. A schedule that goes by the model's
+    weights has an attribute `of_state = True`; it is given the global state as the keyword `state`, in the server
+    alone, and the units that it chooses travel with the task.
+    """
 
     def __call__(
         self,
@@ -170,13 +176,11 @@ def full(
     return width_map.full_window()
 
 
-SCHEDULES: Mapping[str, Schedule] = {
-    "double_shift": double_shift,
-    "rolling": rolling,
-    "static": static,
-    "random": random,
-    "full": full,
-}
+SCHEDULES: Registry[Schedule] = Registry("window schedule", "method.schedule")
+"""Every schedule by its name; `msfusion.schedule` adds one, and `module:function` stands for one of a user's."""
+
+for _schedule in (double_shift, rolling, static, random, full):
+    SCHEDULES.add(_schedule.__name__)(_schedule)
 
 
 def window_size(ratio: float, units: int) -> int:

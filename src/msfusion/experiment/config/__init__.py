@@ -170,6 +170,10 @@ class Config(Section):
             keys = self.own_keys
             foreign = {key: value for key, value in _HOUSE_ONLY.items() if key not in keys}
             self._refuse_meaningless(foreign, f"method.name = '{self.method.name}'")
+        if self.method.name != "windows" and "method.schedule" not in self.own_keys:
+            self._refuse_meaningless(
+                {"method.schedule": "double_shift"}, f"method.name = '{self.method.name}'"
+            )
         if self.method.name == "msfusion":
             self._refuse_meaningless(_STARTS[self.method.start], f"method.start = '{self.method.start}'")
         return self
@@ -245,6 +249,8 @@ class Config(Section):
     @property
     def own_keys(self) -> frozenset[str]:
         """The keys of [method] that are settings of the method itself."""
+        if self.method.name in _OWN_TABLES:
+            return frozenset()
         return frozenset(f"method.{name}" for name in settings_of(METHODS[self.method.name]))
 
     @property

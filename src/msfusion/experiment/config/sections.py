@@ -25,7 +25,16 @@ from msfusion.models.spec import ModelSpec
 from msfusion.windows.overlap import OverlapShape
 
 MethodName = Literal[
-    "msfusion", "fedrolex", "heterofl", "feddropout", "fedavg", "small", "ensemble", "split", "fedgrow"
+    "msfusion",
+    "fedrolex",
+    "heterofl",
+    "feddropout",
+    "fedavg",
+    "windows",
+    "small",
+    "ensemble",
+    "split",
+    "fedgrow",
 ]
 
 HOUSE: tuple[str, ...] = typing.get_args(MethodName)
@@ -150,6 +159,10 @@ class MethodSection(Section):
     between_rounds: bool = Field(
         default=True,
         description="msfusion's windows move from round to round; without, to see what that does",
+    )
+    schedule: str = Field(
+        default="double_shift",
+        description="of method.name = 'windows': which units a participant holds in a round, a name or module:function",
     )
     bad_update: BadUpdate = Field(
         default=DEFAULT.bad_update,
