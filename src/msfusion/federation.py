@@ -97,7 +97,9 @@ class Federation:
                 f"there are {len(self.participants)} participants and {len(self.training)} training settings: give "
                 "one, or one for each"
             )
-        self.scoring = Scoring(loss, metrics or {}, language, evaluation_batch_size)
+        self.scoring = Scoring(
+            loss, metrics or {}, language, evaluation_batch_size, _are_labels(self.participants)
+        )
         self.seed, self.engine, self.callbacks = seed, engine, tuple(callbacks)
         self._model, self._together = model, together
         self._conditions, self._screening = conditions, screening
@@ -259,6 +261,11 @@ class Federation:
         finally:
             for callback in reversed(begun):
                 callback.end(self)
+
+
+def _are_labels(participants: Sequence[Batch]) -> bool:
+    """Whether targets are one class for each example."""
+    return all(own.targets.ndim == 1 and not own.targets.is_floating_point() for own in participants)
 
 
 def _shared_out(

@@ -7,11 +7,12 @@ label for each pixel.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -20,6 +21,7 @@ from msfusion.errors import ConfigError, DataError, TrainingError
 from msfusion.imports import in_one_line
 from msfusion.objectives import Evaluation, cross_entropy, evaluate, evaluating
 from msfusion.offsets import full
+from msfusion.registry import Registry
 
 Loss = Callable[[Any, Tensor], Tensor]
 """A loss of one's own: from what the model returns for a mini-batch, and the targets, to their mean loss, a scalar."""
@@ -53,12 +55,14 @@ class Scoring:
 
     `loss` is one's own (None: cross-entropy over classes, or over tokens). `metrics` are further figures of an
     evaluation, by name. `language_modelling` asks for perplexity. `batch_size` is that of evaluations.
+    `labels`: targets are classes, so that accuracy is told beside a loss of one's own.
     """
 
     loss: Loss | None = None
     metrics: Mapping[str, Metric] = field(default_factory=dict)
     language_modelling: bool = False
     batch_size: int = 256
+    labels: bool = True
 
     def __post_init__(self) -> None:
         if self.loss is not None and not callable(self.loss):
@@ -100,7 +104,8 @@ class Scoring:
             for batch in data.split(self.batch_size):
                 loss = self._own_loss(outputs_of(model, batch), batch.targets)
                 total += float(loss) * len(batch)
-        return Evaluation(total / len(data), None, len(data), metrics=figures)
+        accuracy = evaluate(model, data, self.batch_size).accuracy if self.labels else None
+        return Evaluation(total / len(data), accuracy, len(data), metrics=figures)
 
     def _own_loss(self, outputs: Any, targets: Tensor) -> Float[Tensor, ""]:
         assert self.loss is not None
@@ -138,6 +143,98 @@ class Scoring:
                 value = metric(outputs, targets)
             found[name] = _number(name, value)
         return found
+
+
+LOSSES: Registry[Loss] = Registry("loss", "training.loss")
+"""Losses by their names, beside "cross_entropy". `msfusion.loss` adds one."""
+
+LOSSES.add("mse")(F.mse_loss)
+LOSSES.add("l1")(F.l1_loss)
+LOSSES.add("huber")(F.huber_loss)
+LOSSES.add("binary_cross_entropy")(F.binary_cross_entropy_with_logits)
+
+METRICS: Registry[Any] = Registry("metric", "evaluation.metrics")
+"""Metrics that programs have registered, by their names, beside `TORCH_METRICS`. `msfusion.metric` adds one."""
+
+
+def metric(name: str) -> Callable[[Any], Any]:
+    """A decorator that registers a metric: a function of (outputs, targets), or a class with reset, update, compute."""
+    return METRICS.add(name)
+
+
+def loss(name: str) -> Callable[[Loss], Loss]:
+    """A decorator that registers a loss: a function of (outputs, targets)."""
+    return LOSSES.add(name)
+
+
+def loss_named(name: str) -> Loss | None:
+    """The loss of that name, or of `module:function`; None for "cross_entropy". Raises ConfigError."""
+    return None if name == "cross_entropy" else LOSSES[name]
+
+
+def metrics_named(names: Iterable[str], classes: int, labels: bool) -> dict[str, Metric]:
+    """Metrics by their names; of `module:function` the name is that of the function.
+
+    `classes` is how many classes there are or, without `labels`, how many numbers a target has. Raises ConfigError.
+    """
+    found: dict[str, Metric] = {}
+    for name in names:
+        made = torch_metric(name, classes, labels) if name in TORCH_METRICS else METRICS[name]
+        found[name.rpartition(":")[2]] = made() if isinstance(made, type) else made
+    return found
+
+
+TORCH_METRICS: Mapping[str, tuple[str, str]] = {
+    "auc": ("AUROC", "scores"),
+    "f1": ("F1Score", "mean"),
+    "average_precision": ("AveragePrecision", "scores"),
+    "mean_iou": ("JaccardIndex", "mean"),
+    "mean_absolute_error": ("MeanAbsoluteError", "numbers"),
+    "mean_squared_error": ("MeanSquaredError", "numbers"),
+    "r2": ("R2Score", "numbers"),
+}
+"""Metrics of `torchmetrics` by our names: what each is called there, and what it is made for."""
+
+
+def torch_metric(name: str, classes: int, labels: bool) -> Metric:
+    """A metric of `torchmetrics`: of classes for integer targets, of several labels where targets are numbers.
+
+    Raises ConfigError where torchmetrics is not installed.
+    """
+    try:
+        import torchmetrics
+    except ImportError as error:
+        raise ConfigError(
+            f"the metric '{name}' needs torchmetrics: pip install 'msfusion[metrics]'"
+        ) from error
+    own, kind = TORCH_METRICS[name]
+    made = getattr(torchmetrics, own)
+    if kind == "numbers":
+        found: Metric = made()
+    elif labels:
+        found = made(task="multiclass", num_classes=classes, average="macro")
+    else:
+        found = _MultiLabel(made(task="multilabel", num_labels=classes, average="macro"))
+    return found
+
+
+class _MultiLabel:
+    """A metric of several labels, whose targets are numbers 0 and 1 as the loss takes them."""
+
+    def __init__(self, inner: Accumulating) -> None:
+        self._inner = inner
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._inner.reset()
+
+    def update(self, outputs: Any, targets: Any) -> None:
+        """Take in a mini-batch."""
+        self._inner.update(outputs, targets.long())
+
+    def compute(self) -> Any:
+        """The value."""
+        return self._inner.compute()
 
 
 CROSS_ENTROPY = Scoring()

@@ -17,9 +17,9 @@ Values are sorted, so the order of updates decides nothing. All updates of a rou
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float64, Int
@@ -28,12 +28,23 @@ from torch import Tensor
 from msfusion.averaging.exact_sums import ExactSum
 from msfusion.averaging.fusion import Accumulator
 from msfusion.averaging.kin import KinAccumulator
+from msfusion.errors import ConfigError
+from msfusion.quoting import quoted
+from msfusion.registry import Registry
 from msfusion.width.copies import Along, Copies, beside
 from msfusion.width.groups import State, WidthMap
 from msfusion.width.slices import Cut
 
-Average = Literal["mean", "median", "trimmed"]
-"""How values of one entry become one: their weighted mean, or without weights the median or the trimmed mean."""
+Average = str
+"""How values of one entry become one: "mean" is their weighted mean; the others, in `AVERAGES`, go without weights."""
+
+Rule = Callable[[Float64[Tensor, "holders ..."]], "Kept | Tensor"]
+"""From the values of one tensor, stacked, with nan where a participant held no such entry, to their average: a tensor
+without the first axis, or with the range of the values that it is of. Order must not matter.
+"""
+
+AVERAGES: Registry[Rule] = Registry("average", "method.average")
+"""The robust averages by their names. `msfusion.average` adds one."""
 
 TRIMMED = 5
 """One of so many values is left out at either end of a trimmed mean."""
@@ -49,7 +60,46 @@ class Kept:
 
 
 def robust(values: Float64[Tensor, "holders ..."], average: Average) -> Kept:
-    """The robust average of each entry over the first axis; where a participant is no holder its value is nan."""
+    """The robust average of each entry over the first axis; where a participant is no holder its value is nan.
+
+    Raises ConfigError for a rule that there is not, or that returns another shape.
+    """
+    found = AVERAGES[average](values)
+    kept = found if isinstance(found, Kept) else _with_range(found, values)
+    if kept.mean.shape != values.shape[1:]:
+        raise ConfigError(
+            f"the average {quoted(average)} made shape {list(kept.mean.shape)} of values of shape "
+            f"{list(values.shape)}: it must be that without the first axis"
+        )
+    return kept
+
+
+@AVERAGES.add("median")
+def median(values: Float64[Tensor, "holders ..."]) -> Kept:
+    """The middle one of each entry's values, or the mean of the middle two."""
+    return _without_ends(values, "median")
+
+
+@AVERAGES.add("trimmed")
+def trimmed(values: Float64[Tensor, "holders ..."]) -> Kept:
+    """The mean without the largest and the smallest fifth."""
+    return _without_ends(values, "trimmed")
+
+
+def _with_range(mean: Tensor, values: Float64[Tensor, "holders ..."]) -> Kept:
+    """An average of all values that are there."""
+    there = ~values.isnan()
+    low, high = (torch.where(there, values, far) for far in (math.inf, -math.inf))
+    return Kept(mean.to(torch.float64), low.amin(0), high.amax(0))
+
+
+def check_average(average: Average) -> None:
+    """Raise ConfigError where there is no such average."""
+    if average != "mean":
+        AVERAGES[average]
+
+
+def _without_ends(values: Float64[Tensor, "holders ..."], average: Average) -> Kept:
     ordered, count = values.sort(0).values, (~values.isnan()).sum(0)  # nan comes last
     left_out = _left_out(count, average)
     number = torch.arange(len(values), device=values.device).view(-1, *[1] * (values.dim() - 1))

@@ -60,8 +60,11 @@ def load_classification(
         test_values = _label_values(test, columns.label, "the test split")
         _require_same_classes(train, test, columns.label)
         test_labels = _numbered(test_values, classes, "the test split")
-    train_rows, test_rows = _chosen(kept, spec.max_train, spec), _chosen(held_out, spec.max_test, spec)
-    train_inputs, test_inputs, encoder = _inputs(train, test, columns, train_rows, test_rows, spec)
+    train_rows, test_rows = (
+        chosen_rows(kept, spec.max_train, spec),
+        chosen_rows(held_out, spec.max_test, spec),
+    )
+    train_inputs, test_inputs, encoder = inputs_of(train, test, columns, train_rows, test_rows, spec)
     description = f"{spec.source}: {columns.kind} classification, {_told(classes)}"
     return Loaded(
         Batch((train_inputs,), train_labels[train_rows]),
@@ -79,7 +82,7 @@ def load_classification(
     )
 
 
-def _inputs(
+def inputs_of(
     train: Any, test: Any, columns: Columns, train_rows: Tensor, test_rows: Tensor, spec: DataSpec
 ) -> tuple[Tensor, Tensor, Encoder | None]:
     """The input column of both splits as tensors; for text also how it was encoded."""
@@ -182,7 +185,7 @@ def _told(classes: Classes) -> str:
     return f"{count} classes (labels {shown} as classes 0 to {count - 1})"
 
 
-def _chosen(rows: Tensor, limit: int | None, spec: DataSpec) -> Tensor:
+def chosen_rows(rows: Tensor, limit: int | None, spec: DataSpec) -> Tensor:
     """At most `limit` of the rows, in random order (in their own for a contiguous partition)."""
     if spec.partition != "contiguous":
         rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(spec.seed))]

@@ -126,7 +126,7 @@ def find_columns(split: Any, spec: DataSpec) -> Columns:
     label = spec.label_column or label_column(features)
     if spec.task == "language_modelling":
         label = None
-    if spec.task == "classification" and label is None:
+    if spec.task in ("classification", "regression") and label is None:
         raise DataError(
             f"no label column found in {spec.source}: its columns are {', '.join(features)}, and none is called "
             f"{', '.join(LABEL_NAMES)}; set data.label_column to the one that holds labels."

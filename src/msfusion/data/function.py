@@ -44,15 +44,15 @@ def load_function(spec: DataSpec) -> FederatedData | Loaded:
     if isinstance(first, Batch):
         return _loaded(first, test, spec)
     if isinstance(first, Sequence) and first and all(isinstance(batch, Batch) for batch in first):
-        known = _known([*first, test])
+        known = _known([*first, test], spec)
         return FederatedData(tuple(first), test, name=spec.source, description=spec.source, **known)
     raise DataError(f"data.source = '{spec.source}' returned ({_described(first)}, Batch): {EXPECTED}.")
 
 
 def _loaded(train: Batch, test: Batch, spec: DataSpec) -> Loaded:
-    known = _known([train, test])
+    known = _known([train, test], spec)
     limit = len(train) if spec.max_train is None else spec.max_train
-    if known["task"] == "classification" and spec.partition != "contiguous":
+    if known["task"] != "language_modelling" and spec.partition != "contiguous":
         train = train.take(
             torch.randperm(len(train), generator=torch.Generator().manual_seed(spec.seed))[:limit]
         )
@@ -63,9 +63,15 @@ def _loaded(train: Batch, test: Batch, spec: DataSpec) -> Loaded:
     return Loaded(train, test, name=spec.source, description=spec.source, keys=keys, **known)
 
 
-def _known(batches: Sequence[Batch]) -> dict[str, Any]:
+def _known(batches: Sequence[Batch], spec: DataSpec) -> dict[str, Any]:
     """Task, classes and vocabulary as the tensors show them."""
+    targets = batches[0].targets
+    numbers = targets.is_floating_point()
     largest = max((int(batch.targets.max()) for batch in batches if batch.targets.numel()), default=0)
+    if spec.task in ("regression", "other") or numbers or targets.ndim > 2:
+        classes = (targets.shape[1] if targets.ndim == 2 else 1) if numbers else largest + 1
+        task = spec.task or ("regression" if numbers and targets.ndim < 3 else "other")
+        return {"task": task, "classes": classes, "vocabulary_size": None}
     language = any(batch.targets.ndim > 1 for batch in batches)
     tokens = []
     for batch in batches:

@@ -12,6 +12,7 @@ from msfusion.data.classified import load_classification
 from msfusion.data.columns import column_values, find_columns, partition_keys, text_values
 from msfusion.data.delimited import settings_of, typed_splits
 from msfusion.data.loaded import Loaded
+from msfusion.data.measured import load_measured
 from msfusion.data.running_text import load_running_text
 from msfusion.data.spec import DataSpec
 from msfusion.errors import ConfigError, DataError
@@ -36,9 +37,13 @@ def load_hub(spec: DataSpec) -> Loaded:
 
     Images become float32 [examples, channels, height, width]; text to be classified int64 [examples, length],
     padded with id 0; running text int64 blocks [examples, length] with the next tokens as targets; lists of
-    numbers float32.
+    numbers float32. With the task `regression` targets are float32 as well (`data.measured`).
     Raises ConfigError without `datasets`; DataError for a missing folder, split, column, or label.
     """
+    if spec.task == "other":
+        raise ConfigError(
+            "data.task = 'other' is for data.source = 'module:function', which makes the targets."
+        )
     train, test = _splits(spec)
     columns = find_columns(train, spec)
     by = spec.partition_column
@@ -51,7 +56,8 @@ def load_hub(spec: DataSpec) -> Loaded:
         texts = text_values(train, columns.input, "the training split")
         test_texts = None if test is None else text_values(test, columns.input, "the test split")
         return load_running_text(texts, test_texts, keys, spec)
-    return load_classification(train, test, columns, keys, spec)
+    load = load_measured if spec.task == "regression" else load_classification
+    return load(train, test, columns, keys, spec)
 
 
 def _splits(spec: DataSpec) -> tuple[Any, Any | None]:

@@ -40,7 +40,12 @@ def load_data(spec: DataSpec | None = None) -> FederatedData:
             "participants.count = "
             f"{spec.participants}: make them equal."
         )
-    check_batches(data.by_holder, data.classes, data.vocabulary_size)
+    if spec.task is not None and data.task != spec.task:
+        raise DataError(
+            f"data.task = '{spec.task}', but data.source = '{spec.source}' is for {data.task.replace('_', ' ')}: leave "
+            "data.task out."
+        )
+    check_batches(data.by_holder, data.classes, data.vocabulary_size, data.task)
     return data
 
 
@@ -85,9 +90,9 @@ def _share_out(loaded: Loaded, spec: DataSpec) -> FederatedData:
     """Give each participant its examples."""
     # checked before they are divided, so that the sentence counts as the user does
     both = {"the training set": loaded.train, "the test set": loaded.test}
-    check_batches(both, loaded.classes, loaded.vocabulary_size)
-    classification = loaded.task == "classification"
-    name = spec.partition or ("dirichlet" if classification else "contiguous")
+    check_batches(both, loaded.classes, loaded.vocabulary_size, loaded.task)
+    usual = {"classification": "dirichlet", "language_modelling": "contiguous"}.get(loaded.task, "iid")
+    name = spec.partition or usual
     keys = loaded.keys
     if keys is None:
         if name in NEEDS_KEYS:
@@ -97,7 +102,7 @@ def _share_out(loaded: Loaded, spec: DataSpec) -> FederatedData:
             )
         keys = np.zeros(len(loaded.train), dtype=np.int64)
     parts = [torch.from_numpy(np.asarray(part, dtype=np.int64)) for part in partition(name, keys, spec)]
-    if not classification and name == "iid":  # blocks of text are in order until here
+    if loaded.task == "language_modelling" and name == "iid":  # blocks of text are in order until here
         order = torch.randperm(len(loaded.train), generator=torch.Generator().manual_seed(spec.seed))
         parts = [order[part] for part in parts]
     shared = {field.name for field in fields(Loaded)} & {field.name for field in fields(FederatedData)} - {

@@ -39,7 +39,13 @@ class Loaded:
     masked: bool = False
 
 
-def check_batches(batches: Mapping[str, Batch], classes: int, vocabulary_size: int | None) -> None:
+LABELLED = ("classification", "language_modelling")
+"""The tasks whose targets are numbers of classes."""
+
+
+def check_batches(
+    batches: Mapping[str, Batch], classes: int, vocabulary_size: int | None, task: str = LABELLED[0]
+) -> None:
     """Check examples by the name of who holds them ("the test set", "participant 3").
 
     Raises DataError, naming the holder and the first odd example, when someone has none, inputs and targets
@@ -53,14 +59,31 @@ def check_batches(batches: Mapping[str, Batch], classes: int, vocabulary_size: i
         )
     shapes: dict[str, object] = {}
     for holder, batch in batches.items():
-        _check_targets(holder, batch.targets, classes)
+        if task in LABELLED:
+            _check_targets(holder, batch.targets, classes)
+        else:
+            shapes[f"targets of {holder}"] = _check_measures(holder, batch.targets)
         shapes[holder] = _check_inputs(holder, batch, vocabulary_size)
-        first = next(iter(shapes))
+        first = next(name for name in shapes if not name.startswith("targets of "))
         if shapes[holder] != shapes[first]:
             raise DataError(
                 f"the inputs of {holder} are {shapes[holder]}, those of {first} {shapes[first]}: "
                 f"names, types and shapes (but for the number of examples) must be the same everywhere."
             )
+
+
+def _check_measures(holder: str, targets: Tensor) -> object:
+    """Check targets that are no classes; returns type and shape."""
+    if targets.ndim == 0 or len(targets) == 0:
+        raise DataError(f"{holder} has no examples.")
+    if targets.dtype == torch.float64:
+        raise DataError(
+            f"the targets of {holder} are float64, but models compute in float32: convert them with .float()."
+        )
+    if targets.is_floating_point() and not bool(targets.isfinite().all()):
+        index = int((~targets.isfinite()).reshape(len(targets), -1).any(1).nonzero()[0])
+        raise DataError(f"the target of example {index} of {holder} is not finite (NaN or infinite).")
+    return str(targets.dtype), tuple(targets.shape[1:])
 
 
 def check_labels(holder: str, labels: Int[Tensor, " examples"], classes: int) -> None:

@@ -9,7 +9,9 @@ from typing import Any
 from msfusion.errors import ConfigError
 from msfusion.quoting import quoted
 
-TASKS = ("classification", "language_modelling")
+TASKS = ("classification", "language_modelling", "regression", "other")
+"""What targets are: labels, tokens, numbers, or whatever a loss of the user's makes of them."""
+
 TOKENIZERS = ("words", "spaces", "characters")
 FOLDER = "transformers:"
 """What the name of a tokenizer in a folder starts with."""
@@ -22,7 +24,8 @@ class DataSpec:
     source: `digits`, `python-docs`, a folder or name of the Hugging Face Hub, a file (text, csv, json, parquet), or
     `module:function`.
     options: keyword arguments of that function. subset: the Hub's configuration name (`wikitext-2-raw-v1`).
-    task: `classification` or `language_modelling`; by default the first where the data has a label column.
+    task: `classification`, `language_modelling`, `regression` (targets are numbers, one or several) or `other` (of a
+    function: whatever the loss takes); by default the first where the data has a label column.
     input_column, label_column: by default found by type and usual names.
     train_split, test_split: names of splits; by default `train`, and `test` or else `validation`. Where there
     is no such split, `test_share` of the training split is held out (by default 0.2; of text 0.1).

@@ -25,7 +25,7 @@ from msfusion.experiment.config import Config, load_config
 from msfusion.experiment.directory import RunDirectory
 from msfusion.experiment.fingerprint import code_of, model_digest
 from msfusion.experiment.grow import GrowRun
-from msfusion.experiment.setup import Setup, prepare, settle_process, traced
+from msfusion.experiment.setup import Setup, is_scored_by_classes, prepare, settle_process, traced
 from msfusion.federated.method import Method
 from msfusion.files import read_tensors, write_folder_with, write_json, write_tensors
 from msfusion.imports import is_reference
@@ -77,7 +77,8 @@ def _common(config: Config, directory: RunDirectory, participant: int | None) ->
     began = directory.read_fingerprint()
     began.refuse_other_data(data.digests, config, directory.path)
     if is_reference(config.model_spec.name):  # which may read what is no source
-        began.refuse_other_model(model_digest([traced(model, data).outline()]), config, directory.path)
+        outline = traced(model, data, is_scored_by_classes(config, data)).outline()
+        began.refuse_other_model(model_digest([outline]), config, directory.path)
     return _with_tensors(model, read_tensors(directory.model)[0]), data, config.model_spec
 
 

@@ -92,6 +92,9 @@ def code_of(config: Config) -> dict[str, str]:
         (source, "data.source"),
         (config.method.name, "method.name"),
         (config.method.schedule, "method.schedule"),
+        (config.method.average, "method.average"),
+        (config.training.loss, "training.loss"),
+        *((name, "evaluation.metrics") for name in config.evaluation.metrics),
     ):
         if is_reference(reference):
             code |= _by_file(reference, setting)

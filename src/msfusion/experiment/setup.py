@@ -14,6 +14,7 @@ from msfusion.budgets import Budget, largest_ratio
 from msfusion.costs import Costs, costs_of
 from msfusion.data.federated import FederatedData, example_inputs
 from msfusion.data.load import load_data
+from msfusion.data.loaded import LABELLED
 from msfusion.errors import ConfigError
 from msfusion.experiment.config import Config
 from msfusion.experiment.forecast import Forecast
@@ -26,7 +27,7 @@ from msfusion.methods.blocks import BlocksMethod
 from msfusion.models.build import build_model
 from msfusion.network import Machine, machines_of
 from msfusion.objectives import name_of_logits, require_classes, require_embeddings
-from msfusion.scoring import Scoring
+from msfusion.scoring import LOSSES, Scoring, loss_named, metrics_named
 from msfusion.width.groups import WidthMap, Window
 from msfusion.width.trace import trace
 from msfusion.windows import Feedback, static
@@ -200,10 +201,28 @@ def problem_of(config: Config, parts: Parts, budgeted: bool = False) -> Problem:
 
 
 def scoring_of(config: Config, data: FederatedData) -> Scoring:
-    """How a model's outputs are scored."""
+    """How a model's outputs are scored. Raises ConfigError for a loss that there is not, or does not fit the data."""
+    name = config.training.loss
+    labels = data.task in LABELLED
+    if not labels and name == "cross_entropy":
+        if data.task != "regression":
+            raise ConfigError(
+                f"the targets of {data.name} are no labels, which cross-entropy needs: set training.loss to one of "
+                f"{', '.join(LOSSES)}, or to module:function."
+            )
+        name = "mse"
     return Scoring(
-        language_modelling=data.task == "language_modelling", batch_size=config.evaluation.batch_size
+        loss_named(name),
+        metrics_named(config.evaluation.metrics, data.classes, not data.test.targets.is_floating_point()),
+        data.task == "language_modelling",
+        config.evaluation.batch_size,
+        labels,
     )
+
+
+def is_scored_by_classes(config: Config, data: FederatedData) -> bool:
+    """Whether the loss is cross-entropy over classes or tokens, so that a model must have logits of them."""
+    return data.task in LABELLED and config.training.loss == "cross_entropy"
 
 
 def with_fitting_ratios(config: Config, parts: Parts) -> Config:
@@ -258,17 +277,19 @@ def prepare_parts(config: Config) -> Parts:
     data = data.for_model(model)
     # A model whose output cannot be learnt from is refused here, before there is a run directory.
     require_embeddings(model, data.test.take(slice(0, 2)), data.vocabulary_size)
-    require_classes(model, data.test.take(slice(0, 2)), data.by_holder)
-    return Parts(data, model, traced(model, data))
+    scored = is_scored_by_classes(config, data)
+    if scored:
+        require_classes(model, data.test.take(slice(0, 2)), data.by_holder)
+    return Parts(data, model, traced(model, data, scored))
 
 
-def traced(model: nn.Module, data: FederatedData) -> WidthMap:
+def traced(model: nn.Module, data: FederatedData, by_classes: bool = True) -> WidthMap:
     """The width map of a model for data as it takes them; of its outputs only what is learnt from counts.
 
-    Raises UntraceableModelError.
+    That is the logits, where it has such; with a loss of one's own, all of them. Raises UntraceableModelError.
     """
-    shown = data.test.take(slice(0, 2))
-    return trace(model, example_inputs(data), outputs=name_of_logits(model, shown))
+    outputs = name_of_logits(model, data.test.take(slice(0, 2))) if by_classes else None
+    return trace(model, example_inputs(data), outputs=outputs)
 
 
 def settle_process() -> None:

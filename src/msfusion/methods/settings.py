@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
-from msfusion.averaging.robust import Average
+from msfusion.averaging.robust import Average, check_average
 from msfusion.errors import ConfigError
 from msfusion.federated.capacities import Capacities, Capacity
 from msfusion.federated.method import Method
@@ -171,6 +171,7 @@ class Windows(Averaging):
         """The method. Raises ConfigError where there is no such schedule."""
         chosen = SCHEDULES[self.schedule] if isinstance(self.schedule, str) else self.schedule
         of_state = bool(getattr(chosen, "of_state", False))
+        check_average(self.average)
         refuse_few_holders(self.average, chosen)
         made = NarrowMethod(
             self.name,

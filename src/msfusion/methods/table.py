@@ -10,7 +10,7 @@ from typing import Literal
 from torch import nn
 
 from msfusion import windows
-from msfusion.averaging.robust import Average
+from msfusion.averaging.robust import Average, check_average
 from msfusion.errors import ConfigError
 from msfusion.federated.capacities import Capacities
 from msfusion.federated.training import TrainingSettings
@@ -88,6 +88,7 @@ def build_method(
             f"there are {len(ratios)} ratios but {len(each)} training settings: give one for each"
         )
     refuse_own_loss(scoring, name, contrastive)
+    check_average(average)
     schedule = METHODS[name]
     measured = recalibrate is not False
     common = (seed, weighting, scoring, contrastive)

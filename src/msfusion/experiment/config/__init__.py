@@ -42,6 +42,7 @@ from msfusion.experiment.config.sections import (
     Section,
     SplitSection,
     TrainingSection,
+    training_of,
 )
 from msfusion.federated.capacities import Capacities
 from msfusion.federated.problem import METHODS, Settings
@@ -82,6 +83,8 @@ _SLICES_ONLY: Mapping[str, Any] = {
     "method.contrastive_weight": 0.0,
     "run.together": 1,
     "network": None,
+    "training.loss": "cross_entropy",
+    "evaluation.metrics": (),
 }
 """What is for sub-models alone: keys that must stay as they are by default elsewhere."""
 _OWN_TABLES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
@@ -142,7 +145,7 @@ class Config(Section):
     split: SplitSection | None = Field(default=None, description="for method.name = 'split' alone")
     grow: GrowSection | None = Field(default=None, description="for method.name = 'fedgrow' alone")
     participants: ParticipantsSection = ParticipantsSection()
-    training: TrainingSection = Field(default_factory=TrainingSection)
+    training: TrainingSection = Field(default_factory=lambda: TrainingSection())
     evaluation: EvaluationSection = EvaluationSection()
     network: NetworkSection | None = Field(
         default=None, description="machines and links, for a simulated clock; by default there is none"
@@ -233,7 +236,7 @@ class Config(Section):
     @property
     def training_settings(self) -> TrainingSettings:
         """What a participant trains with. Raises ConfigError on an impossible value."""
-        return TrainingSettings(**dict(self.training), rounds=self.rounds)
+        return training_of(self.training, self.rounds)
 
     @property
     def capacities(self) -> Capacities:

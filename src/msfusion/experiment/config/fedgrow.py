@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from msfusion.errors import ConfigError, GrowthError
-from msfusion.experiment.config.sections import Section, TrainingSection, section_of
+from msfusion.experiment.config.sections import LocalTrainingSection, Section, section_of, training_of
 from msfusion.federated.training import TrainingSettings
 from msfusion.folders import digest_of, folder_of
 from msfusion.growth.fit import FitSettings
@@ -57,11 +57,13 @@ class GrowSection(Section):
     share: Share = Field(default="operator", description="what travels in the rounds of growth")
     further: Further = Field(default="none", description="after growth: how the target trains on")
     growth_rounds: int | None = Field(default=None, ge=1, description="of all rounds; the rest come after")
-    pretraining: TrainingSection | None = Field(
+    pretraining: LocalTrainingSection | None = Field(
         default=None, description="a participant's own training of its small model"
     )
     fit: FitSection = Field(default_factory=FitSection, description="of the private operator")
-    further_training: TrainingSection | None = Field(default=None, description="by default as [training]")
+    further_training: LocalTrainingSection | None = Field(
+        default=None, description="by default as [training]"
+    )
     start: StartSection = Field(default_factory=StartSection, description="of both operators")
     form: Form = "full"
     tied: bool = True
@@ -91,10 +93,10 @@ class GrowSection(Section):
                 self.share if learns else "operator",
                 self.further,
                 self.growth_rounds if learns else None,
-                **({} if own is None else {"pretraining": _training(own, rounds=1)}),
+                **({} if own is None else {"pretraining": training_of(own, rounds=1)}),
                 fit=FitSettings(**dict(self.fit)),
                 training=training,
-                further_training=None if after is None else _training(after, training.rounds),
+                further_training=None if after is None else training_of(after, training.rounds),
                 start=Start(**dict(self.start)),
                 form=self.form,
                 tied=self.tied,
@@ -111,7 +113,3 @@ class GrowSection(Section):
     def small_of(self, participant: int) -> Mapping[str, Any] | str:
         """The small model of a participant."""
         return self.small[participant % len(self.small)]
-
-
-def _training(section: TrainingSection, rounds: int | None) -> TrainingSettings:
-    return TrainingSettings(**dict(section), rounds=rounds)

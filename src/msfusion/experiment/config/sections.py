@@ -10,18 +10,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model, field_validator
 
-from msfusion.averaging.robust import Average
+from msfusion.averaging.robust import AVERAGES, Average
 from msfusion.codecs import Codec, by_table
 from msfusion.data.spec import DataSpec
 from msfusion.errors import ConfigError
 from msfusion.federated.screening import DEFAULT, BadUpdate
 from msfusion.federated.training import TrainingSettings
+from msfusion.imports import is_reference
 from msfusion.methods.parts.contrastive import WITHOUT, ContrastiveSettings
 from msfusion.methods.parts.remembered import REMEMBERED_BYTES
 from msfusion.methods.split.rounds import Clients, ServerStep, SplitSettings
 from msfusion.methods.split.wire import Derivative
 from msfusion.methods.table import Start
 from msfusion.models.spec import ModelSpec
+from msfusion.scoring import LOSSES, METRICS, TORCH_METRICS
 from msfusion.windows.overlap import OverlapShape
 
 MethodName = Literal[
@@ -72,6 +74,32 @@ def _default_of(field: dataclasses.Field[Any]) -> Any:
     return ... if field.default is dataclasses.MISSING else field.default
 
 
+def _known_loss(value: Any) -> Any:
+    """The name of a loss, or of a function of the user's."""
+    if (
+        isinstance(value, str)
+        and value != "cross_entropy"
+        and value not in LOSSES
+        and not is_reference(value)
+    ):
+        raise ValueError(f"should be {', '.join(map(repr, ['cross_entropy', *LOSSES]))}, or module:function")
+    return value
+
+
+def _known_metrics(value: Any) -> Any:
+    """Names of metrics, as a tuple."""
+    names = [*TORCH_METRICS, *METRICS]
+    for each in value if isinstance(value, list | tuple) else []:
+        if isinstance(each, str) and each not in names and not is_reference(each):
+            raise ValueError(f"should be a list of {', '.join(map(repr, names))}, or module:function")
+    return tuple(value) if isinstance(value, list) else value
+
+
+def training_of(section: LocalTrainingSection, rounds: int | None) -> TrainingSettings:
+    """How participants train. Raises ConfigError on an impossible value."""
+    return TrainingSettings(**{key: value for key, value in section if key != "loss"}, rounds=rounds)
+
+
 if TYPE_CHECKING:
 
     class DataSection(Section):
@@ -80,12 +108,22 @@ if TYPE_CHECKING:
     class ModelSection(Section):
         """The keys of ModelSpec."""
 
-    class TrainingSection(Section):
+    class LocalTrainingSection(Section):
         """The keys of TrainingSettings."""
+
+    class TrainingSection(LocalTrainingSection):
+        """With the loss."""
+
+        loss: str = "cross_entropy"
 else:
     DataSection = section_of(DataSpec, without=("participants", "seed"))
     ModelSection = section_of(ModelSpec, without=("seed",))
-    TrainingSection = section_of(TrainingSettings, without=("rounds",))
+    LocalTrainingSection = section_of(TrainingSettings, without=("rounds",))
+    TrainingSection = create_model(
+        "TrainingSection",
+        __base__=LocalTrainingSection,
+        loss=(Annotated[str, BeforeValidator(_known_loss)], "cross_entropy"),
+    )
 
 
 _UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
@@ -103,6 +141,13 @@ def _checked_bytes(value: Any) -> Any:
 
 Bytes = Annotated[int, BeforeValidator(_checked_bytes)]
 """A number of bytes, or a text such as "64 MB"."""
+
+
+def _known_average(value: Any) -> Any:
+    """The name of an average, or of a function of the user's."""
+    if isinstance(value, str) and value != "mean" and value not in AVERAGES and not is_reference(value):
+        raise ValueError(f"should be {', '.join(map(repr, ['mean', *AVERAGES]))}, or module:function")
+    return value
 
 
 class OverlapSection(Section):
@@ -125,10 +170,10 @@ class MethodSection(Section):
         default="examples",
         description="a participant's weight in the average: how many examples it has, or 1",
     )
-    average: Average = Field(
+    average: Annotated[Average, BeforeValidator(_known_average)] = Field(
         default="mean",
         description="how participants' values of an entry become one: their weighted mean, or, against a few bad ones, "
-        "the median or the trimmed mean without weights",
+        "the median or the trimmed mean without weights; or module:function",
     )
     start: Start | Literal["auto"] = Field(
         default="auto",
@@ -275,6 +320,9 @@ def _checked_target(value: Any) -> Any:
 class EvaluationSection(Section):
     """When the fused model is tested, and on how many examples at once."""
 
+    metrics: Annotated[tuple[str, ...], BeforeValidator(_known_metrics)] = Field(
+        default=(), description="further figures: of torchmetrics, or module:function of (outputs, targets)"
+    )
     every: int = Field(
         default=1, ge=1, description="rounds between evaluations; the last round always has one"
     )

@@ -1,0 +1,86 @@
+"""Examples whose targets are numbers rather than classes, from columns of `datasets`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Shaped
+from numpy import ndarray
+from torch import Tensor
+
+from msfusion.batch import Batch
+from msfusion.data.classified import chosen_rows, inputs_of
+from msfusion.data.columns import Columns, column_values
+from msfusion.data.loaded import Loaded
+from msfusion.data.spec import DataSpec
+from msfusion.errors import DataError
+
+
+def load_measured(
+    train: Any,
+    test: Any | None,
+    columns: Columns,
+    keys: Shaped[ndarray, " examples"] | None,
+    spec: DataSpec,
+) -> Loaded:
+    """The examples of a training and a test split (or, without one, a share that is held out at random).
+
+    The label column holds a number, or a list of numbers of one length, for each example; targets are float32 of shape
+    [examples, numbers]. `keys`, one for each row of the training split, are what a partition goes by.
+    Raises DataError, naming the example, for one without a number, and for inputs that cannot be read.
+    """
+    assert columns.label is not None
+    train_targets = _targets(train, columns.label, "the training split")
+    if test is None:
+        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(spec.seed))
+        count = max(1, round(len(train) * (spec.test_share or 0.2)))
+        kept, held_out = order[count:].sort().values, order[:count].sort().values
+        test, test_targets = train, train_targets
+    else:
+        kept, held_out = torch.arange(len(train)), torch.arange(len(test))
+        test_targets = _targets(test, columns.label, "the test split")
+    if train_targets.shape[1] != test_targets.shape[1]:
+        raise DataError(
+            f"the column '{columns.label}' holds {train_targets.shape[1]} numbers in the training split and "
+            f"{test_targets.shape[1]} in the test split: make them equal."
+        )
+    train_rows, test_rows = (
+        chosen_rows(kept, spec.max_train, spec),
+        chosen_rows(held_out, spec.max_test, spec),
+    )
+    train_inputs, test_inputs, encoder = inputs_of(train, test, columns, train_rows, test_rows, spec)
+    count = train_targets.shape[1]
+    return Loaded(
+        Batch((train_inputs,), train_targets[train_rows]),
+        Batch((test_inputs,), test_targets[test_rows]),
+        "regression",
+        count,
+        Path(spec.source).name,
+        f"{spec.source}: {columns.kind}, {count} number{'s' if count > 1 else ''} to predict",
+        keys=None if keys is None else keys[train_rows.numpy()],
+        vocabulary_size=encoder.size if encoder else None,
+        padding=encoder.padding if encoder else None,
+        tokens=encoder.tokens if encoder else (),
+        tokenizer=encoder.name if encoder else None,
+    )
+
+
+def _targets(split: Any, column: str, holder: str) -> Float32[Tensor, "examples numbers"]:
+    values = column_values(split, column)
+    rows = [value if isinstance(value, list | tuple | np.ndarray) else [value] for value in values]
+    for number, row in enumerate(rows):
+        if len(row) != len(rows[0]):
+            raise DataError(
+                f"example {number} of {holder} has {len(row)} numbers in the column '{column}', and the "
+                f"first {len(rows[0])}: they must be equally many."
+            )
+        for each in row:
+            if isinstance(each, bool | int | float | np.number) and np.isfinite(np.float32(each)):
+                continue
+            raise DataError(
+                f"example {number} of {holder} has {each!r} in the column '{column}': it must be a finite number."
+            )
+    return torch.tensor([[float(each) for each in row] for row in rows], dtype=torch.float32)
