@@ -72,3 +72,7 @@ class StreamError(MsfusionError):
     def __init__(self, message: str, status: str = "INVALID_ARGUMENT") -> None:
         super().__init__(message)
         self.status = status
+
+
+class CheckError(MsfusionError):
+    """A part that somebody wrote breaks a law that all parts of its kind must keep (`msfusion.checks`)."""
