@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from msfusion import codecs, data, engines, growth, models, windows
     from msfusion.averaging.fusion import Accumulator, fuse
+    from msfusion.averaging.robust import average
     from msfusion.batch import Batch
     from msfusion.callbacks import Callback, Checkpoints, CSVFile, EarlyStopping, Printed, TensorBoard
+    from msfusion.checks import check_codec, check_engine, check_method, check_schedule
     from msfusion.data import DataSpec
     from msfusion.engines import Processes
     from msfusion.errors import (
+        CheckError,
         ConfigError,
         CutError,
         DataError,
@@ -26,13 +29,14 @@ if TYPE_CHECKING:
         UntraceableModelError,
         UpdateError,
     )
-    from msfusion.federated.engine import Answer, Ask, Engine, InProcess, perform
+    from msfusion.federated.engine import Answer, Ask, Engine, InProcess, engine, perform
     from msfusion.federated.method import Answered, Method, Task, Update
     from msfusion.federated.participation import Conditions, RoundSettings
     from msfusion.federated.privacy import Outbound
     from msfusion.federated.problem import METHODS, Problem, Settings, method
     from msfusion.federated.results import RoundResult
     from msfusion.federated.rounds import run_rounds
+    from msfusion.federated.states import model_state
     from msfusion.federated.training import TrainingSettings as Training
     from msfusion.federated.training import local_steps
     from msfusion.federation import Federation
@@ -45,24 +49,28 @@ if TYPE_CHECKING:
         HeteroFL,
         MSfusion,
         Small,
+        Windows,
     )
-    from msfusion.scoring import Scoring
+    from msfusion.scoring import Scoring, loss, metric
     from msfusion.width.cut import Cut, cut
     from msfusion.width.groups import Frozen, Group, Place, WidthMap, Window
     from msfusion.width.slices import extract
     from msfusion.width.submodel import SubModel, narrow
     from msfusion.width.trace import trace
-    from msfusion.windows import coverage, double_shift, full, random, rolling, static
+    from msfusion.windows import coverage, double_shift, full, random, rolling, schedule, static
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "msfusion.averaging.fusion": ["Accumulator", "fuse"],
+    "msfusion.averaging.robust": ["average"],
     "msfusion.batch": ["Batch"],
     "msfusion.callbacks": ["CSVFile", "Callback", "Checkpoints", "EarlyStopping", "Printed", "TensorBoard"],
+    "msfusion.checks": ["check_codec", "check_engine", "check_method", "check_schedule"],
     "msfusion.data": ["DataSpec"],
     "msfusion.engines": ["Processes"],
     "msfusion.errors": [
+        "CheckError",
         "ConfigError",
         "CutError",
         "DataError",
@@ -72,13 +80,14 @@ _HOMES = {
         "UntraceableModelError",
         "UpdateError",
     ],
-    "msfusion.federated.engine": ["Answer", "Ask", "Engine", "InProcess", "perform"],
+    "msfusion.federated.engine": ["Answer", "Ask", "Engine", "InProcess", "engine", "perform"],
     "msfusion.federated.method": ["Answered", "Method", "Task", "Update"],
     "msfusion.federated.participation": ["Conditions", "RoundSettings"],
     "msfusion.federated.privacy": ["Outbound"],
     "msfusion.federated.problem": ["METHODS", "Problem", "Settings", "method"],
     "msfusion.federated.results": ["RoundResult"],
     "msfusion.federated.rounds": ["run_rounds"],
+    "msfusion.federated.states": ["model_state"],
     "msfusion.federated.training": ["local_steps"],
     "msfusion.federation": ["Federation"],
     "msfusion.growth": ["FitSettings", "LiGO", "Start", "fit_operator", "grow"],
@@ -90,14 +99,15 @@ _HOMES = {
         "HeteroFL",
         "MSfusion",
         "Small",
+        "Windows",
     ],
-    "msfusion.scoring": ["Scoring"],
+    "msfusion.scoring": ["Scoring", "loss", "metric"],
     "msfusion.width.cut": ["Cut", "cut"],
     "msfusion.width.groups": ["Frozen", "Group", "Place", "WidthMap", "Window"],
     "msfusion.width.slices": ["extract"],
     "msfusion.width.submodel": ["SubModel", "narrow"],
     "msfusion.width.trace": ["trace"],
-    "msfusion.windows": ["coverage", "double_shift", "full", "random", "rolling", "static"],
+    "msfusion.windows": ["coverage", "double_shift", "full", "random", "rolling", "schedule", "static"],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _OTHERWISE = {"Training": ("msfusion.federated.training", "TrainingSettings")}
@@ -114,6 +124,7 @@ __all__ = [
     "Batch",
     "CSVFile",
     "Callback",
+    "CheckError",
     "Checkpoints",
     "Conditions",
     "ConfigError",
@@ -159,11 +170,18 @@ __all__ = [
     "UpdateError",
     "WidthMap",
     "Window",
+    "Windows",
+    "average",
+    "check_codec",
+    "check_engine",
+    "check_method",
+    "check_schedule",
     "codecs",
     "coverage",
     "cut",
     "data",
     "double_shift",
+    "engine",
     "engines",
     "extract",
     "fit_operator",
@@ -172,13 +190,17 @@ __all__ = [
     "grow",
     "growth",
     "local_steps",
+    "loss",
     "method",
+    "metric",
+    "model_state",
     "models",
     "narrow",
     "perform",
     "random",
     "rolling",
     "run_rounds",
+    "schedule",
     "static",
     "trace",
     "windows",

@@ -50,6 +50,11 @@ TRIMMED = 5
 """One of so many values is left out at either end of a trimmed mean."""
 
 
+def average(name: str) -> Callable[[Rule], Rule]:
+    """A decorator that registers a rule by which values of an entry become one. Raises ConfigError for a taken name."""
+    return AVERAGES.add(name)
+
+
 @dataclass(frozen=True)
 class Kept:
     """Of each entry the average, and the least and the largest of the values that it is the mean of."""

@@ -14,6 +14,7 @@ from msfusion.experiment.config import METHOD_NAMES, Config
 from msfusion.experiment.config.keys import flattened
 from msfusion.experiment.figures import mean_flops_per_example
 from msfusion.experiment.setup import prepare
+from msfusion.imports import is_reference
 from msfusion.quoting import quoted, short
 
 Equal = Literal["rounds", "flops"]
@@ -41,7 +42,7 @@ class Comparison:
 
     def __post_init__(self) -> None:
         for method in self.methods:
-            if method not in METHOD_NAMES:
+            if method not in METHOD_NAMES and not is_reference(method):
                 raise ConfigError(
                     f"--methods: there is no method '{short(method)}'; choose from {', '.join(METHOD_NAMES)}."
                 )
@@ -85,7 +86,7 @@ class Planned:
     @property
     def cell(self) -> str:
         """What runs that differ only in their seed share; also the start of their directories' names."""
-        parts = [self.method, *([_in_a_file_name(self.variant)] if self.variant else [])]
+        parts = [_in_a_file_name(self.method), *([_in_a_file_name(self.variant)] if self.variant else [])]
         parts += [] if self.ratio is None else [f"{self.ratio:g}"]
         return "-".join([*parts, f"rounds{self.config.rounds}"])
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from msfusion.data.federated import FederatedData
 from msfusion.engines.machine import on_this_machine
 from msfusion.experiment.config import Config
+from msfusion.federated.engine import engine_named
 from msfusion.federated.memory import Memories
 from msfusion.federated.method import Method
 from msfusion.federated.participation import Calendar, Conditions, RoundSettings
@@ -32,7 +33,12 @@ class LocalRun:
         self.round_settings, self.conditions = round_settings, conditions
         if config.run.together > 1:
             method.check_together()
-        self.engine = on_this_machine(config.run.workers, config.run.threads, config.run.device)
+        run = config.run
+        self.engine = (
+            on_this_machine(run.workers, run.threads, run.device)
+            if run.engine is None
+            else engine_named(run.engine)
+        )
 
     @property
     def remarks(self) -> Sequence[str]:

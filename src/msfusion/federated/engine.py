@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from msfusion.federated.messages import payload_bytes
 from msfusion.federated.method import Kind, Method, Released, Task, Update
 from msfusion.federated.privacy import check_dense, check_figures
 from msfusion.imports import in_one_line, without_ending
+from msfusion.registry import Registry
 from msfusion.width.groups import State
 
 CPU = torch.device("cpu")
@@ -76,6 +77,23 @@ class Engine(ABC):
 
     def close(self) -> None:  # noqa: B027
         """Let go of all processes and connections. Afterwards the engine may be opened again."""
+
+
+ENGINES: Registry[Callable[[], Engine]] = Registry("engine", "run.engine")
+"""What makes an engine, by name; `msfusion.engine` adds one."""
+
+
+def engine(name: str) -> Callable[[Any], Any]:
+    """A decorator that registers an engine's class, or a function that makes one. Raises ConfigError."""
+    return ENGINES.add(name)
+
+
+def engine_named(name: str) -> Engine:
+    """The engine of that name, or of `module:Class`. Raises ConfigError where there is none, or it is no engine."""
+    made = ENGINES[name]()
+    if not isinstance(made, Engine):
+        raise ConfigError(f"run.engine = '{name}' makes a {type(made).__name__}, which is no msfusion.Engine")
+    return made
 
 
 class InProcess(Engine):

@@ -9,6 +9,7 @@ from msfusion.windows.schedules import (
     full,
     random,
     rolling,
+    schedule,
     static,
     window_size,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "held_sizes",
     "random",
     "rolling",
+    "schedule",
     "small_sizes",
     "static",
     "transversal",

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Protocol, runtime_checkable
 
@@ -178,6 +178,12 @@ def full(
 
 SCHEDULES: Registry[Schedule] = Registry("window schedule", "method.schedule")
 """Every schedule by its name; `msfusion.schedule` adds one, and `module:function` stands for one of a user's."""
+
+
+def schedule(name: str) -> Callable[[Schedule], Schedule]:
+    """A decorator that registers a window schedule under a name. Raises ConfigError where the name is taken."""
+    return SCHEDULES.add(name)
+
 
 for _schedule in (double_shift, rolling, static, random, full):
     SCHEDULES.add(_schedule.__name__)(_schedule)

@@ -96,6 +96,7 @@ _OWN_TABLES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
             "participants.fraction": 1.0,
             "participants.dropout": None,
             "run.workers": 1,
+            "run.engine": None,
             "run.device": "cpu",
         },
     ),
@@ -106,16 +107,6 @@ _OWN_TABLES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 _TURNS: Mapping[str, Any] = {"method.passes": 8, "method.first_block": 0.0}
 _BLOCKS_ONLY: Mapping[str, Any] = {**_TURNS, "method.remembered_bytes": REMEMBERED_BYTES}
 _COPIES_ONLY: Mapping[str, Any] = {"method.grow_at": 0.33, "method.apart": 1.0}
-_HOUSE_ONLY: Mapping[str, Any] = {
-    **{key: value for key, value in _SLICES_ONLY.items() if key.startswith("method.")},
-    **_BLOCKS_ONLY,
-    "method.blocks": None,
-    "participants.budget": None,
-    "participants.minimum_ratio": None,
-    "method.weighting": "examples",
-}
-"""What has no meaning for a method that is not of the house, unless it has a setting of that name."""
-
 _STARTS: Mapping[str, Mapping[str, Any]] = {
     "auto": {**_TURNS, **_COPIES_ONLY},
     "fresh": {**_BLOCKS_ONLY, **_COPIES_ONLY},
@@ -169,10 +160,10 @@ class Config(Section):
         if own is not None and getattr(self, own) is None:
             raise ValueError(f"method.name is '{self.method.name}', which needs a [{own}] table")
         self._refuse_meaningless(meaningless, f"method.name = '{self.method.name}'")
-        if self.method.name not in HOUSE:
-            keys = self.own_keys
-            foreign = {key: value for key, value in _HOUSE_ONLY.items() if key not in keys}
-            self._refuse_meaningless(foreign, f"method.name = '{self.method.name}'")
+        if (
+            self.method.name not in HOUSE
+        ):  # keys of [method] that are others' stay, as in a comparison of both
+            self._refuse_meaningless({"participants.budget": None}, f"method.name = '{self.method.name}'")
         if self.method.name != "windows" and "method.schedule" not in self.own_keys:
             self._refuse_meaningless(
                 {"method.schedule": "double_shift"}, f"method.name = '{self.method.name}'"
@@ -330,6 +321,9 @@ class Config(Section):
         Raises ConfigError.
         """
         table = self.to_table()
+        if changes.get("method.name", self.method.name) != self.method.name and self.method.name not in HOUSE:
+            for key in self.own_keys:  # which the other method does not know
+                table["method"].pop(key.partition(".")[2], None)
         for key, value in changes.items():
             put(table, key, value)
         return _checked(table, origin, {})
@@ -338,8 +332,8 @@ class Config(Section):
         """Everything but what cannot change the results."""
         table = self.to_table()
         table.pop("comparison", None)
-        for key in ("workers", "checkpoint_every"):
-            table["run"].pop(key)
+        for key in ("workers", "checkpoint_every", "engine"):
+            table["run"].pop(key, None)
         table["evaluation"].pop("target_accuracy", None)
         return table
 

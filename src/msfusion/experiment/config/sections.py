@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model, field_validator
 
 from msfusion.averaging.robust import AVERAGES, Average
-from msfusion.codecs import Codec, by_table
+from msfusion.codecs import CODECS, Codec, by_table
 from msfusion.data.spec import DataSpec
 from msfusion.errors import ConfigError
+from msfusion.federated.problem import METHODS
 from msfusion.federated.screening import DEFAULT, BadUpdate
 from msfusion.federated.training import TrainingSettings
-from msfusion.imports import is_reference
+from msfusion.imports import import_function, is_reference
 from msfusion.methods.parts.contrastive import WITHOUT, ContrastiveSettings
 from msfusion.methods.parts.remembered import REMEMBERED_BYTES
 from msfusion.methods.split.rounds import Clients, ServerStep, SplitSettings
@@ -299,7 +300,15 @@ class SplitSection(Section):
 
 
 def _codec(key: str, given: str | dict[str, Any]) -> Codec:
+    """The codec that stands under a key; `module:Class` is imported, which registers it. Raises ConfigError."""
     try:
+        name = given.get("codec") if isinstance(given, dict) else given
+        if isinstance(name, str) and is_reference(name):
+            made = import_function(name, f"split.{key}")
+            own = str(getattr(made, "name", None))
+            if CODECS.get(own) is not made:
+                raise ConfigError(f"'{name}' is no codec: decorate its class with msfusion.codecs.register.")
+            given = {**given, "codec": own} if isinstance(given, dict) else own
         return by_table(given)
     except (ConfigError, TypeError) as error:
         raise ConfigError(f"{key}: {error}") from error
@@ -343,6 +352,13 @@ class EvaluationSection(Section):
         return target if isinstance(target, tuple) else () if target is None else (target,)
 
 
+def _known_method(value: Any) -> Any:
+    """The name of a method, or of a class of the user's."""
+    if isinstance(value, str) and value not in HOUSE and value not in METHODS and not is_reference(value):
+        raise ValueError(f"should be {', '.join(map(repr, HOUSE))}, or module:Class")
+    return value
+
+
 class RunSection(Section):
     """How the run is carried out."""
 
@@ -356,13 +372,20 @@ class RunSection(Section):
         description="participants that a worker trains at once, stacked; same results but for rounding",
     )
     device: Literal["cpu", "cuda"] = Field(default="cpu", description="where participants train")
+    engine: str | None = Field(
+        default=None,
+        description="who carries out the rounds: module:Class, made without arguments; by default so many workers on "
+        "this machine. The results are the same for any",
+    )
     checkpoint_every: int = Field(default=1, ge=1, description="rounds between checkpoints")
 
 
 class ComparisonSection(Section):
     """What `msfusion compare` runs with this configuration, where its options do not say otherwise."""
 
-    methods: list[MethodName] = Field(default=[], description="the first one leads")
+    methods: list[Annotated[str, BeforeValidator(_known_method)]] = Field(
+        default=[], description="the first one leads"
+    )
     seeds: int = Field(default=3, ge=1, le=1000)
     ratios: list[float] = Field(default=[], description="width ratios for all participants")
     equal: Literal["rounds", "flops"] = Field(
