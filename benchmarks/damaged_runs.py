@@ -32,7 +32,7 @@ from typer.testing import CliRunner
 from msfusion.cli.main import app
 from msfusion.experiment.config import Config, load_config
 from msfusion.experiment.grow import GrowRun
-from msfusion.experiment.prepare import prepare
+from msfusion.experiment.kinds import prepare
 from msfusion.experiment.prepared import Prepared
 from msfusion.experiment.train import Silent, train
 

@@ -65,7 +65,7 @@ class Forge:
 def main(overrides: list[str]) -> None:
     from msfusion.cli.main import app
     from msfusion.experiment.config import load_config
-    from msfusion.experiment.prepare import prepare
+    from msfusion.experiment.kinds import prepare
 
     prepare(load_config(None, overrides)).plan()  # all that takes long is there now, and gRPC not started
 

@@ -18,7 +18,7 @@ from msfusion.experiment import setup
 from msfusion.experiment.config import Config, load_config
 from msfusion.experiment.directory import RunDirectory
 from msfusion.experiment.export import export
-from msfusion.experiment.prepare import prepare
+from msfusion.experiment.kinds import prepare
 from msfusion.experiment.setup import Parts, prepare_parts
 from msfusion.experiment.train import train
 from msfusion.models.build import build_model

@@ -20,9 +20,9 @@ from msfusion.experiment.compare import compare
 from msfusion.experiment.comparison import Comparison
 from msfusion.experiment.config import Config, load_config
 from msfusion.experiment.directory import RunDirectory
-from msfusion.experiment.prepare import prepare
+from msfusion.experiment.kinds import prepare
+from msfusion.experiment.report.fedgrow import closing_table, plan_tables
 from msfusion.experiment.report.table import comparison_table
-from msfusion.experiment.report.tables import closing_table, plan_tables
 from msfusion.experiment.train import train
 
 pytestmark = pytest.mark.slow

@@ -21,7 +21,7 @@ from msfusion.experiment.config import Config, load_config
 from msfusion.experiment.directory import RunDirectory
 from msfusion.experiment.plan import plan_run
 from msfusion.experiment.report.network import attendance_table, targets_table
-from msfusion.experiment.report.table import closing_table, duration, plan_table
+from msfusion.experiment.report.table import closing_table, duration, plan_tables
 from msfusion.experiment.report.targets import first_reached
 from msfusion.experiment.setup import Parts, prepare, prepare_parts
 from msfusion.experiment.train import Silent, Watcher, train
@@ -124,7 +124,7 @@ def test_a_plan_is_what_the_run_then_is(parts: Parts, unsteady: dict[str, Path],
     assert any(line.get("arriving") for line in lines) == (late == "downweight")
     assert all(line["simulated_seconds"] <= 3 for line in lines)
     json.dumps(plan, allow_nan=False)
-    shown = text_of(plan_table(plan), attendance_table(plan))
+    shown = text_of(*plan_tables(plan), attendance_table(plan))
     assert "0.25-0.5" in shown  # the ratio that changes
     assert "time of a round" in shown
 

@@ -18,7 +18,7 @@ from msfusion.experiment.compare import compare
 from msfusion.experiment.comparison import Comparison, plan_runs
 from msfusion.experiment.config import Config, load_config
 from msfusion.experiment.directory import RunDirectory
-from msfusion.experiment.prepare import prepare
+from msfusion.experiment.kinds import prepare
 from msfusion.experiment.report.split import traffic_table
 from msfusion.experiment.report.traffic import first_as_good, times_less, until_as_good
 from msfusion.experiment.split import SplitRun

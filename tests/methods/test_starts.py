@@ -15,7 +15,7 @@ from msfusion.batch import Batch
 from msfusion.data.federated import FederatedData
 from msfusion.experiment.config import Config, load_config
 from msfusion.experiment.export import export
-from msfusion.experiment.prepare import prepare as prepare_run
+from msfusion.experiment.kinds import prepare as prepare_run
 from msfusion.experiment.setup import Parts, Setup, prepare, prepare_parts, traced
 from msfusion.experiment.train import train
 from msfusion.federated.capacities import Capacities

@@ -55,7 +55,7 @@ def train(
     """Train one model across all participants. The end says what each of them held, computed and sent."""
     from msfusion.experiment.config import load_config
     from msfusion.experiment.directory import RunDirectory, newest_path, reserved_path
-    from msfusion.experiment.report.tables import closing_table
+    from msfusion.experiment.kinds import kind_of
     from msfusion.experiment.train import Silent
     from msfusion.experiment.train import train as run
     from msfusion.experiment.watch import watcher
@@ -74,7 +74,7 @@ def train(
     with reserved_path(out, name) as path, Silent() if quiet else watcher(console) as watching:
         summary = run(settings, path, resume=resume, watcher=watching)
     if not quiet:
-        console.print(closing_table(summary))
+        console.print(kind_of(summary["method"]).closing_table(summary))
     print_line(console, path)
 
 
@@ -88,7 +88,7 @@ def plan(
 ) -> None:
     """Say what a run will ask of each participant. Nothing is trained; shown is also who holds which units when."""
     from msfusion.experiment.config import load_config
-    from msfusion.experiment.prepare import prepare
+    from msfusion.experiment.kinds import prepare
     from msfusion.experiment.slices import SlicesRun
 
     prepared = prepare(load_config(config, overrides or ()))
@@ -102,9 +102,9 @@ def plan(
     elif as_json:
         _print_json(planned)
     else:
-        from msfusion.experiment.report.tables import plan_tables
+        from msfusion.experiment.kinds import kind_of
 
-        for table in plan_tables(planned):
+        for table in kind_of(planned["method"]).plan_tables(planned):
             console_of_user().print(table)
 
 
@@ -112,8 +112,7 @@ def _show_slices(setup: Setup, planned: dict[str, Any], as_json: bool, out: Path
     """The plan of a method of sub-models, with the picture of its windows."""
     from msfusion.experiment.report.network import attendance_table
     from msfusion.experiment.report.picture import save_picture, terminal_picture
-    from msfusion.experiment.report.table import checkpointing_line, copies_lines, coverage_line
-    from msfusion.experiment.report.tables import plan_tables
+    from msfusion.experiment.report.table import checkpointing_line, copies_lines, coverage_line, plan_tables
 
     rounds = range(min(4, setup.config.rounds))
     if out is not None:

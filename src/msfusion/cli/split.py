@@ -76,7 +76,7 @@ def serve(
     """Train the rest of the model with participants that join over the network."""
     from msfusion.engines.stream.service import Listening
     from msfusion.experiment.config import load_config
-    from msfusion.experiment.report.tables import closing_table
+    from msfusion.experiment.report.split import closing_table
     from msfusion.experiment.serve import serve as run
     from msfusion.experiment.train import Silent
     from msfusion.experiment.watch import watcher

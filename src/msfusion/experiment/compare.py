@@ -15,8 +15,8 @@ from msfusion.experiment.comparison import Comparison, Planned, plan_runs
 from msfusion.experiment.config import Config
 from msfusion.experiment.directory import RunDirectory
 from msfusion.experiment.environment import environment
+from msfusion.experiment.kinds import kind_of, shared_parts
 from msfusion.experiment.lock import locked
-from msfusion.experiment.prepare import shared_parts
 from msfusion.experiment.report.cells import collect_cells
 from msfusion.experiment.setup import Parts
 from msfusion.experiment.train import Watcher, train
@@ -71,4 +71,4 @@ def _run_all(
 
 def _key(config: Config) -> str:
     """Equal for runs that share data, model and width map."""
-    return repr((config.data_spec, config.model_spec, config.method.name == "fedgrow"))
+    return repr((config.data_spec, config.model_spec, kind_of(config.method.name).shares_parts))

@@ -12,8 +12,11 @@ from typing import Any, Literal
 from msfusion.errors import ConfigError
 from msfusion.experiment.config import METHOD_NAMES, Config
 from msfusion.experiment.config.keys import flattened
+from msfusion.experiment.config.sections import HOUSE
 from msfusion.experiment.figures import mean_flops_per_example
+from msfusion.experiment.kinds import kind_of
 from msfusion.experiment.setup import prepare
+from msfusion.federated.problem import METHODS
 from msfusion.imports import is_reference
 from msfusion.quoting import quoted, short
 
@@ -98,7 +101,7 @@ class Planned:
     @property
     def ratio_label(self) -> str:
         """The width ratio, or the range of the participants' ratios."""
-        if self.method in ("split", "fedgrow"):
+        if kind_of(self.method).title is not None:
             return "-"
         if self.ratio is not None:
             return f"{self.ratio:g}"
@@ -134,18 +137,28 @@ def plan_runs(config: Config, comparison: Comparison) -> list[Planned]:
 def _row(method: str, variant: str | None, ratio: float | None, config: Config, equal: Equal) -> Planned:
     """The run with the first seed, of a configuration that has the variant's and the ratio's changes."""
     own = config.changed({"method.name": method})
-    if method != "fedavg":
+    if not holds_everything(method):
         return Planned(method, variant, ratio, config.seed, own)
     # everybody holds everything, so all ratios share its runs
-    rounds = _rounds_at_equal_flops(config) if equal == "flops" else config.rounds
+    rounds = _rounds_at_equal_flops(config, own) if equal == "flops" else config.rounds
     whole = own.changed({"participants.ratio": 1.0, "rounds": rounds})
     return Planned(method, variant, 1.0, config.seed, whole, min(config.participants.ratios) == 1.0)
 
 
-def _rounds_at_equal_flops(config: Config) -> int:
-    """How many rounds FedAvg can run on what the others spend, at least one."""
-    narrow = prepare(config.changed({"method.name": "msfusion"}))
-    full = prepare(config.changed({"method.name": "fedavg", "participants.ratio": 1.0}))
+def holds_everything(method: str) -> bool:
+    """Whether everybody trains the whole model with a method, whatever its ratio."""
+    return kind_of(method).title is None and METHODS[method].holds_everything
+
+
+def role_of(method: str) -> str | None:
+    """What a method stands for in a comparison: "floor", "ceiling", or nothing of the kind."""
+    return METHODS[method].role if kind_of(method).title is None else None
+
+
+def _rounds_at_equal_flops(config: Config, whole: Config) -> int:
+    """How many rounds a method of whole models can run on what slices of these ratios spend, at least one."""
+    narrow = prepare(config.changed({"method.name": HOUSE[0]}))
+    full = prepare(whole.changed({"participants.ratio": 1.0}))
     share = mean_flops_per_example(narrow) / mean_flops_per_example(full)
     return max(1, math.floor(config.rounds * share))
 

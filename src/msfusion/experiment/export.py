@@ -25,11 +25,11 @@ from msfusion.experiment.config import Config, load_config
 from msfusion.experiment.directory import RunDirectory
 from msfusion.experiment.fingerprint import code_of, model_digest
 from msfusion.experiment.grow import GrowRun
+from msfusion.experiment.kinds import kind_of
 from msfusion.experiment.setup import Setup, is_scored_by_classes, prepare, settle_process, traced
 from msfusion.federated.method import Method
 from msfusion.files import read_tensors, write_folder_with, write_json, write_tensors
 from msfusion.imports import is_reference
-from msfusion.methods.table import trains_own_models
 from msfusion.models.build import build_model, full_options
 from msfusion.models.several import options_of, several
 from msfusion.models.spec import ModelSpec
@@ -50,7 +50,7 @@ def export(path: Path, out: Path, participant: int | None = None) -> list[Path]:
     config = load_config(directory.config)
     directory.check_end()
     directory.read_fingerprint().refuse_other_code(code_of(config), config, path)
-    find = _grown if config.method.name == "fedgrow" else _common
+    find = _grown if kind_of(config.method.name).personal else _common
     model, data, spec = find(config, directory, participant)
     write_folder_with(out, lambda folder: _write(folder, model, config, data, spec))
     return sorted(out.iterdir())
@@ -66,8 +66,8 @@ def _common(config: Config, directory: RunDirectory, participant: int | None) ->
         raise ConfigError(
             f"all participants of {config.method.name} share one model: leave --participant out."
         )
-    method = config.method
-    if (method.name, method.start) == ("msfusion", "auto") or trains_own_models(method.name, method.start):
+    settings = config.method_settings
+    if settings is not None and settings.own_models is not False:
         setup = prepare(config)
         if setup.method.trains_own_models:
             return _own(setup, setup.method, directory)

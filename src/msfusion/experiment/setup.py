@@ -21,7 +21,7 @@ from msfusion.experiment.forecast import Forecast
 from msfusion.federated.capacities import Capacities
 from msfusion.federated.method import Method
 from msfusion.federated.participation import Calendar, Conditions, RoundSettings
-from msfusion.federated.problem import Problem
+from msfusion.federated.problem import METHODS, Problem
 from msfusion.federated.training import TrainingSettings
 from msfusion.methods.blocks import BlocksMethod
 from msfusion.models.build import build_model
@@ -231,7 +231,7 @@ def with_fitting_ratios(config: Config, parts: Parts) -> Config:
     Raises ConfigError, naming the participant, where not even the narrowest sub-model does.
     """
     budgets = config.participants.budgets
-    if budgets is None or config.method.name == "fedavg":  # which everybody trains whole, whatever it costs
+    if budgets is None or METHODS[config.method.name].holds_everything:
         return config
     settings, known = config.training_settings, parts.fitting
     for participant, budget in enumerate(budgets):

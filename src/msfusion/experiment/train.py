@@ -18,7 +18,7 @@ from msfusion.experiment.config import Config, load_config
 from msfusion.experiment.directory import RunDirectory
 from msfusion.experiment.events import Events
 from msfusion.experiment.fingerprint import Fingerprint, code_of
-from msfusion.experiment.prepare import prepare
+from msfusion.experiment.kinds import prepare
 from msfusion.experiment.prepared import Prepared
 from msfusion.experiment.report.targets import first_reached
 from msfusion.experiment.setup import Parts

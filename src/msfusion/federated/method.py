@@ -116,6 +116,9 @@ class Method(Settings):
     model: nn.Module
     """The whole model. Its weights are the initial state; it is never changed for good."""
 
+    holds_everything: ClassVar[bool] = True
+    """A method that is written by hand trains the whole model, unless it says otherwise."""
+
     metrics: ClassVar[frozenset[str]] = frozenset()
     """Names of numbers that participants report in their updates' metadata. Their mean over the participants of a
     round, weighted by examples, stands in the metrics of that round.

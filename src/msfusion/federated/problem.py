@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 
 from torch import nn
 
@@ -71,6 +71,17 @@ class Chosen:
 
 class Settings(ABC):
     """What a user chooses of a method; `build` makes the method of it. A dataclass: its fields are keys of [method]."""
+
+    holds_everything: ClassVar[bool] = False
+    """Whether every participant trains the whole model, whatever its width ratio."""
+
+    role: ClassVar[Literal["floor", "ceiling"] | None] = None
+    """In a comparison: what anybody can do at a participant's cost, or what no participant can do."""
+
+    @property
+    def own_models(self) -> bool | None:
+        """Whether participants train small models of their own (`Method.trains_own_models`); None: it depends."""
+        return False
 
     @abstractmethod
     def build(self, problem: Problem) -> Method:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from msfusion.averaging.robust import Average, check_average
 from msfusion.errors import ConfigError
@@ -98,6 +98,11 @@ class MSfusion(Averaging):
     grow_at: float = 0.33
     apart: float = 1.0
 
+    @property
+    def own_models(self) -> bool | None:
+        """Blocks are small models; what an open start comes to depends on the problem."""
+        return None if self.start == "auto" else self.start == "blocks"
+
     def build(self, problem: Problem) -> Method:
         """The method with the start that was chosen. Raises ConfigError where it does not fit the problem."""
         return self.chosen(problem).method
@@ -150,11 +155,21 @@ class FedAvg(Averaging):
 
     ratio: Ratios = 1.0
 
+    holds_everything: ClassVar[bool] = True
+    role: ClassVar[Literal["floor", "ceiling"] | None] = "ceiling"
+
 
 @method("small")
 @dataclass(frozen=True, kw_only=True)
 class Small(Averaging):
     """FedAvg of a small model that everybody can hold: the floor of every comparison."""
+
+    role: ClassVar[Literal["floor", "ceiling"] | None] = "floor"
+
+    @property
+    def own_models(self) -> bool:
+        """One small model."""
+        return True
 
 
 @method("windows")
@@ -206,6 +221,11 @@ class Ensemble(Averaging):
     """Several small models, trained one after the other; `blocks` is how many (None: 1 / the least ratio)."""
 
     blocks: int | None = None
+
+    @property
+    def own_models(self) -> bool:
+        """Several small models."""
+        return True
 
     def build(self, problem: Problem) -> Method:
         """The ensemble. Raises ConfigError where it does not fit the problem."""

@@ -168,7 +168,7 @@ class Config(Section):
             self._refuse_meaningless(
                 {"method.schedule": "double_shift"}, f"method.name = '{self.method.name}'"
             )
-        if self.method.name == "msfusion":
+        if self.method.name in HOUSE and "method.start" in self.own_keys:
             self._refuse_meaningless(_STARTS[self.method.start], f"method.start = '{self.method.start}'")
         return self
 

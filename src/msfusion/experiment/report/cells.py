@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from msfusion.experiment.comparison import Planned
+from msfusion.experiment.comparison import Planned, role_of
 from msfusion.experiment.config import Config
 from msfusion.experiment.directory import RunDirectory
+from msfusion.experiment.kinds import kind_of
 from msfusion.experiment.report.spreads import curve, spread
 from msfusion.experiment.report.targets import spread_to
 from msfusion.experiment.report.traffic import times_less, until_as_good
@@ -27,7 +28,7 @@ def collect_cells(path: Path, planned: Sequence[Planned]) -> list[dict[str, Any]
         leader = _leader(cell, cells)
         cell["behind"] = None if leader is None else behind(cell, leader)
         cell["gap_closed"] = gap_closed(cell, cells)
-    _add_traffic(path, [cell for cell in cells if cell["method"] == "split"])
+    _add_traffic(path, [cell for cell in cells if kind_of(cell["method"]).compresses])
     return sorted(cells, key=lambda cell: -(cell["ratio"] or 0.0))
 
 
@@ -36,8 +37,8 @@ def _leader(cell: Row, cells: Sequence[Row]) -> Row | None:
     variant's. None where that is itself once more, or FedAvg stands beside several ratios.
     """
     variant = [other for other in cells if other["variant"] == cell["variant"]]
-    if cell["method"] == "fedavg":
-        variant = [other for other in variant if other["method"] != "fedavg"]
+    if role_of(cell["method"]) == "ceiling":
+        variant = [other for other in variant if role_of(other["method"]) != "ceiling"]
         return variant[0] if len({other["ratio"] for other in variant}) == 1 else None
     leader = next(other for other in variant if other["ratio"] == cell["ratio"])
     if leader is cell:
@@ -61,20 +62,20 @@ def gap_closed(cell: Row, cells: Sequence[Row]) -> dict[str, Any] | None:
     perplexity: 0 is no better than the small model, below 0 worse. It is None where the gap is not more than two
     standard deviations. None where small (of the same ratio) or FedAvg did not run, for as many rounds.
     """
-    small, whole = beside(cell, cells, "small", cell["ratio"]), beside(cell, cells, "fedavg", 1.0)
-    if small is None or whole is None or cell["method"] in ("small", "fedavg"):
+    small, whole = beside(cell, cells, "floor", cell["ratio"]), beside(cell, cells, "ceiling", 1.0)
+    if small is None or whole is None or role_of(cell["method"]) is not None:
         return None
     gap, gained = behind(small, whole), behind(small, cell)
     real = None not in (gap["sd"], gained["mean"]) and gap["mean"] > 2 * gap["sd"]
     return {"share": gained["mean"] / gap["mean"] if real else None, "gap": gap}
 
 
-def beside(cell: Row, cells: Sequence[Row], method: str, ratio: float | None) -> Row | None:
-    """The row of a method at this ratio, as many rounds long: of the same variant, or else the best of any."""
+def beside(cell: Row, cells: Sequence[Row], role: str, ratio: float | None) -> Row | None:
+    """The row of a method with this role and ratio, as many rounds long: of the same variant, or the best of any."""
     rows = [
         each
         for each in cells
-        if each["method"] == method and (each["ratio"], each["rounds"]) == (ratio, cell["rounds"])
+        if role_of(each["method"]) == role and (each["ratio"], each["rounds"]) == (ratio, cell["rounds"])
     ]
     own = next((each for each in rows if each["variant"] == cell["variant"]), None)
     return own or min(rows, key=lambda each: each["loss"]["mean"] or float("inf"), default=None)

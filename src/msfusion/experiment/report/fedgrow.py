@@ -46,7 +46,7 @@ def grow_table(figures: Row, title: str) -> Table:
     return table
 
 
-def grow_closing_table(summary: Row) -> Table:
+def closing_table(summary: Row) -> Table:
     """The end of a run; the quality is the mean over the participants' models."""
     lies = summary.get("accuracy_sd")
     apart = "" if lies is None else f" (± {lies:.1%} between participants)"
@@ -59,7 +59,7 @@ def grow_closing_table(summary: Row) -> Table:
     )
 
 
-def grow_plan_table(plan: Row) -> Table:
+def plan_tables(plan: Row) -> list[Table]:
     """What a run would ask of each participant."""
     leaves = ", ".join(plan["leaves_participants"]) or "nothing"
     table = grow_table(
@@ -70,4 +70,4 @@ def grow_plan_table(plan: Row) -> Table:
         f"{plan['fewer_bytes']:.1%} fewer bytes a round in the messages of training "
         f"({plan['fewer_bytes_evaluated']:.1%} with those of evaluation)"
     )
-    return table
+    return [table]

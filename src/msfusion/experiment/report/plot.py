@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from msfusion.experiment.comparison import role_of
+from msfusion.experiment.kinds import kind_of
 from msfusion.experiment.report.figure_text import figures, label
 from msfusion.files import write_with
-
-WHOLE_MODELS = {"split": "split learning", "fedgrow": "Fed-Grow"}
-"""What stands above the panel of methods in which nobody has a slice."""
 
 
 def save_plot(comparison: Mapping[str, Any], path: Path) -> None:
@@ -30,11 +29,11 @@ def _plot(comparison: Mapping[str, Any], figure_class: Any) -> Any:
     by_variant = len({(cell["variant"], cell["method"]) for cell in cells}) > max(
         len({cell["variant"] for cell in cells}), len({cell["method"] for cell in cells})
     )
-    references = [cell for cell in cells if cell["method"] == "fedavg"]
-    narrow = [cell for cell in cells if cell["method"] != "fedavg"] or references
+    references = [cell for cell in cells if role_of(cell["method"]) == "ceiling"]
+    narrow = [cell for cell in cells if role_of(cell["method"]) != "ceiling"] or references
     panels_of: dict[str, list[Mapping[str, Any]]] = {}
     for cell in narrow:
-        ratio = WHOLE_MODELS.get(cell["method"], f"width ratio {cell['ratio_label']}")
+        ratio = kind_of(cell["method"]).title or f"width ratio {cell['ratio_label']}"
         panels_of.setdefault(f"{cell['variant']}, {ratio}" if by_variant else ratio, []).append(cell)
     crowded = len(panels_of) == 1 and len(cells) > 8  # the names would cover the curves
     figure = figure_class(figsize=(6.5 * len(panels_of) + 2.5 * crowded, 4.2), layout="constrained")

@@ -47,12 +47,12 @@ def _add_side(table: Table, who: str, costs: Row, examples: str, moved: list[str
     )
 
 
-def split_closing_table(summary: Row) -> Table:
+def closing_table(summary: Row) -> Table:
     """The end of a run."""
     return sides_table(summary, f"split after {summary['rounds']} rounds: {quality(summary)}")
 
 
-def split_plan_tables(plan: Row) -> list[Table]:
+def plan_tables(plan: Row) -> list[Table]:
     """What a run would ask of both sides, and what crosses for a mini-batch and for an epoch."""
     sides = sides_table(plan, f"split at '{plan['at']}', {plan['rounds']} rounds")
     crossing = simple_table("what crosses, in bytes, at the first weights")

@@ -97,14 +97,14 @@ def target_line(target: Row) -> str:
     return f"accuracy {target['accuracy']:.1%} after {target['rounds']} rounds{clock}, {moved}"
 
 
-def plan_table(plan: Row) -> Table:
+def plan_tables(plan: Row) -> list[Table]:
     """What a run would ask of each participant."""
     clock = f", {duration(plan['simulated_seconds'])} simulated" if "simulated_seconds" in plan else ""
     table = _costs_table(f"{plan['method']}, {plan['rounds']} rounds{clock}", memory=True)
     _add_costs(table, plan["participants"], plan["full_model"], memory=True)
     chosen = [start_line(plan["start"]["why"])] if "start" in plan else []
     table.caption = "\n".join([*chosen, *sum_lines(plan)]) or None
-    return table
+    return [table]
 
 
 def sum_lines(figures: Row) -> list[str]:
