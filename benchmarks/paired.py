@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from msfusion.experiment.comparison import role_of
 from msfusion.experiment.report.cells import beside
 
 Row = Mapping[str, Any]
@@ -37,8 +38,8 @@ def differences(result: Row) -> list[dict[str, Any]]:
     """A row for each method and variant that stands beside `small`."""
     rows = []
     for cell in result["cells"]:
-        small = beside(cell, result["cells"], "small", cell["ratio"])
-        if small is None or cell["method"] in ("small", "fedavg"):
+        small = beside(cell, result["cells"], "floor", cell["ratio"])
+        if small is None or role_of(cell["method"]) is not None:
             continue
         gained = _gains(cell, small)
         closed = (cell.get("gap_closed") or {}).get("share")

@@ -79,7 +79,7 @@ class Ending(Averaging):
 def test_training_that_would_end_the_program_fails(error: BaseException, workers: int) -> None:
     if workers == 1 and isinstance(error, KeyboardInterrupt):
         pytest.skip("in the process itself it cannot be told from Ctrl-C; the command line can")
-    with pytest.raises(TrainingError, match=rf"train \(.*test_cli_endings.py.*{type(error).__name__}"):
+    with pytest.raises(TrainingError, match=rf"train \(.*test_endings.py.*{type(error).__name__}"):
         list(run_rounds(Ending(error), some_data(3), RoundSettings(rounds=1), workers=workers))
 
 

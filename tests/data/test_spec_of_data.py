@@ -21,7 +21,7 @@ from msfusion.errors import ConfigError
         ({"test_share": 1.0}, "data.test_share"),
         ({"mask_share": 1.0}, "data.mask_share"),
         ({"channels": 2}, "must be 1 .grey. or 3"),
-        ({"task": "regression"}, "one of classification, language_modelling"),
+        ({"task": "ranking"}, "one of classification, language_modelling"),
         ({"tokenizer": "letters"}, "one of words, spaces, characters"),
         ({"vocabulary_size": 3}, "data.vocabulary_size"),
         ({"seed": -1}, "data.seed"),
