@@ -341,3 +341,44 @@ def test_the_public_page_is_whole() -> None:
     for name in msfusion.__all__:
         assert getattr(msfusion, name) is not None
     assert len(set(msfusion.__all__)) == len(msfusion.__all__)
+
+
+def states_of(training: msfusion.Training) -> dict[str, Tensor]:
+    ours = federation(training=training, method=msfusion.FedAvg())
+    ours.fit(2)
+    return ours.state
+
+
+def test_an_optimiser_and_a_schedule_of_ones_own() -> None:
+    usual = {"learning_rate": 0.05, "momentum": 0.9, "batch_size": 8}
+    theirs = states_of(msfusion.Training("sgd", **usual))  # type: ignore[arg-type]
+
+    def make(parameters: list[nn.Parameter], rate: float) -> torch.optim.Optimizer:
+        return torch.optim.SGD(parameters, rate, momentum=0.9, fused=True)
+
+    ours = states_of(msfusion.Training("sgd", **usual, make_optimizer=make))  # type: ignore[arg-type]
+    assert same(ours, theirs)
+    seen: list[tuple[int, int]] = []
+
+    def half(round_index: int, rounds: int) -> float:
+        seen.append((round_index, rounds))
+        return 0.5
+
+    halved = states_of(msfusion.Training("sgd", **{**usual, "learning_rate": 0.1}, schedule=half))  # type: ignore[arg-type]
+    assert same(halved, theirs)
+    assert set(seen) == {(0, 2), (1, 2)}
+    with pytest.raises(ConfigError, match=r"must be a torch\.optim\.Optimizer"):
+        states_of(msfusion.Training(make_optimizer=lambda parameters, rate: None))  # type: ignore[arg-type,return-value]
+
+
+def test_mixed_precision_computes_in_bfloat16_and_keeps_float32() -> None:
+    plain, mixed = (
+        states_of(msfusion.Training("sgd", 0.05, batch_size=8, precision=precision))  # type: ignore[arg-type]
+        for precision in ("float32", "bfloat16")
+    )
+    assert all(tensor.dtype == torch.float32 for tensor in mixed.values())
+    assert not same(plain, mixed)
+    for name, tensor in plain.items():
+        torch.testing.assert_close(mixed[name], tensor, rtol=0, atol=0.02)
+    with pytest.raises(ConfigError, match="set together to 1"):
+        federation(training=msfusion.Training(precision="bfloat16"), together=2).fit(1)

@@ -37,8 +37,7 @@ if TYPE_CHECKING:
     from msfusion.federated.results import RoundResult
     from msfusion.federated.rounds import run_rounds
     from msfusion.federated.states import model_state
-    from msfusion.federated.training import TrainingSettings as Training
-    from msfusion.federated.training import local_steps
+    from msfusion.federated.training import Training, local_steps
     from msfusion.federation import Federation
     from msfusion.growth import FitSettings, LiGO, Start, fit_operator, grow
     from msfusion.methods.settings import (
@@ -88,7 +87,7 @@ _HOMES = {
     "msfusion.federated.results": ["RoundResult"],
     "msfusion.federated.rounds": ["run_rounds"],
     "msfusion.federated.states": ["model_state"],
-    "msfusion.federated.training": ["local_steps"],
+    "msfusion.federated.training": ["Training", "local_steps"],
     "msfusion.federation": ["Federation"],
     "msfusion.growth": ["FitSettings", "LiGO", "Start", "fit_operator", "grow"],
     "msfusion.methods.settings": [
@@ -110,9 +109,6 @@ _HOMES = {
     "msfusion.windows": ["coverage", "double_shift", "full", "random", "rolling", "schedule", "static"],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-_OTHERWISE = {"Training": ("msfusion.federated.training", "TrainingSettings")}
-"""Names that are others at home."""
-
 _SUBMODULES = ("codecs", "data", "engines", "growth", "models", "windows")
 
 __all__ = [
@@ -211,10 +207,9 @@ def __getattr__(name: str) -> Any:
     """Import a public name from its home."""
     if name in _SUBMODULES:
         return import_module(f"msfusion.{name}")
-    if name not in _HOME_OF and name not in _OTHERWISE:
+    if name not in _HOME_OF:
         raise AttributeError(f"module 'msfusion' has no attribute {name!r}")
-    home, own = _OTHERWISE.get(name) or (_HOME_OF[name], name)
-    value = getattr(import_module(home), own)
+    value = getattr(import_module(_HOME_OF[name]), name)
     globals()[name] = value
     return value
 

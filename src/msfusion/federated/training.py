@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Literal, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from msfusion.batch import Batch
 from msfusion.errors import ConfigError, DataError, TrainingError
@@ -20,6 +20,7 @@ from msfusion.seeds import seed_of
 
 OptimizerName = Literal["sgd", "adam", "adamw"]
 LearningRateSchedule = Literal["constant", "cosine"]
+Precision = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class TrainingSettings:
 
     `max_steps` ends a participant's round early; `clip_norm` bounds the gradient's l2 norm. With the schedule
     "cosine" the learning rate falls from round to round over `rounds` rounds, to zero after the last
-    (SGDR, Loshchilov & Hutter 2017, equation 5, without restarts); within a round it is constant.
+    (SGDR, Loshchilov & Hutter 2017, equation 5, without restarts); within a round it is constant. With the precision
+    "bfloat16" operators that are safe with it compute in it (torch.autocast), weights and updates stay as they are.
     """
 
     optimizer: OptimizerName = "sgd"
@@ -41,10 +43,12 @@ class TrainingSettings:
     clip_norm: float | None = None
     learning_rate_schedule: LearningRateSchedule = "constant"
     rounds: int | None = None
+    precision: Precision = "float32"
 
     def __post_init__(self) -> None:
         _one_of("optimizer", self.optimizer, get_args(OptimizerName))
         _one_of("learning_rate_schedule", self.learning_rate_schedule, get_args(LearningRateSchedule))
+        _one_of("precision", self.precision, get_args(Precision))
         _check("learning_rate", self.learning_rate, 0 < self.learning_rate < math.inf, "above 0")
         _check("momentum", self.momentum, 0 <= self.momentum < 1, "at least 0 and below 1")
         _check("weight_decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "at least 0")
@@ -68,11 +72,66 @@ class TrainingSettings:
         progress = min(round_index / self.rounds, 1.0)
         return self.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
 
+    def optimizer_for(self, parameters: list[nn.Parameter], rate: float) -> torch.optim.Optimizer:
+        """A fresh optimiser. Momentum is SGD's; Adam and AdamW have their usual betas (0.9, 0.999).
+
+        Fused: one call for all parameters. Narrow models are small, and a step would spend up to a sixth of its
+        time in calls for one tensor each.
+        """
+        decay = self.weight_decay
+        if self.optimizer == "sgd":
+            return torch.optim.SGD(parameters, rate, self.momentum, weight_decay=decay, fused=True)
+        if self.optimizer == "adam":
+            return torch.optim.Adam(parameters, rate, weight_decay=decay, fused=True)
+        return torch.optim.AdamW(parameters, rate, weight_decay=decay, fused=True)
+
+    @property
+    def stacks(self) -> bool:
+        """Whether participants that train so can be trained at once, as one stacked model."""
+        return self.precision == "float32"
+
     def batch_sizes(self, examples: int) -> list[int]:
         """The sizes of a round's mini-batches, for a participant that has so many examples."""
         full, last = epoch_sizes(examples, self.batch_size)
         epoch = [self.batch_size] * full + [last] * (last > 0)
         return (epoch * self.local_epochs)[: self.max_steps]
+
+
+@dataclass(frozen=True)
+class Training(TrainingSettings):
+    """`TrainingSettings` for programs, with an optimiser and a learning rate of one's own.
+
+    `make_optimizer` makes an optimiser of the parameters and a round's learning rate, anew in each round (None: the one
+    that `optimizer` names). `schedule` gives from a round, counted from 0, and the number of all rounds what
+    `learning_rate` is multiplied by (None: as `learning_rate_schedule` says).
+    """
+
+    make_optimizer: Callable[[list[nn.Parameter], float], torch.optim.Optimizer] | None = None
+    schedule: Callable[[int, int], float] | None = None
+
+    def learning_rate_in(self, round_index: int) -> float:
+        """The learning rate of a round, counted from 0. Raises ConfigError where a schedule gives none."""
+        if self.schedule is None:
+            return super().learning_rate_in(round_index)
+        factor = float(self.schedule(round_index, self.rounds or 1))
+        _check("the factor of schedule", factor, 0 <= factor < math.inf, "at least 0")
+        return self.learning_rate * factor
+
+    def optimizer_for(self, parameters: list[nn.Parameter], rate: float) -> torch.optim.Optimizer:
+        """A fresh optimiser. Raises ConfigError where `make_optimizer` makes something else."""
+        if self.make_optimizer is None:
+            return super().optimizer_for(parameters, rate)
+        made = self.make_optimizer(parameters, rate)
+        if not isinstance(made, torch.optim.Optimizer):
+            raise ConfigError(
+                f"make_optimizer made a {type(made).__name__}: it must be a torch.optim.Optimizer"
+            )
+        return made
+
+    @property
+    def stacks(self) -> bool:
+        """Not with an optimiser of one's own, which may look at whole tensors."""
+        return super().stacks and self.make_optimizer is None
 
 
 @dataclass(frozen=True)
@@ -101,7 +160,10 @@ def local_steps(
     not finite or nothing can be trained, DataError where the participant has no examples.
     """
     batches = round_batches(data, settings, seed=seed, round_index=round_index, participant=participant)
-    optimizer = build_optimizer(model, settings, round_index)
+    optimizer, objective = (
+        build_optimizer(model, settings, round_index),
+        in_precision(objective, settings.precision),
+    )
     total, seen, steps = 0.0, 0, 0
     model.train()
     with torch.random.fork_rng(devices=sorted(_gpus(model))):
@@ -113,6 +175,18 @@ def local_steps(
             total, seen = total + loss * len(batch), seen + len(batch)
     optimizer.zero_grad(set_to_none=True)  # a cached sub-model need not keep its gradients between rounds
     return Trained(loss=total / seen, examples_seen=seen, steps=steps)
+
+
+def in_precision(objective: Objective, precision: Precision) -> Objective:
+    """The objective, computed in a precision: the forward pass, whose gradients then follow."""
+    if precision == "float32":
+        return objective
+
+    def cast(model: nn.Module, batch: Batch) -> Tensor:
+        with torch.autocast(batch.targets.device.type, torch.bfloat16):
+            return objective(model, batch)
+
+    return cast
 
 
 def round_batches(
@@ -147,22 +221,14 @@ def mini_batches(data: Batch, settings: TrainingSettings, generator: torch.Gener
 
 
 def build_optimizer(model: nn.Module, settings: TrainingSettings, round_index: int) -> torch.optim.Optimizer:
-    """A fresh optimiser for a round. Momentum is SGD's; Adam and AdamW have their usual betas (0.9, 0.999).
-
-    Fused: one call for all parameters. Narrow models are small, and a step would spend up to a sixth of its
-    time in calls for one tensor each.
+    """A fresh optimiser for a round.
 
     Raises TrainingError where the model has no parameter that trains.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not parameters:
         raise TrainingError("the model has no parameter that requires a gradient: nothing can be trained")
-    rate, decay = settings.learning_rate_in(round_index), settings.weight_decay
-    if settings.optimizer == "sgd":
-        return torch.optim.SGD(parameters, rate, settings.momentum, weight_decay=decay, fused=True)
-    if settings.optimizer == "adam":
-        return torch.optim.Adam(parameters, rate, weight_decay=decay, fused=True)
-    return torch.optim.AdamW(parameters, rate, weight_decay=decay, fused=True)
+    return settings.optimizer_for(parameters, settings.learning_rate_in(round_index))
 
 
 def _gpus(model: nn.Module) -> set[int]:

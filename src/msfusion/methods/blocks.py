@@ -54,7 +54,13 @@ from msfusion.methods.narrow import add_update
 from msfusion.methods.parts.phases import Phases, Seen, Versions, blocks_in, finished_label
 from msfusion.methods.parts.remembered import REMEMBERED_BYTES, Recomputed, Remembering
 from msfusion.methods.parts.silence import awake, example_logits, silenced
-from msfusion.methods.parts.vectorised import groups_of, refuse_contrastive, refuse_own_loss, updates_together
+from msfusion.methods.parts.vectorised import (
+    groups_of,
+    refuse_contrastive,
+    refuse_own_loss,
+    refuse_own_training,
+    updates_together,
+)
 from msfusion.methods.small import SmallMethod, fresh_weights
 from msfusion.models.sums import SumOfBlocks, label
 from msfusion.objectives import Evaluation, Objective, logits_of
@@ -203,6 +209,7 @@ class BlocksMethod(Method):
         """Raise ConfigError where the blocks cannot be stacked."""
         refuse_contrastive(self.small.contrastive)
         refuse_own_loss(self.small.scoring)
+        refuse_own_training(self.small.training)
         check_stackable(self.small.model)
 
     def groups(

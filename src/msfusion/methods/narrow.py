@@ -38,7 +38,13 @@ from msfusion.methods.parts.contrastive import (
     recalled,
     remembered,
 )
-from msfusion.methods.parts.vectorised import groups_of, refuse_contrastive, refuse_own_loss, updates_together
+from msfusion.methods.parts.vectorised import (
+    groups_of,
+    refuse_contrastive,
+    refuse_own_loss,
+    refuse_own_training,
+    updates_together,
+)
 from msfusion.objectives import Objective, cross_entropy
 from msfusion.scoring import CROSS_ENTROPY, Scoring
 from msfusion.width.groups import State, WidthMap, Window
@@ -113,6 +119,7 @@ class NarrowMethod(Method):
         """Raise ConfigError where sub-models cannot be stacked."""
         refuse_contrastive(self.contrastive)
         refuse_own_loss(self.scoring)
+        refuse_own_training(self.training)
         if self.constants_narrow:
             raise ConfigError(
                 "this model's participants cannot be trained together, because it has constants that differ "

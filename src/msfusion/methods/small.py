@@ -30,7 +30,13 @@ from msfusion.methods.parts.contrastive import (
     frozen,
     recalled,
 )
-from msfusion.methods.parts.vectorised import groups_of, refuse_contrastive, refuse_own_loss, updates_together
+from msfusion.methods.parts.vectorised import (
+    groups_of,
+    refuse_contrastive,
+    refuse_own_loss,
+    refuse_own_training,
+    updates_together,
+)
 from msfusion.objectives import Evaluation, Objective
 from msfusion.scoring import CROSS_ENTROPY, Scoring
 from msfusion.width.groups import State, WidthMap, Window
@@ -80,6 +86,7 @@ class SmallMethod(Method):
         """Raise ConfigError where the participants' models cannot be stacked."""
         refuse_contrastive(self.contrastive)
         refuse_own_loss(self.scoring)
+        refuse_own_training(self.training)
         check_stackable(self.model)
 
     def groups(

@@ -95,6 +95,7 @@ _OWN_TABLES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
             "method.weighting": "examples",
             "participants.fraction": 1.0,
             "participants.dropout": None,
+            "training.precision": "float32",
             "run.workers": 1,
             "run.engine": None,
             "run.device": "cpu",

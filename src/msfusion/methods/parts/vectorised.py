@@ -80,6 +80,15 @@ def refuse_contrastive(settings: ContrastiveSettings) -> None:
         )
 
 
+def refuse_own_training(training: Sequence[TrainingSettings]) -> None:
+    """Raise ConfigError where a step is not the same for stacked tensors."""
+    if not all(each.stacks for each in training):
+        raise ConfigError(
+            "participants with another precision, or an optimiser of their own, cannot be trained together: set "
+            "together to 1"
+        )
+
+
 def refuse_own_loss(scoring: Scoring) -> None:
     """Raise ConfigError where the loss is one's own: only cross-entropy is known to be told apart by participant."""
     if scoring.loss is not None:
