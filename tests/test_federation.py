@@ -382,3 +382,18 @@ def test_mixed_precision_computes_in_bfloat16_and_keeps_float32() -> None:
         torch.testing.assert_close(mixed[name], tensor, rtol=0, atol=0.02)
     with pytest.raises(ConfigError, match="set together to 1"):
         federation(training=msfusion.Training(precision="bfloat16"), together=2).fit(1)
+
+
+def test_one_engine_serves_one_run_at_a_time() -> None:
+    engine = msfusion.Processes(2)
+    first, second = federation(engine=engine), federation(engine=engine, seed=1)
+    rounds = first.rounds(2)
+    next(rounds)
+    with pytest.raises(ConfigError, match="an engine of its own"):
+        second.fit(1)
+    next(rounds)
+    rounds.close()
+    second.fit(1)
+    alone = federation(seed=1)
+    alone.fit(1)
+    assert same(second.state, alone.state)

@@ -27,8 +27,8 @@ class Registry(Generic[Part]):
 
         def register(part: Part) -> Part:
             known = self._parts.get(name)
-            same = getattr(known, "__qualname__", None) == getattr(part, "__qualname__", "")
-            if known is not None and not same:  # the same once more: a cell of a notebook that is run again
+            same = _home_of(known) == _home_of(part)
+            if known is not None and not same:  # else a cell of a notebook, or a module, that is run again
                 raise ConfigError(
                     f"there is a {self.kind} called {quoted(name)} already: choose another name"
                 )
@@ -62,3 +62,8 @@ class Registry(Generic[Part]):
                 f"{self.setting} = {quoted(name)}: a {self.kind} is a class that extends {self._base.__name__}"
             )
         return part
+
+
+def _home_of(part: object) -> tuple[object, object]:
+    """Where a class or function is defined."""
+    return getattr(part, "__module__", None), getattr(part, "__qualname__", None)

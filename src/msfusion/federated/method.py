@@ -139,6 +139,7 @@ class Method(Settings):
     def build(self, problem: Problem) -> Self:
         """The method for a problem: a copy that has it, its model, scoring and seed."""
         made = copy(self)
+        made.__dict__.pop("_working", None)  # of another model, if this was built before
         known = {"problem": problem, "model": problem.model, "scoring": problem.scoring, "seed": problem.seed}
         for name, value in known.items():
             object.__setattr__(made, name, value)  # a dataclass may be frozen

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import cache, cached_property, partial
 from typing import TypeVar
@@ -91,7 +91,7 @@ def _rounds(
 ) -> Generator[RoundResult, None, None]:
     """The generator behind `run_rounds`. The engine is opened with the first round."""
     current = federation.method.initial_state() if state is None else dict(state)
-    with closing(engine):
+    with _taken(engine):
         for round_index in range(first_round, federation.settings.rounds):
             with threads_set(threads):
                 if round_index == first_round:
@@ -99,6 +99,24 @@ def _rounds(
                 result = federation.round(engine, current, round_index)
             current = result.state
             yield result
+
+
+@contextmanager
+def _taken(engine: Engine) -> Iterator[None]:
+    """The engine for these rounds alone; closed afterwards. Raises ConfigError where others have it.
+
+    Rounds hand on what they have, and wait: another run could open the engine meanwhile, with other data.
+    """
+    if getattr(engine, "_taken", False):
+        raise ConfigError(
+            "this engine carries out the rounds of another run: give each run an engine of its own"
+        )
+    engine._taken = True  # type: ignore[attr-defined]  # an engine of a user's need not know of it
+    try:
+        yield
+    finally:
+        engine._taken = False  # type: ignore[attr-defined]
+        engine.close()
 
 
 class _Federation:

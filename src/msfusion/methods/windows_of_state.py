@@ -103,5 +103,6 @@ class WindowsOfState(NarrowMethod):
 
 def window_of(task: Task) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The window that a task says, and its other tensors."""
-    window = {n.removeprefix(UNITS): tensor for n, tensor in task.tensors.items() if n.startswith(UNITS)}
+    units = {name: tensor for name, tensor in task.tensors.items() if name.startswith(UNITS)}
+    window = {name.removeprefix(UNITS): tensor.cpu() for name, tensor in units.items()}
     return window, {n: tensor for n, tensor in task.tensors.items() if not n.startswith(UNITS)}

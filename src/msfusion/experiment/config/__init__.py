@@ -165,6 +165,10 @@ class Config(Section):
             self.method.name not in HOUSE
         ):  # keys of [method] that are others' stay, as in a comparison of both
             self._refuse_meaningless({"participants.budget": None}, f"method.name = '{self.method.name}'")
+        if self.run.engine is not None:
+            self._refuse_meaningless(
+                {"run.workers": 1, "run.device": "cpu"}, f"run.engine = '{self.run.engine}'"
+            )
         if self.method.name != "windows" and "method.schedule" not in self.own_keys:
             self._refuse_meaningless(
                 {"method.schedule": "double_shift"}, f"method.name = '{self.method.name}'"
