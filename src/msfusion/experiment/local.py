@@ -1,4 +1,4 @@
-"""What the runs of all methods have in common whose rounds are run by `engines.local`."""
+"""What the runs of all methods have in common whose rounds are run by `federated.rounds`."""
 
 from __future__ import annotations
 
