@@ -251,6 +251,8 @@ def test_it_stops_where_nothing_improves() -> None:
 def test_lines_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
     federation(callbacks=[msfusion.Printed()]).fit(2)
     first, second = capsys.readouterr().out.splitlines()
+    federation(callbacks=[msfusion.Printed()], method=None).fit(1)
+    assert "the small model alone" in capsys.readouterr().out
     assert first.startswith("round 1/2: training_loss ")
     assert "accuracy" in second
 

@@ -45,7 +45,12 @@ class Callback:
 
 
 class Printed(Callback):
-    """A line for each round on standard output."""
+    """A line for each round on standard output, and before the first what was decided that the settings left open."""
+
+    def begin(self, federation: Federation) -> None:
+        """Print that."""
+        for remark in federation.remarks:
+            print(f"{federation.method.name} trains {remark}", flush=True)
 
     def round(self, federation: Federation, result: RoundResult) -> None:
         """Print it."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -51,6 +52,22 @@ def check_method(settings: Settings, *, model: nn.Module | None = None, ratio: A
 
     `model` is another one to try it on, for inputs [examples, 6] and three classes. Raises CheckError.
     """
+    with _as_laws():
+        _check_method(settings, model, ratio)
+
+
+@contextmanager
+def _as_laws() -> Iterator[None]:
+    """Make any other error of ours the law that is broken."""
+    try:
+        yield
+    except CheckError:
+        raise
+    except MsfusionError as error:
+        raise CheckError(str(error)) from error
+
+
+def _check_method(settings: Settings, model: nn.Module | None, ratio: Any) -> None:
     method, data = _built(settings, model, ratio), _examples()
     first = method.initial_state()
     _same(first, method.initial_state(), "initial_state: two calls differ")
@@ -176,6 +193,7 @@ def check_codec(codec: codecs.Codec, *, tolerance: float | None = None) -> None:
             for signed in (False, True):
                 tensor = torch.randn(shape, generator=generator).to(dtype)
                 _check_message(codec, tensor if signed else tensor.relu(), tolerance)
+    _check_message(codec, torch.tensor([1e6, -7e4, 1.0, 3e38, -1e-30]), None)
     message = codec.encode(torch.randn(40, generator=generator))
     finite = not _takes_nan(codec)
     for _ in range(2000):
@@ -263,6 +281,8 @@ def check_schedule(schedule: Schedule, *, width_map: WidthMap | None = None) -> 
         for who in range(4):
             for round_index in (0, 1, 7):
                 found = window(who, round_index, ratio)
+                tensors = isinstance(found, dict) and all(isinstance(each, Tensor) for each in found.values())
+                _law(tensors, "a window must be a dict: by group, a tensor of the units' numbers")
                 _same(found, window(who, round_index, ratio), "two calls with the same arguments differ")
                 for group in known.groups:
                     _law(group.name in found, f"the group {group.name} has no window")

@@ -119,6 +119,11 @@ class Federation:
         return self._chosen.method
 
     @property
+    def remarks(self) -> tuple[str, ...]:
+        """What the settings left open and was decided when rounds were planned: how MSfusion starts, and why."""
+        return () if self._chosen is None or self._chosen.why is None else (self._chosen.why,)
+
+    @property
     def state(self) -> dict[str, Tensor]:
         """The global state after the rounds that are done."""
         return self.method.initial_state() if self._state is None else self._state
@@ -173,8 +178,12 @@ class Federation:
         return self.method.evaluate(self.state, batch)
 
     def model(self) -> nn.Module:
-        """What has been trained, as a module of its own."""
-        return loaded(deepcopy(self.method.whole), model_state(self.state))
+        """What has been trained, as a module of its own, in evaluation mode.
+
+        Of a sum of blocks, and of the small model, that is another module than the one that was given: keep its
+        `state_dict()`, and load it into what `model()` of the same federation returns.
+        """
+        return loaded(deepcopy(self.method.whole), model_state(self.state)).eval()
 
     def save(self, directory: str | Path) -> None:
         """Write all that is needed to go on: the global state and what participants keep. Raises RunDirectoryError."""
@@ -186,9 +195,15 @@ class Federation:
     def resume(self, directory: str | Path) -> Federation:
         """Go on from what `save` wrote; with the same model, data and settings the results are the same bit for bit.
 
-        Raises RunDirectoryError where the file is missing or damaged, ConfigError where it is of another federation.
+        Of a directory of `Checkpoints` that is its last state. `done` and `planned` then say how many rounds are done
+        and were planned, as in `federation.fit(federation.planned - federation.done)`. Raises RunDirectoryError where
+        the file is missing or damaged, ConfigError where it is of another federation.
         """
-        tensors, about = read_tensors(Path(directory) / _FILE)
+        path = Path(directory)
+        last = path / "last"
+        tensors, about = read_tensors(
+            (last if not (path / _FILE).exists() and last.is_dir() else path) / _FILE
+        )
         state, memories = without_memories(tensors)
         self._chosen = None
         self._plan(int(about["planned"]))
@@ -229,7 +244,8 @@ class Federation:
         if before is not None and first and forms_of(first) != forms_of(before):
             raise ConfigError(
                 f"{chosen.method.name} plans its rounds, and cannot go on from {self.done} that were planned as "
-                f"{self.planned} to {rounds}: give all rounds at once"
+                f"{self.planned} to {rounds}: give all rounds at once, or run the {self.planned - self.done} that are "
+                "left"
             )
         self._chosen, self.planned = chosen, rounds
 

@@ -165,6 +165,8 @@ def _read(path: Path, names: tuple[str, ...] | None = None) -> tuple[dict[str, T
         RuntimeError,
     ) as error:
         reason = " ".join(str(error).split())
+        if not path.exists():
+            raise RunDirectoryError(f"there is no {path}.") from error
         raise RunDirectoryError(
             f"{path} is damaged, or not a file of this version of msfusion: {reason}."
         ) from error

@@ -7,8 +7,10 @@ label for each pixel.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import wraps
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -17,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from msfusion.batch import Batch
-from msfusion.errors import ConfigError, DataError, TrainingError
+from msfusion.errors import ConfigError, DataError, MsfusionError, TrainingError
 from msfusion.imports import in_one_line
 from msfusion.objectives import Evaluation, cross_entropy, evaluate, evaluating
 from msfusion.offsets import full
@@ -130,28 +132,48 @@ class Scoring:
         with evaluating(model):
             for batch in data.split(self.batch_size):
                 outputs = outputs_of(model, batch)
-                for each in fed.values():
-                    each.update(outputs, batch.targets)
+                for name, each in fed.items():
+                    with _told_of(name):
+                        each.update(outputs, batch.targets)
                 if len(fed) < len(self.metrics):
                     kept.append((outputs, batch.targets))
         found = {}
         for name, metric in self.metrics.items():
-            if isinstance(metric, Accumulating):
-                value = metric.compute()
-            else:
-                outputs, targets = (torch.cat(parts) for parts in zip(*kept, strict=True))
-                value = metric(outputs, targets)
-            found[name] = _number(name, value)
+            found[name] = _number(name, lambda metric=metric: _value_of(metric, kept))  # type: ignore[misc]
         return found
 
 
 LOSSES: Registry[Loss] = Registry("loss", "training.loss")
 """Losses by their names, beside "cross_entropy". `msfusion.loss` adds one."""
 
-LOSSES.add("mse")(F.mse_loss)
-LOSSES.add("l1")(F.l1_loss)
-LOSSES.add("huber")(F.huber_loss)
-LOSSES.add("binary_cross_entropy")(F.binary_cross_entropy_with_logits)
+
+def _alike(loss: Loss) -> Loss:
+    """The loss of outputs and targets of one shape and floating type. Raises TrainingError for others.
+
+    PyTorch would stretch [examples] and [examples, 1] into all pairs of examples.
+    """
+
+    @wraps(loss)
+    def checked(outputs: Any, targets: Tensor) -> Tensor:
+        if not isinstance(outputs, Tensor) or outputs.shape != targets.shape:
+            told = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+            raise TrainingError(
+                f"the model returned {told} where the targets are {list(targets.shape)}: this loss needs both of one "
+                "shape"
+            )
+        if not targets.is_floating_point():
+            raise TrainingError(
+                f"the targets are {targets.dtype}, and this loss needs numbers: give targets.float()"
+            )
+        return loss(outputs, targets)
+
+    return checked
+
+
+LOSSES.add("mse")(_alike(F.mse_loss))
+LOSSES.add("l1")(_alike(F.l1_loss))
+LOSSES.add("huber")(_alike(F.huber_loss))
+LOSSES.add("binary_cross_entropy")(_alike(F.binary_cross_entropy_with_logits))
 
 METRICS: Registry[Any] = Registry("metric", "evaluation.metrics")
 """Metrics that programs have registered, by their names, beside `TORCH_METRICS`. `msfusion.metric` adds one."""
@@ -260,10 +282,33 @@ def _is_tensor(value: object) -> bool:
     return isinstance(value, Tensor)
 
 
-def _number(name: str, value: Any) -> float:
+def _value_of(metric: Metric, kept: Sequence[tuple[Tensor, Tensor]]) -> Any:
+    if isinstance(metric, Accumulating):
+        return metric.compute()
+    outputs, targets = (torch.cat(parts) for parts in zip(*kept, strict=True))
+    return metric(outputs, targets)
+
+
+def _number(name: str, value: Callable[[], Any]) -> float:
+    """A metric's value. Raises DataError where it fails, or is no single number."""
+    with _told_of(name):
+        found = value()
     try:
-        return float(value)
+        return float(found)
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(
             f"the metric {name!r} is no single number ({in_one_line(error)}): return one"
+        ) from error
+
+
+@contextmanager
+def _told_of(name: str) -> Iterator[None]:
+    """Make what a metric raises a DataError that names it."""
+    try:
+        yield
+    except MsfusionError:
+        raise
+    except Exception as error:  # of a user's function, or of torchmetrics
+        raise DataError(
+            f"the metric {name!r} failed ({type(error).__name__}: {in_one_line(error)})"
         ) from error

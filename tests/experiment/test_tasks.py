@@ -148,6 +148,8 @@ def test_a_task_is_trained_and_told(task: str, start: str, theirs: Path) -> None
     done = process("train", *given, "--out", "run", cwd=theirs)
     assert done.returncode == 0, done.stderr
     line = json.loads((theirs / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    line |= line.get("metrics", {})
+    assert figure in done.stdout
     better = -line[figure] if figure == "mean_absolute_error" else line[figure]
     assert better > (-least if figure == "mean_absolute_error" else least)
     assert ("accuracy" in line) == (task == "its own loss")

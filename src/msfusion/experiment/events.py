@@ -55,8 +55,9 @@ class Events:
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary
 
+        shown = {**{key: line.get(key) for key in _SHOWN}, **line.get("metrics", {})}
         values = [
-            Summary.Value(tag=key, simple_value=line[key]) for key in _SHOWN if line.get(key) is not None
+            Summary.Value(tag=key, simple_value=value) for key, value in shown.items() if value is not None
         ]
         with refusing_write_errors(self._path):
             self._writer.add_event(Event(step=line["round"], summary=Summary(value=values)))

@@ -210,7 +210,8 @@ def metrics_line(result: RoundResult, own: Mapping[str, Any]) -> dict[str, Any]:
         **attendance_figures(result.attendance),
         **own,
     }
-    line |= {name: value for name, value in result.own_figures().items() if name not in line}
+    if own_figures := result.own_figures():
+        line["metrics"] = {name: _finite(value) for name, value in own_figures.items()}
     if result.left_out:
         line["left_out"] = [_told(each, result.round_index) for each in result.left_out]
     return {key: _finite(value) for key, value in line.items()}
@@ -230,7 +231,7 @@ def summarise(prepared: Prepared, metrics: Sequence[Mapping[str, Any]]) -> dict[
         "seed": prepared.config.seed,
         "rounds": len(metrics),
         "data": prepared.data.description,
-        **{key: last[key] for key in _QUALITY if key in last},
+        **{key: last[key] for key in (*_QUALITY, "metrics") if key in last},
         "training_loss": last["training_loss"],
         "entry_coverage": last.get("entry_coverage"),
         "seconds": round(sum(line["seconds"] for line in metrics), 3),

@@ -145,6 +145,10 @@ class Method(Settings):
             object.__setattr__(made, name, value)  # a dataclass may be frozen
         return made
 
+    def __repr__(self) -> str:
+        """Without its weights."""
+        return f"<{type(self).__name__} {getattr(self, 'name', '')!r}>"
+
     # What must be written.
 
     @abstractmethod
@@ -209,19 +213,24 @@ class Method(Settings):
         """The state with each tensor that came back averaged, weighted by examples: federated averaging, exact and in
         whatever order (McMahan et al., AISTATS 2017, algorithm 1).
 
-        Of an update that counts only in part (`Update.share`) the present state has the other part. Raises UpdateError,
-        naming the participant, where an update does not fit the state.
+        Tensors of the method's own are averaged as well, where updates have them; the others stay. Of an update that
+        counts only in part (`Update.share`) the present state has the other part. Raises UpdateError, naming the
+        participant, where an update does not fit the state.
         """
         weights = model_state(state)
-        whole = WidthMap((), {name: tuple(tensor.shape) for name, tensor in weights.items()}, ())
-        sums = Accumulator(weights, whole)
+        sums: Accumulator | None = None
         for _, update in answered:
+            if sums is None:
+                own = {name for name in update.tensors if name in state}
+                weights = {name: tensor for name, tensor in state.items() if name in own or name in weights}
+                shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+                sums = Accumulator(weights, WidthMap((), shapes, ()))
             rest = weights if update.share < 1 else None
             with blamed(update) as source:
                 sums.add_part(
                     {}, update.tensors, float(update.examples), share=update.share, rest=rest, source=source
                 )
-        return {**state, **sums.result()}
+        return {**state, **({} if sums is None else sums.result())}
 
     # A second exchange: a model may have running statistics that fusion cannot know. Then the participants of a round
     # measure the fused model on some of their examples, forward only, wherever it is evaluated.

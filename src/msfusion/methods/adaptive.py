@@ -26,7 +26,7 @@ OVERLAP = ".overlap"
 """Its name in the global state. No tensor of a model is called so: their names never begin with a dot."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class AdaptiveMethod(NarrowMethod):
     """A narrow method with the windows of MSfusion, whose overlap a feedback rule sets from round to round.
 

@@ -105,7 +105,7 @@ def blocks_at_once(ratio: float, smallest: float, blocks: int) -> int:
     return min(blocks, max(1, math.floor(ratio / smallest + 1e-9)))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class BlocksMethod(Method):
     """A sum of blocks. `small` is the small model and how it is trained.
 

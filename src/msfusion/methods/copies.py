@@ -57,7 +57,7 @@ class CopiesSettings:
         return self.apart if round_index >= self.from_round else 0.0
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class CopiesMethod(NarrowMethod):
     """MSfusion whose model begins as copies of a small one; its schedule must be one of transversals."""
 

@@ -32,7 +32,7 @@ _MERGED = ".merged"
 """In the global state: in how many rounds each model has changed. One that never did is not asked."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class EnsembleMethod(Method):
     """Several small models; `small` is the first of them and how it is trained, `starts` the first weights of all."""
 

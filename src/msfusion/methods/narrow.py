@@ -61,7 +61,7 @@ Weighting = Literal["examples", "uniform"]
 """The weight a_p of a participant in the average: how many examples it has, or 1."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class NarrowMethod(Method):
     """One of the methods that train narrow sub-models; `schedule` says which.
 

@@ -46,7 +46,7 @@ from msfusion.width.submodel import SubModel, narrow
 from msfusion.windows import static
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class SmallMethod(Method):
     """FedAvg of a small model. `training` has one entry per participant; `width_map` is the small model's.
 

@@ -28,7 +28,7 @@ UNITS = ".units."
 """What the name of a group's units begins with, in a task. No tensor of a model is called so."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class WindowsOfState(NarrowMethod):
     """A narrow method whose windows the server chooses. Its own `schedule` is one of windows of the same sizes."""
 

@@ -90,6 +90,8 @@ def _known_loss(value: Any) -> Any:
 def _known_metrics(value: Any) -> Any:
     """Names of metrics, as a tuple."""
     names = [*TORCH_METRICS, *METRICS]
+    if not isinstance(value, list | tuple):
+        raise ValueError("should be a list of names")
     for each in value if isinstance(value, list | tuple) else []:
         if isinstance(each, str) and each not in names and not is_reference(each):
             raise ValueError(f"should be a list of {', '.join(map(repr, names))}, or module:function")
@@ -163,10 +165,17 @@ class OverlapSection(Section):
     gain: float = Field(default=0.2, gt=0, description="feedback: how strongly the overlap follows")
 
 
+def _known_method(value: Any) -> Any:
+    """The name of a method, or of a class of the user's."""
+    if isinstance(value, str) and value not in HOUSE and value not in METHODS and not is_reference(value):
+        raise ValueError(f"should be {', '.join(map(repr, HOUSE))}, or module:Class")
+    return value
+
+
 class MethodSection(Section):
     """How the participants' work becomes one model."""
 
-    name: MethodName = "msfusion"
+    name: Annotated[str, BeforeValidator(_known_method)] = "msfusion"
     weighting: Literal["examples", "uniform"] = Field(
         default="examples",
         description="a participant's weight in the average: how many examples it has, or 1",
@@ -350,13 +359,6 @@ class EvaluationSection(Section):
         """The accuracies whose first round is reported."""
         target = self.target_accuracy
         return target if isinstance(target, tuple) else () if target is None else (target,)
-
-
-def _known_method(value: Any) -> Any:
-    """The name of a method, or of a class of the user's."""
-    if isinstance(value, str) and value not in HOUSE and value not in METHODS and not is_reference(value):
-        raise ValueError(f"should be {', '.join(map(repr, HOUSE))}, or module:Class")
-    return value
 
 
 class RunSection(Section):

@@ -59,6 +59,8 @@ def quality(metrics: Row) -> str:
         parts.append(f"accuracy {metrics['accuracy']:.1%}")
     if "loss" in metrics:
         parts.append("loss " + ("infinite" if metrics["loss"] is None else f"{metrics['loss']:.4f}"))
+    for name, value in metrics.get("metrics", {}).items():
+        parts.append(f"{name} " + ("not finite" if value is None else f"{value:.4g}"))
     return ", ".join(parts) or "not evaluated"
 
 

@@ -57,7 +57,7 @@ from msfusion.scoring import CROSS_ENTROPY, Scoring
 from msfusion.width.groups import State, WidthMap
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class GrowMethod(Method):
     """Dual-LiGO, or one of its rivals; made with `grow_method`. Models are templates and working space.
 
