@@ -197,3 +197,25 @@ def test_a_law_that_a_schedule_breaks_is_told(window: Callable[..., Tensor], law
 
     with pytest.raises(CheckError, match=law):
         check_schedule(schedule)
+
+
+class Careful(Trusting):
+    """Raises whatever it likes for bytes that are none; to the outside that is a CodecError."""
+
+    name: ClassVar[str] = "careful"
+    number: ClassVar[int] = 254
+
+    def from_bytes(self, payload: bytes, count: int) -> Any:
+        if len(payload) != 4 * count:
+            raise {0: KeyError, 1: AssertionError, 2: TypeError}[len(payload) % 3]("no")
+        return np.frombuffer(payload, np.float32).astype(np.float64) * 1e5
+
+
+def test_whatever_a_codec_raises_is_a_codec_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(codecs._BY_NUMBER, 254, Careful)
+    message = Careful().encode(torch.ones(6))
+    for cut in range(1, 8):
+        with pytest.raises(msfusion.codecs.CodecError):
+            codecs.decode(message[:-cut])
+    with pytest.raises(msfusion.codecs.CodecError, match="finite"):  # beyond float32
+        codecs.decode(Careful().encode(torch.full((6,), 1e36)))

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, TensorDataset
 import msfusion
 from msfusion.batch import Batch
 from msfusion.data.datasets import batch_of
-from msfusion.errors import ConfigError, DataError, RunDirectoryError
+from msfusion.errors import ConfigError, DataError, RunDirectoryError, TrainingError
 from msfusion.federated.results import RoundResult
 from msfusion.methods.parts.contrastive import ContrastiveSettings
 
@@ -399,3 +399,260 @@ def test_one_engine_serves_one_run_at_a_time() -> None:
     alone = federation(seed=1)
     alone.fit(1)
     assert same(second.state, alone.state)
+
+
+def test_a_directory_of_checkpoints_is_gone_on_from(tmp_path: Path) -> None:
+    federation(callbacks=[msfusion.Checkpoints(tmp_path)]).fit(3)
+    assert federation().resume(tmp_path).done == 3
+    with pytest.raises(RunDirectoryError, match="there is no"):
+        federation().resume(tmp_path / "elsewhere")
+
+
+class Controlled(msfusion.Method):
+    """Sends a tensor of its own down, and averages what comes back of it."""
+
+    name = "controlled"
+
+    def initial_state(self) -> dict[str, Tensor]:
+        return {**super().initial_state(), ".control": torch.zeros(2)}
+
+    def assign(self, state: Any, round_index: int, participant: int) -> msfusion.Task:
+        return msfusion.Task(participant, round_index, dict(state))
+
+    def train(self, task: msfusion.Task, data: Batch) -> msfusion.Update:
+        weights = msfusion.model_state(task.tensors)
+        update = self.trained(self.working(weights), task, data)
+        mine = task.tensors[".control"] + task.participant
+        return msfusion.Update(
+            update.participant,
+            update.round_index,
+            {**update.tensors, ".control": mine},
+            update.examples,
+            update.loss,
+        )
+
+    def fuse(self, state: Any, answered: msfusion.Answered) -> dict[str, Tensor]:
+        return self.averaged(state, answered)
+
+
+def test_tensors_of_the_methods_own_are_averaged_where_they_come_back() -> None:
+    ours = federation(method=Controlled())
+    ours.fit(2)
+    assert ours.state[".control"].tolist() == [2.0, 2.0]  # the mean of 0, 1, 2, twice
+    assert repr(ours.method) == "<Controlled 'controlled'>"
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ({"training": msfusion.Training("adamw", learning_rate=0.02, batch_size=8)}, "training settings"),
+        ({"method": msfusion.MSfusion(ratio=0.25, start="fresh")}, "settings of the method"),
+        ({"fraction": 0.5}, "settings of the rounds"),
+        ({"metrics": {"m": lambda o, t: 1.0}}, "losses or metrics"),
+    ],
+)
+def test_what_was_saved_with_other_settings_is_refused(
+    options: dict[str, Any], what: str, tmp_path: Path
+) -> None:
+    ours = federation()
+    ours.fit(1)
+    ours.save(tmp_path)
+    with pytest.raises(ConfigError, match=f"with other {what}"):
+        federation(**options).resume(tmp_path)
+    others = msfusion.Federation(
+        network(), [examples(20, seed) for seed in (5, 6, 7)], method=msfusion.MSfusion(ratio=0.5, start="fresh"),
+        training=TRAINING, test=examples(40, 9),
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match="other examples"):
+        others.resume(tmp_path)
+
+
+def test_rounds_are_run_once_at_a_time() -> None:
+    ours = federation()
+    rounds = ours.rounds(3)
+    next(rounds)
+    with pytest.raises(ConfigError, match="being run already"):
+        ours.fit(1)
+    rounds.close()
+    ours.fit(1)
+    assert [line["round"] for line in ours.figures] == [1, 2]
+
+
+class Falling:
+    """A metric that gets worse from evaluation to evaluation."""
+
+    def __init__(self, start: float = 0.0) -> None:
+        self.value = start
+
+    def reset(self) -> None:
+        self.value -= 1
+
+    def update(self, outputs: Tensor, targets: Tensor) -> None:
+        targets.zero_()  # what it is given is its own
+
+    def compute(self) -> float:
+        return self.value
+
+
+def test_the_best_stays_the_best_after_a_resume(tmp_path: Path) -> None:
+    for start, saved in ((0.0, None), (-2.0, "last")):
+        metric, kept = Falling(start), msfusion.Checkpoints(tmp_path, figure="m")
+        stopping = msfusion.EarlyStopping("m", patience=3)
+        ours = federation(metrics={"m": metric}, callbacks=[kept, stopping])
+        if saved:
+            ours.resume(tmp_path / saved)
+            assert [result.number for result in ours.rounds(4)] == [
+                3,
+                4,
+            ]  # as without a break: three without a better
+        else:
+            for result in ours.rounds(6):
+                if result.number == 2:
+                    break
+        assert ours.test is not None
+        assert bool(ours.test.targets.any())
+    assert federation(metrics={"m": Falling()}).resume(tmp_path / "best").done == 1
+
+
+def test_callbacks_that_could_never_do_anything_are_refused(tmp_path: Path) -> None:
+    for options, callback in (
+        ({"test": None}, msfusion.EarlyStopping("loss")),
+        ({}, msfusion.EarlyStopping("perplexity")),
+        ({"test": None}, msfusion.Checkpoints(tmp_path)),
+    ):
+        with pytest.raises(ConfigError, match="there is no figure"):
+            federation(callbacks=[callback], **options).fit(1)
+    for make in (lambda: msfusion.EarlyStopping(patience=0), lambda: msfusion.Checkpoints(tmp_path, every=0)):
+        with pytest.raises(ConfigError, match="at least 1"):
+            make()
+
+
+def test_the_names_of_the_house_are_not_taken() -> None:
+    for take, name in (
+        (msfusion.method, "fedavg"),
+        (msfusion.loss, "mse"),
+        (msfusion.loss, "cross_entropy"),
+        (msfusion.metric, "auc"),
+        (msfusion.average, "mean"),
+        (msfusion.average, "trimmed"),
+        (msfusion.schedule, "static"),
+    ):
+        with pytest.raises(ConfigError, match=name):
+            take(name)(
+                type("FedAvg", (msfusion.Method,), {}) if take is msfusion.method else lambda *given: None
+            )  # type: ignore[operator]
+
+
+class Spoiling(msfusion.Method):
+    name = "spoiling"
+
+    def assign(self, state: Any, round_index: int, participant: int) -> msfusion.Task:
+        return msfusion.Task(participant, round_index, dict(state))
+
+    def train(self, task: msfusion.Task, data: Batch) -> msfusion.Update:
+        return self.trained(self.working(task.tensors), task, data)
+
+    def fuse(self, state: Any, answered: msfusion.Answered) -> dict[str, Tensor]:
+        return {name: tensor * float("nan") for name, tensor in self.averaged(state, answered).items()}
+
+
+class Silent(msfusion.InProcess):
+    def run(self, method: Any, asks: Any) -> Any:
+        yield from list(super().run(method, asks))[1:]
+
+
+class Doubling(msfusion.InProcess):
+    def run(self, method: Any, asks: Any) -> Any:
+        for answer in super().run(method, asks):
+            yield answer
+            yield answer
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"method": Spoiling()}, "spoiling: fuse made .0.weight. not finite"),
+        ({"engine": Silent()}, "no answer for participant"),
+        ({"engine": Doubling()}, "answered twice"),
+    ],
+)
+def test_what_goes_wrong_in_parts_of_others_is_told(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(TrainingError, match=sentence):
+        federation(**options).fit(1)
+
+
+def all_of_it(width_map: Any, who: int, round_index: int, ratio: float, **_: Any) -> dict[str, Tensor]:
+    return dict(width_map.full_window())
+
+
+def nothing(width_map: Any, who: int, round_index: int, ratio: float, **_: Any) -> dict[str, Tensor]:
+    return {}
+
+
+def by_chance(width_map: Any, who: int, round_index: int, ratio: float, **_: Any) -> dict[str, Tensor]:
+    size = {group.name: msfusion.windows.window_size(ratio, group.units) for group in width_map.groups}
+    return {group.name: torch.randperm(group.units)[: size[group.name]] for group in width_map.groups}
+
+
+def mistaken(*given: Any, **more: Any) -> dict[str, Tensor]:
+    raise KeyError("a mistake")
+
+
+@pytest.mark.parametrize(
+    ("schedule", "sentence"),
+    [
+        (all_of_it, "gives 16 of 16 units"),
+        (nothing, "give a dict with a tensor"),
+        (by_chance, "another window when it is asked again"),
+        (mistaken, "mistaken failed .KeyError"),
+    ],
+)
+def test_a_schedule_that_gives_no_windows_is_refused(schedule: Any, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        federation(method=msfusion.Windows(ratio=0.5, schedule=schedule)).fit(1)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"engine": "x"}, "give a msfusion.Engine"),
+        ({"callbacks": [print]}, "give a list of msfusion.Callback"),
+        ({"metrics": [print]}, "give a dict of metrics"),
+        ({"seed": -1}, "an int of at least 0"),
+        ({"evaluation_batch_size": 0}, "at least 1"),
+        ({"metrics": {"m": Falling}}, "not its class"),
+    ],
+)
+def test_arguments_of_other_types_are_told(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        federation(**options)
+
+
+def test_labels_of_any_whole_type_are_labels() -> None:
+    inputs, targets = examples(20)
+    states = []
+    for kind in (torch.int64, torch.int32, torch.uint8):
+        ours = msfusion.Federation(
+            network(), [(inputs, targets.to(kind))], method=msfusion.FedAvg(), training=TRAINING
+        )
+        ours.fit(1)
+        states.append(ours.state)
+    assert all(same(state, states[0]) for state in states)
+    with pytest.raises(DataError, match="differ in how many"):
+        msfusion.Federation(network(), [Batch((inputs,), targets[:5])])
+    with pytest.raises(DataError, match="cannot be called on participant 0"):
+        msfusion.Federation(network(), [(inputs[:, :3], targets)])
+
+
+def test_one_output_for_two_labels_has_no_accuracy_and_trains() -> None:
+    inputs, targets = examples(30)
+    ours = msfusion.Federation(
+        nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 1)), [(inputs, (targets > 0).long())],
+        method=msfusion.FedAvg(), training=TRAINING, test=(inputs, (targets > 0).long()),
+        loss=lambda o, t: nn.functional.binary_cross_entropy_with_logits(o[:, 0], t.float()),
+    )  # fmt: skip
+    first, *_, last = ours.fit(8)
+    assert last.evaluation is not None
+    assert first.evaluation is not None
+    assert last.evaluation.accuracy is None
+    assert last.evaluation.loss < first.evaluation.loss

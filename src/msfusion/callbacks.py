@@ -14,12 +14,14 @@ A logger of one's own is ten lines:
 from __future__ import annotations
 
 import csv
+import io
 import math
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
-from msfusion.errors import ConfigError
+from msfusion.errors import ConfigError, RunDirectoryError
 from msfusion.federated.results import ParticipantResult, RoundResult
+from msfusion.files import refusing_write_errors, write_text
 
 if TYPE_CHECKING:
     from msfusion.federation import Federation
@@ -78,16 +80,27 @@ class CSVFile(Callback):
         self._file: IO[str] | None = None
 
     def begin(self, federation: Federation) -> None:
-        """Open the file; of an earlier run the rounds that are done stay."""
-        self._columns = ["round", *_FIGURES, *federation.figure_names]
+        """Open the file; of an earlier run the rounds that are done stay, with all their columns.
+
+        Raises RunDirectoryError where it cannot be written, or holds something else.
+        """
+        columns = dict.fromkeys(["round", *_FIGURES, *federation.figure_names])
         kept: list[dict[str, str]] = []
-        if federation.done and self.path.exists():
-            with self.path.open(newline="") as before:
-                kept = [row for row in csv.DictReader(before) if int(row["round"]) <= federation.done]
-        self._file = self.path.open("w", newline="")
-        self._writer = csv.DictWriter(self._file, self._columns, restval="", extrasaction="ignore")
-        self._writer.writeheader()
-        self._writer.writerows(kept)
+        with refusing_write_errors(self.path):
+            if federation.done and self.path.exists():
+                with self.path.open(newline="") as before:
+                    rows = list(csv.DictReader(before))
+                if any(not (row.get("round") or "").isdigit() for row in rows):
+                    raise RunDirectoryError(f"{self.path} holds no figures of rounds: choose another file.")
+                kept = [row for row in rows if int(row["round"]) <= federation.done]
+                columns |= dict.fromkeys(name for row in kept for name in row)
+            text = io.StringIO()
+            writer = csv.DictWriter(text, list(columns), restval="", extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(kept)
+            write_text(self.path, text.getvalue())  # whole or not at all
+            self._file = self.path.open("a", newline="")
+        self._writer = csv.DictWriter(self._file, list(columns), restval="", extrasaction="ignore")
 
     def round(self, federation: Federation, result: RoundResult) -> None:
         """Write its line."""
@@ -143,21 +156,33 @@ class _Watching(Callback):
             raise ConfigError(f"mode is {mode!r}: it must be 'min' or 'max'")
         self.figure = figure
         self._sign = -1.0 if (mode or ("min" if figure in LOWER_IS_BETTER else "max")) == "min" else 1.0
-        self.best = -math.inf
+        self.best, self.waited = -math.inf, 0
 
     def begin(self, federation: Federation) -> None:
-        """Raises ConfigError where no round will have the figure."""
-        known = [*_FIGURES, *federation.figure_names]
+        """Look at the rounds that are done. Raises ConfigError where no round will have the figure."""
+        evaluated = ("loss", "accuracy", "perplexity", *federation.scoring.metrics)
+        missing = {
+            "accuracy": not federation.scoring.labels,
+            "perplexity": not federation.scoring.language_modelling,
+        }
+        known = [
+            name
+            for name in (*_FIGURES, *federation.figure_names)
+            if not missing.get(name) and (federation.test is not None or name not in evaluated)
+        ]
         if self.figure not in known:
-            raise ConfigError(f"there is no figure {self.figure!r}: choose one of {', '.join(known)}")
+            raise ConfigError(f"there is no figure {self.figure!r} here: choose one of {', '.join(known)}")
+        self.best, self.waited = -math.inf, 0
+        for line in federation.figures:
+            self.notes(line.get(self.figure))
 
-    def improved(self, result: RoundResult) -> bool | None:
-        """Whether a round is the best so far; None where it does not have the figure."""
-        value = result.figures().get(self.figure)
+    def notes(self, value: float | None) -> bool:
+        """Take in a round's value (None: it has none); whether it is the best so far."""
         if value is None:
-            return None
+            return False
         better = self._sign * value > self.best
         self.best = max(self.best, self._sign * value) if not math.isnan(value) else self.best
+        self.waited = 0 if better else self.waited + 1
         return better
 
 
@@ -176,13 +201,15 @@ class Checkpoints(_Watching):
         mode: Literal["min", "max"] | None = None,
     ) -> None:
         super().__init__(figure, mode)
+        if every < 1:
+            raise ConfigError(f"every is {every}: it must be at least 1")
         self.directory, self.every = Path(directory), every
 
     def round(self, federation: Federation, result: RoundResult) -> None:
         """Save what is due."""
         if result.number % self.every == 0:
             federation.save(self.directory / "last")
-        if self.improved(result):
+        if self.notes(result.figures().get(self.figure)):
             federation.save(self.directory / "best")
 
     def end(self, federation: Federation) -> None:
@@ -198,11 +225,17 @@ class EarlyStopping(_Watching):
         self, figure: str = "loss", patience: int = 5, mode: Literal["min", "max"] | None = None
     ) -> None:
         super().__init__(figure, mode)
-        self.patience, self._waited = patience, 0
+        if patience < 1:
+            raise ConfigError(f"patience is {patience}: it must be at least 1")
+        self.patience = patience
+
+    def begin(self, federation: Federation) -> None:
+        """Look at the rounds that are done; who goes on after it has stopped has as much patience again."""
+        super().begin(federation)
+        if self.waited >= self.patience:
+            self.waited = 0
 
     def round(self, federation: Federation, result: RoundResult) -> bool:
         """Whether to stop."""
-        better = self.improved(result)
-        if better is not None:
-            self._waited = 0 if better else self._waited + 1
-        return self._waited >= self.patience
+        self.notes(result.figures().get(self.figure))
+        return self.waited >= self.patience

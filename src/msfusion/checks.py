@@ -31,6 +31,7 @@ from msfusion.federated.problem import Problem, Settings
 from msfusion.federated.results import RoundResult
 from msfusion.federated.rounds import run_rounds
 from msfusion.federated.training import TrainingSettings
+from msfusion.imports import in_one_line
 from msfusion.methods.settings import capacities_of
 from msfusion.seeds import seeded
 from msfusion.width.groups import State, WidthMap
@@ -65,6 +66,8 @@ def _as_laws() -> Iterator[None]:
         raise
     except MsfusionError as error:
         raise CheckError(str(error)) from error
+    except Exception as error:  # of the part that is checked
+        raise CheckError(f"it raises {type(error).__name__}: {in_one_line(error)}") from error
 
 
 def _check_method(settings: Settings, model: nn.Module | None, ratio: Any) -> None:
@@ -129,20 +132,21 @@ def check_engine(engine: Engine) -> None:
 
     Raises CheckError.
     """
-    data, settings = _examples(), RoundSettings(ROUNDS, evaluate_every=ROUNDS)
-    expected = list(run_rounds(_Probe(), data, settings, test=data[0]))
-    for _ in range(2):  # opened again
-        found = list(run_rounds(_Probe(), data, settings, test=data[0], engine=engine))
-        for ours, theirs in zip(expected, found, strict=True):
-            _same(ours.state, theirs.state, "the state of a round is not that of a run in one process")
-            _law(
-                ours.memories.keys() == theirs.memories.keys(),
-                "what participants remember does not come back",
-            )
-            moved = [(each.bytes_down, each.bytes_up) for each in ours.participants]
-            theirs_moved = [(each.bytes_down, each.bytes_up) for each in theirs.participants]
-            _law(moved == theirs_moved, "bytes_down and bytes_up are not the tensors' own sizes")
-    _check_failures(engine, data)
+    with _as_laws():
+        data, settings = _examples(), RoundSettings(ROUNDS, evaluate_every=ROUNDS)
+        expected = list(run_rounds(_Probe(), data, settings, test=data[0]))
+        for _ in range(2):  # opened again
+            found = list(run_rounds(_Probe(), data, settings, test=data[0], engine=engine))
+            for ours, theirs in zip(expected, found, strict=True):
+                _same(ours.state, theirs.state, "the state of a round is not that of a run in one process")
+                _law(
+                    ours.memories.keys() == theirs.memories.keys(),
+                    "what participants remember does not come back",
+                )
+                moved = [(each.bytes_down, each.bytes_up) for each in ours.participants]
+                theirs_moved = [(each.bytes_down, each.bytes_up) for each in theirs.participants]
+                _law(moved == theirs_moved, "bytes_down and bytes_up are not the tensors' own sizes")
+        _check_failures(engine, data)
 
 
 def _check_failures(engine: Engine, data: Sequence[Batch]) -> None:
@@ -187,17 +191,18 @@ def check_codec(codec: codecs.Codec, *, tolerance: float | None = None) -> None:
 
     Raises CheckError.
     """
-    generator = torch.Generator().manual_seed(0)
-    for shape in ((), (0, 3), (1,), (7,), (2, 3, 5), (64, 33)):
-        for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
-            for signed in (False, True):
-                tensor = torch.randn(shape, generator=generator).to(dtype)
-                _check_message(codec, tensor if signed else tensor.relu(), tolerance)
-    _check_message(codec, torch.tensor([1e6, -7e4, 1.0, 3e38, -1e-30]), None)
-    message = codec.encode(torch.randn(40, generator=generator))
-    finite = not _takes_nan(codec)
-    for _ in range(2000):
-        _check_hostile(_damaged(message, generator), finite)
+    with _as_laws():
+        generator = torch.Generator().manual_seed(0)
+        for shape in ((), (0, 3), (1,), (7,), (2, 3, 5), (64, 33)):
+            for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
+                for signed in (False, True):
+                    tensor = torch.randn(shape, generator=generator).to(dtype)
+                    _check_message(codec, tensor if signed else tensor.relu(), tolerance)
+        _check_message(codec, torch.tensor([1e6, -7e4, 1.0, 3e38, -1e-30]), None)
+        message = codec.encode(torch.randn(40, generator=generator))
+        finite = not _takes_nan(codec)
+        for _ in range(2000):
+            _check_hostile(_damaged(message, generator), finite)
 
 
 def _takes_nan(codec: codecs.Codec) -> bool:
@@ -266,38 +271,41 @@ def check_schedule(schedule: Schedule, *, width_map: WidthMap | None = None) -> 
 
     Raises CheckError.
     """
-    model = _network()
-    known = trace(model, (torch.zeros(2, 6),)) if width_map is None else width_map
-    of_state = {"state": model.state_dict()} if getattr(schedule, "of_state", False) else {}
-    if of_state and width_map is not None:
-        raise CheckError(
-            "a schedule that goes by the weights is checked on the small model: leave width_map out"
-        )
+    with _as_laws():
+        model = _network()
+        known = trace(model, (torch.zeros(2, 6),)) if width_map is None else width_map
+        of_state = {"state": model.state_dict()} if getattr(schedule, "of_state", False) else {}
+        if of_state and width_map is not None:
+            raise CheckError(
+                "a schedule that goes by the weights is checked on the small model: leave width_map out"
+            )
 
-    def window(who: int, round_index: int, ratio: float) -> dict[str, Tensor]:
-        return schedule(known, who, round_index, ratio, participants=4, seed=3, **of_state)
+        def window(who: int, round_index: int, ratio: float) -> dict[str, Tensor]:
+            return schedule(known, who, round_index, ratio, participants=4, seed=3, **of_state)
 
-    for ratio in (0.1, 0.25, 0.5, 1.0):
-        for who in range(4):
-            for round_index in (0, 1, 7):
-                found = window(who, round_index, ratio)
-                tensors = isinstance(found, dict) and all(isinstance(each, Tensor) for each in found.values())
-                _law(tensors, "a window must be a dict: by group, a tensor of the units' numbers")
-                _same(found, window(who, round_index, ratio), "two calls with the same arguments differ")
-                for group in known.groups:
-                    _law(group.name in found, f"the group {group.name} has no window")
-                    units, size = found[group.name], window_size(ratio, group.units)
-                    about = f"group {group.name} at ratio {ratio}: "
-                    _law(
-                        units.dtype == torch.int64 and units.ndim == 1,
-                        f"{about}units must be one axis of int64",
+        for ratio in (0.1, 0.25, 0.5, 1.0):
+            for who in range(4):
+                for round_index in (0, 1, 7):
+                    found = window(who, round_index, ratio)
+                    tensors = isinstance(found, dict) and all(
+                        isinstance(each, Tensor) for each in found.values()
                     )
-                    _law(
-                        len(units) == size,
-                        f"{about}{len(units)} of {group.units} units, and it must be {size}",
-                    )
-                    _law(len(set(units.tolist())) == len(units), f"{about}a unit is there twice")
-                    _law(bool(((units >= 0) & (units < group.units)).all()), f"{about}units out of range")
+                    _law(tensors, "a window must be a dict: by group, a tensor of the units' numbers")
+                    _same(found, window(who, round_index, ratio), "two calls with the same arguments differ")
+                    for group in known.groups:
+                        _law(group.name in found, f"the group {group.name} has no window")
+                        units, size = found[group.name], window_size(ratio, group.units)
+                        about = f"group {group.name} at ratio {ratio}: "
+                        _law(
+                            units.dtype == torch.int64 and units.ndim == 1,
+                            f"{about}units must be one axis of int64",
+                        )
+                        _law(
+                            len(units) == size,
+                            f"{about}{len(units)} of {group.units} units, and it must be {size}",
+                        )
+                        _law(len(set(units.tolist())) == len(units), f"{about}a unit is there twice")
+                        _law(bool(((units >= 0) & (units < group.units)).all()), f"{about}units out of range")
 
 
 class Bytes(Engine):

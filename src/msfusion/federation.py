@@ -8,10 +8,12 @@ trained = federation.model()
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +37,11 @@ from msfusion.federated.rounds import run_rounds
 from msfusion.federated.screening import DEFAULT, Screening
 from msfusion.federated.states import loaded, model_state
 from msfusion.federated.training import TrainingSettings
-from msfusion.files import read_tensors, write_tensors
+from msfusion.files import digest_of_json, read_tensors, refusing_write_errors, write_tensors
+from msfusion.imports import in_one_line
 from msfusion.methods.settings import MSfusion, capacities_of
-from msfusion.objectives import require_classes
+from msfusion.objectives import evaluating, require_classes
+from msfusion.quoting import short
 from msfusion.scoring import Loss, Metric, Scoring
 from msfusion.seeds import seeded
 
@@ -82,6 +86,7 @@ class Federation:
         together: int = 1,
         evaluation_batch_size: int = 256,
     ) -> None:
+        _check_arguments(model, engine, callbacks, metrics, seed, evaluation_batch_size)
         self.participants, self.test, language = _shared_out(model, data, test)
         self.settings = METHODS[method]() if isinstance(method, str) else method or MSfusion()
         if not isinstance(self.settings, Settings):
@@ -106,7 +111,11 @@ class Federation:
         self._round_settings = RoundSettings(1, fraction, evaluate_every=evaluate_every, seed=seed)
         self._check_data()
         self.done, self.planned = 0, 0
+        self._running = False
         self.history: list[RoundResult] = []
+        self.figures: list[dict[str, float]] = []
+        """Of each round that is done, those before a resume as well: its number and its figures."""
+
         self._chosen: Chosen | None = None
         self._state: dict[str, Tensor] | None = None
         self._memories: dict[int, Mapping[str, Tensor]] = {}
@@ -144,6 +153,10 @@ class Federation:
         these. Ending early (`break`, a callback) is safe: the federation is in the state of the last round. Raises
         ConfigError where the method cannot go on from the rounds that are done to so many.
         """
+        if self._running:
+            raise ConfigError("rounds of this federation are being run already: finish or close them first")
+        if not isinstance(count, int) or isinstance(count, bool):
+            raise ConfigError(f"the number of rounds is a {type(count).__name__}: give an int")
         self._plan(self.done + count)
         results = run_rounds(
             self.method,
@@ -164,6 +177,7 @@ class Federation:
                 self._state, self._memories = result.state, dict(result.memories)
                 self.done = result.round_index + 1
                 self.history.append(replace(result, state={}, memories={}))
+                self.figures.append({"round": result.number, **result.figures()})
                 stops = [callback.round(self, result) for callback in self.callbacks]
                 yield self.history[-1]
                 if any(stops):
@@ -188,8 +202,19 @@ class Federation:
     def save(self, directory: str | Path) -> None:
         """Write all that is needed to go on: the global state and what participants keep. Raises RunDirectoryError."""
         path = Path(directory)
-        path.mkdir(parents=True, exist_ok=True)
-        about = {"rounds": self.done, "planned": self.planned, "method": self.method.name, "seed": self.seed}
+        with refusing_write_errors(path):
+            path.mkdir(parents=True, exist_ok=True)
+        about = {
+            "rounds": self.done,
+            "planned": self.planned,
+            "method": self.method.name,
+            "seed": self.seed,
+            "digests": self._digests,
+            "figures": [
+                {name: value if math.isfinite(value) else None for name, value in line.items()}
+                for line in self.figures
+            ],
+        }
         write_tensors(path / _FILE, with_memories(self.state, self._memories), about)
 
     def resume(self, directory: str | Path) -> Federation:
@@ -205,21 +230,52 @@ class Federation:
             (last if not (path / _FILE).exists() and last.is_dir() else path) / _FILE
         )
         state, memories = without_memories(tensors)
-        self._chosen = None
-        self._plan(int(about["planned"]))
-        expected = forms_of(self.method.initial_state())
-        if about["method"] != self.method.name or about["seed"] != self.seed:
+        if (about["method"], about["seed"]) != (self._name, self.seed):
             raise ConfigError(
-                f"{directory} was saved by {about['method']} with seed {about['seed']}, and this is {self.method.name} "
+                f"{directory} was saved by {about['method']} with seed {about['seed']}, and this is {self._name} "
                 f"with seed {self.seed}: make the federation as it was"
             )
+        for what, digest in self._digests.items():
+            if about["digests"].get(what) != digest:
+                raise ConfigError(f"{directory} was saved with other {what}: make the federation as it was")
+        self._chosen, self._state, self._memories, self.done = None, None, {}, 0
+        self._plan(int(about["planned"]))
+        expected = forms_of(self.method.initial_state())
         if expected and forms_of(state) != expected:
             raise ConfigError(
                 f"{directory} was saved with other tensors than this model and method have: make the federation as it "
                 "was"
             )
         self._state, self._memories, self.done = state, dict(memories), int(about["rounds"])
+        self.history, self.figures = (
+            [],
+            [
+                {name: math.nan if value is None else value for name, value in line.items()}
+                for line in about["figures"]
+            ],
+        )
         return self
+
+    @property
+    def _name(self) -> str:
+        """The method's name, which it may have before it is made."""
+        return str(getattr(self.settings, "name", type(self.settings).__name__))
+
+    @cached_property
+    def _digests(self) -> dict[str, str]:
+        """Of what decides the results, beside the model's weights, which are in the state."""
+        told = {
+            "settings of the method": _told(self.settings),
+            "training settings": [_told(each) for each in self.training],
+            "settings of the rounds": [
+                _told(self._round_settings), _told(self._screening), self._together, self._conditions is None,
+            ],
+            "losses or metrics": [self.scoring.loss is None, sorted(self.scoring.metrics), self.scoring.labels],
+        }  # fmt: skip
+        return {
+            **{name: digest_of_json(value) for name, value in told.items()},
+            "examples of the participants": digest_of_json(self._as_data().digests["training"]),
+        }
 
     def _plan(self, rounds: int) -> None:
         """Make the method for so many rounds in all. Raises ConfigError where it cannot go on with the state."""
@@ -250,16 +306,28 @@ class Federation:
         self._chosen, self.planned = chosen, rounds
 
     def _as_data(self) -> FederatedData:
-        return FederatedData(self.participants, self.test or self.participants[0], "classification", 0)
+        test = self.participants[0] if self.test is None else self.test
+        return FederatedData(self.participants, test, "classification", 0)
 
     def _check_data(self) -> None:
         """Raise DataError where participants have nothing, or labels that the model does not know."""
         if not self.participants:
             raise DataError("there are no participants: give at least one participant's data")
+        for who, own in enumerate(self.participants):
+            if not len(own):
+                raise DataError(f"participant {who} has no examples: give it some or use fewer participants")
+        shown = self.participants[0].take(slice(0, 2))
+        try:
+            with evaluating(self._model):
+                shown.call(self._model)
+        except Exception as error:  # of a shape or type that the model does not take
+            raise DataError(
+                f"the model cannot be called on participant 0's examples ({type(error).__name__}: {in_one_line(error)})"
+            ) from error
         if self.scoring.loss is None:
             known = {f"participant {who}": own for who, own in enumerate(self.participants)}
             others = {} if self.test is None else {"the test set": self.test}
-            require_classes(self._model, self.participants[0].take(slice(0, 2)), {**known, **others})
+            require_classes(self._model, shown, {**known, **others})
 
     def _told(self, result: ParticipantResult) -> None:
         for callback in self.callbacks:
@@ -268,15 +336,48 @@ class Federation:
     @contextmanager
     def _called(self) -> Generator[None, None, None]:
         """Callbacks begin, and end whatever happens."""
-        begun: list[Callback] = []
-        try:
+        with ExitStack() as ends:
+            self._running = True
+            ends.callback(setattr, self, "_running", False)
             for callback in self.callbacks:
                 callback.begin(self)
-                begun.append(callback)
+                ends.callback(callback.end, self)
             yield
-        finally:
-            for callback in reversed(begun):
-                callback.end(self)
+
+
+def _check_arguments(
+    model: object, engine: object, callbacks: object, metrics: object, seed: object, batch_size: object
+) -> None:
+    """ConfigError for arguments of other types than they are documented to have."""
+    wanted: list[tuple[str, object, bool, str]] = [
+        ("model", model, isinstance(model, nn.Module), "a torch.nn.Module"),
+        ("engine", engine, engine is None or isinstance(engine, Engine), "a msfusion.Engine"),
+        ("metrics", metrics, metrics is None or isinstance(metrics, Mapping), "a dict of metrics by name"),
+        ("seed", seed, isinstance(seed, int) and seed >= 0, "an int of at least 0"),
+        ("evaluation_batch_size", batch_size, isinstance(batch_size, int) and batch_size >= 1, "at least 1"),
+        (
+            "callbacks",
+            callbacks,
+            isinstance(callbacks, Sequence) and all(isinstance(each, Callback) for each in callbacks),
+            "a list of msfusion.Callback",
+        ),
+    ]
+    for name, value, fits, what in wanted:
+        if not fits:
+            raise ConfigError(f"{name} is {short(repr(value))}: give {what}")
+
+
+def _told(value: Any) -> Any:
+    """Settings as plain values; of a function its name."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {each.name: _told(getattr(value, each.name)) for each in fields(value)} | {
+            "": type(value).__qualname__
+        }
+    if isinstance(value, tuple | list):
+        return [_told(each) for each in value]
+    if callable(value):
+        return getattr(value, "__qualname__", type(value).__qualname__)
+    return repr(value)
 
 
 def _are_labels(participants: Sequence[Batch]) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Generic, TypeVar
 
 from msfusion.errors import ConfigError
@@ -15,17 +15,25 @@ Part = TypeVar("Part")
 class Registry(Generic[Part]):
     """Parts of one kind, such as methods; `setting` is the key in a configuration that names one.
 
-    `base` is what a part must be a subclass of, if it is a class of a certain kind.
+    `base` is what a part must be a subclass of, if it is a class of a certain kind. `reserved` are names that stand for
+    something else.
     """
 
-    def __init__(self, kind: str, setting: str, base: type | None = None) -> None:
+    def __init__(
+        self, kind: str, setting: str, base: type | None = None, reserved: Iterable[str] = ()
+    ) -> None:
         self.kind, self.setting, self._base = kind, setting, base
+        self._reserved = frozenset(reserved)
         self._parts: dict[str, Part] = {}
 
     def add(self, name: str) -> Callable[[Part], Part]:
         """A decorator that registers a part. Raises ConfigError where the name is taken, or has a colon."""
 
         def register(part: Part) -> Part:
+            if name in self._reserved:
+                raise ConfigError(
+                    f"a {self.kind} cannot be called {quoted(name)}, which has a meaning: choose another name"
+                )
             known = self._parts.get(name)
             same = _home_of(known) == _home_of(part)
             if known is not None and not same:  # else a cell of a notebook, or a module, that is run again
@@ -46,8 +54,8 @@ class Registry(Generic[Part]):
         if is_reference(name):
             return self._checked(name, import_function(name, self.setting))  # type: ignore[arg-type]  # checked
         raise ConfigError(
-            f"there is no {self.kind} {quoted(name)}: choose one of {', '.join(self._parts)}, or module:name for one "
-            "of your own"
+            f"there is no {self.kind} {quoted(name)}: choose {', '.join([*self._parts, 'module:name'])} (the last for "
+            "one of your own)"
         )
 
     def __contains__(self, name: object) -> bool:

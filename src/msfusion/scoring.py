@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from msfusion.batch import Batch
 from msfusion.errors import ConfigError, DataError, MsfusionError, TrainingError
-from msfusion.imports import in_one_line
-from msfusion.objectives import Evaluation, cross_entropy, evaluate, evaluating
+from msfusion.imports import in_one_line, without_ending
+from msfusion.objectives import Evaluation, cross_entropy, evaluate, evaluating, logits_of
 from msfusion.offsets import full
 from msfusion.registry import Registry
 
@@ -47,7 +47,10 @@ Metric = Accumulating | Callable[[Tensor, Tensor], Any]
 """A figure: from the outputs for all examples and their targets to one number; or one that is fed mini-batches."""
 
 
-_OURS = ("loss", "accuracy", "perplexity", "examples", "round", "seconds", "training_loss")
+_OURS = (
+    "loss", "accuracy", "perplexity", "examples", "round", "seconds", "training_loss", "bytes_down", "bytes_up",
+    "measuring_bytes",
+)  # fmt: skip
 """What our own figures are called."""
 
 
@@ -74,10 +77,10 @@ class Scoring:
         for name, metric in self.metrics.items():
             if name in _OURS:
                 raise ConfigError(f"a metric is called {name!r}, as one of ours: give it another name")
-            if not callable(metric) and not isinstance(metric, Accumulating):
+            if isinstance(metric, type) or not (callable(metric) or isinstance(metric, Accumulating)):
                 raise ConfigError(
                     f"the metric {name!r} is a {type(metric).__name__}: give a function of (outputs, targets), or an "
-                    "object with reset, update and compute"
+                    "object (not its class) with reset, update and compute"
                 )
 
     def objective(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
@@ -106,12 +109,21 @@ class Scoring:
             for batch in data.split(self.batch_size):
                 loss = self._own_loss(outputs_of(model, batch), batch.targets)
                 total += float(loss) * len(batch)
-        accuracy = evaluate(model, data, self.batch_size).accuracy if self.labels else None
-        return Evaluation(total / len(data), accuracy, len(data), metrics=figures)
+        return Evaluation(total / len(data), self._accuracy(model, data), len(data), metrics=figures)
+
+    def _accuracy(self, model: nn.Module, data: Batch) -> float | None:
+        """The share of labels that have the largest output; None where outputs are no scores of those classes."""
+        if not self.labels:
+            return None
+        try:
+            return evaluate(model, data, self.batch_size).accuracy
+        except (TrainingError, DataError):  # one output for two classes, a count, ranks
+            return None
 
     def _own_loss(self, outputs: Any, targets: Tensor) -> Float[Tensor, ""]:
         assert self.loss is not None
-        loss = self.loss(outputs, targets)
+        with without_ending(TrainingError):
+            loss = self.loss(outputs, targets)
         if isinstance(loss, Tensor) and loss.ndim == 0 and loss.is_floating_point():
             return loss
         told = (
@@ -133,17 +145,17 @@ class Scoring:
             for batch in data.split(self.batch_size):
                 outputs = outputs_of(model, batch)
                 for name, each in fed.items():
-                    with _told_of(name):
-                        each.update(outputs, batch.targets)
+                    with _told_of(name):  # which may write into what it is given
+                        each.update(outputs, batch.targets.clone())
                 if len(fed) < len(self.metrics):
-                    kept.append((outputs, batch.targets))
+                    kept.append((logits_of(outputs), batch.targets))
         found = {}
         for name, metric in self.metrics.items():
             found[name] = _number(name, lambda metric=metric: _value_of(metric, kept))  # type: ignore[misc]
         return found
 
 
-LOSSES: Registry[Loss] = Registry("loss", "training.loss")
+LOSSES: Registry[Loss] = Registry("loss", "training.loss", reserved=["cross_entropy"])
 """Losses by their names, beside "cross_entropy". `msfusion.loss` adds one."""
 
 
@@ -175,7 +187,19 @@ LOSSES.add("l1")(_alike(F.l1_loss))
 LOSSES.add("huber")(_alike(F.huber_loss))
 LOSSES.add("binary_cross_entropy")(_alike(F.binary_cross_entropy_with_logits))
 
-METRICS: Registry[Any] = Registry("metric", "evaluation.metrics")
+TORCH_METRICS: Mapping[str, tuple[str, str]] = {
+    "auc": ("AUROC", "scores"),
+    "f1": ("F1Score", "mean"),
+    "average_precision": ("AveragePrecision", "scores"),
+    "mean_iou": ("JaccardIndex", "mean"),
+    "mean_absolute_error": ("MeanAbsoluteError", "numbers"),
+    "mean_squared_error": ("MeanSquaredError", "numbers"),
+    "r2": ("R2Score", "numbers"),
+}
+"""Metrics of `torchmetrics` by our names: what each is called there, and what it is made for."""
+
+
+METRICS: Registry[Any] = Registry("metric", "evaluation.metrics", reserved=TORCH_METRICS)
 """Metrics that programs have registered, by their names, beside `TORCH_METRICS`. `msfusion.metric` adds one."""
 
 
@@ -202,20 +226,12 @@ def metrics_named(names: Iterable[str], classes: int, labels: bool) -> dict[str,
     found: dict[str, Metric] = {}
     for name in names:
         made = torch_metric(name, classes, labels) if name in TORCH_METRICS else METRICS[name]
-        found[name.rpartition(":")[2]] = made() if isinstance(made, type) else made
+        short = name.rpartition(":")[2]
+        if short in found:
+            raise ConfigError(f"two metrics are called {short!r}: give one of them another name")
+        with _told_of(name):
+            found[short] = made() if isinstance(made, type) else made
     return found
-
-
-TORCH_METRICS: Mapping[str, tuple[str, str]] = {
-    "auc": ("AUROC", "scores"),
-    "f1": ("F1Score", "mean"),
-    "average_precision": ("AveragePrecision", "scores"),
-    "mean_iou": ("JaccardIndex", "mean"),
-    "mean_absolute_error": ("MeanAbsoluteError", "numbers"),
-    "mean_squared_error": ("MeanSquaredError", "numbers"),
-    "r2": ("R2Score", "numbers"),
-}
-"""Metrics of `torchmetrics` by our names: what each is called there, and what it is made for."""
 
 
 def torch_metric(name: str, classes: int, labels: bool) -> Metric:
@@ -230,6 +246,8 @@ def torch_metric(name: str, classes: int, labels: bool) -> Metric:
             f"the metric '{name}' needs torchmetrics: pip install 'msfusion[metrics]'"
         ) from error
     own, kind = TORCH_METRICS[name]
+    if kind == "numbers" and labels:
+        raise ConfigError(f"the metric '{name}' is of numbers, and the targets are classes: leave it out")
     made = getattr(torchmetrics, own)
     if kind == "numbers":
         found: Metric = made()
@@ -305,7 +323,8 @@ def _number(name: str, value: Callable[[], Any]) -> float:
 def _told_of(name: str) -> Iterator[None]:
     """Make what a metric raises a DataError that names it."""
     try:
-        yield
+        with without_ending(DataError):
+            yield
     except MsfusionError:
         raise
     except Exception as error:  # of a user's function, or of torchmetrics

@@ -72,7 +72,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_numbers(trained: Path, tmp_pa
     assert lines[0] == lines[1]
 
 
-@pytest.mark.parametrize("stage", ["grow_private.fit_operator", "grow.local_steps"])
+@pytest.mark.parametrize("stage", ["private.fit_operator", "method.local_steps"])
 def test_killed_in_a_stage_it_ends_with_the_same_bits(stage: str, trained: Path, tmp_path: Path) -> None:
     """SIGKILL while the second participant fits its private operator; and in the second round of the shared one."""
     script = f"""
@@ -81,7 +81,7 @@ from pathlib import Path
 import msfusion.methods.fedgrow.method, msfusion.methods.fedgrow.private
 from msfusion.experiment.config import load_config
 from msfusion.experiment.train import train
-module, calls = msfusion.methods.{stage.partition(".")[0]}, []
+module, calls = msfusion.methods.fedgrow.{stage.partition(".")[0]}, []
 real = module.{stage.partition(".")[2]}
 def killing(*given, **more):
     calls.append(1)

@@ -55,8 +55,8 @@ def test_the_overlap_that_was_set_is_what_the_windows_have(parts: Parts, tmp_pat
     for name, units in first[0].items():
         assert all(torch.equal(units, window[name]) for window in first)
     evenly = prepare(quick("participants.ratio=0.5"), parts)
-    assert evenly.overlap(0) == pytest.approx(1 / 3)
-    assert prepare(quick("method.name=fedrolex"), parts).overlap(0) is None
+    assert evenly.method.overlap(0) == pytest.approx(1 / 3)
+    assert prepare(quick("method.name=fedrolex"), parts).method.overlap(0) is None
 
 
 def test_an_overlap_by_feedback_is_in_the_metrics_and_survives_a_stop(parts: Parts, tmp_path: Path) -> None:

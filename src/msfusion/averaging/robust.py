@@ -43,7 +43,7 @@ Rule = Callable[[Float64[Tensor, "holders ..."]], "Kept | Tensor"]
 without the first axis, or with the range of the values that it is of. Order must not matter.
 """
 
-AVERAGES: Registry[Rule] = Registry("average", "method.average")
+AVERAGES: Registry[Rule] = Registry("average", "method.average", reserved=["mean"])
 """The robust averages by their names. `msfusion.average` adds one."""
 
 TRIMMED = 5
@@ -70,6 +70,8 @@ def robust(values: Float64[Tensor, "holders ..."], average: Average) -> Kept:
     Raises ConfigError for a rule that there is not, or that returns another shape.
     """
     found = AVERAGES[average](values)
+    if not isinstance(found, Kept | Tensor):
+        raise ConfigError(f"the average {quoted(average)} made a {type(found).__name__}: it must be a tensor")
     kept = found if isinstance(found, Kept) else _with_range(found, values)
     if kept.mean.shape != values.shape[1:]:
         raise ConfigError(

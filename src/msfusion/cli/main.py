@@ -70,6 +70,7 @@ def train(
         elif not quiet:
             typer.echo(f"msfusion: nothing to resume yet in {out}: beginning.", err=True)
     settings = load_config(source, [*(overrides or ()), *_workers_override(workers)])
+    settings.refuse_ignored()
     console = console_of_user()
     with reserved_path(out, name) as path, Silent() if quiet else watcher(console) as watching:
         summary = run(settings, path, resume=resume, watcher=watching)
@@ -91,7 +92,9 @@ def plan(
     from msfusion.experiment.kinds import prepare
     from msfusion.experiment.slices import SlicesRun
 
-    prepared = prepare(load_config(config, overrides or ()))
+    settings = load_config(config, overrides or ())
+    settings.refuse_ignored()
+    prepared = prepare(settings)
     planned = prepared.plan()
     if isinstance(prepared, SlicesRun):
         _show_slices(prepared.setup, planned, as_json, out)

@@ -71,7 +71,11 @@ class PlainCodec(Codec):
 
     @classmethod
     def _check_message(cls, header: Header, payload: memoryview) -> None:
-        most = _with_settings(cls, header).most_bytes(header.elements) if header.elements else 0
+        codec = _with_settings(cls, header)
+        try:
+            most = codec.most_bytes(header.elements) if header.elements else 0
+        except Exception as error:  # of settings that no encoder has
+            raise CodecError(f"the header of a message is damaged: {error}") from error
         if header.signed or len(payload) > most:
             raise CodecError(f"a payload of {len(payload)} bytes, and {cls.name} needs at most {most}.")
 
@@ -79,15 +83,19 @@ class PlainCodec(Codec):
     def _decode(
         cls, header: Header, payload: memoryview, out: Float[Tensor, " elements"], operations: Operations
     ) -> None:
+        codec = _with_settings(cls, header)
         try:
-            values = np.asarray(_with_settings(cls, header).from_bytes(bytes(payload), header.elements))
-        except (ValueError, IndexError, OverflowError, struct.error) as error:
+            with np.errstate(over="ignore"):  # what float32 cannot hold is found below
+                values = np.asarray(codec.from_bytes(bytes(payload), header.elements)).astype(np.float32)
+        except CodecError:
+            raise
+        except Exception as error:  # whatever another's codec makes of bytes that are none
             raise CodecError(f"the payload of a message is none of {cls.name} ({error}).") from error
         if values.shape != (header.elements,) or not np.isfinite(values).all():
             raise CodecError(
                 f"the payload of a message is none of {cls.name}: not {header.elements} finite values."
             )
-        out.copy_(torch.from_numpy(values.astype(np.float32, copy=True)))
+        out.copy_(torch.from_numpy(values))
 
 
 def _settings(codec: Any) -> tuple[Field[Any], ...]:
@@ -114,5 +122,5 @@ def _with_settings(codec: type[PlainCodec], header: Header) -> PlainCodec:
             each.name: int(v) if each.type in (int, "int") else v for each, v in zip(own, values, strict=True)
         }
         return codec(**typed)
-    except (ConfigError, ValueError, OverflowError) as error:
+    except Exception as error:  # a setting that it refuses
         raise CodecError(f"the header of a message is damaged: {error}") from error

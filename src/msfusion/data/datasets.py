@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -23,7 +24,11 @@ def batch_of(data: Any, whose: str = "the data") -> Batch:
     Raises DataError for anything else, for a dataset without a length, and for examples of different shapes.
     """
     if isinstance(data, Batch):
-        return data
+        named = data.inputs if isinstance(data.inputs, dict) else dict(enumerate(data.inputs))
+        _check(
+            {**{f"input {name}": tensor for name, tensor in named.items()}, "targets": data.targets}, whose
+        )
+        return replace(data, targets=_labels(data.targets))
     if isinstance(data, tuple | list) and data and all(isinstance(each, Tensor) for each in data):
         return _from_sequence(data, whose)
     if not hasattr(data, "__getitem__") or not hasattr(data, "__len__") or isinstance(data, str | Mapping):
@@ -54,7 +59,7 @@ def _from_sequence(parts: Sequence[Any], whose: str) -> Batch:
     *inputs, targets = parts
     named = {f"input {number}": tensor for number, tensor in enumerate(inputs)}
     _check({**named, "targets": targets}, whose)
-    return Batch(tuple(inputs), targets)
+    return Batch(tuple(inputs), _labels(targets))
 
 
 def _from_mapping(parts: Mapping[str, Any], whose: str) -> Batch:
@@ -65,7 +70,14 @@ def _from_mapping(parts: Mapping[str, Any], whose: str) -> Batch:
             "others be inputs"
         )
     _check(parts, whose)
-    return Batch({name: tensor for name, tensor in parts.items() if name != names[0]}, parts[names[0]])
+    return Batch(
+        {name: tensor for name, tensor in parts.items() if name != names[0]}, _labels(parts[names[0]])
+    )
+
+
+def _labels(targets: Tensor) -> Tensor:
+    """Whole numbers as int64, the type of labels; others as they are."""
+    return targets if targets.is_floating_point() or targets.is_complex() else targets.long()
 
 
 def _check(tensors: Mapping[str, Any], whose: str) -> None:

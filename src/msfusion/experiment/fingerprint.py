@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 
@@ -95,6 +95,7 @@ def code_of(config: Config) -> dict[str, str]:
         (config.method.average, "method.average"),
         (config.training.loss, "training.loss"),
         *((name, "evaluation.metrics") for name in config.evaluation.metrics),
+        *_codecs(config),
     ):
         if is_reference(reference):
             code |= _by_file(reference, setting)
@@ -105,6 +106,15 @@ def code_of(config: Config) -> dict[str, str]:
         elif is_reference(name):
             code |= _by_file(name, "model.name")
     return code
+
+
+def _codecs(config: Config) -> Iterator[tuple[str, str]]:
+    """The names of split learning's codecs, and their keys."""
+    for key in () if config.split is None else ("activations", "gradients"):
+        given = getattr(config.split, key)
+        name = given.get("codec") if isinstance(given, Mapping) else given
+        if isinstance(name, str):
+            yield name, f"split.{key}"
 
 
 def _by_file(reference: str, setting: str) -> dict[str, str]:

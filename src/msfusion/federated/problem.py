@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 from torch import nn
 
 from msfusion.batch import Batch
+from msfusion.errors import ConfigError
 from msfusion.federated.capacities import Capacities
 from msfusion.federated.training import TrainingSettings
 from msfusion.objectives import name_of_logits
@@ -89,7 +90,10 @@ class Settings(ABC):
 
     def chosen(self, problem: Problem) -> Chosen:
         """The same, with the settings as they were worked out for the problem."""
-        return Chosen(self, self.build(problem))
+        made = self.build(problem)
+        if not hasattr(made, "fuse"):
+            raise ConfigError(f"{type(self).__name__}.build made a {type(made).__name__}, which is no method")
+        return Chosen(self, made)
 
 
 METHODS: Registry[type[Settings]] = Registry("method", "method.name", Settings)

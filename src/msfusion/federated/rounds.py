@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from msfusion.batch import Batch
-from msfusion.errors import ConfigError, DataError, MsfusionError
+from msfusion.errors import ConfigError, DataError, MsfusionError, TrainingError
 from msfusion.federated.engine import Answer, Ask, Engine, InProcess, threads_set
 from msfusion.federated.late import LateUpdate, with_late, without_late
 from msfusion.federated.memory import Memories
@@ -199,6 +199,8 @@ class _Federation:
         results: dict[int, ParticipantResult] = {}
         for done in engine.run(self.method, asks):
             result = self._result(done)
+            if result.participant in results:
+                raise TrainingError(f"the engine answered twice for participant {result.participant}")
             who = result.participant
             results[who], self.seconds[who] = result, result.seconds
             if self.on_participant is not None:
@@ -207,6 +209,9 @@ class _Federation:
                 answers.leave_out(who, str(done.failure), done.failure)
             else:
                 self._judge(done.update, state, who in late, answers)
+        missing = sorted({each for group in groups for each in group} - results.keys())
+        if missing:
+            raise TrainingError(f"the engine gave no answer for participant {missing[0]}")
         return results
 
     def _result(self, done: Answer) -> ParticipantResult:
@@ -254,7 +259,17 @@ class _Federation:
 
     def _fused(self, round_index: int, state: State, updates: Iterable[Update]) -> dict[str, Tensor]:
         """What the method makes of the state and of what was sent and came back."""
-        return self.method.fuse(state, self._answered(round_index, state, updates))
+        fused = self.method.fuse(state, self._answered(round_index, state, updates))
+        name = self.method.name
+        if not isinstance(fused, dict):
+            raise TrainingError(f"{name}: fuse made a {type(fused).__name__}: return the next state, a dict")
+        for key, tensor in fused.items():
+            if not _is_finite(tensor) and (key not in state or _is_finite(state[key])):
+                raise TrainingError(
+                    f"{name}: fuse made {key!r} not finite (NaN or infinite) in round {round_index}, of updates that "
+                    "are"
+                )
+        return fused
 
     def _answered(
         self, round_index: int, state: State, updates: Iterable[Update]
@@ -374,6 +389,10 @@ class _Federation:
         known = sum(len(self.data[other]) for other in self.seconds)
         rate = sum(self.seconds.values()) / known if known else 1.0
         return len(self.data[participant]) * rate
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() or bool(tensor.isfinite().all())
 
 
 Value = TypeVar("Value")

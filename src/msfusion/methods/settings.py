@@ -19,7 +19,7 @@ from msfusion.methods.parts.remembered import REMEMBERED_BYTES
 from msfusion.methods.starts import AUTO, choose_start
 from msfusion.methods.table import Start, build_method, refuse_few_holders, refuse_own_loss
 from msfusion.methods.windows_of_state import WindowsOfState
-from msfusion.windows import SCHEDULES, Feedback, Overlap, Schedule, static
+from msfusion.windows import SCHEDULES, CheckedSchedule, Feedback, Overlap, Schedule, full, static
 
 Ratios = Capacity | tuple[Capacity, ...]
 """One width ratio for all participants, or one for each."""
@@ -184,10 +184,11 @@ class Windows(Averaging):
 
     def build(self, problem: Problem) -> Method:
         """The method. Raises ConfigError where there is no such schedule."""
-        chosen = SCHEDULES[self.schedule] if isinstance(self.schedule, str) else self.schedule
-        of_state = bool(getattr(chosen, "of_state", False))
+        given = SCHEDULES[self.schedule] if isinstance(self.schedule, str) else self.schedule
+        of_state = bool(getattr(given, "of_state", False))
+        chosen = given if given is full else CheckedSchedule(given)
         check_average(self.average)
-        refuse_few_holders(self.average, chosen)
+        refuse_few_holders(self.average, given)
         made = NarrowMethod(
             self.name,
             problem.model,

@@ -4,6 +4,7 @@ from msfusion.windows.entry_coverage import EntryCoverage, coverage
 from msfusion.windows.overlap import Feedback, Overlap, double_shift_for, even_overlap
 from msfusion.windows.schedules import (
     SCHEDULES,
+    CheckedSchedule,
     Schedule,
     double_shift,
     full,
@@ -17,6 +18,7 @@ from msfusion.windows.transversals import held_sizes, small_sizes, transversal
 
 __all__ = [
     "SCHEDULES",
+    "CheckedSchedule",
     "EntryCoverage",
     "Feedback",
     "Overlap",

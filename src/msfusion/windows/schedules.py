@@ -28,12 +28,13 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping
 from fractions import Fraction
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from msfusion.errors import ConfigError
+from msfusion.errors import ConfigError, MsfusionError
+from msfusion.imports import in_one_line
 from msfusion.registry import Registry
 from msfusion.width.groups import Group, WidthMap
 from msfusion.windows.strides import place_factor, places, round_strides
@@ -223,3 +224,63 @@ def generator_of(group: Group, *key: int) -> torch.Generator:
     digest = hashlib.sha256(repr((group.name, *key)).encode()).digest()
     # 63 bits: a generator's seed is a signed integer
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+class CheckedSchedule:
+    """A schedule of a user's: what is no window of its ratio, or is another one when asked again, is refused by name.
+
+    Server and participant each work a window out: from two that differ, updates would be averaged into other units than
+    those that were trained.
+    """
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedule = schedule
+        self.name = getattr(schedule, "__name__", type(schedule).__name__)
+
+    def __call__(
+        self, width_map: WidthMap, participant: int, round_index: int, ratio: float, **more: Any
+    ) -> dict[str, Tensor]:
+        """The window. Raises ConfigError, naming the schedule and the group."""
+        first, second = (self._window(width_map, participant, round_index, ratio, more) for _ in range(2))
+        for group in width_map.groups:
+            units, size = first[group.name], window_size(ratio, group.units)
+            if len(units) != size:
+                raise ConfigError(
+                    f"the window schedule {self.name} gives {len(units)} of {group.units} units of group "
+                    f"{group.name} where the ratio {ratio:g} asks for {size}: give as many (windows.window_size)"
+                )
+            if not torch.equal(units, second[group.name]):
+                raise ConfigError(
+                    f"the window schedule {self.name} gives another window when it is asked again: draw from the seed, "
+                    "the round and the participant alone"
+                )
+        return first
+
+    def _window(
+        self, width_map: WidthMap, participant: int, round_index: int, ratio: float, more: Mapping[str, Any]
+    ) -> dict[str, Tensor]:
+        try:
+            window = self.schedule(width_map, participant, round_index, ratio, **more)
+        except MsfusionError:
+            raise
+        except Exception as error:  # whatever a user's function raises
+            raise ConfigError(
+                f"the window schedule {self.name} failed ({type(error).__name__}: {in_one_line(error)})"
+            ) from error
+        names = {group.name for group in width_map.groups}
+        if not isinstance(window, dict) or set(window) != names:
+            told = (
+                f"windows of {', '.join(map(str, window))}"
+                if isinstance(window, dict)
+                else type(window).__name__
+            )
+            raise ConfigError(
+                f"the window schedule {self.name} gives {told}: give a dict with a tensor of units for each of the "
+                f"groups {', '.join(sorted(names))}"
+            )
+        for name, units in window.items():
+            if not isinstance(units, Tensor) or units.dtype != torch.int64 or units.ndim != 1:
+                raise ConfigError(
+                    f"the window schedule {self.name} gives no int64 tensor with one axis for group {name}"
+                )
+        return window

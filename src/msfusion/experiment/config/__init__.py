@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import Field, ValidationError, model_validator
 
 from msfusion.data.spec import DataSpec
-from msfusion.errors import ConfigError
+from msfusion.errors import ConfigError, MsfusionError
 from msfusion.experiment.config.errors import about_section, first_mistake
 from msfusion.experiment.config.fedgrow import GrowSection
 from msfusion.experiment.config.keys import (
@@ -49,6 +49,7 @@ from msfusion.federated.problem import METHODS, Settings
 from msfusion.federated.screening import Screening
 from msfusion.federated.training import TrainingSettings
 from msfusion.folders import PREFIX, folder_of, has_tokenizer
+from msfusion.imports import in_one_line
 from msfusion.methods import settings as _house  # noqa: F401  # which registers the methods of the house
 from msfusion.methods.fedgrow.settings import GrowSettings
 from msfusion.methods.parts.remembered import REMEMBERED_BYTES
@@ -268,7 +269,27 @@ class Config(Section):
         chosen = {name: worked_out.get(name, getattr(section, name, None)) for name in settings_of(made)}
         if section.name in HOUSE:
             chosen.pop("ratio")  # of the participants
-        return made(**chosen)
+        try:
+            return made(**chosen)
+        except MsfusionError:
+            raise
+        except Exception as error:  # whatever a user's class makes of its settings
+            raise ConfigError(
+                f"method.name = '{section.name}' refuses its settings ({type(error).__name__}: {in_one_line(error)})"
+            ) from error
+
+    def refuse_ignored(self) -> None:
+        """Raise ConfigError where a setting of [method] has no meaning for a method that is not of the house.
+
+        A comparison of both has them all; a run of one does not.
+        """
+        if self.method.name not in HOUSE:
+            slices = {key: value for key, value in _SLICES_ONLY.items() if key.startswith("method.")}
+            usual = {**slices, **_BLOCKS_ONLY, "method.blocks": None, "method.weighting": "examples"}
+            try:
+                self._refuse_meaningless(usual, f"method.name = '{self.method.name}'")
+            except ValueError as error:
+                raise ConfigError(f"{error}.") from error
 
     def with_method(self, settings: Settings) -> Config:
         """The same configuration with these settings of the method, that differ in plain values. Raises ConfigError."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_origin
 
-from pydantic import PydanticUserError, create_model
+from pydantic import BeforeValidator, ConfigDict, PydanticUserError, create_model
 
 from msfusion.errors import ConfigError
 from msfusion.experiment.config.sections import HOUSE, MethodSection, keys_of
@@ -34,11 +34,35 @@ def settings_of(settings: type[Settings]) -> tuple[str, ...]:
     return tuple(_keys_of(settings))
 
 
+class _OwnSection(MethodSection):
+    """Defaults are checked as well: they are the user's."""
+
+    model_config = ConfigDict(validate_default=True)
+
+
+def _from_toml(kind: Any) -> Any:
+    """The type, which takes a list for a tuple: TOML has no tuples."""
+    if get_origin(kind) is tuple:
+        return Annotated[
+            kind, BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
+        ]
+    return kind
+
+
 @cache
 def _schema(settings: type[Settings], name: str, usual: type[Config]) -> type[Config]:
     try:
-        keys = {**_keys_of(settings), "name": (str, name)}
-        section = create_model(f"{settings.__name__}Section", __base__=MethodSection, **keys)
+        keys = _keys_of(settings)
+        shadowed = [key for key in keys if key in MethodSection.model_fields or key == "model_config"]
+        if shadowed:
+            raise ConfigError(
+                f"method.name = '{name}': the field {shadowed[0]!r} of {settings.__name__} is a key of [method] "
+                "already: call it otherwise"
+            )
+        keys = {key: (_from_toml(kind), default) for key, (kind, default) in keys.items()}
+        section = create_model(
+            f"{settings.__name__}Section", __base__=_OwnSection, **{**keys, "name": (str, name)}
+        )
         return create_model(usual.__name__, __base__=usual, method=(section, ...))
     except (PydanticUserError, NameError) as error:
         raise ConfigError(

@@ -1,0 +1,135 @@
+"""Losses and metrics of one's own: their values, and what does not fit is refused by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from msfusion.batch import Batch
+from msfusion.errors import ConfigError, DataError, TrainingError
+from msfusion.scoring import LOSSES, Scoring, loss_named, metrics_named
+
+
+class Returning(nn.Module):
+    """Says its inputs, times a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weight
+
+
+def batch(*targets: float) -> Batch:
+    return Batch((torch.tensor([[1.0], [2.0], [4.0]]),), torch.tensor(targets)[:, None])
+
+
+def test_a_loss_and_metrics_by_hand_whatever_the_size_of_mini_batches() -> None:
+    data = batch(1.0, 0.0, 0.0)
+    for size in (1, 2, 3):
+        scoring = Scoring(
+            nn.functional.mse_loss,
+            {"largest": lambda o, t: (o - t).abs().max()},
+            batch_size=size,
+            labels=False,
+        )
+        found = scoring.evaluate(Returning(), data)
+        assert found.loss == pytest.approx((0 + 4 + 16) / 3)
+        assert found.accuracy is None
+        assert found.metrics == {"largest": 4.0}
+    assert float(scoring.objective(Returning(), data).detach()) == pytest.approx(20 / 3)
+
+
+def test_what_other_models_say_is_added() -> None:
+    data = batch(1.0, 2.0, 4.0)
+    offset = Batch(data.inputs, data.targets, torch.full((3, 1), 0.5))
+    scoring = Scoring(nn.functional.l1_loss)
+    assert float(scoring.objective(Returning(), data).detach()) == 0
+    assert float(scoring.objective(Returning(), offset).detach()) == 0.5
+
+
+class Counting:
+    """A metric that is fed mini-batch by mini-batch."""
+
+    def __init__(self) -> None:
+        self.examples = 7
+
+    def reset(self) -> None:
+        self.examples = 0
+
+    def update(self, outputs: Tensor, targets: Tensor) -> None:
+        self.examples += len(targets)
+
+    def compute(self) -> int:
+        return self.examples
+
+
+def test_a_metric_that_is_fed_begins_anew_in_each_evaluation() -> None:
+    scoring = Scoring(nn.functional.l1_loss, {"seen": Counting()}, batch_size=2, labels=False)
+    for _ in range(2):
+        assert scoring.evaluate(Returning(), batch(1, 1, 1)).metrics == {"seen": 3.0}
+
+
+def test_metrics_of_torchmetrics_are_theirs() -> None:
+    torchmetrics = pytest.importorskip("torchmetrics")
+    outputs = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(20) % 3
+    data = Batch((outputs,), labels)
+    found = Scoring(metrics=metrics_named(["f1", "auc"], 3, True), batch_size=7).evaluate(Returning(), data)
+    f1 = torchmetrics.F1Score(task="multiclass", num_classes=3, average="macro")(outputs, labels)
+    assert found.metrics["f1"] == pytest.approx(float(f1))
+    several = Batch((outputs,), (outputs > 0.3).float())
+    assert Scoring(
+        loss_named("binary_cross_entropy"), metrics_named(["auc"], 3, False), labels=False
+    ).evaluate(Returning(), several).metrics == {"auc": 1.0}
+
+
+@pytest.mark.parametrize("name", list(LOSSES))
+def test_shapes_that_torch_would_stretch_are_refused(name: str) -> None:
+    flat = Batch((torch.ones(3, 1),), torch.ones(3))
+    with pytest.raises(TrainingError, match=r"returned \[3, 1\] where the targets are \[3\]"):
+        Scoring(loss_named(name)).objective(Returning(), flat)
+    whole = Batch((torch.ones(3, 1),), torch.ones(3, 1, dtype=torch.int64))
+    with pytest.raises(TrainingError, match=r"give targets\.float"):
+        Scoring(loss_named(name)).objective(Returning(), whole)
+
+
+@pytest.mark.parametrize(
+    ("loss", "told"),
+    [
+        (lambda o, t: (o - t).abs(), r"a tensor of shape \[3, 1\]"),
+        (lambda o, t: 1.0, "float"),
+        (lambda o, t: (o - t).sum().long(), "torch.int64"),
+    ],
+)
+def test_a_loss_that_is_no_mean_is_refused(loss: Any, told: str) -> None:
+    with pytest.raises(TrainingError, match=told):
+        Scoring(loss).objective(Returning(), batch(1, 1, 1))
+
+
+def failing(outputs: Tensor, targets: Tensor) -> Tensor:
+    raise KeyError("a mistake")
+
+
+@pytest.mark.parametrize(
+    ("metric", "told"),
+    [
+        (failing, "failed .KeyError"),
+        (lambda o, t: o, "no single number"),
+        (lambda o, t: None, "no single number"),
+    ],
+)
+def test_a_metric_that_fails_is_told_by_name(metric: Any, told: str) -> None:
+    scoring = Scoring(nn.functional.l1_loss, {"theirs": metric}, labels=False)
+    with pytest.raises(DataError, match=f"the metric 'theirs' {told}|the metric 'theirs' is {told}"):
+        scoring.evaluate(Returning(), batch(1, 1, 1))
+
+
+def test_names_that_are_none_are_refused() -> None:
+    for find in (lambda: loss_named("nonsense"), lambda: metrics_named(["nonsense"], 2, True)):
+        with pytest.raises(ConfigError, match="module:name"):
+            find()
