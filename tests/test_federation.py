@@ -311,6 +311,7 @@ def test_what_is_no_data_is_refused(given: Any, sentence: str) -> None:
         batch_of(given)
 
 
+@pytest.mark.without_type_checks
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
@@ -329,6 +330,7 @@ def test_what_does_not_fit_is_told_in_a_sentence(options: dict[str, Any], senten
         federation(**options).fit(1)
 
 
+@pytest.mark.without_type_checks
 def test_labels_that_the_model_does_not_know_are_told() -> None:
     inputs, targets = examples(20)
     with pytest.raises(DataError, match="participant 0"):
@@ -612,6 +614,7 @@ def test_a_schedule_that_gives_no_windows_is_refused(schedule: Any, sentence: st
         federation(method=msfusion.Windows(ratio=0.5, schedule=schedule)).fit(1)
 
 
+@pytest.mark.without_type_checks
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from msfusion.errors import ConfigError
-from msfusion.experiment.config import METHOD_NAMES, Config
+from msfusion.experiment.config import Config
 from msfusion.experiment.config.keys import flattened
 from msfusion.experiment.config.sections import HOUSE
 from msfusion.experiment.figures import mean_flops_per_example
@@ -45,9 +45,9 @@ class Comparison:
 
     def __post_init__(self) -> None:
         for method in self.methods:
-            if method not in METHOD_NAMES and not is_reference(method):
+            if method not in HOUSE and not is_reference(method):
                 raise ConfigError(
-                    f"--methods: there is no method '{short(method)}'; choose from {', '.join(METHOD_NAMES)}."
+                    f"--methods: there is no method '{short(method)}'; choose from {', '.join(HOUSE)}."
                 )
         if not self.methods or len(set(self.methods)) != len(self.methods):
             raise ConfigError("--methods should name at least one method, and none twice.")

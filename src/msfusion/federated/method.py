@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy, deepcopy
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, NewType, Self
+from typing import ClassVar, Literal, NewType
 
 from torch import Tensor, nn
 
@@ -136,7 +136,7 @@ class Method(Settings):
     remarks: tuple[str, ...] = ()
     """Sentences for whoever starts a run: what was decided that the settings leave open."""
 
-    def build(self, problem: Problem) -> Self:
+    def build(self, problem: Problem) -> Method:
         """The method for a problem: a copy that has it, its model, scoring and seed."""
         made = copy(self)
         made.__dict__.pop("_working", None)  # of another model, if this was built before

@@ -44,7 +44,7 @@ METHODS: Mapping[str, Schedule | None] = {
 
 
 def trains_own_models(name: str, start: str) -> bool:
-    """Whether participants of a method train small models rather than windows of a large one (`base.OwnModels`)."""
+    """Whether participants of a method train small models rather than windows of a large one."""
     return (name in METHODS and METHODS[name] is None) or (name == "msfusion" and start == "blocks")
 
 

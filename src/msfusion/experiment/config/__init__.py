@@ -124,8 +124,6 @@ _STARTS: Mapping[str, Mapping[str, Any]] = {
 }
 """By msfusion's start: keys that must stay as they are by default, as they have no meaning for it."""
 
-METHOD_NAMES = HOUSE
-
 
 class Config(Section):
     """A whole run, resolved: every key has its value."""
