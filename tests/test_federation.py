@@ -1,13 +1,13 @@
-"""A federation in a program: what it gives, how it goes on, what it refuses, and who is told."""
+"""A federation in a program: what it gives, how it goes on, and what it refuses."""
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from federations import TRAINING, Falling, examples, federation, network, same
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
@@ -15,33 +15,7 @@ import msfusion
 from msfusion.batch import Batch
 from msfusion.data.datasets import batch_of
 from msfusion.errors import ConfigError, DataError, RunDirectoryError, TrainingError
-from msfusion.federated.results import RoundResult
 from msfusion.methods.parts.contrastive import ContrastiveSettings
-
-TRAINING = msfusion.Training("adamw", learning_rate=0.01, batch_size=8)
-
-
-def examples(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    inputs = torch.randn(count, 6, generator=torch.Generator().manual_seed(seed))
-    return inputs, (inputs[:, 0] > 0).long() + (inputs[:, 1] > 0).long()
-
-
-def network() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
-
-
-def federation(**options: Any) -> msfusion.Federation:
-    given = {
-        "method": msfusion.MSfusion(ratio=0.5, start="fresh"),
-        "training": TRAINING,
-        "test": examples(40, 9),
-    }
-    return msfusion.Federation(network(), [examples(20, seed) for seed in range(3)], **{**given, **options})
-
-
-def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
-    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
 def test_rounds_lead_to_a_model_that_is_better() -> None:
@@ -164,103 +138,6 @@ def test_several_processes_end_with_the_same_bits() -> None:
     alone.fit(2)
     several.fit(2)
     assert same(alone.state, several.state)
-
-
-class Noting(msfusion.Callback):
-    def __init__(self) -> None:
-        self.seen: list[str] = []
-
-    def begin(self, federation: msfusion.Federation) -> None:
-        self.seen.append("begin")
-
-    def participant(self, federation: msfusion.Federation, result: Any) -> None:
-        self.seen.append(f"participant {result.participant}")
-
-    def round(self, federation: msfusion.Federation, result: RoundResult) -> bool:
-        assert federation.done == result.number
-        self.seen.append(f"round {result.number}")
-        return result.number == 2
-
-    def end(self, federation: msfusion.Federation) -> None:
-        self.seen.append("end")
-
-
-def test_callbacks_are_told_and_may_stop() -> None:
-    noting = Noting()
-    federation(callbacks=[noting]).fit(5)
-    assert [each for each in noting.seen if "participant" not in each] == [
-        "begin",
-        "round 1",
-        "round 2",
-        "end",
-    ]
-    assert sorted(each for each in noting.seen if "participant" in each) == sorted(
-        [f"participant {each}" for each in range(3)] * 2
-    )
-
-
-def test_callbacks_end_whatever_happens() -> None:
-    class Failing(msfusion.Callback):
-        def round(self, federation: msfusion.Federation, result: RoundResult) -> None:
-            raise ValueError("no more")
-
-    noting = Noting()
-    with pytest.raises(ValueError, match="no more"):
-        federation(callbacks=[noting, Failing()]).fit(3)
-    assert noting.seen[-1] == "end"
-
-
-def test_files_of_figures_go_on_after_a_resume(tmp_path: Path) -> None:
-    path = tmp_path / "figures.csv"
-    ours = federation(
-        callbacks=[msfusion.CSVFile(path)], metrics={"sure": lambda o, t: o.softmax(1).amax(1).mean()}
-    )
-    for result in ours.rounds(3):
-        if result.number == 2:
-            ours.save(tmp_path)
-            break
-    rest = federation(
-        callbacks=[msfusion.CSVFile(path)], metrics={"sure": lambda o, t: o.softmax(1).amax(1).mean()}
-    ).resume(tmp_path)
-    rest.fit(1)
-    with path.open() as file:
-        rows = list(csv.DictReader(file))
-    assert [row["round"] for row in rows] == ["1", "2", "3"]
-    assert all(0 < float(row["sure"]) < 1 for row in rows)
-
-
-def test_the_best_and_the_last_are_kept(tmp_path: Path) -> None:
-    ours = federation(callbacks=[msfusion.Checkpoints(tmp_path, every=2, figure="accuracy")])
-    history = ours.fit(5)
-    best = max(history, key=lambda result: result.figures()["accuracy"]).number  # the first of equals
-    kept = [federation().resume(tmp_path / name).done for name in ("best", "last")]
-    assert kept == [best, 5]
-
-
-def test_it_stops_where_nothing_improves() -> None:
-    ours = federation(
-        callbacks=[msfusion.EarlyStopping("loss", patience=2)],
-        training=msfusion.Training(learning_rate=1e-30, momentum=0.0),
-        method=msfusion.FedAvg(),
-    )
-    assert [result.number for result in ours.fit(10)] == [1, 2, 3]
-    with pytest.raises(ConfigError, match="there is no figure 'f1'"):
-        federation(callbacks=[msfusion.EarlyStopping("f1")]).fit(1)
-
-
-def test_lines_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    federation(callbacks=[msfusion.Printed()]).fit(2)
-    first, second = capsys.readouterr().out.splitlines()
-    federation(callbacks=[msfusion.Printed()], method=None).fit(1)
-    assert "the small model alone" in capsys.readouterr().out
-    assert first.startswith("round 1/2: training_loss ")
-    assert "accuracy" in second
-
-
-def test_events_are_written(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
-    federation(callbacks=[msfusion.TensorBoard(tmp_path)]).fit(1)
-    assert list(tmp_path.glob("events*"))
 
 
 class Pairs(Dataset[Any]):
@@ -403,13 +280,6 @@ def test_one_engine_serves_one_run_at_a_time() -> None:
     assert same(second.state, alone.state)
 
 
-def test_a_directory_of_checkpoints_is_gone_on_from(tmp_path: Path) -> None:
-    federation(callbacks=[msfusion.Checkpoints(tmp_path)]).fit(3)
-    assert federation().resume(tmp_path).done == 3
-    with pytest.raises(RunDirectoryError, match="there is no"):
-        federation().resume(tmp_path / "elsewhere")
-
-
 class Controlled(msfusion.Method):
     """Sends a tensor of its own down, and averages what comes back of it."""
 
@@ -478,55 +348,6 @@ def test_rounds_are_run_once_at_a_time() -> None:
     rounds.close()
     ours.fit(1)
     assert [line["round"] for line in ours.figures] == [1, 2]
-
-
-class Falling:
-    """A metric that gets worse from evaluation to evaluation."""
-
-    def __init__(self, start: float = 0.0) -> None:
-        self.value = start
-
-    def reset(self) -> None:
-        self.value -= 1
-
-    def update(self, outputs: Tensor, targets: Tensor) -> None:
-        targets.zero_()  # what it is given is its own
-
-    def compute(self) -> float:
-        return self.value
-
-
-def test_the_best_stays_the_best_after_a_resume(tmp_path: Path) -> None:
-    for start, saved in ((0.0, None), (-2.0, "last")):
-        metric, kept = Falling(start), msfusion.Checkpoints(tmp_path, figure="m")
-        stopping = msfusion.EarlyStopping("m", patience=3)
-        ours = federation(metrics={"m": metric}, callbacks=[kept, stopping])
-        if saved:
-            ours.resume(tmp_path / saved)
-            assert [result.number for result in ours.rounds(4)] == [
-                3,
-                4,
-            ]  # as without a break: three without a better
-        else:
-            for result in ours.rounds(6):
-                if result.number == 2:
-                    break
-        assert ours.test is not None
-        assert bool(ours.test.targets.any())
-    assert federation(metrics={"m": Falling()}).resume(tmp_path / "best").done == 1
-
-
-def test_callbacks_that_could_never_do_anything_are_refused(tmp_path: Path) -> None:
-    for options, callback in (
-        ({"test": None}, msfusion.EarlyStopping("loss")),
-        ({}, msfusion.EarlyStopping("perplexity")),
-        ({"test": None}, msfusion.Checkpoints(tmp_path)),
-    ):
-        with pytest.raises(ConfigError, match="there is no figure"):
-            federation(callbacks=[callback], **options).fit(1)
-    for make in (lambda: msfusion.EarlyStopping(patience=0), lambda: msfusion.Checkpoints(tmp_path, every=0)):
-        with pytest.raises(ConfigError, match="at least 1"):
-            make()
 
 
 def test_the_names_of_the_house_are_not_taken() -> None:

@@ -44,6 +44,30 @@ def test_a_loss_and_metrics_by_hand_whatever_the_size_of_mini_batches() -> None:
     assert float(scoring.objective(Returning(), data).detach()) == pytest.approx(20 / 3)
 
 
+class Counted(Returning):
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("loss", [None, nn.functional.cross_entropy], ids=["classes", "own loss"])
+def test_the_model_is_run_once_over_the_data_for_all_figures(loss: Any) -> None:
+    data = Batch((torch.tensor([[2.0, 1.0], [0.0, 3.0], [1.0, 5.0]]),), torch.tensor([0, 1, 0]))
+    metrics = {"seen": Counting(), "last": lambda o, t: t[-1]}
+    model, scoring = Counted(), Scoring(loss, metrics, batch_size=2)
+    found = scoring.evaluate(model, data)
+    assert model.calls == 2  # mini-batches
+    rows = [torch.tensor([1.0, 0.0]), torch.tensor([0.0, 3.0]), torch.tensor([-4.0, 0.0])]
+    expected = (
+        sum(float(row.exp().sum().log() - row[at]) for row, at in zip(rows, (0, 1, 0), strict=True)) / 3
+    )
+    assert found.loss == pytest.approx(expected)
+    assert found.accuracy == pytest.approx(2 / 3)
+    assert found.metrics == {"seen": 3.0, "last": 0.0}
+
+
 def test_what_other_models_say_is_added() -> None:
     data = batch(1.0, 2.0, 4.0)
     offset = Batch(data.inputs, data.targets, torch.full((3, 1), 0.5))

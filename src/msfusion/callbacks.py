@@ -17,11 +17,13 @@ import csv
 import io
 import math
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Literal
 
 from msfusion.errors import ConfigError, RunDirectoryError
 from msfusion.federated.results import ParticipantResult, RoundResult
 from msfusion.files import refusing_write_errors, write_text
+from msfusion.scoring import FIGURES, SCORES
+from msfusion.tensorboard import EventWriter, require_tensorboard
 
 if TYPE_CHECKING:
     from msfusion.federation import Federation
@@ -61,7 +63,7 @@ class Printed(Callback):
         print(f"round {result.number}/{federation.planned}: " + ", ".join([*told, *known]), flush=True)
 
 
-_TOLD = ("training_loss", "loss", "accuracy", "perplexity")
+_TOLD = ("training_loss", *SCORES)
 
 
 def _shown(value: float) -> str:
@@ -84,7 +86,7 @@ class CSVFile(Callback):
 
         Raises RunDirectoryError where it cannot be written, or holds something else.
         """
-        columns = dict.fromkeys(["round", *_FIGURES, *federation.figure_names])
+        columns = dict.fromkeys(["round", *FIGURES, *federation.figure_names])
         kept: list[dict[str, str]] = []
         with refusing_write_errors(self.path):
             if federation.done and self.path.exists():
@@ -114,33 +116,22 @@ class CSVFile(Callback):
             self._file.close()
 
 
-_FIGURES = ("training_loss", "loss", "accuracy", "perplexity", "bytes_down", "bytes_up", "seconds")
-
-
 class TensorBoard(Callback):
     """The figures of each round as TensorBoard events in a directory. Raises ConfigError where it is not installed."""
 
     def __init__(self, path: str | Path) -> None:
-        try:
-            from tensorboard.summary.writer.event_file_writer import EventFileWriter
-        except ImportError as error:
-            raise ConfigError(
-                "TensorBoard is not installed: run pip install 'msfusion[tensorboard]'"
-            ) from error
-        self._make, self._path = EventFileWriter, Path(path)
-        self._writer: Any = None
+        require_tensorboard()
+        self._path = Path(path)
+        self._writer: EventWriter | None = None
 
     def begin(self, federation: Federation) -> None:
         """Open the directory."""
-        self._writer = self._make(str(self._path))
+        self._writer = EventWriter(self._path)
 
     def round(self, federation: Federation, result: RoundResult) -> None:
         """Write its figures."""
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
-        values = [Summary.Value(tag=name, simple_value=value) for name, value in result.figures().items()]
-        self._writer.add_event(Event(step=result.number, summary=Summary(value=values)))
+        assert self._writer is not None
+        self._writer.add(result.number, result.figures())
 
     def end(self, federation: Federation) -> None:
         """Close it."""
@@ -160,14 +151,14 @@ class _Watching(Callback):
 
     def begin(self, federation: Federation) -> None:
         """Look at the rounds that are done. Raises ConfigError where no round will have the figure."""
-        evaluated = ("loss", "accuracy", "perplexity", *federation.scoring.metrics)
+        evaluated = (*SCORES, *federation.scoring.metrics)
         missing = {
             "accuracy": not federation.scoring.labels,
             "perplexity": not federation.scoring.language_modelling,
         }
         known = [
             name
-            for name in (*_FIGURES, *federation.figure_names)
+            for name in (*FIGURES, *federation.figure_names)
             if not missing.get(name) and (federation.test is not None or name not in evaluated)
         ]
         if self.figure not in known:

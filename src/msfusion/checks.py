@@ -1,9 +1,11 @@
 """The project's own oracles, for parts that others write: each raises CheckError, which says the law that is broken.
 
-msfusion.check_method(MyMethod())
-msfusion.check_engine(MyEngine())
-msfusion.check_codec(MyCodec())
-msfusion.check_schedule(my_schedule)
+In a test of one's own:
+
+    msfusion.check_method(MyMethod())
+    msfusion.check_engine(MyEngine())
+    msfusion.check_codec(MyCodec())
+    msfusion.check_schedule(my_schedule)
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -36,7 +40,7 @@ from msfusion.methods.settings import capacities_of
 from msfusion.seeds import seeded
 from msfusion.width.groups import State, WidthMap
 from msfusion.width.trace import trace
-from msfusion.windows import Schedule, window_size
+from msfusion.windows import CheckedSchedule, Schedule
 
 PARTICIPANTS, ROUNDS = 3, 3
 
@@ -165,7 +169,7 @@ def _check_failures(engine: Engine, data: Sequence[Batch]) -> None:
 
         engine.open(data, data[0])
         try:
-            asks = [Ask("train", lambda who=who: tasks(who)) for who in range(PARTICIPANTS)]  # type: ignore[misc]
+            asks = [Ask("train", partial(tasks, who)) for who in range(PARTICIPANTS)]
             answers = {each.update.participant: each for each in engine.run(probe, asks)}
         finally:
             engine.close()
@@ -280,32 +284,13 @@ def check_schedule(schedule: Schedule, *, width_map: WidthMap | None = None) -> 
                 "a schedule that goes by the weights is checked on the small model: leave width_map out"
             )
 
-        def window(who: int, round_index: int, ratio: float) -> dict[str, Tensor]:
-            return schedule(known, who, round_index, ratio, participants=4, seed=3, **of_state)
-
-        for ratio in (0.1, 0.25, 0.5, 1.0):
-            for who in range(4):
-                for round_index in (0, 1, 7):
-                    found = window(who, round_index, ratio)
-                    tensors = isinstance(found, dict) and all(
-                        isinstance(each, Tensor) for each in found.values()
-                    )
-                    _law(tensors, "a window must be a dict: by group, a tensor of the units' numbers")
-                    _same(found, window(who, round_index, ratio), "two calls with the same arguments differ")
-                    for group in known.groups:
-                        _law(group.name in found, f"the group {group.name} has no window")
-                        units, size = found[group.name], window_size(ratio, group.units)
-                        about = f"group {group.name} at ratio {ratio}: "
-                        _law(
-                            units.dtype == torch.int64 and units.ndim == 1,
-                            f"{about}units must be one axis of int64",
-                        )
-                        _law(
-                            len(units) == size,
-                            f"{about}{len(units)} of {group.units} units, and it must be {size}",
-                        )
-                        _law(len(set(units.tolist())) == len(units), f"{about}a unit is there twice")
-                        _law(bool(((units >= 0) & (units < group.units)).all()), f"{about}units out of range")
+        checked = CheckedSchedule(schedule)  # as in a run: names, sizes, dtype, and the same when asked again
+        for ratio, who, round_index in product((0.1, 0.25, 0.5, 1.0), range(4), (0, 1, 7)):
+            window = checked(known, who, round_index, ratio, participants=4, seed=3, **of_state)
+            for group in known.groups:
+                units, about = window[group.name], f"group {group.name} at ratio {ratio}: "
+                _law(len(set(units.tolist())) == len(units), f"{about}a unit is there twice")
+                _law(bool(((units >= 0) & (units < group.units)).all()), f"{about}units out of range")
 
 
 class Bytes(Engine):

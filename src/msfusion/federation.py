@@ -1,9 +1,11 @@
 """A federation in a program or a notebook: a model, participants' data, a method; and what comes of their rounds.
 
-federation = msfusion.Federation(model, data, method=msfusion.MSfusion(ratio=0.25), test=test)
-for round in federation.rounds(20):
-print(round.number, round.evaluation)
-trained = federation.model()
+In short:
+
+    federation = msfusion.Federation(model, data, method=msfusion.MSfusion(ratio=0.25), test=test)
+    for round in federation.rounds(20):
+        print(round.number, round.evaluation)
+    trained = federation.model()
 """
 
 from __future__ import annotations

@@ -93,7 +93,12 @@ def scores(
     if it has one, is in them.
     Raises TrainingError and DataError as `cross_entropy` does.
     """
-    logits, targets = aligned(batch.call(model), batch.targets)
+    return scores_in(batch.call(model), batch)
+
+
+def scores_in(output: Any, batch: Batch) -> tuple[Float[Tensor, "targets classes"], Int[Tensor, " targets"]]:
+    """As `scores`, from what the model returned for the batch."""
+    logits, targets = aligned(output, batch.targets)
     check_labels(targets, logits.shape[-1])
     if batch.offset is not None:
         logits = logits + full(batch.offset).reshape(logits.shape)
@@ -159,18 +164,37 @@ def evaluate(
     Runs in eval mode without gradients and leaves the model in the mode in which it was.
     Raises as `cross_entropy` does, and DataError where there is nothing to evaluate on.
     """
-    loss, correct, counted = 0.0, 0, 0
+    tally = Tally()
     with evaluating(model):
         for batch in data.split(batch_size):
-            logits, targets = scores(model, batch)
-            loss += float(F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum"))
-            correct += int((logits.argmax(-1) == targets).sum())
-            counted += int((targets != IGNORED).sum())
-    if counted == 0:
-        raise DataError(_NOTHING)
-    mean = loss / counted
-    perplexity = _exp(mean) if language_modelling else None
-    return Evaluation(loss=mean, accuracy=correct / counted, examples=len(data), perplexity=perplexity)
+            tally.add(*scores(model, batch))
+    return tally.evaluation(len(data), language_modelling)
+
+
+class Tally:
+    """Cross-entropy and right answers, summed up mini-batch by mini-batch."""
+
+    def __init__(self) -> None:
+        self._loss, self._correct, self._counted = 0.0, 0, 0
+
+    def add(self, logits: Float[Tensor, "targets classes"], targets: Int[Tensor, " targets"]) -> None:
+        """Take in the scores of a mini-batch; targets that are IGNORED do not count."""
+        self._loss += float(F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum"))
+        self._correct += int((logits.argmax(-1) == targets).sum())
+        self._counted += int((targets != IGNORED).sum())
+
+    @property
+    def accuracy(self) -> float | None:
+        """The share of right answers; None where no target counts."""
+        return self._correct / self._counted if self._counted else None
+
+    def evaluation(self, examples: int, language_modelling: bool = False) -> Evaluation:
+        """What it comes to, on so many examples. Raises DataError where no target counts."""
+        if self._counted == 0:
+            raise DataError(_NOTHING)
+        mean = self._loss / self._counted
+        perplexity = _exp(mean) if language_modelling else None
+        return Evaluation(mean, self.accuracy, examples, perplexity)
 
 
 def evaluate_for(

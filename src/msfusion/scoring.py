@@ -7,7 +7,7 @@ label for each pixel.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import wraps
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from msfusion.batch import Batch
 from msfusion.errors import ConfigError, DataError, MsfusionError, TrainingError
 from msfusion.imports import in_one_line, without_ending
-from msfusion.objectives import Evaluation, cross_entropy, evaluate, evaluating, logits_of
+from msfusion.objectives import Evaluation, Tally, cross_entropy, evaluate, evaluating, logits_of, scores_in
 from msfusion.offsets import full
 from msfusion.registry import Registry
 
@@ -47,11 +47,13 @@ Metric = Accumulating | Callable[[Tensor, Tensor], Any]
 """A figure: from the outputs for all examples and their targets to one number; or one that is fed mini-batches."""
 
 
-_OURS = (
-    "loss", "accuracy", "perplexity", "examples", "round", "seconds", "training_loss", "bytes_down", "bytes_up",
-    "measuring_bytes",
-)  # fmt: skip
-"""What our own figures are called."""
+SCORES = ("loss", "accuracy", "perplexity")
+"""What an evaluation's own figures are called."""
+
+FIGURES = ("training_loss", *SCORES, "bytes_down", "bytes_up", "seconds")
+"""What a round's figures are called, whatever the method."""
+
+_TAKEN = (*FIGURES, "examples", "round", "measuring_bytes")
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class Scoring:
                 f"the loss is a {type(self.loss).__name__}: give a function of (outputs, targets)"
             )
         for name, metric in self.metrics.items():
-            if name in _OURS:
+            if name in _TAKEN:
                 raise ConfigError(f"a metric is called {name!r}, as one of ours: give it another name")
             if isinstance(metric, type) or not (callable(metric) or isinstance(metric, Accumulating)):
                 raise ConfigError(
@@ -98,27 +100,39 @@ class Scoring:
         Runs in eval mode without gradients and leaves the model in the mode in which it was. Raises as `objective`
         does, and DataError where there is nothing to evaluate on, or a metric fails.
         """
-        figures = self._figures(model, data)
-        if self.loss is None:
-            found = evaluate(model, data, self.batch_size, self.language_modelling)
-            return replace(found, metrics=figures)
-        total = 0.0
+        if self.loss is None and not self.metrics:
+            return evaluate(model, data, self.batch_size, self.language_modelling)
         if not len(data):
             raise DataError("there is nothing to evaluate on: give a test set")
+        loss, meters = 0.0, _Meters(self.metrics)
+        tally = Tally() if self.loss is None or self.labels else None
         with evaluating(model):
             for batch in data.split(self.batch_size):
-                loss = self._own_loss(outputs_of(model, batch), batch.targets)
-                total += float(loss) * len(batch)
-        return Evaluation(total / len(data), self._accuracy(model, data), len(data), metrics=figures)
+                outputs = outputs_of(model, batch)  # once, for all that is told of them
+                if self.loss is not None:
+                    loss += float(self._own_loss(outputs, batch.targets)) * len(batch)
+                if tally is not None:
+                    tally = self._counted(tally, outputs, batch)
+                meters.update(outputs, batch.targets)  # last, as a metric may write into what it is given
+        if self.loss is None and tally is not None:
+            found = tally.evaluation(len(data), self.language_modelling)
+        else:
+            accuracy = None if tally is None else tally.accuracy
+            found = Evaluation(loss / len(data), accuracy, len(data))
+        return replace(found, metrics=meters.values())
 
-    def _accuracy(self, model: nn.Module, data: Batch) -> float | None:
-        """The share of labels that have the largest output; None where outputs are no scores of those classes."""
-        if not self.labels:
-            return None
+    def _counted(self, tally: Tally, outputs: Any, batch: Batch) -> Tally | None:
+        """The tally with one more mini-batch.
+
+        None where outputs are no scores of classes, which a loss of one's own does not need.
+        """
         try:
-            return evaluate(model, data, self.batch_size).accuracy
+            tally.add(*scores_in(outputs, replace(batch, offset=None)))
         except (TrainingError, DataError):  # one output for two classes, a count, ranks
+            if self.loss is None:
+                raise
             return None
+        return tally
 
     def _own_loss(self, outputs: Any, targets: Tensor) -> Float[Tensor, ""]:
         assert self.loss is not None
@@ -132,27 +146,6 @@ class Scoring:
         raise TrainingError(
             f"the loss returned {told}: return the mean over the mini-batch, a tensor with one number"
         )
-
-    def _figures(self, model: nn.Module, data: Batch) -> dict[str, float]:
-        """The metrics' values."""
-        if not self.metrics or not len(data):
-            return {}
-        fed = {name: each for name, each in self.metrics.items() if isinstance(each, Accumulating)}
-        for each in fed.values():
-            each.reset()
-        kept: list[tuple[Tensor, Tensor]] = []
-        with evaluating(model):
-            for batch in data.split(self.batch_size):
-                outputs = outputs_of(model, batch)
-                for name, each in fed.items():
-                    with _told_of(name):  # which may write into what it is given
-                        each.update(outputs, batch.targets.clone())
-                if len(fed) < len(self.metrics):
-                    kept.append((logits_of(outputs), batch.targets))
-        found = {}
-        for name, metric in self.metrics.items():
-            found[name] = _number(name, lambda metric=metric: _value_of(metric, kept))  # type: ignore[misc]
-        return found
 
 
 LOSSES: Registry[Loss] = Registry("loss", "training.loss", reserved=["cross_entropy"])
@@ -300,23 +293,42 @@ def _is_tensor(value: object) -> bool:
     return isinstance(value, Tensor)
 
 
-def _value_of(metric: Metric, kept: Sequence[tuple[Tensor, Tensor]]) -> Any:
-    if isinstance(metric, Accumulating):
-        return metric.compute()
-    outputs, targets = (torch.cat(parts) for parts in zip(*kept, strict=True))
-    return metric(outputs, targets)
+class _Meters:
+    """Metrics over an evaluation: some are fed each mini-batch, the others are given all outputs in the end."""
 
+    def __init__(self, metrics: Mapping[str, Metric]) -> None:
+        self._metrics, self._kept = metrics, list[tuple[Tensor, Tensor]]()
+        self._fed = {name: each for name, each in metrics.items() if isinstance(each, Accumulating)}
+        for each in self._fed.values():
+            each.reset()
 
-def _number(name: str, value: Callable[[], Any]) -> float:
-    """A metric's value. Raises DataError where it fails, or is no single number."""
-    with _told_of(name):
-        found = value()
-    try:
-        return float(found)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise DataError(
-            f"the metric {name!r} is no single number ({in_one_line(error)}): return one"
-        ) from error
+    def update(self, outputs: Any, targets: Tensor) -> None:
+        """Take in a mini-batch. Raises DataError where a metric fails."""
+        for name, each in self._fed.items():
+            with _told_of(name):
+                each.update(outputs, targets.clone())
+        if len(self._fed) < len(self._metrics):
+            self._kept.append((logits_of(outputs), targets))
+
+    def values(self) -> dict[str, float]:
+        """The metrics' values. Raises DataError where one fails, or is no single number."""
+        return {name: self._number(name, metric) for name, metric in self._metrics.items()}
+
+    def _number(self, name: str, metric: Metric) -> float:
+        with _told_of(name):
+            found = self._value(metric)
+        try:
+            return float(found)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise DataError(
+                f"the metric {name!r} is no single number ({in_one_line(error)}): return one"
+            ) from error
+
+    def _value(self, metric: Metric) -> Any:
+        if isinstance(metric, Accumulating):
+            return metric.compute()
+        outputs, targets = (torch.cat(parts) for parts in zip(*self._kept, strict=True))
+        return metric(outputs, targets)
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from msfusion.methods.parts.contrastive import (
     fast_contrastive_loss,
 )
 from msfusion.methods.small import SmallMethod
-from msfusion.methods.table import METHODS, build_method
+from msfusion.methods.table import SCHEDULES_BY_METHOD, build_method
 from msfusion.models.transformer import DecoderLM
 from msfusion.objectives import cross_entropy
 from msfusion.scoring import Scoring
@@ -197,7 +197,7 @@ def test_tokens_without_a_target_do_not_count() -> None:
     assert ContrastiveObjective(received, previous, ON, 0)(model, nothing).detach() == 0.0
 
 
-@pytest.mark.parametrize("name", list(METHODS))
+@pytest.mark.parametrize("name", list(SCHEDULES_BY_METHOD))
 def test_without_a_memory_it_is_plain_cross_entropy_bit_for_bit(name: str) -> None:
     data = examples()
     plain, contrastive = method_for(name, ContrastiveSettings()), method_for(name)
@@ -208,7 +208,7 @@ def test_without_a_memory_it_is_plain_cross_entropy_bit_for_bit(name: str) -> No
     assert same(other.memory, {**other.tensors, ROUND: torch.tensor(0)})
 
 
-@pytest.mark.parametrize("name", list(METHODS))
+@pytest.mark.parametrize("name", list(SCHEDULES_BY_METHOD))
 def test_weight_zero_changes_nothing_even_with_a_memory(name: str) -> None:
     data = examples()
     task = second_task(method_for(name), data)

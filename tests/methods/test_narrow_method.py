@@ -17,7 +17,7 @@ from msfusion.federated.states import holding, state_of
 from msfusion.federated.training import TrainingSettings, local_steps
 from msfusion.methods.blocks import BlocksSettings
 from msfusion.methods.narrow import NarrowMethod
-from msfusion.methods.table import METHODS, build_method
+from msfusion.methods.table import SCHEDULES_BY_METHOD, build_method
 from msfusion.objectives import evaluate
 from msfusion.scoring import Scoring
 from msfusion.width.groups import WidthMap
@@ -80,8 +80,16 @@ def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
 
 
 def test_the_table_has_every_method_and_all_are_methods() -> None:
-    assert list(METHODS) == ["msfusion", "fedrolex", "heterofl", "feddropout", "fedavg", "small", "ensemble"]
-    for name in METHODS:
+    assert list(SCHEDULES_BY_METHOD) == [
+        "msfusion",
+        "fedrolex",
+        "heterofl",
+        "feddropout",
+        "fedavg",
+        "small",
+        "ensemble",
+    ]
+    for name in SCHEDULES_BY_METHOD:
         method = build_method(name, *mlp(), (0.5,) * 4, SETTINGS, blocks=BlocksSettings(8))
         assert isinstance(method, Method)
         assert method.name == name
@@ -108,7 +116,7 @@ def test_a_round_of_fedavg_is_the_loop_by_hand_bit_for_bit() -> None:
     assert same(state_of(model), start)  # the template is untouched
 
 
-@pytest.mark.parametrize("name", list(METHODS))
+@pytest.mark.parametrize("name", list(SCHEDULES_BY_METHOD))
 def test_one_and_two_workers_and_any_order_give_the_same_bits(name: str) -> None:
     model, width_map = tied()
     ratios = (0.25, 0.5, 1.0, 0.3)

@@ -1,4 +1,4 @@
-"""The metrics of a run as TensorBoard events, where `pip install 'msfusion[tensorboard]'` was done."""
+"""The metrics of a run as TensorBoard events (`msfusion.tensorboard`), in its directory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from msfusion.errors import ConfigError
 from msfusion.files import refusing_write_errors
+from msfusion.tensorboard import EventWriter, require_tensorboard
 
 _SHOWN = (
     "training_loss",
@@ -31,15 +33,15 @@ class Events:
     """
 
     def __init__(self, directory: Path, earlier: Iterable[Mapping[str, Any]]) -> None:
-        self._writer: Any = None
+        self._writer: EventWriter | None = None
         self._path = directory / "tensorboard"
         try:
-            from tensorboard.summary.writer.event_file_writer import EventFileWriter
-        except ImportError:
+            require_tensorboard()
+        except ConfigError:
             return
         with refusing_write_errors(self._path):
             shutil.rmtree(self._path, ignore_errors=True)
-            self._writer = EventFileWriter(str(self._path))
+            self._writer = EventWriter(self._path)
         for line in earlier:
             self.add(line)
 
@@ -52,15 +54,10 @@ class Events:
         """Write the metrics of one round. Raises RunDirectoryError."""
         if self._writer is None:
             return
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
         shown = {**{key: line.get(key) for key in _SHOWN}, **line.get("metrics", {})}
-        values = [
-            Summary.Value(tag=key, simple_value=value) for key, value in shown.items() if value is not None
-        ]
+        known = {key: value for key, value in shown.items() if value is not None}
         with refusing_write_errors(self._path):
-            self._writer.add_event(Event(step=line["round"], summary=Summary(value=values)))
+            self._writer.add(line["round"], known)
 
     def __enter__(self) -> Events:
         return self

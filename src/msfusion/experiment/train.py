@@ -26,6 +26,7 @@ from msfusion.experiment.simulated import attendance_figures, simulated_figures
 from msfusion.federated.results import LeftOut, ParticipantResult, RoundResult
 from msfusion.federated.states import model_state
 from msfusion.quoting import plain
+from msfusion.scoring import SCORES
 
 
 @runtime_checkable
@@ -200,7 +201,7 @@ def metrics_line(result: RoundResult, own: Mapping[str, Any]) -> dict[str, Any]:
         "training_loss": result.training_loss,
     }
     figures = result.figures()
-    line |= {name: figures[name] for name in ("loss", "accuracy", "perplexity") if name in figures}
+    line |= {name: figures[name] for name in SCORES if name in figures}
     down, up = result.bytes_moved
     line |= {
         "bytes_down": down,

@@ -75,7 +75,7 @@ class Engine(ABC):
         nobody's fault alone, such as a worker process that dies, is raised here.
         """
 
-    def close(self) -> None:  # noqa: B027
+    def close(self) -> None:  # noqa: B027  # few need it
         """Let go of all processes and connections. Afterwards the engine may be opened again."""
 
 

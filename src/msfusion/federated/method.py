@@ -27,7 +27,7 @@ from msfusion.errors import ConfigError, UpdateError
 from msfusion.federated.privacy import Outbound
 from msfusion.federated.problem import Problem, Settings
 from msfusion.federated.states import holding, loaded, model_state, state_of
-from msfusion.federated.training import local_steps
+from msfusion.federated.training import Trained, local_steps
 from msfusion.objectives import Evaluation, Objective
 from msfusion.scoring import CROSS_ENTROPY, Scoring
 from msfusion.width.groups import State, WidthMap, Window
@@ -82,6 +82,12 @@ class Update:
     share: float = 1.0
 
 
+def trained_update(task: Task, data: Batch, done: Trained, tensors: State) -> Update:
+    """The update of a participant that has trained on its examples; `tensors` are what it sends back."""
+    did = {"steps": done.steps, "examples_seen": done.examples_seen}
+    return Update(task.participant, task.round_index, tensors, len(data), done.loss, did)
+
+
 Released = NewType("Released", Update)
 """An update whose tensors are `Shared`: the method's declaration has let it pass, and it may be sent."""
 
@@ -132,9 +138,6 @@ class Method(Settings):
 
     scoring: Scoring = CROSS_ENTROPY
     """The loss that participants minimise, and the figures of an evaluation."""
-
-    remarks: tuple[str, ...] = ()
-    """Sentences for whoever starts a run: what was decided that the settings leave open."""
 
     def build(self, problem: Problem) -> Method:
         """The method for a problem: a copy that has it, its model, scoring and seed."""
@@ -206,8 +209,7 @@ class Method(Settings):
             participant=task.participant,
             objective=objective or self.scoring.objective,
         )
-        did = {"steps": done.steps, "examples_seen": done.examples_seen}
-        return Update(task.participant, task.round_index, state_of(model), len(data), done.loss, did)
+        return trained_update(task, data, done, state_of(model))
 
     def averaged(self, state: State, answered: Answered) -> dict[str, Tensor]:
         """The state with each tensor that came back averaged, weighted by examples: federated averaging, exact and in

@@ -12,6 +12,7 @@ from msfusion.federated.memory import Memories
 from msfusion.federated.method import Evaluation
 from msfusion.federated.participation import Attendance
 from msfusion.federated.reporting import Report, Spread, own_mean_of, own_spread_of, spread_of
+from msfusion.scoring import SCORES
 
 
 @dataclass(frozen=True)
@@ -90,11 +91,11 @@ class RoundResult:
         return down, sum(each.bytes_up for each in moved) + late_up
 
     def figures(self) -> dict[str, float]:
-        """The round in numbers, by name: those that all methods have, and `own_figures`."""
+        """The round in numbers, by name: those that all methods have (`scoring.FIGURES`), and `own_figures`."""
         down, up = self.bytes_moved
         found: dict[str, float | None] = {"training_loss": self.training_loss}
         if self.evaluation is not None:
-            for name in ("loss", "accuracy", "perplexity"):
+            for name in SCORES:
                 found[name] = getattr(self.evaluation, name)
         found |= {"bytes_down": down, "bytes_up": up, "seconds": self.seconds, **self.own_figures()}
         return {name: value for name, value in found.items() if value is not None}

@@ -37,7 +37,7 @@ from msfusion.averaging.robust import accumulator_for
 from msfusion.batch import Batch
 from msfusion.errors import ConfigError, UpdateError
 from msfusion.federated.capacities import Capacities
-from msfusion.federated.method import TRAINED, Answered, Kind, Method, Task, Update
+from msfusion.federated.method import TRAINED, Answered, Kind, Method, Task, Update, trained_update
 from msfusion.federated.privacy import Outbound
 from msfusion.federated.states import (
     holding,
@@ -177,9 +177,7 @@ class BlocksMethod(Method):
         tensors: dict[str, Tensor] = {}
         for block, each in zip(held, model.children(), strict=True):
             tensors |= labelled(label(block), without_aliases(state_of(each), self.small.width_map.aliases))
-        metadata = {"steps": trained.steps, "examples_seen": trained.examples_seen}
-        update = Update(task.participant, task.round_index, tensors, len(data), trained.loss, metadata)
-        return self._told(update, task, kept)
+        return self._told(trained_update(task, data, trained, tensors), task, kept)
 
     def outbound(self, kind: Kind, task: Task) -> Outbound:
         """The tensors of the blocks that it trained, as they came. What it remembers stays."""

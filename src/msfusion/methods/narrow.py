@@ -25,7 +25,7 @@ from msfusion.averaging.robust import Average, accumulator_for
 from msfusion.batch import Batch
 from msfusion.errors import ConfigError
 from msfusion.federated.capacities import Capacities
-from msfusion.federated.method import Answered, Kind, Method, Task, Update, blamed
+from msfusion.federated.method import Answered, Kind, Method, Task, Update, blamed, trained_update
 from msfusion.federated.privacy import Outbound
 from msfusion.federated.states import holding, loaded, model_state, state_of, with_aliases, without_aliases
 from msfusion.federated.training import TrainingSettings, local_steps
@@ -98,6 +98,10 @@ class NarrowMethod(Method):
             held[participant] = self._scheduled(round_index, participant)
         return held[participant]
 
+    def window_of(self, task: Task) -> Window:
+        """The units that a participant trains with a task (on both sides)."""
+        return self.window(task.round_index, task.participant)
+
     def overlap(self, round_index: int, state: State | None = None) -> float | None:
         """The share of its window that a participant has in common with its neighbour; None of a rival."""
         return None if self.overlaps is None else self.overlaps(round_index)
@@ -109,7 +113,9 @@ class NarrowMethod(Method):
 
     def train(self, task: Task, data: Batch) -> Update:
         """Some steps on the participant's own examples, in its sub-model."""
-        window = self.window(task.round_index, task.participant)
+        return self._trained_in(self.window_of(task), task, data)
+
+    def _trained_in(self, window: Window, task: Task, data: Batch) -> Update:
         submodel = loaded(self._submodel(window), with_aliases(task.tensors, self.width_map.aliases))
         settings, objective = self.training[task.participant], self._objective(task, window)
         update = train_update(submodel, task, data, settings, self.seed, self.width_map, objective)
@@ -154,8 +160,7 @@ class NarrowMethod(Method):
         weights = model_state(state)
         accumulator = accumulator_for(weights, self.width_map, self.average)
         for task, update in answered:
-            window = self.window(task.round_index, task.participant)
-            add_update(accumulator, weights, window, update, self.weighting, self.width_map)
+            add_update(accumulator, weights, self.window_of(task), update, self.weighting, self.width_map)
         return {**state, **accumulator.result()}
 
     @property
@@ -251,8 +256,7 @@ def train_update(
         objective=objective,
     )
     tensors = without_aliases(state_of(model), width_map.aliases)
-    metadata = {"steps": trained.steps, "examples_seen": trained.examples_seen}
-    return Update(task.participant, task.round_index, tensors, len(data), trained.loss, metadata)
+    return trained_update(task, data, trained, tensors)
 
 
 def weight_of(update: Update, weighting: Weighting) -> float:

@@ -31,7 +31,7 @@ Start = Literal["fresh", "blocks", "copies"]
 """How msfusion begins: slices of a model of fresh weights (the paper), a sum of blocks (`methods.blocks`), or copies of
 a small model (`methods.copies`)."""
 
-METHODS: Mapping[str, Schedule | None] = {
+SCHEDULES_BY_METHOD: Mapping[str, Schedule | None] = {
     "msfusion": windows.double_shift,  # Xie & Li, arXiv 2407.03622
     "fedrolex": windows.rolling,  # Alam et al., NeurIPS 2022
     "heterofl": windows.static,  # Diao et al., ICLR 2021
@@ -41,11 +41,6 @@ METHODS: Mapping[str, Schedule | None] = {
     "ensemble": None,  # several small models, one after the other
 }
 """Every method by its name in configurations, with its schedule of windows."""
-
-
-def trains_own_models(name: str, start: str) -> bool:
-    """Whether participants of a method train small models rather than windows of a large one."""
-    return (name in METHODS and METHODS[name] is None) or (name == "msfusion" and start == "blocks")
 
 
 def build_method(
@@ -78,8 +73,8 @@ def build_method(
     anew before an evaluation (None: but for copies). `average` may be a robust one (`averaging.robust`) where several
     participants hold each entry, or its kin. Raises ConfigError for an unknown name or impossible ratios.
     """
-    if name not in METHODS:
-        raise ConfigError(f"there is no method {name!r}: choose one of {', '.join(METHODS)}")
+    if name not in SCHEDULES_BY_METHOD:
+        raise ConfigError(f"there is no method {name!r}: choose one of {', '.join(SCHEDULES_BY_METHOD)}")
     capacities = ratios if isinstance(ratios, Capacities) else Capacities(tuple(ratios))
     ratios = capacities.typical
     each = [training] * len(ratios) if isinstance(training, TrainingSettings) else list(training)
@@ -89,10 +84,10 @@ def build_method(
         )
     refuse_own_loss(scoring, name, contrastive)
     check_average(average)
-    schedule = METHODS[name]
+    schedule = SCHEDULES_BY_METHOD[name]
     measured = recalibrate is not False
     common = (seed, weighting, scoring, contrastive)
-    if schedule is None or trains_own_models(name, start):
+    if schedule is None or (name == "msfusion" and start == "blocks"):
         small = small_method(model, width_map, capacities.smallest, tuple(each), *common, measured)
         small = replace(small, average=average)
         if name == "small":

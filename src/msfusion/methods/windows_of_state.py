@@ -1,9 +1,11 @@
 """Slices whose windows go by the model's weights: the server chooses the units, so they travel with the task.
 
-window_p  <-  schedule(..., state = theta)                        assign, in the server
-theta_p   <-  theta restricted to window_p                        sent with the numbers of its units
-theta_p   <-  theta_p after some steps on p's own data            train
-theta[e]  <-  sum a_p theta_p[e] / sum a_p                        fuse, over the participants that held entry e
+A round, for each participant p and entry e of the model:
+
+    window_p  <-  schedule(..., state = theta)                 assign, in the server
+    theta_p   <-  theta restricted to window_p                 sent with the numbers of its units
+    theta_p   <-  theta_p after some steps on p's own data     train
+    theta[e]  <-  sum a_p theta_p[e] / sum a_p                 fuse, over the participants that held entry e
 """
 
 from __future__ import annotations
@@ -14,13 +16,12 @@ from typing import Any
 
 from torch import Tensor
 
-from msfusion.averaging.robust import accumulator_for
 from msfusion.batch import Batch
 from msfusion.errors import ConfigError
-from msfusion.federated.method import Answered, Kind, Task, Update
+from msfusion.federated.method import Kind, Task, Update
 from msfusion.federated.privacy import Outbound
-from msfusion.federated.states import loaded, model_state, with_aliases, without_aliases
-from msfusion.methods.narrow import NarrowMethod, add_update, train_update
+from msfusion.federated.states import model_state, without_aliases
+from msfusion.methods.narrow import NarrowMethod
 from msfusion.width.groups import State, Window
 from msfusion.width.slices import extract
 
@@ -44,33 +45,18 @@ class WindowsOfState(NarrowMethod):
 
     def train(self, task: Task, data: Batch) -> Update:
         """Some steps on the participant's own examples, in its sub-model."""
-        window, tensors = window_of(task)
-        submodel = loaded(self._submodel(window), with_aliases(tensors, self.width_map.aliases))
-        plain = replace(task, tensors=tensors)
-        return train_update(
-            submodel,
-            plain,
-            data,
-            self.training[task.participant],
-            self.seed,
-            self.width_map,
-            self.scoring.objective,
-        )
+        return self._trained_in(self.window_of(task), _without_units(task), data)
 
-    def fuse(self, state: State, answered: Answered) -> dict[str, Tensor]:
-        """Overlap averaging; an entry that nobody held keeps its value."""
-        weights = model_state(state)
-        accumulator = accumulator_for(weights, self.width_map, self.average)
-        for task, update in answered:
-            window, _ = window_of(task)
-            add_update(accumulator, weights, window, update, self.weighting, self.width_map)
-        return {**state, **accumulator.result()}
+    def window_of(self, task: Task) -> dict[str, Tensor]:
+        """The units that the task says."""
+        said = {name: tensor for name, tensor in task.tensors.items() if name.startswith(UNITS)}
+        return {name.removeprefix(UNITS): tensor.cpu() for name, tensor in said.items()}
 
     def outbound(self, kind: Kind, task: Task) -> Outbound:
         """The sub-model's tensors; the units need not come back."""
         if kind == "measure":
             return super().outbound(kind, task)
-        return super().outbound(kind, replace(task, tensors=window_of(task)[1]))
+        return super().outbound(kind, _without_units(task))
 
     def window(self, round_index: int, participant: int) -> Any:
         """Nobody knows it before the round."""
@@ -101,8 +87,6 @@ class WindowsOfState(NarrowMethod):
         )
 
 
-def window_of(task: Task) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The window that a task says, and its other tensors."""
-    units = {name: tensor for name, tensor in task.tensors.items() if name.startswith(UNITS)}
-    window = {name.removeprefix(UNITS): tensor.cpu() for name, tensor in units.items()}
-    return window, {n: tensor for n, tensor in task.tensors.items() if not n.startswith(UNITS)}
+def _without_units(task: Task) -> Task:
+    """The task with the tensors of the sub-model alone."""
+    return replace(task, tensors={n: t for n, t in task.tensors.items() if not n.startswith(UNITS)})

@@ -246,8 +246,8 @@ class CheckedSchedule:
             units, size = first[group.name], window_size(ratio, group.units)
             if len(units) != size:
                 raise ConfigError(
-                    f"the window schedule {self.name} gives {len(units)} of {group.units} units of group "
-                    f"{group.name} where the ratio {ratio:g} asks for {size}: give as many (windows.window_size)"
+                    f"the window schedule {self.name} gives {len(units)} of {group.units} units, and it must be "
+                    f"{size} of group {group.name} at ratio {ratio:g}: give as many (windows.window_size)"
                 )
             if not torch.equal(units, second[group.name]):
                 raise ConfigError(

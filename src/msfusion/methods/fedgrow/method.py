@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from msfusion.averaging.fusion import Accumulator
 from msfusion.batch import Batch
 from msfusion.errors import ConfigError
-from msfusion.federated.method import TRAINED, Answered, Kind, Method, Task, Update
+from msfusion.federated.method import TRAINED, Answered, Kind, Method, Task, Update, trained_update
 from msfusion.federated.privacy import Form, Outbound, forms_of
 from msfusion.federated.reporting import REPORTED, nothing_to_report, report_of
 from msfusion.federated.states import (
@@ -101,8 +101,7 @@ class GrowMethod(Method):
         if all(tensor is task.memory.get(name) for name, tensor in kept.items()):
             kept = {}  # nothing new
         sent = {name: known[name] for name in self.leaving(task.round_index)}
-        metadata = {"steps": trained.steps, "examples_seen": trained.examples_seen}
-        return Update(task.participant, task.round_index, sent, len(data), trained.loss, metadata, kept)
+        return replace(trained_update(task, data, trained, sent), memory=kept)
 
     def outbound(self, kind: Kind, task: Task) -> Outbound:
         """Global-LiGO alone, unless the settings say that something else leaves in such a round."""

@@ -29,7 +29,7 @@ from torch.utils import _pytree as pytree
 
 from msfusion.batch import IGNORED, Batch
 from msfusion.errors import ConfigError
-from msfusion.federated.method import Task, Update
+from msfusion.federated.method import Task, Update, trained_update
 from msfusion.federated.states import placed
 from msfusion.federated.training import (
     Trained,
@@ -112,11 +112,7 @@ def updates_together(
     trained = group.train([data[index] for index in order], seed)
     updates: dict[int, Update] = {}
     for row, (index, done) in enumerate(zip(order, trained, strict=True)):
-        task, metadata = tasks[index], {"steps": done.steps, "examples_seen": done.examples_seen}
-        tensors = group.tensors(row)
-        updates[index] = Update(
-            task.participant, task.round_index, tensors, len(data[index]), done.loss, metadata
-        )
+        updates[index] = trained_update(tasks[index], data[index], done, group.tensors(row))
     return [updates[index] for index in range(len(tasks))]
 
 
