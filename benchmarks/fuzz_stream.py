@@ -39,13 +39,14 @@ from fuzz_codecs import MUTATIONS, lie
 import msfusion
 from msfusion.batch import Batch
 from msfusion.codecs import PROFILES
-from msfusion.engines.stream.access import METHOD, Access
-from msfusion.engines.stream.certificates import make_certificates
+from msfusion.engines.grpc.access import METHOD, Access
+from msfusion.engines.grpc.certificates import make_certificates
+from msfusion.engines.grpc.listening import Listening
+from msfusion.engines.grpc.packing import pack, unpack
 from msfusion.engines.stream.client import Connecting, join_split_rounds
 from msfusion.engines.stream.contract import Contract
 from msfusion.engines.stream.federation import serve_split_rounds
-from msfusion.engines.stream.frames import FORMAT, Again, Begin, Finish, Hello, Layers, Step, pack, unpack
-from msfusion.engines.stream.service import Listening
+from msfusion.engines.stream.frames import FORMAT, Again, Begin, Finish, Hello, Layers, Step
 from msfusion.errors import MsfusionError
 from msfusion.experiment.environment import environment
 from msfusion.federated.participation import RoundSettings

@@ -17,8 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from msfusion.engines.stream.access import METHOD, Access
-from msfusion.engines.stream.certificates import make_certificates
+from msfusion.engines.grpc.access import METHOD, Access
+from msfusion.engines.grpc.certificates import make_certificates
 
 LIMITS = [("grpc.max_receive_message_length", 2**30), ("grpc.max_send_message_length", 2**30)]
 

@@ -42,11 +42,11 @@ from references import bare_stream, plain_socket
 import msfusion
 from msfusion.batch import Batch
 from msfusion.codecs import PROFILES
+from msfusion.engines.grpc.access import Access
+from msfusion.engines.grpc.certificates import make_certificates
+from msfusion.engines.grpc.listening import Listening
 from msfusion.engines.stream import federation, process
-from msfusion.engines.stream.access import Access
-from msfusion.engines.stream.certificates import make_certificates
 from msfusion.engines.stream.contract import Contract
-from msfusion.engines.stream.service import Listening
 from msfusion.experiment.environment import environment
 from msfusion.federated.participation import RoundSettings
 from msfusion.federated.states import state_of

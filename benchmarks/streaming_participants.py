@@ -16,7 +16,8 @@ from typing import Any
 
 import msgpack
 
-from msfusion.engines.stream.access import METHOD, Access
+from msfusion.engines.grpc.access import METHOD, Access
+from msfusion.engines.grpc.packing import pack, unpack
 from msfusion.engines.stream.frames import (
     FORMAT,
     Answer,
@@ -29,8 +30,6 @@ from msfusion.engines.stream.frames import (
     Step,
     Thanks,
     Welcome,
-    pack,
-    unpack,
 )
 
 Timed = tuple[list[list[float]], list[float]]

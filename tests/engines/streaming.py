@@ -20,12 +20,13 @@ from torch import Tensor, nn
 import msfusion
 from msfusion.batch import Batch
 from msfusion.codecs import PROFILES
-from msfusion.engines.stream.access import METHOD, Access
+from msfusion.engines.grpc.access import METHOD, Access
+from msfusion.engines.grpc.listening import Listening
+from msfusion.engines.grpc.packing import pack, unpack
 from msfusion.engines.stream.client import Connecting, join_split_rounds
 from msfusion.engines.stream.contract import Contract
 from msfusion.engines.stream.federation import serve_split_rounds
-from msfusion.engines.stream.frames import FORMAT, Begin, Hello, Layers, Step, Welcome, pack, unpack
-from msfusion.engines.stream.service import Listening
+from msfusion.engines.stream.frames import FORMAT, Begin, Hello, Layers, Step, Welcome
 from msfusion.federated.participation import RoundSettings
 from msfusion.federated.states import state_of
 from msfusion.federated.training import TrainingSettings, round_batches
@@ -245,7 +246,7 @@ def first_step(job: Job, begun: Layers, participant: int = 0) -> Step:
 
 def certificates(directory: Path) -> tuple[Access, Access]:
     """The server's and a participant's side of new certificates."""
-    from msfusion.engines.stream.certificates import make_certificates
+    from msfusion.engines.grpc.certificates import make_certificates
 
     make_certificates(directory, ["localhost", "127.0.0.1"])
     return Access.of_server(directory), Access.of_participant(directory)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from msfusion.engines.stream.access import Access, host_and_port, speaks_tls, why_refused
-from msfusion.engines.stream.certificates import make_certificates
+from msfusion.engines.grpc.access import Access, host_and_port, speaks_tls, why_refused
+from msfusion.engines.grpc.certificates import make_certificates
 from msfusion.errors import ConfigError
 
 

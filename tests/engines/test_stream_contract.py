@@ -14,8 +14,9 @@ from torch import nn
 import msfusion
 from msfusion.batch import Batch
 from msfusion.codecs import PROFILES, DeadZone, Identity, RandomTopK
+from msfusion.engines.grpc.packing import check_agreement, pack
 from msfusion.engines.stream.contract import Contract, layers_message
-from msfusion.engines.stream.frames import Answer, Finish, Step, pack
+from msfusion.engines.stream.frames import Answer, Finish, Step
 from msfusion.errors import CodecError, StreamError
 from msfusion.federated.participation import RoundSettings
 from msfusion.federated.training import TrainingSettings
@@ -154,7 +155,7 @@ def test_first_layers_are_those_of_the_model() -> None:
 )
 def test_the_first_difference_is_named(other: dict[str, Any], name: str) -> None:
     with pytest.raises(StreamError, match=name):
-        common().terms.check_agreement(Job(**other).contract().terms.agreement)
+        check_agreement(common().terms.agreement, Job(**other).contract().terms.agreement)
 
 
 def test_another_model_is_another_model() -> None:

@@ -12,8 +12,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from msfusion.engines.stream.access import Access
-from msfusion.engines.stream.certificates import make_certificates
+from msfusion.engines.grpc.access import Access
+from msfusion.engines.grpc.certificates import make_certificates
 from msfusion.errors import ConfigError
 
 NOW = datetime.datetime.now(datetime.UTC)

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from msfusion.engines.grpc.packing import MOST_ENTRIES, pack, unpack
 from msfusion.engines.stream.frames import (
-    MOST_ENTRIES,
     Again,
     Answer,
     Begin,
@@ -25,8 +25,6 @@ from msfusion.engines.stream.frames import (
     Thanks,
     Up,
     Welcome,
-    pack,
-    unpack,
 )
 from msfusion.errors import StreamError
 

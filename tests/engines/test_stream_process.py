@@ -15,10 +15,11 @@ import pytest
 from streaming import NOTHING, Hand, Job, Running, Served, digits, first_step, same, served
 
 from msfusion.codecs import Identity
+from msfusion.engines.grpc.listening import Listening
+from msfusion.engines.grpc.packing import pack, unpack
 from msfusion.engines.stream import process
 from msfusion.engines.stream.client import Connecting
-from msfusion.engines.stream.frames import Begin, Layers, pack, unpack
-from msfusion.engines.stream.service import Listening
+from msfusion.engines.stream.frames import Begin, Layers
 from msfusion.errors import StreamError
 from msfusion.methods.split.rounds import SplitSettings
 
@@ -30,7 +31,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background
 sys.path.insert(0, {tests!r})
 from streaming import Job, Served, NOTHING
 from msfusion.engines.stream import process
-from msfusion.engines.stream.service import Listening
+from msfusion.engines.grpc.listening import Listening
 
 start = process.start
 

@@ -26,10 +26,11 @@ from streaming import (
 )
 
 from msfusion.codecs import Identity
-from msfusion.engines.stream.access import Access
+from msfusion.engines.grpc.access import Access
+from msfusion.engines.grpc.listening import Listening
+from msfusion.engines.grpc.packing import pack, unpack
 from msfusion.engines.stream.client import Connecting
-from msfusion.engines.stream.frames import LARGEST_HELLO, Again, Begin, Finish, Layers, Step, pack, unpack
-from msfusion.engines.stream.service import Listening
+from msfusion.engines.stream.frames import LARGEST_HELLO, Again, Begin, Finish, Layers, Step
 from msfusion.errors import ConfigError, StreamError
 from msfusion.methods.split.rounds import SplitSettings
 

@@ -24,9 +24,10 @@ from streaming import (
 )
 
 from msfusion.codecs import Identity
+from msfusion.engines.grpc.listening import Listening
+from msfusion.engines.grpc.packing import pack, unpack
 from msfusion.engines.stream.client import Connecting, Conversation, Lost
-from msfusion.engines.stream.frames import Answer, Begin, Layers, Welcome, pack, unpack
-from msfusion.engines.stream.service import Listening
+from msfusion.engines.stream.frames import Answer, Begin, Layers, Welcome
 from msfusion.errors import StreamError
 from msfusion.federated.training import TrainingSettings
 from msfusion.methods.split.rounds import SplitSettings

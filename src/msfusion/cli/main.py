@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from msfusion.cli.common import Overrides, Quiet, console_of_user, print_line, told_in_a_sentence
-from msfusion.cli.split import split
+from msfusion.cli.network import network
 from msfusion.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.add_typer(split)
+app.add_typer(network)
 
 ConfigFile = Annotated[
     Path | None,

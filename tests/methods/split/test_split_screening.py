@@ -12,10 +12,11 @@ from torch import Tensor
 
 from msfusion.batch import Batch
 from msfusion.codecs import Identity
+from msfusion.engines.grpc.listening import Listening
+from msfusion.engines.grpc.packing import check_agreement, pack
 from msfusion.engines.stream.client import Connecting
 from msfusion.engines.stream.contract import Contract
-from msfusion.engines.stream.frames import Step, pack
-from msfusion.engines.stream.service import Listening
+from msfusion.engines.stream.frames import Step
 from msfusion.engines.stream.terms import Terms
 from msfusion.errors import DataError, StreamError, TrainingError
 from msfusion.federated.screening import Screening
@@ -129,10 +130,10 @@ def test_labels_that_mean_something_else_are_refused() -> None:
         )
 
     ours, same_names, others = contract("a"), contract("a"), contract("b")
-    ours.terms.check_agreement(same_names.terms.agreement)
+    check_agreement(ours.terms.agreement, same_names.terms.agreement)
     for theirs in (others.terms.agreement, job.contract().terms.agreement):
         with pytest.raises(StreamError, match="class names"):
-            ours.terms.check_agreement(theirs)
+            check_agreement(ours.terms.agreement, theirs)
     assert hello(job).agreement == job.contract().terms.agreement
 
 

@@ -18,12 +18,12 @@ from typing import Any, TypeVar, overload
 import numpy as np
 
 from msfusion.batch import Batch
-from msfusion.engines.stream.access import METHOD, Access, speaks_tls, why_refused
+from msfusion.engines.grpc.access import METHOD, Access, speaks_tls, why_refused
+from msfusion.engines.grpc.packing import Agreement, pack, unpack
 from msfusion.engines.stream.contract import Contract, layers_message
 from msfusion.engines.stream.frames import (
     FORMAT,
     Again,
-    Agreement,
     Answer,
     Begin,
     Down,
@@ -36,8 +36,6 @@ from msfusion.engines.stream.frames import (
     Thanks,
     Up,
     Welcome,
-    pack,
-    unpack,
 )
 from msfusion.engines.stream.service import KEEPALIVE_SECONDS
 from msfusion.errors import ConfigError, StreamError

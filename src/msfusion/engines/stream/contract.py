@@ -19,7 +19,8 @@ from torch import Tensor
 
 from msfusion.batch import IGNORED
 from msfusion.codecs import read_header, room_for
-from msfusion.engines.stream.frames import FORMAT, LARGEST_HELLO, OVERHEAD, Agreement, Scalar
+from msfusion.engines.grpc.packing import Agreement, Scalar
+from msfusion.engines.stream.frames import FORMAT, LARGEST_HELLO, OVERHEAD
 from msfusion.engines.stream.terms import Terms
 from msfusion.errors import CodecError, StreamError
 from msfusion.federated.messages import payload_bytes

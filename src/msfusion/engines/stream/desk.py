@@ -15,8 +15,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from msfusion.engines.grpc.packing import check_agreement, pack
 from msfusion.engines.stream.answers import Answers
-from msfusion.engines.stream.frames import Again, Begin, Finish, Hello, Layers, Over, Step, Thanks, pack
+from msfusion.engines.stream.frames import Again, Begin, Finish, Hello, Layers, Over, Step, Thanks
 from msfusion.engines.stream.terms import Terms
 from msfusion.errors import StreamError
 
@@ -97,7 +98,7 @@ class Desk:
         return bool(self._attempt) and hello.attempt == self._attempt
 
     def _check_hello(self, hello: Hello) -> None:
-        self.terms.check_agreement(hello.agreement)
+        check_agreement(self.terms.agreement, hello.agreement)
         if hello.participant >= self.terms.participants:
             raise StreamError(
                 f"there is no participant {hello.participant}: they are 0 to {self.terms.participants - 1}",

@@ -13,10 +13,10 @@ from contextlib import closing
 from torch import Tensor, nn
 
 from msfusion.batch import Batch
+from msfusion.engines.grpc.listening import Listening
+from msfusion.engines.grpc.packing import Agreement
 from msfusion.engines.stream.contract import Contract, layers_message
-from msfusion.engines.stream.frames import Agreement
 from msfusion.engines.stream.office import Office, Refused, serving
-from msfusion.engines.stream.service import Listening
 from msfusion.errors import CodecError, MsfusionError
 from msfusion.federated.messages import payload_bytes
 from msfusion.federated.participation import RoundSettings

@@ -16,11 +16,12 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+from msfusion.engines.grpc.listening import Listening
+from msfusion.engines.grpc.packing import pack, unpack
 from msfusion.engines.stream import process
 from msfusion.engines.stream.contract import Contract
-from msfusion.engines.stream.frames import Answer, Finish, Step, pack, unpack
+from msfusion.engines.stream.frames import Answer, Finish, Step
 from msfusion.engines.stream.link import Link
-from msfusion.engines.stream.service import Listening
 from msfusion.errors import MsfusionError, StreamError
 from msfusion.methods.split.sides import Request, draw_of
 from msfusion.methods.split.wire import Message

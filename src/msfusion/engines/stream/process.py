@@ -18,7 +18,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
-from msfusion.engines.stream.access import Access
+from msfusion.engines.grpc.access import Access
 from msfusion.engines.stream.desk import Desk
 from msfusion.engines.stream.link import LoopLink
 from msfusion.engines.stream.service import Service

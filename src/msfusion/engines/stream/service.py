@@ -6,26 +6,14 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from msfusion.engines.stream.access import METHOD, Access
+from msfusion.engines.grpc.access import METHOD, Access
+from msfusion.engines.grpc.packing import pack, unpack
 from msfusion.engines.stream.desk import Asked, Desk
-from msfusion.engines.stream.frames import (
-    LARGEST_HELLO,
-    Again,
-    Begin,
-    Finish,
-    Goodbye,
-    Hello,
-    Step,
-    Welcome,
-    pack,
-    unpack,
-)
+from msfusion.engines.stream.frames import LARGEST_HELLO, Again, Begin, Finish, Goodbye, Hello, Step, Welcome
 from msfusion.engines.stream.terms import Terms
-from msfusion.errors import ConfigError, MsfusionError, StreamError
+from msfusion.errors import MsfusionError, StreamError
 
 if TYPE_CHECKING:
     import grpc
@@ -39,32 +27,6 @@ PORT_SECONDS = 2.0
 
 KEEPALIVE_SECONDS = 20
 """After so long without a word, and so long again without an echo, a connection is taken for broken."""
-
-
-@dataclass(frozen=True)
-class Listening:
-    """Where a server is reached and how patient it is. Raises ConfigError for plain text from other machines.
-
-    A participant whose next message takes longer than `deadline` seconds is cut off; one that is away longer
-    than `patience` ends the run. After the last round the server waits at most `farewell` seconds for those that
-    have not heard of it. `scratch` is where the answers of a round are kept (by default where the system keeps
-    temporary files). `on_listening` is told the address, `on_event` what happens to connections.
-    """
-
-    address: str
-    access: Access
-    deadline: float = 120.0
-    patience: float = 600.0
-    farewell: float = 10.0
-    scratch: Path | None = None
-    on_listening: Callable[[str], None] = lambda _: None
-    on_event: Callable[[str], None] = lambda _: None
-
-    def __post_init__(self) -> None:
-        self.access.check_address(self.address)
-        for name in ("deadline", "patience"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}: it must be above 0")
 
 
 class Service:

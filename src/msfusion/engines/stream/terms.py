@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from msfusion.engines.stream.frames import Agreement, Scalar
+from msfusion.engines.grpc.packing import Agreement
 from msfusion.errors import StreamError
 from msfusion.mini_batches import epoch_sizes
 
@@ -50,23 +49,3 @@ class Terms:
     def _in_epoch(self, examples: int) -> int:
         full, last = epoch_sizes(examples, self.batch_size)
         return full + (last > 0)
-
-    def check_agreement(self, theirs: Mapping[str, Scalar]) -> None:
-        """Raises StreamError, naming the first thing in which a participant differs."""
-        if theirs.keys() - self.agreement.keys():
-            raise StreamError(
-                "the participant counts on something that this server does not know: both need the same msfusion",
-                "FAILED_PRECONDITION",
-            )
-        for name, mine in self.agreement.items():
-            their = theirs.get(name)
-            if mine != their:
-                raise StreamError(
-                    f"the participant's {name} is {_shown(their)}, and the server's {_shown(mine)}: "
-                    "both need the same configuration, and data of the same kind",
-                    "FAILED_PRECONDITION",
-                )
-
-
-def _shown(value: Scalar) -> str:
-    return "not set" if value is None else repr(value)[:100]

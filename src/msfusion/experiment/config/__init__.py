@@ -322,13 +322,22 @@ class Config(Section):
 
         return tomli_w.dumps(self.to_table())
 
+    def deciding(self) -> dict[str, Any]:
+        """Everything but what cannot change the results."""
+        table = self.to_table()
+        table.pop("comparison", None)
+        for key in ("workers", "checkpoint_every", "engine"):
+            table["run"].pop(key, None)
+        table["evaluation"].pop("target_accuracy", None)
+        return table
+
     def fingerprint(self) -> str:
         """Equal for two configurations just when their runs give the same results."""
-        return hashlib.sha256(json.dumps(self._deciding(), sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self.deciding(), sort_keys=True).encode()).hexdigest()
 
     def difference(self, other: Config) -> str | None:
         """One key whose change changes the results, with both values; None where the results are the same."""
-        ours, theirs = flattened(self._deciding()), flattened(other._deciding())
+        ours, theirs = flattened(self.deciding()), flattened(other.deciding())
         for key in [*ours, *theirs]:
             if ours.get(key) != theirs.get(key):
                 return f"{key} is {shown(ours.get(key))}, not {shown(theirs.get(key))}"
@@ -351,15 +360,6 @@ class Config(Section):
         for key, value in changes.items():
             put(table, key, value)
         return _checked(table, origin, {})
-
-    def _deciding(self) -> dict[str, Any]:
-        """Everything but what cannot change the results."""
-        table = self.to_table()
-        table.pop("comparison", None)
-        for key in ("workers", "checkpoint_every", "engine"):
-            table["run"].pop(key, None)
-        table["evaluation"].pop("target_accuracy", None)
-        return table
 
 
 def load_config(path: Path | None, overrides: Iterable[str] = ()) -> Config:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from msfusion.engines.stream.certificates import (
+from msfusion.engines.grpc.certificates import (
     AUTHORITY,
     CERTIFICATE,
     KEY,
@@ -160,7 +160,7 @@ def _read(path: Path) -> bytes:
         content = read_at_most(path, _MOST_BYTES)
     except OSError as error:
         raise ConfigError(
-            f"{path} cannot be read ({error.strerror}): make certificates with 'msfusion split certificates'"
+            f"{path} cannot be read ({error.strerror}): make certificates with 'msfusion certificates'"
         ) from error
     if content is None:
         raise ConfigError(
@@ -186,5 +186,5 @@ def _read_secret(path: Path) -> bytes:
 def _token(directory: Path, content: bytes) -> str:
     token = content.decode("ascii", "replace").strip()
     if len(token) < 16 or not token.isprintable() or not token.isascii():
-        raise ConfigError(f"{directory / TOKEN} holds no token: make one with 'msfusion split certificates'")
+        raise ConfigError(f"{directory / TOKEN} holds no token: make one with 'msfusion certificates'")
     return token

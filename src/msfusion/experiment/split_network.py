@@ -1,4 +1,4 @@
-"""The server of a run of split learning whose participants are on machines of their own."""
+"""A run of split learning whose participants are on machines of their own: the server, and a participant."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from msfusion.engines.grpc.listening import Listening
+from msfusion.engines.stream.client import Connecting, join_split_rounds
 from msfusion.engines.stream.federation import serve_split_rounds
-from msfusion.engines.stream.service import Listening
-from msfusion.errors import ConfigError
 from msfusion.experiment.config import Config
 from msfusion.experiment.setup import Parts, prepare_parts
 from msfusion.experiment.split import SplitRun
@@ -74,12 +74,7 @@ class ServedRun(SplitRun):
 
 
 def serve(config: Config, path: Path, listening: Listening, watcher: Watcher | None = None) -> dict[str, Any]:
-    """Serve a whole run, leaving everything in the directory `path` as `train` does, and return the summary.
-
-    A run that is there is continued from its last checkpoint. Raises what `train` and `serve_split_rounds` raise,
-    and ConfigError for another method.
-    """
-    check_split(config)
+    """Serve a whole run of split learning. Raises what `train` and `serve_split_rounds` raise."""
     listening = replace(listening, scratch=path)
     return train(
         config,
@@ -90,7 +85,18 @@ def serve(config: Config, path: Path, listening: Listening, watcher: Watcher | N
     )
 
 
-def check_split(config: Config) -> None:
-    """Raises ConfigError unless the method is split learning."""
-    if config.method.name != "split":
-        raise ConfigError(f"method.name is '{config.method.name}': over a network it should be 'split'.")
+def join(config: Config, connecting: Connecting, participant: int) -> int:
+    """Take part in all rounds of split learning; how many there were. Raises what `join_split_rounds` raises."""
+    run = SplitRun(config, prepare_parts(config))
+    return join_split_rounds(
+        run.cut,
+        run.data.participants[participant],
+        run.settings,
+        config.training_settings,
+        run.round_settings,
+        connecting,
+        participant=participant,
+        participants=config.participants.count,
+        threads=config.run.threads,
+        meaning=run.meaning,
+    )

@@ -113,7 +113,7 @@ def check_server(certificate: bytes, key: bytes, directory: Path) -> None:
         )
 
 
-_REMEDY = "make new ones with 'msfusion split certificates'"
+_REMEDY = "make new ones with 'msfusion certificates'"
 
 
 def _host(host: str) -> x509.GeneralName:

@@ -1,4 +1,4 @@
-"""A participant of a run of split learning, on a machine of its own."""
+"""What a participant sees that takes part over a network."""
 
 from __future__ import annotations
 
@@ -6,39 +6,7 @@ from types import TracebackType
 
 from rich.console import Console
 
-from msfusion.engines.stream.client import Connecting, join_split_rounds
-from msfusion.errors import ConfigError
-from msfusion.experiment.config import Config
-from msfusion.experiment.serve import check_split
-from msfusion.experiment.setup import prepare_parts
-from msfusion.experiment.split import SplitRun
 from msfusion.experiment.watch import progress_over_rounds
-
-
-def join(config: Config, connecting: Connecting, participant: int) -> int:
-    """Take part in all rounds with the data of one participant; how many there were.
-
-    Raises ConfigError where there is no such participant or another method, and what `join_split_rounds` raises.
-    """
-    check_split(config)
-    count = config.participants.count
-    if not 0 <= participant < count:
-        raise ConfigError(
-            f"there is no participant {participant}: they are 0 to {count - 1} (participants.count)"
-        )
-    run = SplitRun(config, prepare_parts(config))
-    return join_split_rounds(
-        run.cut,
-        run.data.participants[participant],
-        run.settings,
-        config.training_settings,
-        run.round_settings,
-        connecting,
-        participant=participant,
-        participants=count,
-        threads=config.run.threads,
-        meaning=run.meaning,
-    )
 
 
 class JoinWatcher:

@@ -1,4 +1,4 @@
-"""`msfusion split`: split learning over a network, a command for each of those who take part."""
+"""Any method over a network: a command for each of those who take part."""
 
 from __future__ import annotations
 
@@ -14,22 +14,17 @@ from msfusion.errors import ConfigError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from msfusion.engines.stream.access import Access
+    from msfusion.engines.grpc.access import Access
 
-split = typer.Typer(
-    rich_markup_mode=None,
-    name="split",
-    help="Split learning over a network. Certificates, a server, participants.",
-    no_args_is_help=True,
-)
+network = typer.Typer(rich_markup_mode=None)
 
-ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="TOML file with a [split] table.")]
+ConfigFile = Annotated[
+    Path, typer.Argument(metavar="CONFIG", help="TOML file, the same for the server and all participants.")
+]
 Address = Annotated[
     str, typer.Option(metavar="HOST:PORT", help="Of the server; for serve, 0.0.0.0:PORT is everywhere.")
 ]
-Certificates = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="What `msfusion split certificates` wrote.")
-]
+Certificates = Annotated[Path | None, typer.Option(metavar="DIR", help="What `msfusion certificates` wrote.")]
 PlainText = Annotated[
     bool, typer.Option("--plain-text", help="No TLS and no token: on this one machine's loopback only.")
 ]
@@ -38,7 +33,7 @@ Patience = Annotated[
 ]
 
 
-@split.command()
+@network.command()
 @told_in_a_sentence
 def certificates(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where they go.")],
@@ -47,7 +42,7 @@ def certificates(
     ],
 ) -> None:
     """Make a private authority, a certificate for the server, and a token."""
-    from msfusion.engines.stream.certificates import AUTHORITY, CERTIFICATE, KEY, TOKEN, make_certificates
+    from msfusion.engines.grpc.certificates import AUTHORITY, CERTIFICATE, KEY, TOKEN, make_certificates
 
     make_certificates(out, host)
     console = console_of_user()
@@ -56,7 +51,7 @@ def certificates(
         print_line(console, text)
 
 
-@split.command()
+@network.command()
 @told_in_a_sentence
 def serve(
     config: ConfigFile,
@@ -67,44 +62,59 @@ def serve(
     certificates: Certificates = None,
     plain_text: PlainText = False,
     deadline: Annotated[
-        float, typer.Option(metavar="SECONDS", help="How long a participant may take for a mini-batch.")
-    ] = 120.0,
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="How long a participant may take for its part of a round (default 3600), in split learning for a "
+            "mini-batch (default 120).",
+        ),
+    ] = None,
     patience: Patience = 600.0,
     overrides: Overrides = None,
     quiet: Quiet = False,
 ) -> None:
-    """Train the rest of the model with participants that join over the network."""
-    from msfusion.engines.stream.service import Listening
+    """Be the server of a run whose participants join over the network. The run is that of `msfusion train`."""
+    from msfusion.engines.grpc.listening import Listening
     from msfusion.experiment.config import load_config
-    from msfusion.experiment.report.split import closing_table
-    from msfusion.experiment.serve import serve as run
+    from msfusion.experiment.kinds import kind_of
+    from msfusion.experiment.network import serve as run
     from msfusion.experiment.train import Silent
     from msfusion.experiment.watch import watcher
 
     console = console_of_user()
     say = _teller(console, quiet)
+    settings = load_config(config, overrides or ())
+    settings.refuse_ignored()
+    kind = kind_of(settings.method.name)
     listening = Listening(
         address,
         _access(certificates, plain_text, of_server=True),
-        deadline=deadline,
+        deadline=deadline or (120.0 if kind.converses else 3600.0),
         patience=patience,
         on_listening=lambda where: say(f"listening on {where}"),
         on_event=say,
     )
-    settings = load_config(config, overrides or ())
     with Silent() if quiet else watcher(console) as watching:
         summary = run(settings, out, listening, watching)
     if not quiet:
-        console.print(closing_table(summary))
+        console.print(kind.closing_table(summary))
     print_line(console, out)
 
 
-@split.command()
+@network.command()
 @told_in_a_sentence
 def join(
     config: ConfigFile,
     address: Address,
     participant: Annotated[int, typer.Option(min=0, metavar="P", help="Which participant this is, from 0.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Where to keep what the method keeps on this machine between rounds, so that a participant that is "
+            "killed can go on. Default: in memory.",
+        ),
+    ] = None,
     certificates: Certificates = None,
     plain_text: PlainText = False,
     patience: Patience = 600.0,
@@ -112,28 +122,31 @@ def join(
     quiet: Quiet = False,
 ) -> None:
     """Take part with the data of one participant, which stay here."""
-    from msfusion.engines.stream.client import Connecting
     from msfusion.experiment.config import load_config
-    from msfusion.experiment.join import JoinWatcher
-    from msfusion.experiment.join import join as run
+    from msfusion.experiment.joining import JoinWatcher
+    from msfusion.experiment.network import join as run
 
     console = console_of_user()
     settings = load_config(config, overrides or ())
+    settings.refuse_ignored()
+    access = _access(certificates, plain_text, of_server=False)
     with JoinWatcher(console, participant, settings.rounds, quiet) as watching:
-        connecting = Connecting(
-            address,
-            _access(certificates, plain_text, of_server=False),
-            patience=patience,
-            on_event=watching.say,
-            on_step=watching.step,
-        )
-        rounds = run(settings, connecting, participant)
+        rounds = run(settings, address, access, participant, patience=patience, folder=out, watching=watching)
     _teller(console, quiet)(f"participant {participant} has taken part in all {rounds} rounds")
+
+
+@network.command(
+    "split", hidden=True, context_settings={"ignore_unknown_options": True, "allow_extra_args": True}
+)
+@told_in_a_sentence
+def renamed(command: Annotated[str, typer.Argument()] = "serve") -> None:
+    """Say what these commands are called now; they had this name when only split learning had them."""
+    raise ConfigError(f"'msfusion split {command}' is called 'msfusion {command}' now, with the same options")
 
 
 def _access(certificates: Path | None, plain_text: bool, *, of_server: bool) -> Access:
     """What protects the connection. Raises ConfigError where neither or both were asked for."""
-    from msfusion.engines.stream.access import Access
+    from msfusion.engines.grpc.access import Access
 
     if plain_text and certificates is not None:
         raise ConfigError(
@@ -143,7 +156,7 @@ def _access(certificates: Path | None, plain_text: bool, *, of_server: bool) -> 
         return Access()
     if certificates is None:
         raise ConfigError(
-            "--certificates is missing: make some with 'msfusion split certificates', or try on one machine "
+            "--certificates is missing: make some with 'msfusion certificates', or try on one machine "
             "with --plain-text"
         )
     return Access.of_server(certificates) if of_server else Access.of_participant(certificates)

@@ -1,0 +1,17 @@
+"""Any method over a network: participants and server as processes of their own, joined by gRPC streams.
+
+    packing       frames as bytes, checked strictly
+    frames        what may be said
+    messages      tasks and updates, in pieces of a bounded size
+    access        who may connect to whom, and how
+    certificates  a private authority, a server certificate and a token
+    listening     where a server is, and how patient
+    places        who is there, and what each is to do
+    service       the streams on the server
+    network       the engine: it hands out tasks and brings back updates
+    calling       a participant's stream, found again whenever it is lost
+    participant   a participant's work
+    kept          what a participant keeps on its own machine between rounds
+
+A stream is a conversation: the participant says something, the server answers it, and nothing else is sent.
+"""

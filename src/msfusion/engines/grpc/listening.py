@@ -1,0 +1,36 @@
+"""Where a server is reached, and how patient it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from msfusion.engines.grpc.access import Access
+from msfusion.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Listening:
+    """Where a server is reached and how patient it is. Raises ConfigError for plain text from other machines.
+
+    A participant whose next message takes longer than `deadline` seconds is cut off; one that is away longer
+    than `patience` is not waited for. After the last round the server waits at most `farewell` seconds for those that
+    have not heard of it. `scratch` is where the answers of a round are kept (by default where the system keeps
+    temporary files). `on_listening` is told the address, `on_event` what happens to connections.
+    """
+
+    address: str
+    access: Access
+    deadline: float = 120.0
+    patience: float = 600.0
+    farewell: float = 10.0
+    scratch: Path | None = None
+    on_listening: Callable[[str], None] = lambda _: None
+    on_event: Callable[[str], None] = lambda _: None
+
+    def __post_init__(self) -> None:
+        self.access.check_address(self.address)
+        for name in ("deadline", "patience"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}: it must be above 0")

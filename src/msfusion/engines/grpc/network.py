@@ -1,0 +1,200 @@
+"""The engine of a network: participants are machines of their own, each with its data, and come over gRPC streams.
+
+It hands out tasks as bytes and brings back updates, whatever the method. The streams have a thread of their own; tasks
+are made, and updates read and checked, on the thread that runs the rounds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import math
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any
+
+from msfusion.engines.grpc.listening import Listening
+from msfusion.engines.grpc.messages import most_bytes, receipt, round_of, update_in
+from msfusion.engines.grpc.packing import Agreement
+from msfusion.engines.grpc.places import Job, Places
+from msfusion.engines.grpc.service import Service
+from msfusion.errors import MsfusionError, StreamError, TrainingError
+from msfusion.federated.engine import Answer, Ask, Engine
+from msfusion.federated.messages import payload_bytes, task_message
+from msfusion.federated.method import Kind, Method, Task, Update
+from msfusion.federated.privacy import Outbound
+
+END_SECONDS = 10.0
+"""How long the streams may take to end: they have two seconds to do so by themselves."""
+
+
+@dataclass
+class Owed:
+    """A task that is with a participant, and what may come back for it."""
+
+    job: Job
+    round_index: int
+    outbound: Outbound
+    bytes_down: int
+    since: float
+
+
+class Network(Engine):
+    """Participants that come over the network; to be used in a `with`, which ends all streams.
+
+    `examples` are how many each participant has, `agreement` everything on which both sides must agree. A participant
+    that is away for longer than `listening.patience` seconds, or has a task for longer than `listening.deadline`, is
+    left out of the round (or ends the run, as `Screening.bad_update` says).
+    """
+
+    def __init__(self, listening: Listening, examples: Sequence[int], agreement: Agreement) -> None:
+        self._listening, self._count = listening, len(examples)
+        self._events: queue.SimpleQueue[tuple[str, tuple[Any, ...]]] = queue.SimpleQueue()
+        self._places = Places(
+            list(examples), agreement, lambda name, *values: self._events.put((name, values))
+        )
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._away: dict[int, float] = {}
+        self._all_know = False
+
+    def __enter__(self) -> Network:
+        """Listen. Raises StreamError where the address cannot be had."""
+        self._thread.start()
+        name, values = self._events.get()
+        if name == "failed":
+            self._thread.join()
+            raise values[0]
+        self._away = dict.fromkeys(range(self._count), time.monotonic())
+        self._listening.on_listening(values[0])
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End all streams. Participants look for the server again, unless an error of ours ended it."""
+        reason = StreamError("the server has stopped", "UNAVAILABLE")
+        if isinstance(error, MsfusionError):
+            reason = StreamError(f"the server has stopped: {error}", "ABORTED")
+        self._call(self._places.end, reason)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(END_SECONDS)
+
+    def say_over(self, rounds: int) -> None:
+        """Tell all participants that these rounds are done, and wait a moment for those that are not there."""
+        self._call(self._places.say_over, rounds)
+        end = time.monotonic() + self._listening.farewell
+        while not self._all_know and (left := end - time.monotonic()) > 0:
+            with suppress(queue.Empty):
+                name, values = self._events.get(timeout=left)
+                self._note(name, *values)
+
+    def run(self, method: Method, asks: Sequence[Ask]) -> Iterator[Answer]:
+        """Each participant gets its tasks one after the other; all work at the same time."""
+        waiting: dict[int, deque[tuple[Kind, Task]]] = {}
+        for ask in asks:
+            for task in ask.tasks():
+                waiting.setdefault(task.participant, deque()).append((ask.kind, task))
+        owed = {each: self._hand_out(method, *tasks.popleft()) for each, tasks in waiting.items()}
+        while owed:
+            participant, answer = self._next(owed)
+            del owed[participant]
+            if waiting[participant]:
+                owed[participant] = self._hand_out(method, *waiting[participant].popleft())
+            yield answer
+
+    def _hand_out(self, method: Method, kind: Kind, task: Task) -> Owed:
+        """Give a participant its task. What it is to go on from is on its machine; the server has a receipt."""
+        outbound, message, kept = method.outbound(kind, task), task_message(kind, task), round_of(task.memory)
+        work = hashlib.sha256(message + str(kept).encode()).digest()[:16]
+        job = Job(work, message, kept, most_bytes(outbound))
+        self._call(self._places.give, task.participant, job)
+        return Owed(job, task.round_index, outbound, payload_bytes(task.tensors), time.monotonic())
+
+    def _next(self, owed: dict[int, Owed]) -> tuple[int, Answer]:
+        """The next answer of a participant that owes one; or that it stays away, or takes too long."""
+        while True:
+            until, late = min((self._until(each, owed[each]), each) for each in owed)
+            try:
+                name, values = self._events.get(timeout=max(0.0, until - time.monotonic()))
+            except queue.Empty:
+                self._call(self._places.give, late, None)
+                return late, self._missing(late, owed[late])
+            self._note(name, *values)
+            if name not in ("done", "refused"):
+                continue
+            participant, work, what = values
+            if participant in owed and owed[participant].job.work == work:
+                return participant, self._answer(name, participant, owed[participant], what)
+
+    def _until(self, participant: int, owed: Owed) -> float:
+        """When a participant is no longer waited for."""
+        where = self._listening
+        too_long = owed.since + where.deadline
+        if participant not in self._away:
+            return too_long
+        return max(self._away[participant], owed.since) + where.patience
+
+    def _missing(self, participant: int, owed: Owed) -> Answer:
+        """Of a participant that is away, or takes too long."""
+        where = self._listening
+        why = (
+            f"participant {participant} has been away for {where.patience:g} seconds"
+            if participant in self._away
+            else f"participant {participant} has had its task for {where.deadline:g} seconds"
+        )
+        return self._failure(participant, owed, StreamError(why, "ABORTED"))
+
+    def _answer(self, name: str, participant: int, owed: Owed, what: Any) -> Answer:
+        """What came of a task."""
+        if name == "refused":
+            return self._failure(participant, owed, StreamError(what))
+        if what is None:
+            where = f"participant {participant} failed in round {owed.round_index}"
+            return self._failure(participant, owed, TrainingError(f"{where}: why is told on its own machine"))
+        try:
+            update, seconds, keeps = update_in(what, owed.outbound, participant, owed.round_index)
+        except MsfusionError as error:
+            return self._failure(participant, owed, error)
+        if keeps:
+            update = replace(update, memory=receipt(owed.round_index + 1))
+        return Answer(update, seconds, owed.bytes_down, payload_bytes(update.tensors))
+
+    def _failure(self, participant: int, owed: Owed, error: MsfusionError) -> Answer:
+        empty = Update(participant, owed.round_index, {}, 0, math.nan)
+        return Answer(empty, time.monotonic() - owed.since, owed.bytes_down, 0, error)
+
+    def _note(self, name: str, *values: Any) -> None:
+        """What happens to connections."""
+        if name == "came":
+            self._away.pop(values[0], None)
+        elif name == "left":
+            self._away[values[0]] = values[1]
+        elif name == "all_know":
+            self._all_know = True
+
+    # The thread of the streams.
+
+    def _call(self, function: Callable[..., None], *values: Any) -> None:
+        self._loop.call_soon_threadsafe(function, *values)
+
+    def _serve(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        service = Service(self._places, self._count, self._listening)
+        try:
+            address = self._loop.run_until_complete(service.start())
+        except StreamError as error:
+            self._events.put(("failed", (error,)))
+        else:
+            self._events.put(("listens", (address,)))
+            self._loop.run_forever()
+            self._loop.run_until_complete(service.stop())
+        finally:
+            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+            self._loop.close()

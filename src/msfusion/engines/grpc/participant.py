@@ -1,0 +1,120 @@
+"""A participant on its own machine: it does what the server hands out, and comes back whenever the connection is lost.
+
+Nothing leaves but what the method declares (`perform` sees to it), how many examples there are, and digests of what
+both sides must agree on.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from msfusion.batch import Batch
+from msfusion.engines.grpc.calling import Connecting, Conversation, persistently
+from msfusion.engines.grpc.frames import FORMAT, Done, Failed, Hello, Over, Ready, Send, Thanks, Welcome, Work
+from msfusion.engines.grpc.kept import Kept
+from msfusion.engines.grpc.messages import read
+from msfusion.engines.grpc.packing import Agreement
+from msfusion.errors import MsfusionError, StreamError
+from msfusion.federated.engine import perform, threads_set
+from msfusion.federated.messages import payload_bytes, task_of, update_message
+from msfusion.federated.method import Kind, Method, Task
+from msfusion.files import digest_of_json
+
+KINDS: tuple[Kind, ...] = ("train", "measure", "report")
+
+
+def take_part(
+    method: Method,
+    data: Batch,
+    connecting: Connecting,
+    *,
+    participant: int,
+    agreement: Agreement,
+    test: Batch | None = None,
+    folder: Path | None = None,
+    rounds_kept: int = 1,
+    threads: int = 1,
+) -> int:
+    """Take part in all rounds of a server with the same method, as one of its participants; how many there were.
+
+    `test` is the common test data, for methods that ask participants for a report. What the method has a participant
+    keep between rounds goes to files in `folder`, so that a participant that is killed can go on (default: it stays in
+    this process's memory); as many rounds of it stay as the server may go back, `rounds_kept`. Raises StreamError where
+    the server refuses us or is away for too long, RunDirectoryError where what was kept is not there.
+    """
+    kept = Kept(folder, digest_of_json([agreement, participant]), rounds_kept)
+    worker = _Worker(method, data, test, participant, agreement, kept, connecting)
+    with threads_set(threads):
+        return persistently(connecting, worker.converse)
+
+
+class _Worker:
+    """A participant's work, which outlives connections."""
+
+    def __init__(
+        self,
+        method: Method,
+        data: Batch,
+        test: Batch | None,
+        participant: int,
+        agreement: Agreement,
+        kept: Kept,
+        connecting: Connecting,
+    ) -> None:
+        self._method, self._data, self._test = method, data, test
+        self._participant, self._kept, self._tell = participant, kept, connecting.on_event
+        self._hello = Hello(FORMAT, participant, os.urandom(16), len(data), agreement)
+        self._largest = max(2**30, 8 * payload_bytes(method.initial_state()))
+        self._done: tuple[bytes, bytes | None] = (b"", None)  # the last work, and what came of it
+
+    def converse(self, conversation: Conversation) -> int:
+        """Do what is handed out until all rounds are done; how many there were. Raises Lost; can be called again."""
+        conversation.ask(self._hello, Welcome)
+        self._tell("connected")
+        while True:
+            work: Work | Over = conversation.ask(Ready(), Work, Over)
+            if isinstance(work, Over):
+                conversation.say_goodbye()
+                self._kept.clear()
+                return work.rounds
+            message = conversation.receive(work.size, self._largest)
+            if work.work != self._done[0]:
+                self._done = (work.work, self._do(work, message))
+            self._hand_in(conversation, *self._done)
+
+    def _hand_in(self, conversation: Conversation, work: bytes, update: bytes | None) -> None:
+        if update is None:
+            conversation.ask(Failed(work), Thanks)
+        elif isinstance(conversation.ask(Done(work, len(update)), Send, Thanks), Send):
+            conversation.send(update, Thanks)
+
+    def _do(self, work: Work, message: bytes) -> bytes | None:
+        """The update as a message; None where the participant could not do it, which is told here."""
+        kind, task = self._task(message)
+        task = replace(task, memory=self._kept.load(work.kept))
+        everybody = [self._data] * (self._participant + 1)  # nobody else's place is looked at
+        (answer,), seconds = perform(self._method, kind, [task], everybody, test=self._test)
+        where = f"round {task.round_index + 1}"
+        if isinstance(answer, MsfusionError):
+            self._tell(f"{where}: {answer}")
+            return None
+        if answer.memory:
+            self._kept.save(task.round_index + 1, answer.memory)
+        figures = f"{len(self._data)} examples, loss {answer.loss:.4f}, {seconds:.2f} s"
+        self._tell(f"{where}: {figures if kind == 'train' else kind}")
+        return update_message(answer, seconds)
+
+    def _task(self, message: bytes) -> tuple[Kind, Task]:
+        """What the server handed out. Raises StreamError where that is no task for this participant."""
+        header, tensors = read(message)
+        kind, metadata = header.get("kind"), header.get("metadata")
+        if (
+            kind not in KINDS
+            or header.get("participant") != self._participant
+            or not isinstance(header.get("round_index"), int)
+            or not isinstance(metadata, dict)
+        ):
+            raise StreamError("the server handed out what is no task for this participant")
+        return kind, task_of(header, tensors)

@@ -1,0 +1,164 @@
+"""Who is there, and what each is to do. All of it belongs to the one thread of the streams.
+
+A participant that asks what to do waits in its place until there is something. What it sends for its work is handed
+to the engine, on another thread. If it goes away in between, it finds the same work when it comes back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from msfusion.engines.grpc.frames import FORMAT, Hello
+from msfusion.engines.grpc.packing import Agreement, check_agreement
+from msfusion.errors import StreamError
+
+Evict = Callable[[StreamError], None]
+"""Ends the stream that has a place."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A task for a participant as bytes. `largest` is the most bytes of what it may send for it."""
+
+    work: bytes
+    task: bytes
+    kept: int
+    largest: int
+
+
+@dataclass
+class Place:
+    """A participant's. `session` is that of the process which has it, None while nobody does."""
+
+    examples: int
+    session: bytes | None = None
+    evict: Evict | None = None
+    job: Job | None = None
+    waiting: asyncio.Future[Job | None] | None = None
+    knows: bool = False  # that all rounds are done
+
+
+class Places:
+    """The places of all participants. `tell` passes on to the engine what happens.
+
+    `examples` are how many each has, by the server's own configuration.
+    """
+
+    def __init__(self, examples: list[int], agreement: Agreement, tell: Callable[..., None]) -> None:
+        self.rounds = 0
+        self._places = [Place(each) for each in examples]
+        self._agreement, self._tell = agreement, tell
+        self._over = False
+        self._closed: StreamError | None = None
+
+    # What streams ask.
+
+    def take(self, hello: Hello, evict: Evict) -> None:
+        """Take a participant's place. Raises StreamError for whoever may not.
+
+        A process that comes back on a new connection has its place still: the old stream is ended.
+        """
+        self._check_open()
+        self._check_hello(hello)
+        place = self._places[hello.participant]
+        if place.evict is not None:
+            place.evict(StreamError("the participant has connected anew", "ABORTED"))
+        place.session, place.evict, place.waiting = hello.session, evict, None
+        self._tell("came", hello.participant)
+
+    def _check_hello(self, hello: Hello) -> None:
+        check_agreement({"version of the streams": FORMAT}, {"version of the streams": hello.format})
+        count = len(self._places)
+        if hello.participant >= count:
+            raise StreamError(
+                f"there is no participant {hello.participant}: they are 0 to {count - 1}",
+                "FAILED_PRECONDITION",
+            )
+        check_agreement(self._agreement, hello.agreement)
+        place = self._places[hello.participant]
+        if hello.examples != place.examples:
+            raise StreamError(
+                f"participant {hello.participant} has {hello.examples} examples, and by the server's configuration "
+                f"{place.examples}: both need the same [data]",
+                "FAILED_PRECONDITION",
+            )
+        if place.session is not None and place.session != hello.session:
+            raise StreamError(
+                f"participant {hello.participant} is connected already: each number is for one participant; "
+                "after a broken connection its place is free again within a minute",
+                "ALREADY_EXISTS",
+            )
+
+    def leave(self, participant: int, evict: Evict) -> None:
+        """The stream with this `evict` has ended: its place is free, unless another stream has it by now."""
+        place = self._places[participant]
+        if place.evict is evict:
+            place.session, place.evict, place.waiting = None, None, None
+            self._tell("left", participant, time.monotonic())
+
+    async def next(self, participant: int) -> Job | None:
+        """What a participant is to do, once there is something; None when all rounds are done. Raises StreamError."""
+        self._check_open()
+        place = self._places[participant]
+        if place.job is None and not self._over:
+            place.waiting = asyncio.get_running_loop().create_future()
+            return await place.waiting
+        return place.job
+
+    def job_of(self, participant: int, work: bytes) -> Job | None:
+        """The job that a participant says it has done; None where nobody waits for it any more."""
+        job = self._places[participant].job
+        return job if job is not None and job.work == work else None
+
+    def done(self, participant: int, work: bytes, update: bytes | None) -> None:
+        """An update for a job has come, or word that the participant could not do it (None)."""
+        if self.job_of(participant, work) is not None:
+            self._places[participant].job = None
+            self._tell("done", participant, work, update)
+
+    def refuse(self, participant: int, work: bytes, error: StreamError) -> None:
+        """What came for a job is no update: the round goes on without it."""
+        if self.job_of(participant, work) is not None:
+            self._places[participant].job = None
+            self._tell("refused", participant, work, str(error))
+
+    def goodbye(self, participant: int) -> None:
+        """The participant knows that all rounds are done, if they are."""
+        self._places[participant].knows = self._over
+        if all(place.knows for place in self._places):
+            self._tell("all_know")
+
+    # What the engine says.
+
+    def give(self, participant: int, job: Job | None) -> None:
+        """Something to do, in place of what there was; None takes it back."""
+        place = self._places[participant]
+        place.job = job
+        if job is not None:
+            self._settle(place, job)
+
+    def say_over(self, rounds: int) -> None:
+        """Tell all participants that the rounds are done."""
+        self._over, self.rounds = True, rounds
+        for place in self._places:
+            self._settle(place, None)
+
+    def end(self, error: StreamError) -> None:
+        """Whatever is asked from now on, this is the answer."""
+        self._closed = error
+        for place in self._places:
+            if place.waiting is not None and not place.waiting.done():
+                place.waiting.set_exception(error)
+            place.waiting = None
+
+    def _settle(self, place: Place, job: Job | None) -> None:
+        if place.waiting is not None and not place.waiting.done():
+            place.waiting.set_result(job)
+        place.waiting = None
+
+    def _check_open(self) -> None:
+        if self._closed is not None:
+            raise self._closed

@@ -1,0 +1,132 @@
+"""A run whose participants are on machines of their own: the server, and a participant. Any method, any codec.
+
+Both sides have the same configuration. The server's run is that of `train`, with the network as its engine: the same
+run directory, the same numbers.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import msfusion
+from msfusion.engines.grpc.access import Access
+from msfusion.engines.grpc.calling import Connecting
+from msfusion.engines.grpc.listening import Listening
+from msfusion.engines.grpc.network import Network
+from msfusion.engines.grpc.packing import Agreement
+from msfusion.engines.grpc.participant import take_part
+from msfusion.engines.stream.client import Connecting as SplitConnecting
+from msfusion.errors import ConfigError
+from msfusion.experiment import split_network
+from msfusion.experiment.config import Config
+from msfusion.experiment.config.keys import flattened
+from msfusion.experiment.grow import GrowRun
+from msfusion.experiment.joining import JoinWatcher
+from msfusion.experiment.kinds import kind_of, prepare
+from msfusion.experiment.setup import Parts
+from msfusion.experiment.slices import SlicesRun
+from msfusion.experiment.train import Watcher, train
+
+Run = SlicesRun | GrowRun
+
+
+def serve(
+    config: Config,
+    path: Path,
+    listening: Listening,
+    watcher: Watcher | None = None,
+) -> dict[str, Any]:
+    """Serve a whole run, leaving everything in the directory `path` as `train` does, and return the summary.
+
+    A run that is there is continued from its last checkpoint. Raises what `train` raises, and StreamError where the
+    address cannot be had.
+    """
+    if kind_of(config.method.name).converses:
+        return split_network.serve(config, path, listening, watcher)
+    networks: list[Network] = []
+    with ExitStack() as stack:
+
+        def preparing(settings: Config, parts: Parts | None) -> Run:
+            prepared = _prepared(settings, parts)
+            examples = [len(own) for own in prepared.data.participants]
+            network = Network(listening, examples, agreement_of(prepared))
+            networks.append(stack.enter_context(network))
+            prepared.engine = network
+            return prepared
+
+        summary = train(config, path, resume=True, watcher=watcher, preparing=preparing)
+        for network in networks:
+            network.say_over(config.rounds)
+    return summary
+
+
+def join(
+    config: Config,
+    address: str,
+    access: Access,
+    participant: int,
+    *,
+    patience: float,
+    folder: Path | None,
+    watching: JoinWatcher,
+) -> int:
+    """Take part in all rounds with the data of one participant; how many there were.
+
+    What the method has it keep between rounds goes to `folder`. Raises ConfigError where there is no such participant,
+    and what `take_part` raises.
+    """
+    count = config.participants.count
+    if not 0 <= participant < count:
+        raise ConfigError(
+            f"there is no participant {participant}: they are 0 to {count - 1} (participants.count)"
+        )
+    if kind_of(config.method.name).converses:
+        return split_network.join(
+            config, SplitConnecting(address, access, patience, watching.say, watching.step), participant
+        )
+    connecting = Connecting(address, access, patience, watching.say)
+    prepared = _prepared(config.pinned(), None)
+    return take_part(
+        prepared.method,
+        prepared.data.participants[participant],
+        connecting,
+        participant=participant,
+        agreement=agreement_of(prepared),
+        test=prepared.data.test,
+        folder=folder,
+        rounds_kept=2 * config.run.checkpoint_every
+        + 1,  # the server may have to go back to the checkpoint before last
+        threads=config.run.threads,
+    )
+
+
+def _prepared(config: Config, parts: Parts | None) -> Run:
+    """The run as it is in one process. Raises ConfigError where an engine was chosen, or several train at once."""
+    run = config.run
+    if run.engine is not None or run.together > 1:
+        key = "together" if run.engine is None else "engine"
+        raise ConfigError(f"run.{key} is for participants on one machine: leave it out over a network")
+    prepared = prepare(config, parts)
+    assert isinstance(prepared, SlicesRun | GrowRun)
+    return prepared
+
+
+def agreement_of(run: Run) -> Agreement:
+    """Everything that decides the numbers, by name: version, configuration, data and model.
+
+    Where the data lies may differ from machine to machine; what it holds may not.
+    """
+    decides = {
+        f"setting {key}": value if isinstance(value, bool | int | float | str) else repr(value)
+        for key, value in flattened(run.config.deciding()).items()
+        if key != "data.source"
+    }
+    data = {f"data ({part})": digest for part, digest in run.data.digests.items()}
+    return {
+        "version of msfusion": msfusion.__version__,
+        **decides,
+        **data,
+        "model": run.model_digest,
+    }
