@@ -26,7 +26,6 @@ EXCEPTIONS: dict[str, set[str]] = {
     "experiment/config/__init__.py": {"split", "fedgrow"},  # which have a table of their own
     "experiment/kinds.py": {"split", "fedgrow", "BlocksMethod"},  # the table of kinds itself
     "experiment/plan.py": {"CopiesMethod"},  # what of copies is not exact
-    "experiment/serve.py": {"split"},  # split learning's own
     "experiment/setup.py": {"BlocksMethod"},  # whose costs change from round to round
     "width/own_scale.py": {"split"},  # torch's operator
 }

@@ -1,4 +1,4 @@
-"""Split learning over a network as a user has it: real processes on this machine's loopback, with TLS."""
+"""Methods over a network as a user has them: real processes on this machine's loopback, with TLS."""
 
 from __future__ import annotations
 
@@ -13,30 +13,33 @@ from pathlib import Path
 
 import pytest
 from commands import environment, msfusion, refused
+from quick import QUICK_GROW, QUICK_JOB
 from split_processes import Forge
 
 from msfusion.experiment.config import load_config
 from msfusion.experiment.directory import RunDirectory
 from msfusion.experiment.train import train
 
-OVERRIDES = [
-    "rounds=3",
-    "data.max_train=120",
-    "data.max_test=60",
-    "participants.count=3",
-    "model.name=convnet",
-    "method.name=split",
-    "split.at=layers.3",
-    "training.batch_size=4",
-    "training.local_epochs=1",
-    "run.workers=1",
-]
-SET = [part for override in OVERRIDES for part in ("--set", override)]
+SHORT = [*QUICK_JOB, "rounds=3", "training.batch_size=4", "training.local_epochs=1"]
+OVERRIDES = [*SHORT, "method.name=split", "split.at=layers.3"]
+METHODS = {
+    "split": OVERRIDES,
+    "msfusion": [*SHORT, "method.start=blocks", "participants.ratio=0.5"],
+    "contrastive": [*SHORT, "method.start=fresh", "method.contrastive_weight=0.1"],
+    "small": [*SHORT, "method.name=small"],
+    "fedgrow": [*QUICK_GROW, "rounds=3"],
+}
+"""By what is remarkable in it: a participant of `msfusion` remembers logits, of `contrastive` its last slice; with
+`fedgrow`, participants report how good their own models are."""
 
 
 @pytest.fixture
 def config(here: Path) -> str:
-    (here / "job.toml").write_text(load_config(None, OVERRIDES).to_toml())
+    return written(here, OVERRIDES)
+
+
+def written(here: Path, overrides: list[str]) -> str:
+    (here / "job.toml").write_text(load_config(None, overrides).to_toml())
     return "job.toml"
 
 
@@ -73,22 +76,24 @@ def without_seconds(path: Path) -> list[dict[str, object]]:
 
 
 @pytest.mark.slow
-def test_killed_participants_and_servers_change_nothing(config: str, here: Path) -> None:
+@pytest.mark.parametrize("method", METHODS)
+def test_killed_participants_and_servers_change_nothing(method: str, here: Path) -> None:
     """SIGKILL to a participant and to the server in the middle of rounds; the same commands go on."""
-    address, path = free_address(), here / "served"
+    config, address, path = written(here, METHODS[method]), free_address(), here / "served"
     for directory in ("keys", "other"):
-        assert msfusion("split", "certificates", "--out", directory, "--host", "127.0.0.1").exit_code == 0
+        assert msfusion("certificates", "--out", directory, "--host", "127.0.0.1").exit_code == 0
     (here / "wrong").mkdir()
     for directory, name in (("keys", "authority.pem"), ("other", "token")):
         (here / "wrong" / name).write_bytes((here / directory / name).read_bytes())
         (here / "wrong" / name).chmod(0o600)
-    serve = ["split", "serve", config, "--address", address, "--certificates", "keys", "--out", str(path)]
+    serve = ["serve", config, "--address", address, "--certificates", "keys", "--out", str(path)]
 
     def join(participant: int, *protection: str) -> list[str]:
         where = ["--address", address, "--participant", str(participant)]
-        return ["split", "join", config, *where, *(protection or ("--certificates", "keys"))]
+        kept = ["--out", str(here / f"kept{participant}")]
+        return ["join", config, *where, *kept, *(protection or ("--certificates", "keys"))]
 
-    with Forge(OVERRIDES, environment()) as forge:
+    with Forge(METHODS[method], environment()) as forge:
         server = forge.start(here / "server.txt", *serve)
         strangers = [
             forge.start(here / "other.txt", *join(0, "--certificates", "other")),
@@ -127,7 +132,8 @@ def test_killed_participants_and_servers_change_nothing(config: str, here: Path)
     untouched = (here / "0.txt").read_text()
     assert untouched.count("connected") == 2  # it was never killed, and found the server again
     assert untouched.count("the connection is lost") == 1
-    assert "round 3/3" in untouched
+    assert "round 3" in untouched
+    assert not list(here.glob("kept*/*"))  # of a run that is over, nothing stays
     assert f"continued after round {done}" in (here / "server.txt").read_text()
 
 
@@ -170,11 +176,17 @@ def test_killed_participants_and_servers_change_nothing(config: str, here: Path)
     ],
 )
 def test_mistakes_are_told_in_a_sentence(arguments: list[str], expected: str, config: str) -> None:
-    refused(msfusion("split", *arguments), expected)
+    refused(msfusion(*arguments), expected)
 
 
-def test_other_methods_have_no_server(here: Path) -> None:
-    (here / "job.toml").write_text('[method]\nname = "fedavg"\n')
-    for command in (["serve", "job.toml", "--out", "x"], ["join", "job.toml", "--participant", "0"]):
-        expected = "over a network it should be 'split'"
-        refused(msfusion("split", *command, "--address", "localhost:7", "--plain-text"), expected)
+def test_what_split_learning_had_for_itself_has_a_new_name() -> None:
+    refused(msfusion("split", "join", "job.toml", "--participant", "0"), "'msfusion join'")
+
+
+@pytest.mark.parametrize("setting", ["run.together=2", "run.engine=in_process"])
+def test_how_one_machine_works_is_not_for_many(setting: str, here: Path) -> None:
+    written(here, [*METHODS["small"], "run.together=1"])
+    where = ["--address", "localhost:7", "--plain-text", "--set", setting]
+    refused(msfusion("serve", "job.toml", "--out", "x", *where), setting.partition("=")[0])
+    refused(msfusion("join", "job.toml", "--participant", "0", *where), setting.partition("=")[0])
+    assert not (here / "x").exists()
