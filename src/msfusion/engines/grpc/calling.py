@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -24,6 +25,9 @@ _PASSING = ("UNAVAILABLE", "CANCELLED", "DEADLINE_EXCEEDED", "UNKNOWN", "INTERNA
 """How a stream ends that may be taken up again."""
 
 _LONGEST_PAUSE = 5.0
+
+GOODBYE_SECONDS = 5.0
+"""How long the server may take to hear that we know that it is over."""
 
 
 @dataclass(frozen=True)
@@ -93,10 +97,13 @@ class Conversation:
         return gathering.message()
 
     def say_goodbye(self) -> None:
-        """Let the server know that its last answer has come."""
+        """Let the server know that its last answer has come; it ends the stream then, or we do."""
+        impatience = threading.Timer(GOODBYE_SECONDS, self._answers.cancel)
+        impatience.start()
         with suppress(Lost, StreamError):
             self._say(pack(Goodbye()))
             self._heard()
+        impatience.cancel()
 
     def close(self) -> None:
         """End it."""

@@ -1,0 +1,335 @@
+"""The engine of a network: bits of one process, and whoever misbehaves costs nobody else anything."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from loopback import AGREED, HERE, Hand, Loopback, hello
+
+import msfusion
+from msfusion import checks
+from msfusion.engines.grpc.access import Access
+from msfusion.engines.grpc.calling import Connecting
+from msfusion.engines.grpc.frames import Done, Failed, Goodbye, Ready, Send, Thanks, Welcome
+from msfusion.engines.grpc.messages import PIECE, Gathering, most_bytes, pieces_of, read, update_in
+from msfusion.engines.grpc.participant import take_part
+from msfusion.errors import ConfigError, PrivacyError, StreamError
+from msfusion.federated.messages import encode
+from msfusion.federated.participation import RoundSettings
+from msfusion.federated.privacy import Outbound
+from msfusion.federated.results import RoundResult
+from msfusion.federated.rounds import run_rounds
+from msfusion.federated.screening import Screening
+
+DATA = checks._examples()
+PROBE = checks._Probe()
+NAN = {
+    name: tensor / 0 if tensor.is_floating_point() else tensor
+    for name, tensor in PROBE.initial_state().items()
+}
+FORMS = Outbound({"w": (torch.float32, (2, 3))}, frozenset({"steps"}))
+
+
+def test_the_laws_of_engines() -> None:
+    msfusion.check_engine(Loopback())
+
+
+@contextmanager
+def rounds(
+    absent: tuple[int, ...] = (), **settings: Any
+) -> Iterator[tuple[Loopback, Callable[[], RoundResult]]]:
+    """A federation of one round in a thread, without some of its participants; its address, and its end."""
+    engine, found, errors = (
+        Loopback(replace(HERE, **settings), absent),
+        list[RoundResult](),
+        list[Exception](),
+    )
+    started = threading.Event()
+    engine_open = engine.open
+
+    def opened(*arguments: Any) -> None:
+        engine_open(*arguments)
+        started.set()
+
+    engine.open = opened  # type: ignore[method-assign]
+
+    def run() -> None:
+        try:
+            found.extend(run_rounds(PROBE, DATA, RoundSettings(1), engine=engine, screening=Screening()))
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    assert started.wait(30)
+
+    def end() -> RoundResult:
+        thread.join(60)
+        assert not thread.is_alive()
+        assert not errors
+        return found[0]
+
+    yield engine, end
+    end()
+
+
+def update(loss: object = 0.5, metadata: object = None, **tensors: torch.Tensor) -> bytes:
+    header = {"participant": 9, "round_index": 9, "examples": 10, "loss": loss, "metadata": metadata or {}}
+    return encode({**header, "seconds": 0.1, "remembers": False}, tensors)
+
+
+def give_up(engine: Loopback) -> None:
+    """Participant 1 comes, and says that it cannot do its task: the round can end."""
+    with Hand(engine.address) as hand:
+        work, _ = hand.work(1, len(DATA[1]))
+        hand.say(Failed(work.work))
+        hand.heard(Thanks)
+
+
+def garbage() -> bytes:
+    return bytes(range(256)) * 8
+
+
+@pytest.mark.parametrize(
+    ("what", "status"),
+    [
+        (garbage(), "INVALID_ARGUMENT"),
+        (Ready(), "INVALID_ARGUMENT"),
+        (hello(7, 8), "FAILED_PRECONDITION"),
+        (hello(0, 9), "FAILED_PRECONDITION"),
+        (hello(0, 8, format=99), "FAILED_PRECONDITION"),
+        (hello(0, 8, agreement={"model": "large"}), "FAILED_PRECONDITION"),
+        (hello(0, 8, agreement={**AGREED, "more": 1}), "FAILED_PRECONDITION"),
+        (b"x" * 2**18, "INVALID_ARGUMENT"),
+        (b"x" * (2 * PIECE), "RESOURCE_EXHAUSTED"),
+    ],
+    ids=[
+        "garbage",
+        "out of turn",
+        "number",
+        "examples",
+        "format",
+        "model",
+        "more",
+        "long",
+        "too long for gRPC",
+    ],
+)
+def test_strangers_are_refused(what: object, status: str) -> None:
+    """And the others' round is what it was."""
+    with rounds(absent=(1,)) as (engine, end):
+        with Hand(engine.address) as stranger:
+            stranger.say(what)
+            assert stranger.refused()[0] == status
+        give_up(engine)
+        assert [each.participant for each in end().participants] == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        (garbage(), "damaged"),
+        (update(w=torch.zeros(4)), "not declare"),
+        (update(loss=1), "no update"),
+        (update(metadata={"secret": 1}), "metadata"),
+        (encode({"participant": 0}, {}), "no update"),
+        (
+            update(**NAN),
+            "not finite",
+        ),
+    ],
+    ids=["garbage", "undeclared", "loss", "metadata", "header", "NaN"],
+)
+def test_a_bad_update_is_left_out(message: bytes, expected: str) -> None:
+    """The round goes on without it, and says why."""
+    with rounds(absent=(1,)) as (engine, end):
+        with Hand(engine.address) as hand:
+            work, _ = hand.work(1, len(DATA[1]))
+            hand.say(Done(work.work, len(message)))
+            hand.heard(Send)
+            for piece in pieces_of(message):
+                hand.say(piece)
+            hand.heard(Thanks)
+        result = end()
+    assert [each.participant for each in result.left_out] == [1]
+    assert expected in result.left_out[0].reason
+    assert [each.participant for each in result.participants] == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("says", "status"),
+    [
+        (lambda work: [Done(work, 2**40)], "INVALID_ARGUMENT"),
+        (lambda work: [Done(work, 10), b"x" * 11], "INVALID_ARGUMENT"),
+        (lambda work: [Done(work, 10), b""], "INVALID_ARGUMENT"),
+    ],
+    ids=["huge", "longer than said", "empty"],
+)
+def test_sizes_that_lie_end_the_stream(says: Callable[[bytes], list[object]], status: str) -> None:
+    with rounds(absent=(1,)) as (engine, end):
+        with Hand(engine.address) as hand:
+            work, _ = hand.work(1, len(DATA[1]))
+            first, *pieces = says(work.work)
+            hand.say(first)
+            if pieces:
+                hand.heard(Send)
+            for piece in pieces:
+                hand.say(piece)
+            assert hand.refused()[0] == status
+        assert [each.participant for each in end().left_out] == [1]
+
+
+def test_a_participant_says_only_that_it_failed() -> None:
+    with rounds(absent=(1,)) as (engine, end):
+        give_up(engine)
+        assert "on its own machine" in end().left_out[0].reason
+
+
+def test_old_work_is_not_waited_for() -> None:
+    """An answer to something else is thanked for and thrown away; the right one still counts."""
+    with rounds(absent=(1,)) as (engine, end):
+        with Hand(engine.address) as hand:
+            work, task = hand.work(1, len(DATA[1]))
+            hand.say(Done(b"of yesterday", 10))
+            hand.heard(Thanks)
+            hand.say(Failed(b"of yesterday"))
+            hand.heard(Thanks)
+            _, tensors = read(task)
+            message = update(**tensors)
+            hand.say(Done(work.work, len(message)))
+            hand.heard(Send)
+            for piece in pieces_of(message):
+                hand.say(piece)
+            hand.heard(Thanks)
+        assert not end().left_out
+
+
+def test_whoever_went_away_finds_its_task_again() -> None:
+    with rounds(absent=(1,)) as (engine, end):
+        with Hand(engine.address) as hand:
+            first, task = hand.work(1, len(DATA[1]))
+            hand.say(Done(first.work, 100))  # and then it goes, in the middle of its update
+            hand.heard(Send)
+            hand.say(b"x" * 50)
+        with Hand(engine.address) as hand:
+            again, same = hand.work(1, len(DATA[1]))
+            assert (again, same) == (first, task)
+            hand.say(Failed(again.work))
+            hand.heard(Thanks)
+        assert [each.participant for each in end().left_out] == [1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "comes", "expected"),
+    [({"patience": 0.5}, False, "has been away"), ({"deadline": 0.5}, True, "has had its task")],
+    ids=["away", "slow"],
+)
+def test_nobody_is_waited_for_for_ever(settings: dict[str, float], comes: bool, expected: str) -> None:
+    with rounds(absent=(1,), **settings) as (engine, end), Hand(engine.address) as hand:
+        if comes:
+            hand.work(1, len(DATA[1]))
+        assert expected in end().left_out[0].reason
+
+
+def test_one_number_is_one_participant() -> None:
+    """Another process may not take a place; the same one that has connected anew may."""
+    with rounds(absent=(1,)) as (engine, end), Hand(engine.address) as hand:
+        work, _ = hand.work(1, len(DATA[1]))
+        with Hand(engine.address) as thief:
+            thief.say(hello(1, len(DATA[1]), session=b"another"))
+            assert thief.refused()[0] == "ALREADY_EXISTS"
+        with Hand(engine.address) as anew:
+            assert anew.work(1, len(DATA[1]))[0] == work
+            assert hand.refused()[0] == "ABORTED"
+            anew.say(Failed(work.work))
+            anew.heard(Thanks)
+        end()
+
+
+def test_nobody_is_told_that_it_is_over_before_it_is() -> None:
+    with rounds(absent=(1,)) as (engine, end), Hand(engine.address) as hand:
+        hand.say(hello(1, len(DATA[1])))
+        hand.heard(Welcome)
+        hand.say(Goodbye())
+        with pytest.raises(StopIteration):
+            hand.heard(Welcome)
+        give_up(engine)
+        end()
+
+
+def test_a_port_that_is_taken_is_said() -> None:
+    with rounds(absent=(1,)) as (engine, end):
+        with pytest.raises(StreamError, match="port"):
+            Loopback(replace(HERE, address=engine.address)).open(DATA)
+        give_up(engine)
+        end()
+
+
+def test_a_server_with_other_settings_is_told_to_the_participant() -> None:
+    with rounds(absent=(1,)) as (engine, end):
+        with pytest.raises(StreamError, match="model is 'mine', and the server's 'small'"):
+            take_part(
+                PROBE,
+                DATA[0],
+                Connecting(engine.address, Access()),
+                participant=0,
+                agreement={"model": "mine"},
+            )
+        give_up(engine)
+        end()
+
+
+def test_plain_text_stays_on_this_machine() -> None:
+    with pytest.raises(ConfigError, match="one machine only"):
+        Connecting("10.0.0.1:7000", Access())
+
+
+@given(st.binary(max_size=4 * PIECE // 1000), st.integers(1, 700))
+def test_messages_arrive_whole(message: bytes, piece: int) -> None:
+    gathering = Gathering(len(message), len(message))
+    for begin in range(0, len(message), piece):
+        assert gathering.missing == len(message) - begin
+        gathering.add(message[begin : begin + piece])
+    assert (gathering.missing, gathering.message()) == (0, message)
+
+
+def test_pieces_are_of_a_bounded_size() -> None:
+    message = bytes(5) * (PIECE // 2)
+    pieces = list(pieces_of(message))
+    assert [len(piece) for piece in pieces] == [PIECE, PIECE, PIECE // 2]
+    assert b"".join(pieces) == message
+
+
+@given(st.binary(max_size=300), st.integers(0, 10**6))
+def test_damaged_updates_are_stream_errors(noise: bytes, where: int) -> None:
+    """Whatever comes, it is the update, or a typed error."""
+    message = bytearray(update(w=torch.ones(2, 3)))
+    begin = where % len(message)
+    message[begin : begin + len(noise)] = noise
+    try:
+        found, _, _ = update_in(bytes(message), FORMS, 3, 4)
+    except (StreamError, PrivacyError):
+        return
+    assert (found.participant, found.round_index) == (3, 4)
+    assert found.tensors.keys() <= {"w"}
+
+
+def test_whose_update_it_is_the_server_knows() -> None:
+    found, seconds, keeps = update_in(update(w=torch.ones(2, 3), metadata={"steps": 2}), FORMS, 3, 4)
+    assert (found.participant, found.round_index, found.examples, found.loss) == (3, 4, 10, 0.5)
+    assert (found.metadata, seconds, keeps) == ({"steps": 2}, 0.1, False)
+    assert torch.equal(found.tensors["w"], torch.ones(2, 3))
+
+
+def test_an_honest_update_is_never_too_long() -> None:
+    names = {f"läyer{'.sub' * depth}": (torch.float32, (depth,)) for depth in range(60)}
+    tensors = {name: torch.ones(shape) for name, (_, shape) in names.items()}
+    assert len(update(**tensors)) <= most_bytes(Outbound(names))

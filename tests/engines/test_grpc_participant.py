@@ -1,0 +1,189 @@
+"""A participant on its own machine: what it keeps there, and a server that lies to it."""
+
+from __future__ import annotations
+
+import queue
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import grpc
+import msgpack
+import pytest
+import torch
+from loopback import AGREED, NOTHING
+
+from msfusion import checks
+from msfusion.engines.grpc import calling
+from msfusion.engines.grpc.calling import Connecting
+from msfusion.engines.grpc.frames import METHOD, Over, Thanks, Welcome, Work
+from msfusion.engines.grpc.kept import Kept
+from msfusion.engines.grpc.messages import receipt, round_of
+from msfusion.engines.grpc.packing import pack
+from msfusion.engines.grpc.participant import take_part
+from msfusion.errors import RunDirectoryError, StreamError
+from msfusion.federated.messages import encode, task_message
+
+DATA, PROBE = checks._examples(), checks._Probe()
+
+
+def one(value: float) -> dict[str, torch.Tensor]:
+    return {"logits": torch.full((3,), value)}
+
+
+@pytest.mark.parametrize("on_disk", [True, False])
+def test_what_was_kept_in_a_round_is_found_again(on_disk: bool, tmp_path: Path) -> None:
+    kept = Kept(tmp_path / "own" if on_disk else None, "run", rounds=2)
+    assert kept.load(0) == {}
+    for number in range(1, 7):
+        kept.save(number, one(float(number)))
+    assert torch.equal(kept.load(3)["logits"], one(3.0)["logits"])  # the server has gone back
+    assert torch.equal(kept.load(6)["logits"], one(6.0)["logits"])
+    assert torch.equal(kept.load(4)["logits"], one(4.0)["logits"])  # as far as it may
+    with pytest.raises(RunDirectoryError, match="round 3"):
+        kept.load(3)
+    kept.clear()
+    with pytest.raises(RunDirectoryError, match="round 6"):
+        kept.load(6)
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_new_process_finds_what_the_killed_one_kept(tmp_path: Path) -> None:
+    Kept(tmp_path, "run", 1).save(1, one(1.0))
+    assert torch.equal(Kept(tmp_path, "run", 1).load(1)["logits"], one(1.0)["logits"])
+
+
+def test_what_another_run_kept_is_refused(tmp_path: Path) -> None:
+    Kept(tmp_path, "one run", 1).save(1, one(1.0))
+    with pytest.raises(RunDirectoryError, match="another run"):
+        Kept(tmp_path, "another", 1).load(1)
+
+
+def test_damaged_files_are_refused(tmp_path: Path) -> None:
+    kept = Kept(tmp_path, "run", 1)
+    kept.save(1, one(1.0))
+    (path,) = tmp_path.glob("kept-*")
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(RunDirectoryError, match="damaged"):
+        kept.load(1)
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(RunDirectoryError, match="cannot be written"):
+        Kept(tmp_path / "file" / "own", "run", 1)
+
+
+def test_the_server_has_a_receipt() -> None:
+    assert round_of(receipt(7)) == 7
+    assert round_of({}) == 0
+
+
+def kind_of(question: bytes) -> object:
+    found = msgpack.unpackb(question)
+    return found.get("kind") if isinstance(found, dict) else None
+
+
+@contextmanager
+def server(answers: Callable[[bytes], list[bytes]]) -> Iterator[str]:
+    """A server that answers whatever comes as it likes; its address."""
+
+    def stream(questions: Iterator[bytes], _: Any) -> Iterator[bytes]:
+        for question in questions:
+            yield from answers(question)
+            if kind_of(question) == "Goodbye":
+                return
+
+    made = grpc.server(ThreadPoolExecutor(2))
+    service, method = METHOD.removeprefix("/").split("/")
+    handlers = {method: grpc.stream_stream_rpc_method_handler(stream)}
+    made.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+    port = made.add_insecure_port("127.0.0.1:0")
+    made.start()
+    yield f"127.0.0.1:{port}"
+    made.stop(0).wait()
+
+
+def handing_out(*frames: bytes) -> Callable[[bytes], list[bytes]]:
+    """Welcome, and then these; and then it is over."""
+    left: queue.SimpleQueue[list[bytes]] = queue.SimpleQueue()
+    for each in ([pack(Welcome())], list(frames), [pack(Thanks())], [pack(Over(1))], []):
+        left.put(each)
+    return lambda _: left.get()
+
+
+def joins(address: str, **settings: Any) -> int:
+    where = Connecting(address, NOTHING, patience=10.0)
+    return take_part(PROBE, DATA[0], where, participant=0, agreement=AGREED, **settings)
+
+
+TASK = PROBE.assign(PROBE.initial_state(), 0, 0)
+GOOD = task_message("train", TASK)
+
+
+@pytest.mark.parametrize(
+    ("frames", "expected"),
+    [
+        ([b"rubbish"], "damaged"),
+        ([pack(Thanks())], "should have come"),
+        ([pack(Work(b"w", 2**50, 0))], "announced"),
+        ([pack(Work(b"w", 10, 0)), b"x" * 11], "missing"),
+        ([pack(Work(b"w", 10, 0)), b"x" * 10], "damaged"),
+        ([pack(Work(b"w", len(GOOD), 0)), b"", GOOD], "missing"),
+        (
+            [pack(Work(b"w", len(other := encode({"kind": "obey"}, {})), 0)), other],
+            "no task for this participant",
+        ),
+        (
+            [pack(Work(b"w", len(theirs := task_message("train", replace(TASK, participant=1))), 0)), theirs],
+            "no task for this participant",
+        ),
+    ],
+    ids=["rubbish", "out of turn", "huge", "longer", "noise", "empty piece", "kind", "another's"],
+)
+def test_a_server_that_lies_is_refused(frames: list[bytes], expected: str) -> None:
+    with server(handing_out(*frames)) as address, pytest.raises(StreamError, match=expected):
+        joins(address)
+
+
+def test_what_was_not_kept_here_is_said(tmp_path: Path) -> None:
+    """Rather than training as if there had been nothing."""
+    with server(handing_out(pack(Work(b"w", len(GOOD), 3)), GOOD)) as address:
+        with pytest.raises(RunDirectoryError, match="round 3 is not in"):
+            joins(address, folder=tmp_path)
+        assert not list(tmp_path.iterdir())
+
+
+def test_the_very_same_work_is_not_done_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a connection that was lost before the update had arrived."""
+    said: queue.SimpleQueue[list[bytes]] = queue.SimpleQueue()
+    work = [pack(Work(b"w", len(GOOD), 0)), GOOD]
+    for each in ([pack(Welcome())], work, [pack(Thanks())], work, [pack(Thanks())], [pack(Over(1))], []):
+        said.put(each)
+    trained = list[int]()
+    train = type(PROBE).train
+    monkeypatch.setattr(type(PROBE), "train", lambda *given: trained.append(1) or train(*given))
+    with server(lambda _: said.get()) as address:
+        assert joins(address) == 1
+    assert len(trained) == 1
+
+
+def test_a_server_that_does_not_end_the_stream_holds_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calling, "GOODBYE_SECONDS", 0.2)
+    monkeypatch.setattr(sys.modules[__name__], "kind_of", lambda _: None)
+    said: queue.SimpleQueue[list[bytes]] = queue.SimpleQueue()
+    for each in ([pack(Welcome())], [pack(Over(3))], []):
+        said.put(each)
+    with server(lambda _: said.get()) as address:
+        assert joins(address) == 3
+
+
+def test_nobody_is_looked_for_for_ever() -> None:
+    with pytest.raises(StreamError, match="no server was found"):
+        take_part(
+            PROBE, DATA[0], Connecting("127.0.0.1:9", NOTHING, patience=0.3), participant=0, agreement=AGREED
+        )
