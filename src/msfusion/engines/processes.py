@@ -8,6 +8,9 @@ its data and is for the user of its machine, which here is this one; over the wi
 reads its next task while it works on one, so that it never waits for the server, which fuses meanwhile. What a worker
 computes depends on the task alone, never on which worker it is.
 
+In a conversation all participants of a round go on side by side, so each worker has several of them, and says for each
+in its turn what it asks, until it has an update.
+
 Threads. Every worker runs PyTorch with the number of threads that it is told, one by default: two workers of
 two threads on two cores are many times slower than two of one. A forked process cannot use several OpenMP
 threads if its parent has used them (GNU's OpenMP then waits forever), so a worker with several tries them
@@ -29,25 +32,45 @@ import threading
 import traceback
 import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Literal, cast
+from typing import ClassVar, Literal, cast
 
 import torch
+from torch import Tensor
 
 from msfusion import errors
 from msfusion.batch import Batch
 from msfusion.errors import ConfigError, MsfusionError, TrainingError
-from msfusion.federated.engine import Answer, Ask, Engine, answer_to, perform
+from msfusion.federated.conversation import Request, Response
+from msfusion.federated.engine import (
+    Answer,
+    Ask,
+    Engine,
+    Finished,
+    Said,
+    Talk,
+    Told,
+    answer_to,
+    perform,
+    say_next,
+    talk,
+    turn_by_turn,
+)
 from msfusion.federated.messages import (
+    Header,
     encode,
     receive,
-    receive_task,
+    request_message,
+    request_of,
+    response_message,
+    response_of,
     send,
     task_message,
+    task_of,
     update_message,
     update_of,
 )
@@ -79,6 +102,8 @@ class Processes(Engine):
     (None: by fork where that is safe). Raises ConfigError for fewer than one process or thread.
     """
 
+    converses: ClassVar[bool] = True
+
     def __init__(self, workers: int, threads: int = 1, start_method: StartMethod | None = None) -> None:
         for name, value in (("workers", workers), ("threads", threads)):
             if value < 1:
@@ -97,6 +122,9 @@ class Processes(Engine):
         """Whoever is free takes the next task, while the server fuses what was handed on."""
         if method is not self._method:
             self._start_all(method)
+        if any(ask.conversation for ask in asks):
+            yield from self._turn_by_turn(asks)
+            return
         waiting = deque(asks)
         self._hand_out(waiting)
         while busy := [worker for worker in self._workers if worker.jobs]:
@@ -104,6 +132,24 @@ class Processes(Engine):
                 finished = _take(worker)
                 self._hand_out(waiting)
                 yield from finished
+
+    def _turn_by_turn(self, asks: Sequence[Ask]) -> Iterator[Answer]:
+        """Everybody goes on side by side, the participants shared out among the workers."""
+        at: dict[int, _Worker] = {}
+
+        def begin(task: Task) -> None:
+            worker = at[task.participant] = self._workers[len(at) % len(self._workers)]
+            _give(worker, "train", [task], converses=True)
+
+        def go_on(told: Mapping[int, Told]) -> Iterator[tuple[int, Said]]:
+            for who, word in told.items():
+                _tell(at[who], who, word)
+            for who in told:  # each worker speaks in the order in which it was told something
+                yield who, _said(at[who])
+
+        yield from turn_by_turn(asks, begin, go_on)
+        for worker in self._workers:
+            worker.jobs.clear()
 
     def _start_all(self, method: Method) -> None:
         """Start the workers with a method, at most one for each participant."""
@@ -132,7 +178,8 @@ class Processes(Engine):
                     and len(worker.jobs) < depth
                     and (depth == 1 or len(waiting) >= len(self._workers))
                 ):
-                    _give(worker, waiting.popleft())
+                    ask = waiting.popleft()
+                    _give(worker, ask.kind, ask.tasks())
 
     def close(self) -> None:
         """End all workers, at once those that still work."""
@@ -176,15 +223,32 @@ class Processes(Engine):
         self._workers.append(_Worker(process, ours, our_shelf))
 
 
-def _give(worker: _Worker, ask: Ask) -> None:
+def _give(worker: _Worker, kind: Kind, tasks: Sequence[Task], converses: bool = False) -> None:
     """Send the tasks of an ask to a worker. It reads even while it works, so this does not wait."""
-    tasks = ask.tasks()
     worker.jobs.append(tasks)
     try:
         for index, task in enumerate(tasks, 1):
-            send(worker.connection, task_message(ask.kind, task, more=index < len(tasks)))
+            more = index < len(tasks)
+            send(worker.connection, task_message(kind, task, more, converses))
             if task.memory:
                 send(worker.shelf, encode({}, task.memory))
+    except OSError:
+        raise _death(worker) from None
+
+
+def _tell(worker: _Worker, participant: int, told: Told) -> None:
+    """Send what one of its participants asked for, or why there is no answer; nothing at the beginning."""
+    if told is None:
+        return
+    if isinstance(told, Response):
+        message = response_message(told, participant=participant)
+    else:
+        message = encode(
+            {"said": "refused", "participant": participant, "error": type(told).__name__, "text": str(told)},
+            {},
+        )
+    try:
+        send(worker.connection, message)
     except OSError:
         raise _death(worker) from None
 
@@ -193,24 +257,35 @@ def _take(worker: _Worker) -> list[Answer]:
     """What a worker that is ready has to say about its job."""
     finished = []
     for task in worker.jobs[0]:
-        try:
-            header, tensors = receive(worker.connection)
-            if "failed" in header:
-                error, _ = receive(worker.shelf)
-                failure = _raised(error["error"], error["text"], error["cause"])
-                if header["failed"] == "participant" and isinstance(failure, MsfusionError):
-                    finished.append(answer_to(task, failure, header["seconds"]))
-                    continue
-                worker.jobs.popleft()
-                raise failure
-            update, seconds, remembers = update_of(header, tensors)
-            if remembers:
-                update = replace(update, memory=receive(worker.shelf)[1])
-        except (EOFError, OSError):
-            raise _death(worker) from None
-        finished.append(answer_to(task, update, seconds))
+        said = _said(worker)
+        assert isinstance(said, Finished)  # it was asked outside of any conversation
+        finished.append(answer_to(task, said.answer, said.seconds))
     worker.jobs.popleft()
     return finished
+
+
+def _said(worker: _Worker) -> Said:
+    """What a worker says next for a participant: a request, or what came of its task.
+
+    Raises what is nobody's fault alone.
+    """
+    try:
+        header, tensors = receive(worker.connection)
+        if "failed" in header:
+            error, _ = receive(worker.shelf)
+            failure = _raised(error["error"], error["text"], error["cause"])
+            if header["failed"] == "participant" and isinstance(failure, MsfusionError):
+                return Finished(failure, header["seconds"])
+            worker.jobs.popleft()
+            raise failure
+        if "said" in header:
+            return request_of(header, tensors)
+        update, seconds, remembers = update_of(header, tensors)
+        if remembers:
+            update = replace(update, memory=receive(worker.shelf)[1])
+    except (EOFError, OSError):
+        raise _death(worker) from None
+    return Finished(Released(update), seconds)
 
 
 def _ready(busy: Sequence[_Worker]) -> list[_Worker]:
@@ -279,14 +354,13 @@ def _work(
     if threads > 1:
         torch.ones(1 << 20).sqrt_()  # hangs here or never
         connection.send_bytes(b"threads work")
-    jobs: queue.SimpleQueue[tuple[Kind, list[Task]]] = queue.SimpleQueue()
+    jobs: queue.SimpleQueue[_Job | _Word] = queue.SimpleQueue()
     threading.Thread(target=_read_jobs, args=(connection, shelf, jobs), daemon=True).start()
+    talks: dict[int, Talk] = {}
     with suppress(OSError):  # nobody reads any more
         while True:
-            kind, tasks = jobs.get()
             try:
-                answered, seconds = perform(method, kind, tasks, data, test=test)
-                answers = [_messages(answer, seconds) for answer in answered]
+                answers = _done(jobs.get(), talks, method, data, test)
             except KeyboardInterrupt as error:  # not Ctrl-C, to which a worker is deaf
                 answers = [_failure("job", TrainingError(who_ended(error)), 0.0)]
             except Exception as error:
@@ -295,6 +369,42 @@ def _work(
                 send(connection, message)
                 if kept is not None:
                     send(shelf, kept)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Tasks to be done together, or the one of a participant that asks as it goes on."""
+
+    kind: Kind
+    tasks: list[Task]
+    converses: bool
+
+
+@dataclass(frozen=True)
+class _Word:
+    """What a participant in a conversation is told."""
+
+    participant: int
+    told: Response | MsfusionError
+
+
+def _done(
+    job: _Job | _Word, talks: dict[int, Talk], method: Method, data: Sequence[Batch], test: Batch | None
+) -> list[tuple[bytes, bytes | None]]:
+    """The messages that a job comes to, and what stands on the shelf with each. `talks` are those that go on."""
+    if isinstance(job, _Job) and not job.converses:
+        answered, seconds = perform(method, job.kind, job.tasks, data, test=test)
+        return [_messages(answer, seconds) for answer in answered]
+    if isinstance(job, _Job):
+        (task,) = job.tasks
+        talks[task.participant] = talk(method, task, data[task.participant])
+        who, said = task.participant, say_next(talks[task.participant], None)
+    else:
+        who, said = job.participant, say_next(talks[job.participant], job.told)
+    if isinstance(said, Request):
+        return [(request_message(said), None)]
+    del talks[who]
+    return [_messages(said.answer, said.seconds)]
 
 
 def _messages(answer: Released | MsfusionError, seconds: float) -> tuple[bytes, bytes | None]:
@@ -312,16 +422,25 @@ def _failure(whose: Literal["job", "participant"], error: Exception, seconds: fl
     return encode({"failed": whose, "seconds": seconds}, {}), told
 
 
-def _read_jobs(
-    connection: Connection, shelf: Connection, jobs: queue.SimpleQueue[tuple[Kind, list[Task]]]
-) -> None:
+def _read_jobs(connection: Connection, shelf: Connection, jobs: queue.SimpleQueue[_Job | _Word]) -> None:
     """Read ahead of the work. Where the pipe ends, the server let go or died: leave at once."""
     with suppress(EOFError, OSError):
         tasks: list[Task] = []
         while True:
-            kind, task, more = receive_task(connection, shelf)
-            tasks.append(task)
-            if not more:
-                jobs.put((kind, tasks))
+            header, tensors = receive(connection)
+            if "said" in header:
+                jobs.put(_Word(header["participant"], _told(header, tensors)))
+                continue
+            memory = receive(shelf)[1] if header["remembers"] else {}
+            tasks.append(task_of(header, tensors, memory))
+            if not header["more"]:
+                jobs.put(_Job(header["kind"], tasks, header["converses"]))
                 tasks = []
     os._exit(0)
+
+
+def _told(header: Header, tensors: dict[str, Tensor]) -> Response | MsfusionError:
+    if header["said"] == "response":
+        return response_of(header, tensors)
+    refused = _raised(header["error"], header["text"], None)
+    return refused if isinstance(refused, MsfusionError) else TrainingError(header["text"])

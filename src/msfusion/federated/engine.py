@@ -6,19 +6,20 @@ import math
 import time
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
 from msfusion.batch import Batch
 from msfusion.errors import ConfigError, MsfusionError, PrivacyError, TrainingError
+from msfusion.federated.conversation import Conversation, Request, Response
 from msfusion.federated.messages import payload_bytes
-from msfusion.federated.method import Kind, Method, Released, Task, Update
+from msfusion.federated.method import Kind, Method, Released, Task, Training, Update
 from msfusion.federated.privacy import check_dense, check_figures
 from msfusion.imports import in_one_line, without_ending
 from msfusion.registry import Registry
@@ -34,11 +35,13 @@ class Ask:
     """What is asked of participants at once, mostly of one: what they are to do, and the tasks to do it with.
 
     `tasks` makes them. An engine calls it when somebody is about to take them up, so that tasks do not pile up in
-    memory.
+    memory. `conversation` answers what the participants ask while they train; None where they ask nothing. All asks of
+    a run have the same.
     """
 
     kind: Kind
     tasks: Callable[[], Sequence[Task]]
+    conversation: Conversation | None = None
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,13 @@ class Engine(ABC):
     """Whoever carries tasks to the participants and brings back what they answer. It knows no method.
 
     An engine of one's own has to have `run`. Where participants are elsewhere, with their data, `perform` is what is
-    called there; where they are simulated on this machine, `open` hands over what they have.
+    called there; where they are simulated on this machine, `open` hands over what they have. One that can carry what
+    participants ask the server while they train says so in `converses`; `turn_by_turn` is its server's side, and
+    `ask_server` of `perform`, or a `talk`, the participants'.
     """
+
+    converses: ClassVar[bool] = False
+    """Whether it heeds an ask's `conversation`. Else a method that needs one is refused."""
 
     def open(self, data: Sequence[Batch], test: Batch | None = None) -> None:  # noqa: B027  # few need it
         """Before the first `run`: each simulated participant's examples, and the common test data.
@@ -102,6 +110,8 @@ class InProcess(Engine):
     Raises ConfigError for a device that this machine does not have.
     """
 
+    converses: ClassVar[bool] = True
+
     def __init__(self, device: str = "cpu") -> None:
         if device not in ("cpu", "cuda"):
             raise ConfigError(f"device is {device!r}: it must be one of cpu, cuda")
@@ -116,21 +126,46 @@ class InProcess(Engine):
         self._data, self._test = data, test
 
     def run(self, method: Method, asks: Sequence[Ask]) -> Iterator[Answer]:
-        """One after the other."""
+        """One after the other; in a conversation each says something in its turn."""
+        if any(ask.conversation for ask in asks):
+            yield from self._turn_by_turn(method, asks)
+            return
         for ask in asks:
             tasks = ask.tasks()
             answers, seconds = perform(method, ask.kind, tasks, self._data, self._device, self._test)
             for task, each in zip(tasks, answers, strict=True):
                 yield answer_to(task, each, seconds)
 
+    def _turn_by_turn(self, method: Method, asks: Sequence[Ask]) -> Iterator[Answer]:
+        talks: dict[int, Talk] = {}
 
-def answer_to(task: Task, answer: Update | MsfusionError, seconds: float) -> Answer:
-    """The answer to a task, from what the participant made of it or why it could not."""
-    down = payload_bytes(task.tensors)
+        def begin(task: Task) -> None:
+            talks[task.participant] = talk(method, task, self._data[task.participant], self._device)
+
+        def go_on(told: Mapping[int, Told]) -> Iterator[tuple[int, Said]]:
+            for who, response in told.items():
+                yield who, say_next(talks[who], response)
+
+        try:
+            yield from turn_by_turn(asks, begin, go_on)
+        finally:
+            for each in talks.values():
+                each.close()
+
+
+def answer_to(
+    task: Task, answer: Update | MsfusionError, seconds: float, crossed: tuple[int, int] = (0, 0)
+) -> Answer:
+    """The answer to a task, from what the participant made of it or why it could not.
+
+    `crossed` are the bytes of a conversation besides, down and up.
+    """
+    down, up = crossed
+    down += payload_bytes(task.tensors)
     if isinstance(answer, MsfusionError):
         empty = Update(task.participant, task.round_index, {}, 0, math.nan)
-        return Answer(empty, seconds, down, 0, answer)
-    return Answer(answer, seconds, down, payload_bytes(answer.tensors))
+        return Answer(empty, seconds, down, up, answer)
+    return Answer(answer, seconds, down, up + payload_bytes(answer.tensors))
 
 
 def perform(
@@ -140,12 +175,14 @@ def perform(
     data: Sequence[Batch],
     device: torch.device = CPU,
     test: Batch | None = None,
+    ask_server: Callable[[Request], Response] | None = None,
 ) -> tuple[list[Released | MsfusionError], float]:
     """The work of the participants of one job, and the seconds that it took for each.
 
     They train on the device; what arrives and what is returned is on the CPU. `test` is the common test data.
     A participant that fails, whatever it raises, has the reason in place of an update: so has one whose update is
-    malformed or holds what may not leave, and nothing of it is sent then.
+    malformed or holds what may not leave, and nothing of it is sent then. `ask_server` carries a request to the server
+    and waits for the response; what it raises is the participant's failure.
     Raises TrainingError where somebody's function would end the program.
     """
     begin = time.perf_counter()
@@ -156,29 +193,45 @@ def perform(
         else:
             there = [_task_on(device, task) for task in tasks]
             own = [each.to(device) for each in own]
-            answers = _train(method, there, own) if kind == "train" else _report(method, there, own, test)
+            answers = (
+                _train(method, there, own, ask_server)
+                if kind == "train"
+                else _report(method, there, own, test)
+            )
     return answers, (time.perf_counter() - begin) / len(tasks)
 
 
 def _attempt(task: Task, work: Callable[[], Made]) -> Made | MsfusionError:
-    """What a participant's work makes, or why it failed: our own errors as they are, others in a sentence."""
+    """What a participant's work makes, or why it failed."""
     try:
         return work()
-    except MsfusionError as error:
+    except Exception as error:
+        return _failure(task, error)
+
+
+def _failure(task: Task, error: Exception) -> MsfusionError:
+    """Why a participant's work failed: our own errors as they are, others in a sentence.
+
+    Others are of one participant's data or memory, as likely as of the program.
+    """
+    if isinstance(error, MsfusionError):
         return error
-    except Exception as error:  # of one participant's data or memory, as likely as of the program
-        traceback.clear_frames(error.__traceback__)  # in which the tensors of its training may be
-        failure = TrainingError(
-            f"participant {task.participant} failed in round {task.round_index} "
-            f"({type(error).__name__}: {in_one_line(error)})"
-        )
-        failure.__cause__ = error
-        return failure
+    traceback.clear_frames(error.__traceback__)  # in which the tensors of its training may be
+    failure = TrainingError(
+        f"participant {task.participant} failed in round {task.round_index} "
+        f"({type(error).__name__}: {in_one_line(error)})"
+    )
+    failure.__cause__ = error
+    return failure
 
 
-def _released(method: Method, kind: Kind, task: Task, update: Update) -> Released:
+def _source(task: Task) -> str:
+    return f"participant {task.participant} in round {task.round_index}"
+
+
+def _released(method: Method, kind: Kind, task: Task, update: object) -> Released:
     """The update as what may leave the participant, on the CPU. Raises PrivacyError."""
-    source = f"participant {task.participant} in round {task.round_index}"
+    source = _source(task)
     if not isinstance(update, Update):
         raise PrivacyError(f"{source} would send a {type(update).__name__}: send an Update")
     check_dense(update.tensors, source)
@@ -197,7 +250,7 @@ def _released(method: Method, kind: Kind, task: Task, update: Update) -> Release
 def _each(
     method: Method,
     kind: Kind,
-    work: Callable[[Task, Batch], Update],
+    work: Callable[[Task, Batch], Update | Training],
     tasks: Sequence[Task],
     data: Sequence[Batch],
 ) -> list[Released | MsfusionError]:
@@ -209,13 +262,19 @@ def _each(
     return [_attempt(task, partial(answer, task, own)) for task, own in zip(tasks, data, strict=True)]
 
 
-def _train(method: Method, tasks: Sequence[Task], data: Sequence[Batch]) -> list[Released | MsfusionError]:
+def _train(
+    method: Method,
+    tasks: Sequence[Task],
+    data: Sequence[Batch],
+    ask_server: Callable[[Request], Response] | None,
+) -> list[Released | MsfusionError]:
+    train = partial(_trained, method, ask_server)
     if len(tasks) == 1:
-        return _each(method, "train", method.train, tasks, data)
+        return _each(method, "train", train, tasks, data)
     try:
         updates = method.train_together(tasks, data)
     except Exception as error:  # one of them: each by itself, to know which
-        alone = _each(method, "train", method.train, tasks, data)
+        alone = _each(method, "train", train, tasks, data)
         if isinstance(error, TrainingError) or any(isinstance(each, MsfusionError) for each in alone):
             return alone
         raise  # nobody's, but of training them together
@@ -231,6 +290,154 @@ def _report(
     assert test is not None
     report, there = method.report, test.to(data[0].targets.device)
     return _each(method, "report", lambda task, own: report(task, own, there), tasks, data)
+
+
+# Conversations. Where a participant is, its training is a generator of requests; each is checked before it leaves.
+
+
+def _trained(
+    method: Method, ask_server: Callable[[Request], Response] | None, task: Task, data: Batch
+) -> Update:
+    """What a participant makes of its task, asking the server where it has a question."""
+    made = method.train(task, data)
+    if not isinstance(made, Generator):
+        return made
+    if ask_server is None:
+        raise ConfigError(
+            f"{method.name} asks the server while it trains, and nobody answers: give it a `conversation`, and an "
+            "engine that carries it (msfusion.InProcess or msfusion.Processes)"
+        )
+    with closing(_checked(method, task, made)) as training:
+        try:
+            request = next(training)
+            while True:
+                request = training.send(ask_server(request))
+        except StopIteration as end:
+            update: Update = end.value
+            return update
+
+
+def _checked(method: Method, task: Task, training: Training) -> Training:
+    """A participant's training, whose requests may leave: they are as declared, and on the CPU."""
+    device = next((tensor.device for tensor in task.tensors.values()), CPU)
+    with closing(training):
+        try:
+            request = next(training)
+            while True:
+                response = yield _released_request(method, task, request)
+                request = training.send(replace(response, tensors=_on(device, response.tensors)))
+        except StopIteration as end:
+            update: Update = end.value
+            return update
+
+
+def _released_request(method: Method, task: Task, request: object) -> Request:
+    """The request as what may leave the participant, its tensors `Shared`. Raises PrivacyError."""
+    source = _source(task)
+    if not isinstance(request, Request):
+        raise PrivacyError(f"{source} would ask with a {type(request).__name__}: yield a Request")
+    check_dense(request.tensors, source)
+    tensors, declared = _on(CPU, request.tensors), method.outbound_request(task)
+    shared = declared.select(tensors, request.metadata, source, request.pieces)
+    return Request(request.pieces, shared, request.metadata)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The end of a participant's talk: its update, or why it failed; and the seconds that it was at work."""
+
+    answer: Released | MsfusionError
+    seconds: float
+
+
+Said = Request | Finished
+"""What a participant says in its turn."""
+
+Told = Response | MsfusionError | None
+"""What it is told before: nothing at the beginning; an error ends its talk."""
+
+Talk = Generator[Request, Response | MsfusionError, Finished]
+
+
+def talk(method: Method, task: Task, data: Batch, device: torch.device = CPU) -> Talk:
+    """A participant's training in a conversation, to be gone on with by `say_next`. It raises nothing, as `perform`."""
+    seconds, begin = 0.0, time.perf_counter()
+    there = _task_on(device, task)
+    try:
+        made = method.train(there, data.to(device))
+        if isinstance(made, Generator):
+            with closing(_checked(method, there, made)) as training:
+                request = next(training)
+                while True:
+                    seconds += time.perf_counter() - begin
+                    told = yield request
+                    begin = time.perf_counter()
+                    if isinstance(told, MsfusionError):
+                        return Finished(told, seconds)
+                    request = training.send(told)
+    except StopIteration as end:
+        made = end.value
+    except Exception as error:
+        return Finished(_failure(task, error), seconds)
+    answer = _attempt(task, partial(_released, method, "train", there, made))
+    return Finished(answer, seconds + time.perf_counter() - begin)
+
+
+def say_next(talk: Talk, told: Told) -> Said:
+    """What a participant says when it has been told something.
+
+    Raises TrainingError where its training would end the program.
+    """
+    with without_ending(TrainingError):
+        try:
+            return next(talk) if told is None else talk.send(told)
+        except StopIteration as end:
+            finished: Finished = end.value
+            return finished
+
+
+def turn_by_turn(
+    asks: Sequence[Ask],
+    begin: Callable[[Task], None],
+    go_on: Callable[[Mapping[int, Told]], Iterable[tuple[int, Said]]],
+) -> Iterator[Answer]:
+    """The server's side of a conversation, for any engine: all asks are begun, and answered turn by turn.
+
+    `begin` hands a participant its task. `go_on` tells each of some participants something, and gives what each of them
+    then says, in any order. Bytes of a request and its response count once it has been answered.
+    """
+    tasks = {task.participant: task for ask in asks for task in ask.tasks()}
+    conversation = next(ask.conversation for ask in asks if ask.conversation is not None)
+    for task in tasks.values():
+        begin(task)
+    told: dict[int, Told] = dict.fromkeys(tasks)
+    crossed = dict.fromkeys(tasks, (0, 0))
+    while told:
+        said = dict(go_on(told))
+        requests: list[tuple[int, Request]] = []
+        for who in told:
+            each = said[who]
+            if isinstance(each, Finished):
+                yield answer_to(tasks[who], each.answer, each.seconds, crossed[who])
+            else:
+                requests.append((who, each))
+        told = {}
+        for (who, request), response in zip(requests, _answered(conversation, requests), strict=True):
+            told[who] = response
+            if isinstance(response, Response):
+                down, up = crossed[who]
+                crossed[who] = down + response.nbytes, up + request.nbytes
+
+
+def _answered(conversation: Conversation, turn: list[tuple[int, Request]]) -> list[Response | MsfusionError]:
+    """What the server answers. Raises TrainingError where that is not one response, or error, for each request."""
+    answers = list(conversation.answer(turn)) if turn else []
+    if len(answers) != len(turn) or not all(isinstance(each, Response | MsfusionError) for each in answers):
+        raise TrainingError(
+            f"{type(conversation).__name__}.answer must give one Response for each of the {len(turn)} requests, or an "
+            "error of msfusion"
+        )
+    return answers
 
 
 def _task_on(device: torch.device, task: Task) -> Task:

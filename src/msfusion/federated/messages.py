@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from itertools import accumulate, pairwise
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -13,8 +14,10 @@ import torch
 from torch import Tensor
 
 from msfusion.errors import PrivacyError
+from msfusion.federated.conversation import Request, Response
 from msfusion.federated.method import Kind, Released, Task, Update
 from msfusion.federated.privacy import Shared
+from msfusion.federated.states import labelled, part
 from msfusion.width.groups import State
 
 Header = dict[str, Any]
@@ -63,30 +66,21 @@ def receive(connection: Connection) -> tuple[Header, dict[str, Tensor]]:
     return decode(connection.recv_bytes())
 
 
-def task_message(kind: Kind, task: Task, more: bool = False) -> bytes:
+def task_message(kind: Kind, task: Task, more: bool = False, converses: bool = False) -> bytes:
     """A task and what is to be done with it, but not the participant's memory, which no message to it has.
 
-    With `more`, the next message is to be done together with it.
+    With `more`, the next message is to be done together with it. With `converses`, the participant asks as it goes on.
     """
     header = {
         "kind": kind,
         "more": more,
+        "converses": converses,
         "participant": task.participant,
         "round_index": task.round_index,
         "metadata": dict(task.metadata),
         "remembers": bool(task.memory),
     }
     return encode(header, task.tensors)
-
-
-def receive_task(connection: Connection, shelf: Connection) -> tuple[Kind, Task, bool]:
-    """Read a `task_message`: what is to be done, the task, and whether the next one belongs to it.
-
-    What the participant remembers comes from its shelf.
-    """
-    header, tensors = receive(connection)
-    memory = receive(shelf)[1] if header["remembers"] else {}
-    return header["kind"], task_of(header, tensors, memory), header["more"]
 
 
 def task_of(header: Header, tensors: dict[str, Tensor], memory: State | None = None) -> Task:
@@ -123,3 +117,40 @@ def update_of(header: Header, tensors: dict[str, Tensor]) -> tuple[Update, float
     """The update in an `update_message`, its seconds, and whether there is something that the participant keeps."""
     seconds, remembers = header.pop("seconds"), header.pop("remembers")
     return Update(tensors=tensors, **header), seconds, remembers
+
+
+def request_message(request: Request) -> bytes:
+    """What a participant asks. Raises PrivacyError where no declaration has let it pass."""
+    if not isinstance(request.tensors, Shared):
+        raise PrivacyError("a participant would ask with what no declaration has let pass")
+    return _piecewise("request", request)
+
+
+def response_message(response: Response, **more: Any) -> bytes:
+    """What the server answers, with `more` in its header."""
+    return _piecewise("response", response, **more)
+
+
+def request_of(header: Header, tensors: dict[str, Tensor]) -> Request:
+    """The request in a `request_message`."""
+    return Request(_pieces(header, tensors), part(tensors, "tensor"), header["metadata"])
+
+
+def response_of(header: Header, tensors: dict[str, Tensor]) -> Response:
+    """The response in a `response_message`."""
+    return Response(_pieces(header, tensors), part(tensors, "tensor"), header["metadata"])
+
+
+def _piecewise(said: str, message: Request | Response, **more: Any) -> bytes:
+    """The pieces as one tensor of bytes beside the others, their lengths in the header."""
+    lengths = [*map(len, message.pieces)]
+    header = {"said": said, "metadata": dict(message.metadata), "pieces": lengths, **more}
+    joined = bytearray(b"".join(message.pieces))
+    pieces = {"pieces": torch.frombuffer(joined, dtype=torch.uint8)} if joined else {}
+    return encode(header, {**pieces, **labelled("tensor", message.tensors)})
+
+
+def _pieces(header: Header, tensors: dict[str, Tensor]) -> tuple[bytes, ...]:
+    joined = tensors["pieces"].numpy().tobytes() if "pieces" in tensors else b""
+    ends = [0, *accumulate(header["pieces"])]
+    return tuple(joined[start:end] for start, end in pairwise(ends))

@@ -7,13 +7,14 @@
             update_p  <-  train(task_p, p's own data)          where the participant is
         state  <-  fuse(state, all (task_p, update_p))         in the server
 
-Only `assign`, `train` and `fuse` must be written; everything else has a default that fits most methods.
+Only `assign`, `train` and `fuse` must be written; everything else has a default that fits most methods. A `train` that
+asks the server as it goes on is a generator (`federated.conversation`).
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy, deepcopy
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from msfusion.averaging.fusion import Accumulator
 from msfusion.batch import Batch
 from msfusion.errors import ConfigError, UpdateError
+from msfusion.federated.conversation import Conversation, Request, Response, Scalar
 from msfusion.federated.privacy import Outbound
 from msfusion.federated.problem import Problem, Settings
 from msfusion.federated.states import holding, loaded, model_state, state_of
@@ -31,8 +33,6 @@ from msfusion.federated.training import Trained, local_steps
 from msfusion.objectives import Evaluation, Objective
 from msfusion.scoring import CROSS_ENTROPY, Scoring
 from msfusion.width.groups import State, WidthMap, Window
-
-Scalar = float | int | str | bool
 
 ABSURD = 2.0**64
 """No honest value is as large (about 1.8e19): its square is more than a float32 can hold."""
@@ -43,7 +43,18 @@ Kind = Literal["train", "measure", "report"]
 TRAINED = frozenset({"steps", "examples_seen"})
 """The numbers that an update's metadata may have with any method: what the participant did in the round."""
 
-__all__ = ["TRAINED", "Answered", "Evaluation", "Kind", "Method", "Released", "Scalar", "Task", "Update"]
+__all__ = [
+    "TRAINED",
+    "Answered",
+    "Evaluation",
+    "Kind",
+    "Method",
+    "Released",
+    "Scalar",
+    "Task",
+    "Training",
+    "Update",
+]
 
 
 @dataclass(frozen=True)
@@ -88,6 +99,9 @@ def trained_update(task: Task, data: Batch, done: Trained, tensors: State) -> Up
     return Update(task.participant, task.round_index, tensors, len(data), done.loss, did)
 
 
+Training = Generator[Request, Response, Update]
+"""The training of a participant that converses with the server: requests out, responses in, an update at the end."""
+
 Released = NewType("Released", Update)
 """An update whose tensors are `Shared`: the method's declaration has let it pass, and it may be sent."""
 
@@ -127,7 +141,8 @@ class Method(Settings):
 
     metrics: ClassVar[frozenset[str]] = frozenset()
     """Names of numbers that participants report in their updates' metadata. Their mean over the participants of a
-    round, weighted by examples, stands in the metrics of that round.
+    round, weighted by examples, stands in the metrics of that round. So do numbers of these names that the server tells
+    in `Conversation.figures`.
     """
 
     problem: Problem
@@ -159,8 +174,12 @@ class Method(Settings):
         """What the participant receives in this round (in the server). The same for the same arguments."""
 
     @abstractmethod
-    def train(self, task: Task, data: Batch) -> Update:
-        """What the participant does with it (in the participant's process; deterministic given the task)."""
+    def train(self, task: Task, data: Batch) -> Update | Training:
+        """What the participant does with it (in the participant's process; deterministic given the task).
+
+        As a generator it asks the server: `response = yield Request(...)`, answered by `conversation`. In one process
+        several participants go on side by side, so nothing that one of them trains may be another's (`copied`).
+        """
 
     @abstractmethod
     def fuse(self, state: State, answered: Answered) -> dict[str, Tensor]:
@@ -179,6 +198,22 @@ class Method(Settings):
         """
         return Outbound.like(task.tensors, TRAINED | self.metrics)
 
+    def conversation(self, state: State, round_index: int) -> Conversation | None:
+        """Who answers what participants ask in this round (in the server); None of a method that asks nothing."""
+        return None
+
+    def outbound_request(self, task: Task) -> Outbound:
+        """What may leave in a request of the participant that does a task (in its process): by default nothing."""
+        return Outbound({})
+
+    @property
+    def sequential(self) -> bool:
+        """Whether the participants of a round come one after the other, each with what the one before has led to.
+
+        Then there is one at a time, in the order of their numbers, and a fuse after each.
+        """
+        return False
+
     def evaluate(self, state: State, data: Batch) -> Evaluation:
         """How good the global state's model is."""
         with holding(self.model, model_state(state)) as model:
@@ -192,6 +227,10 @@ class Method(Settings):
         if "copy" not in kept:
             kept["copy"] = deepcopy(self.model)
         return loaded(kept["copy"], tensors)
+
+    def copied(self, tensors: State) -> nn.Module:
+        """The same, made anew: for a participant that converses, beside which others train in the same process."""
+        return loaded(deepcopy(self.model), tensors)
 
     def trained(
         self, model: nn.Module, task: Task, data: Batch, objective: Objective | None = None
@@ -288,7 +327,7 @@ class Method(Settings):
         """
         return [(participant,) for participant in participants]
 
-    def train_together(self, tasks: Sequence[Task], data: Sequence[Batch]) -> list[Update]:
+    def train_together(self, tasks: Sequence[Task], data: Sequence[Batch]) -> Sequence[Update | Training]:
         """What the participants of one group do with their tasks, in that order; `data` has one for each task."""
         return [self.train(task, own) for task, own in zip(tasks, data, strict=True)]
 

@@ -7,7 +7,7 @@ made of `Shared` tensors only. A declaration says names, types and shapes; it ca
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -19,6 +19,9 @@ from msfusion.width.groups import State
 
 Form = tuple[torch.dtype, tuple[int, ...]]
 """The type and the shape of a tensor."""
+
+OpenForm = tuple[torch.dtype, tuple[int | None, ...]]
+"""A form with lengths that are not known beforehand (None), such as the number of examples of a mini-batch."""
 
 _DECLARATION = object()  # what `Outbound.select` shows
 
@@ -48,22 +51,25 @@ class Shared(Mapping[str, Tensor]):
 
 @dataclass(frozen=True)
 class Outbound:
-    """What one update may hold besides a participant's number of examples and its mean loss.
+    """What one update may hold besides a participant's number of examples and its mean loss, or what a request may.
 
     `tensors`: names, with type and shape. `metadata`: names of numbers. `words`: the strings that metadata may have
-    as values. An update may hold less.
+    as values. `pieces`: how many pieces of bytes a request may have. It may hold less.
     """
 
-    tensors: Mapping[str, Form]
+    tensors: Mapping[str, OpenForm]
     metadata: frozenset[str] = frozenset()
     words: frozenset[str] = frozenset()
+    pieces: int = 0
 
     @classmethod
     def like(cls, tensors: State, metadata: frozenset[str] = frozenset()) -> Outbound:
         """What has the names, types and shapes of what came down."""
         return cls(forms_of(tensors), metadata)
 
-    def select(self, tensors: State, metadata: Mapping[str, object], source: str) -> Shared:
+    def select(
+        self, tensors: State, metadata: Mapping[str, object], source: str, pieces: Sequence[bytes] = ()
+    ) -> Shared:
         """The tensors as what may leave. `source` says whose they are, for the error's sentence.
 
         Raises PrivacyError, naming the tensor or the entry of the metadata, where one was not declared.
@@ -77,7 +83,7 @@ class Outbound:
                     f"{source} would send the tensor {name!r}, which its method does not declare: keep it in the "
                     "update's memory"
                 )
-            if form != declared:
+            if not _fits(form, declared):
                 raise PrivacyError(
                     f"{source} would send the tensor {name!r} as {_described(form)}, but its method declares "
                     f"{_described(declared)}"
@@ -87,6 +93,10 @@ class Outbound:
                 raise PrivacyError(
                     f"{source} would send {name!r} in its metadata, which its method does not declare"
                 )
+        if len(pieces) > self.pieces or not all(isinstance(each, bytes) for each in pieces):
+            raise PrivacyError(
+                f"{source} would send {len(pieces)} pieces of bytes, but its method declares {self.pieces}"
+            )
         return Shared(tensors, _DECLARATION)
 
     def _is_small(self, value: object) -> bool:
@@ -131,5 +141,11 @@ def forms_of(tensors: State) -> dict[str, Form]:
     return {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
 
 
-def _described(form: Form) -> str:
-    return f"{form[0]} of shape {list(form[1])}"
+def _fits(form: Form, declared: OpenForm) -> bool:
+    (dtype, shape), (declared_dtype, lengths) = form, declared
+    same = all(length in (None, size) for size, length in zip(shape, lengths, strict=False))
+    return dtype == declared_dtype and len(shape) == len(lengths) and same
+
+
+def _described(form: OpenForm) -> str:
+    return f"{form[0]} of shape {['any' if length is None else length for length in form[1]]}"

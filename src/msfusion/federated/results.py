@@ -52,7 +52,8 @@ class RoundResult:
     `participants` are those that were on time and count; `attendance` says who else was there. `late_bytes` went (down,
     up) between the server and those that were late. `measuring_bytes` counts what measuring the running
     statistics of BatchNorm, and asking participants how good their models are, moved besides training, down and
-    up. `memories` is what each participant keeps for itself; a run that goes on from here needs it. `reports` are
+    up. `server_figures` are numbers that the server's side of a conversation has told, by name. `memories` is what each
+    participant keeps for itself; a run that goes on from here needs it. `reports` are
     there where participants were asked, as their models differ or their own labels count: `evaluation` is then
     their mean. `left_out` are those whose work does not count, and why: they are not among `participants`, and late
     ones not among those that arrived.
@@ -69,6 +70,7 @@ class RoundResult:
     late_bytes: tuple[int, int] = (0, 0)
     reports: tuple[Report, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
+    server_figures: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def number(self) -> int:
@@ -101,9 +103,9 @@ class RoundResult:
         return {name: value for name, value in found.items() if value is not None}
 
     def own_figures(self) -> dict[str, float]:
-        """What was asked for beside the usual: metrics of the evaluation, and of the participants."""
+        """What was asked for beside the usual: metrics of the evaluation, of the participants, and of the server."""
         asked = {} if self.evaluation is None else self.evaluation.metrics
-        return {**self.metrics, **asked}
+        return {**self.metrics, **self.server_figures, **asked}
 
     @property
     def metrics(self) -> dict[str, float]:

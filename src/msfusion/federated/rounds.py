@@ -14,6 +14,7 @@ from torch import Tensor
 
 from msfusion.batch import Batch
 from msfusion.errors import ConfigError, DataError, MsfusionError, TrainingError
+from msfusion.federated.conversation import Conversation
 from msfusion.federated.engine import Answer, Ask, Engine, InProcess, threads_set
 from msfusion.federated.late import LateUpdate, with_late, without_late
 from msfusion.federated.memory import Memories
@@ -75,6 +76,10 @@ def run_rounds(
                 f"participant {participant} has no examples: give it some or use fewer participants"
             )
     screening.check_examples(map(len, data))
+    if method.sequential and conditions is not None and conditions.deadline is not None:
+        raise ConfigError(
+            f"participants of {method.name} come one after the other, so none can be late: leave the deadline out"
+        )
     calendar = Calendar(settings, len(data), conditions)
     federation = _Federation(
         method, data, settings, test, calendar, on_participant, memories or {}, together, screening
@@ -145,10 +150,14 @@ class _Federation:
         """One round: everybody trains, the server fuses what is good of it, and evaluates where that is due."""
         begin = time.perf_counter()
         attendance = self.calendar.round(round_index)
+        conversation = self._conversation(engine, state, round_index)
+        fused, results = state, dict[int, ParticipantResult]()
         with closing(Answers(self.screening)) as answers:
-            results = self._trained(engine, state, round_index, attendance, answers)
             began = self._add_arriving(attendance, answers)
-            fused = answers.merged(partial(self._fused, round_index), state)
+            for together in self._in_sequence(attendance, round_index):
+                results |= self._trained(engine, conversation, together, fused, round_index, answers)
+                learned = {} if conversation is None else conversation.state()
+                fused = answers.merged(partial(self._fused, fused, round_index), {**fused, **learned})
             self._stop_if_nothing_counts(answers, len(results) + len(began), fused, round_index)
             for participant, memory in answers.memories.items():
                 if participant not in answers.reasons:
@@ -178,24 +187,48 @@ class _Federation:
             self._late_bytes(state, round_index, attendance, results),
             reports,
             tuple(left_out),
+            self._server_figures(conversation),
         )
 
-    def _trained(
-        self,
-        engine: Engine,
-        state: State,
-        round_index: int,
-        attendance: Attendance,
-        answers: Answers,
-    ) -> dict[int, ParticipantResult]:
-        """Everybody of a round trains; what each did, by participant.
+    def _conversation(self, engine: Engine, state: State, round_index: int) -> Conversation | None:
+        """Who answers what participants ask. Raises ConfigError where the engine cannot carry it."""
+        conversation = self.method.conversation(state, round_index)
+        if conversation is not None and not engine.converses:
+            raise ConfigError(
+                f"participants of {self.method.name} ask the server while they train, and the engine "
+                f"{type(engine).__name__} does not carry that: use msfusion.InProcess or msfusion.Processes"
+            )
+        return conversation
+
+    def _server_figures(self, conversation: Conversation | None) -> dict[str, float]:
+        told = {} if conversation is None else conversation.figures()
+        return {name: value for name, value in told.items() if name in self.method.metrics}
+
+    def _in_sequence(self, attendance: Attendance, round_index: int) -> list[list[int]]:
+        """Who of a round trains beside whom: everybody, or one after the other.
 
         A late update is put aside, and is among the answers of the round in which it arrives. If it is dropped, or
         arrives after the last round, nobody trains for it: that is known, and nothing of it would remain.
         """
         late = [each for each in attendance.late if self.calendar.is_merged(each, round_index)]
-        groups = self._groups([*attendance.on_time, *late], round_index)
-        asks = [Ask("train", partial(self._tasks, state, round_index, group)) for group in groups]
+        everyone = [*attendance.on_time, *late]
+        return [[each] for each in everyone] if self.method.sequential else [everyone]
+
+    def _trained(
+        self,
+        engine: Engine,
+        conversation: Conversation | None,
+        participants: Sequence[int],
+        state: State,
+        round_index: int,
+        answers: Answers,
+    ) -> dict[int, ParticipantResult]:
+        """These participants train beside each other, from a state; what each did, by participant."""
+        late = self.calendar.round(round_index).late
+        groups = self._groups(participants, round_index, conversation)
+        asks = [
+            Ask("train", partial(self._tasks, state, round_index, group), conversation) for group in groups
+        ]
         results: dict[int, ParticipantResult] = {}
         for done in engine.run(self.method, asks):
             result = self._result(done)
@@ -206,10 +239,11 @@ class _Federation:
             if self.on_participant is not None:
                 self.on_participant(result)
             if done.failure is not None:
-                answers.leave_out(who, str(done.failure), done.failure)
+                error = done.failure if conversation is None else _named(done.failure, who, round_index)
+                answers.leave_out(who, str(done.failure), error)
             else:
                 self._judge(done.update, state, who in late, answers)
-        missing = sorted({each for group in groups for each in group} - results.keys())
+        missing = sorted(set(participants) - results.keys())
         if missing:
             raise TrainingError(f"the engine gave no answer for participant {missing[0]}")
         return results
@@ -257,14 +291,19 @@ class _Federation:
         if memory:
             answers.memories[who] = memory
 
-    def _fused(self, round_index: int, state: State, updates: Iterable[Update]) -> dict[str, Tensor]:
-        """What the method makes of the state and of what was sent and came back."""
-        fused = self.method.fuse(state, self._answered(round_index, state, updates))
+    def _fused(
+        self, before: State, round_index: int, state: State, updates: Iterable[Update]
+    ) -> dict[str, Tensor]:
+        """What the method makes of the state and of what was sent and came back.
+
+        `before` is the state that tasks were made of; in `state` is also what the server has learned since.
+        """
+        fused = self.method.fuse(state, self._answered(round_index, before, updates))
         name = self.method.name
         if not isinstance(fused, dict):
             raise TrainingError(f"{name}: fuse made a {type(fused).__name__}: return the next state, a dict")
         for key, tensor in fused.items():
-            if not _is_finite(tensor) and (key not in state or _is_finite(state[key])):
+            if not _is_finite(tensor) and (key not in before or _is_finite(before[key])):
                 raise TrainingError(
                     f"{name}: fuse made {key!r} not finite (NaN or infinite) in round {round_index}, of updates that "
                     "are"
@@ -302,9 +341,16 @@ class _Federation:
         down = sum(payload_bytes(task.tensors) for task in tasks)
         return down, sum(results[each].bytes_up for each in attendance.late if each in results)
 
-    def _groups(self, participants: Sequence[int], round_index: int) -> list[tuple[int, ...]]:
-        """Who is trained at once; the longest goes first. The groups depend on nothing that was measured."""
+    def _groups(
+        self, participants: Sequence[int], round_index: int, conversation: Conversation | None
+    ) -> list[tuple[int, ...]]:
+        """Who is trained at once; the longest goes first. The groups depend on nothing that was measured.
+
+        In a conversation the order decides what the server does, so there it is that of the participants' numbers.
+        """
         groups: list[tuple[int, ...]] = [(participant,) for participant in participants]
+        if conversation is not None:
+            return sorted(groups)
         if self.together > 1:
             groups = self.method.groups(round_index, participants, self.data, self.together)
         return sorted(groups, key=lambda group: sum(map(self._expected_seconds, group)), reverse=True)
@@ -423,6 +469,16 @@ def _made_again(method: Method, state: State, update: Update) -> Task:
     who, round_index = update.participant, update.round_index
     made = cache(lambda: method.assign(state, round_index, who))
     return Task(who, round_index, _Later(lambda: made().tensors), _Later(lambda: made().metadata))
+
+
+def _named(failure: MsfusionError, participant: int, round_index: int) -> MsfusionError:
+    """Why a participant failed, saying which: the server that answers it need not know."""
+    who = f"participant {participant}"
+    if who in str(failure) or isinstance(failure, ConfigError):
+        return failure
+    named = TrainingError(f"{failure} (round {round_index}, {who})")
+    named.__cause__ = failure
+    return named
 
 
 def _told(each: LeftOut, began: Mapping[int, int], results: Mapping[int, ParticipantResult]) -> LeftOut:

@@ -119,22 +119,28 @@ class Answers:
     ) -> dict[str, Tensor]:
         """What a method's `merge` makes of the state and the good updates; the state itself where there are none.
 
+        Each update counts once: those that come afterwards are judged and merged by themselves.
         Raises UpdateError, or why a participant's training came to no end, where a bad one is to stop the run: of
         several, that of the lowest number.
         """
         too_large = outliers(self.norms, self.screening.max_update_norm)
         for participant, reason in {**absurd_losses(self.losses), **too_large}.items():
             self.leave_out(participant, reason)
+        self.norms, self.losses = {}, {}
         while True:
             self.stop_if_asked()
             if not len(self._held):
                 return dict(state)
             try:
-                return merge(state, self._held.updates())
+                merged = merge(state, self._held.updates())
             except UpdateError as error:
                 if error.participant is None or error.participant in self.reasons:
                     raise
                 self.leave_out(error.participant, str(error), error)
+                continue
+            self._held.close()
+            self._held = Held()
+            return merged
 
     def stop_if_asked(self) -> None:
         """Raise the error of the lowest participant that is left out, where a bad one is to stop the run."""
