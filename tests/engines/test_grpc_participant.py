@@ -130,16 +130,19 @@ GOOD = task_message("train", TASK)
     [
         ([b"rubbish"], "damaged"),
         ([pack(Thanks())], "should have come"),
-        ([pack(Work(b"w", 2**50, 0))], "announced"),
-        ([pack(Work(b"w", 10, 0)), b"x" * 11], "missing"),
-        ([pack(Work(b"w", 10, 0)), b"x" * 10], "damaged"),
-        ([pack(Work(b"w", len(GOOD), 0)), b"", GOOD], "missing"),
+        ([pack(Work(b"w", 2**50, 0, 0))], "announced"),
+        ([pack(Work(b"w", 10, 0, 0)), b"x" * 11], "missing"),
+        ([pack(Work(b"w", 10, 0, 0)), b"x" * 10], "damaged"),
+        ([pack(Work(b"w", len(GOOD), 0, 0)), b"", GOOD], "missing"),
         (
-            [pack(Work(b"w", len(other := encode({"kind": "obey"}, {})), 0)), other],
+            [pack(Work(b"w", len(other := encode({"kind": "obey"}, {})), 0, 0)), other],
             "no task for this participant",
         ),
         (
-            [pack(Work(b"w", len(theirs := task_message("train", replace(TASK, participant=1))), 0)), theirs],
+            [
+                pack(Work(b"w", len(theirs := task_message("train", replace(TASK, participant=1))), 0, 0)),
+                theirs,
+            ],
             "no task for this participant",
         ),
     ],
@@ -152,7 +155,7 @@ def test_a_server_that_lies_is_refused(frames: list[bytes], expected: str) -> No
 
 def test_what_was_not_kept_here_is_said(tmp_path: Path) -> None:
     """Rather than training as if there had been nothing."""
-    with server(handing_out(pack(Work(b"w", len(GOOD), 3)), GOOD)) as address:
+    with server(handing_out(pack(Work(b"w", len(GOOD), 3, 0)), GOOD)) as address:
         with pytest.raises(RunDirectoryError, match="round 3 is not in"):
             joins(address, folder=tmp_path)
         assert not list(tmp_path.iterdir())
@@ -161,7 +164,7 @@ def test_what_was_not_kept_here_is_said(tmp_path: Path) -> None:
 def test_the_very_same_work_is_not_done_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     """As after a connection that was lost before the update had arrived."""
     said: queue.SimpleQueue[list[bytes]] = queue.SimpleQueue()
-    work = [pack(Work(b"w", len(GOOD), 0)), GOOD]
+    work = [pack(Work(b"w", len(GOOD), 0, 0)), GOOD]
     for each in ([pack(Welcome())], work, [pack(Thanks())], work, [pack(Thanks())], [pack(Over(1))], []):
         said.put(each)
     trained = list[int]()

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from streaming import Job, hello
 
+from msfusion.engines.grpc.answers import Answers
 from msfusion.engines.grpc.packing import pack
-from msfusion.engines.stream.answers import Answers
 from msfusion.engines.stream.desk import Asked, Desk, Evict
 from msfusion.engines.stream.frames import Answer, Begin, Finish, Step
 from msfusion.engines.stream.link import Call, Link, LoopLink

@@ -83,11 +83,17 @@ class Conversation:
         self._say(pack(question))
         return unpack(self._heard(), *expected)
 
-    def send(self, message: bytes, expected: type[Answer]) -> Answer:
+    @overload
+    def send(self, message: bytes, expected: type[Answer], /) -> Answer: ...
+
+    @overload
+    def send(self, message: bytes, /, *expected: Any) -> Any: ...
+
+    def send(self, message: bytes, /, *expected: Any) -> Any:
         """Send a message in pieces, and wait for the answer to all of it. Raises as `ask` does."""
         for piece in pieces_of(message):
             self._say(piece)
-        return unpack(self._heard(), expected)
+        return unpack(self._heard(), *expected)
 
     def receive(self, size: int, most: int) -> bytes:
         """A message that comes in pieces. Raises as `ask` does."""

@@ -6,6 +6,8 @@ Up, from a participant, each but the last answered by one frame down:
     Ready     what am I to do?                         Work and a task, or Over
     Done      I have done it                           Send, then an update up, then Thanks; or Thanks at once
     Failed    I could not do it                        Thanks
+    Say       I ask this, in the middle of it          Send, then a request up, then Reply and a response, or
+                                                       Unanswered; Reply at once to what was answered before
     Goodbye   I have heard that it is over             (the end of the stream)
 
 A task or an update follows its frame as bytes, in pieces (`messages`).
@@ -61,6 +63,15 @@ class Failed:
 
 
 @dataclass(frozen=True)
+class Say:
+    """In the middle of a task, the participant asks something in a request of `size` bytes. Steps count from 0."""
+
+    work: bytes
+    step: int
+    size: int
+
+
+@dataclass(frozen=True)
 class Goodbye:
     """All rounds are done, and the participant knows it: a stream that just ends may have been cut."""
 
@@ -76,16 +87,33 @@ class Work:
 
     `work` is a digest of all that decides what comes of it: whoever has done the very same need not do it again.
     `kept` is the round, counted from 1, in which the participant kept what it is to go on from; 0 where it is nothing.
+    `answered` is how many of its requests have been answered: all of them the server still has.
     """
 
     work: bytes
     size: int
     kept: int
+    answered: int
 
 
 @dataclass(frozen=True)
 class Send:
-    """The update is waited for."""
+    """The update, or the request, is waited for."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a step's request was answered; a response of `size` bytes follows."""
+
+    step: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Unanswered:
+    """The request is not answered, and the task is over: why."""
+
+    why: str
 
 
 @dataclass(frozen=True)

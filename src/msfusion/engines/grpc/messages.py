@@ -10,9 +10,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from msfusion.errors import StreamError
-from msfusion.federated.messages import Header, decode
+from msfusion.federated.conversation import Request, Response
+from msfusion.federated.messages import Header, decode, request_of, response_of
 from msfusion.federated.method import Update
-from msfusion.federated.privacy import Form, Outbound
+from msfusion.federated.privacy import OpenForm, Outbound
 from msfusion.width.groups import State
 
 PIECE = 2**20
@@ -108,6 +109,37 @@ def update_in(
     return update, seconds, header["remembers"]
 
 
+def request_in(message: bytes, outbound: Outbound, source: str) -> Request:
+    """The request that a participant sent; `source` says whose it is.
+
+    Raises StreamError for a message that is none, PrivacyError where it holds what the method does not declare.
+    """
+    request = request_of(*_conversational(message, "request"))
+    shared = outbound.select(request.tensors, request.metadata, source, request.pieces)
+    return Request(request.pieces, shared, request.metadata)
+
+
+def response_in(message: bytes) -> Response:
+    """The response that the server sent. Raises StreamError for a message that is none."""
+    return response_of(*_conversational(message, "response"))
+
+
+def _conversational(message: bytes, said: str) -> tuple[Header, dict[str, Tensor]]:
+    header, tensors = read(message)
+    lengths, joined = header.get("pieces"), tensors.get("pieces")
+    if (
+        header.keys() != {"said", "metadata", "pieces"}
+        or header["said"] != said
+        or not isinstance(header["metadata"], dict)
+        or not isinstance(lengths, list)
+        or not all(isinstance(each, int) and each >= 0 for each in lengths)
+        or sum(lengths) != (0 if joined is None else joined.nbytes)
+        or (joined is not None and joined.dtype != torch.uint8)
+    ):
+        raise StreamError(f"a message is damaged: it is no {said}")
+    return header, tensors
+
+
 def most_bytes(outbound: Outbound) -> int:
     """The most bytes of an update that a method lets pass: its tensors, their names and shapes, and metadata."""
     tensors = sum(_bytes_of(form) for form in outbound.tensors.values())
@@ -117,9 +149,9 @@ def most_bytes(outbound: Outbound) -> int:
     return tensors + names + 256 * (len(outbound.metadata) + 1) + 2**16
 
 
-def _bytes_of(form: Form) -> int:
+def _bytes_of(form: OpenForm) -> int:
     dtype, shape = form
-    return math.prod(shape) * dtype.itemsize
+    return math.prod(length or 0 for length in shape) * int(dtype.itemsize)
 
 
 RECEIPT = "kept in round"

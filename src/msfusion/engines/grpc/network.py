@@ -13,36 +13,47 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any
+from typing import Any, ClassVar
 
 from msfusion.engines.grpc.listening import Listening
-from msfusion.engines.grpc.messages import most_bytes, receipt, round_of, update_in
+from msfusion.engines.grpc.messages import most_bytes, receipt, request_in, round_of, update_in
 from msfusion.engines.grpc.packing import Agreement
 from msfusion.engines.grpc.places import Job, Places
 from msfusion.engines.grpc.service import Service
 from msfusion.errors import MsfusionError, StreamError, TrainingError
-from msfusion.federated.engine import Answer, Ask, Engine
-from msfusion.federated.messages import payload_bytes, task_message
-from msfusion.federated.method import Kind, Method, Task, Update
+from msfusion.federated.engine import Answer, Ask, Engine, Finished, Said, Told, turn_by_turn
+from msfusion.federated.messages import payload_bytes, response_message, task_message
+from msfusion.federated.method import Kind, Method, Released, Task, Update
 from msfusion.federated.privacy import Outbound
 
 END_SECONDS = 10.0
 """How long the streams may take to end: they have two seconds to do so by themselves."""
 
 
-@dataclass
+LARGEST_REQUEST = 2**28
+"""The most bytes of a request in the middle of a task. Room is taken as bytes arrive."""
+
+
+@dataclass(frozen=True)
 class Owed:
-    """A task that is with a participant, and what may come back for it."""
+    """A task that is with a participant, what may come back for it, and since when it is there."""
 
     job: Job
+    participant: int
     round_index: int
     outbound: Outbound
+    outbound_request: Outbound
     bytes_down: int
     since: float
+
+    @property
+    def seconds(self) -> float:
+        """For how long it has been there."""
+        return time.monotonic() - self.since
 
 
 class Network(Engine):
@@ -53,11 +64,16 @@ class Network(Engine):
     left out of the round (or ends the run, as `Screening.bad_update` says).
     """
 
+    converses: ClassVar[bool] = True
+
     def __init__(self, listening: Listening, examples: Sequence[int], agreement: Agreement) -> None:
         self._listening, self._count = listening, len(examples)
         self._events: queue.SimpleQueue[tuple[str, tuple[Any, ...]]] = queue.SimpleQueue()
         self._places = Places(
-            list(examples), agreement, lambda name, *values: self._events.put((name, values))
+            list(examples),
+            agreement,
+            lambda name, *values: self._events.put((name, values)),
+            listening.scratch,
         )
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._serve, daemon=True)
@@ -97,41 +113,76 @@ class Network(Engine):
 
     def run(self, method: Method, asks: Sequence[Ask]) -> Iterator[Answer]:
         """Each participant gets its tasks one after the other; all work at the same time."""
+        if any(ask.conversation for ask in asks):
+            yield from self._turn_by_turn(method, asks)
+            return
         waiting: dict[int, deque[tuple[Kind, Task]]] = {}
         for ask in asks:
             for task in ask.tasks():
                 waiting.setdefault(task.participant, deque()).append((ask.kind, task))
         owed = {each: self._hand_out(method, *tasks.popleft()) for each, tasks in waiting.items()}
         while owed:
-            participant, answer = self._next(owed)
-            del owed[participant]
+            participant, said = self._next(owed)
+            done = owed.pop(participant)
             if waiting[participant]:
                 owed[participant] = self._hand_out(method, *waiting[participant].popleft())
-            yield answer
+            assert isinstance(said, Finished)  # it was asked outside of any conversation
+            yield _answer(done, said)
 
-    def _hand_out(self, method: Method, kind: Kind, task: Task) -> Owed:
+    def _turn_by_turn(self, method: Method, asks: Sequence[Ask]) -> Iterator[Answer]:
+        """All go on side by side, and the server answers what they ask."""
+        owed: dict[int, Owed] = {}
+
+        def begin(task: Task) -> None:
+            owed[task.participant] = self._hand_out(method, "train", task, converses=True)
+
+        def go_on(told: Mapping[int, Told]) -> Iterator[tuple[int, Said]]:
+            waited_for: dict[int, Owed] = {}
+            for who, word in told.items():
+                if isinstance(word, MsfusionError):
+                    self._call(self._places.leave_unanswered, who, str(word))
+                    yield who, Finished(word, owed[who].seconds)
+                    continue
+                if word is not None:
+                    self._call(self._places.respond, who, response_message(word))
+                waited_for[who] = owed[who] = replace(owed[who], since=time.monotonic())
+            while waited_for:
+                who, said = self._next(waited_for)
+                del waited_for[who]
+                yield who, said
+
+        yield from turn_by_turn(asks, begin, go_on)
+
+    def _hand_out(self, method: Method, kind: Kind, task: Task, converses: bool = False) -> Owed:
         """Give a participant its task. What it is to go on from is on its machine; the server has a receipt."""
-        outbound, message, kept = method.outbound(kind, task), task_message(kind, task), round_of(task.memory)
+        message, kept = task_message(kind, task, converses=converses), round_of(task.memory)
+        outbound, outbound_request = method.outbound(kind, task), method.outbound_request(task)
         work = hashlib.sha256(message + str(kept).encode()).digest()[:16]
-        job = Job(work, message, kept, most_bytes(outbound))
+        job = Job(work, message, kept, most_bytes(outbound), LARGEST_REQUEST if converses else 0)
         self._call(self._places.give, task.participant, job)
-        return Owed(job, task.round_index, outbound, payload_bytes(task.tensors), time.monotonic())
+        down = payload_bytes(task.tensors)
+        return Owed(
+            job, task.participant, task.round_index, outbound, outbound_request, down, time.monotonic()
+        )
 
-    def _next(self, owed: dict[int, Owed]) -> tuple[int, Answer]:
-        """The next answer of a participant that owes one; or that it stays away, or takes too long."""
+    def _next(self, owed: Mapping[int, Owed]) -> tuple[int, Said]:
+        """What one of these participants says next; or that it stays away, or takes too long."""
         while True:
             until, late = min((self._until(each, owed[each]), each) for each in owed)
             try:
                 name, values = self._events.get(timeout=max(0.0, until - time.monotonic()))
             except queue.Empty:
                 self._call(self._places.give, late, None)
-                return late, self._missing(late, owed[late])
+                return late, self._missing(owed[late])
             self._note(name, *values)
-            if name not in ("done", "refused"):
+            if name not in ("done", "said", "refused"):
                 continue
             participant, work, what = values
             if participant in owed and owed[participant].job.work == work:
-                return participant, self._answer(name, participant, owed[participant], what)
+                said = self._said(name, owed[participant], what)
+                if isinstance(said, Finished) and name == "said":  # what it asks cannot be used
+                    self._call(self._places.leave_unanswered, participant, str(said.answer))
+                return participant, said
 
     def _until(self, participant: int, owed: Owed) -> float:
         """When a participant is no longer waited for."""
@@ -141,34 +192,32 @@ class Network(Engine):
             return too_long
         return max(self._away[participant], owed.since) + where.patience
 
-    def _missing(self, participant: int, owed: Owed) -> Answer:
+    def _missing(self, owed: Owed) -> Finished:
         """Of a participant that is away, or takes too long."""
-        where = self._listening
+        where, who = self._listening, f"participant {owed.participant}"
         why = (
-            f"participant {participant} has been away for {where.patience:g} seconds"
-            if participant in self._away
-            else f"participant {participant} has had its task for {where.deadline:g} seconds"
+            f"{who} has been away for {where.patience:g} seconds"
+            if owed.participant in self._away
+            else f"{who} has had its task for {where.deadline:g} seconds"
         )
-        return self._failure(participant, owed, StreamError(why, "ABORTED"))
+        return Finished(StreamError(why, "ABORTED"), owed.seconds)
 
-    def _answer(self, name: str, participant: int, owed: Owed, what: Any) -> Answer:
-        """What came of a task."""
-        if name == "refused":
-            return self._failure(participant, owed, StreamError(what))
-        if what is None:
-            where = f"participant {participant} failed in round {owed.round_index}"
-            return self._failure(participant, owed, TrainingError(f"{where}: why is told on its own machine"))
+    def _said(self, name: str, owed: Owed, what: Any) -> Said:
+        """What a participant has sent for its task, looked at."""
+        source = f"participant {owed.participant} in round {owed.round_index}"
         try:
-            update, seconds, keeps = update_in(what, owed.outbound, participant, owed.round_index)
+            if name == "refused":
+                raise StreamError(what)
+            if name == "said":
+                return request_in(what, owed.outbound_request, source)
+            if what is None:
+                raise TrainingError(f"{source} failed: why is told on its own machine")
+            update, seconds, keeps = update_in(what, owed.outbound, owed.participant, owed.round_index)
         except MsfusionError as error:
-            return self._failure(participant, owed, error)
+            return Finished(error, owed.seconds)
         if keeps:
             update = replace(update, memory=receipt(owed.round_index + 1))
-        return Answer(update, seconds, owed.bytes_down, payload_bytes(update.tensors))
-
-    def _failure(self, participant: int, owed: Owed, error: MsfusionError) -> Answer:
-        empty = Update(participant, owed.round_index, {}, 0, math.nan)
-        return Answer(empty, time.monotonic() - owed.since, owed.bytes_down, 0, error)
+        return Finished(Released(update), seconds)
 
     def _note(self, name: str, *values: Any) -> None:
         """What happens to connections."""
@@ -196,5 +245,14 @@ class Network(Engine):
             self._loop.run_forever()
             self._loop.run_until_complete(service.stop())
         finally:
+            self._places.close()
             self._loop.run_until_complete(self._loop.shutdown_asyncgens())
             self._loop.close()
+
+
+def _answer(owed: Owed, said: Finished) -> Answer:
+    """The answer to a task."""
+    if isinstance(said.answer, MsfusionError):
+        empty = Update(owed.participant, owed.round_index, {}, 0, math.nan)
+        return Answer(empty, said.seconds, owed.bytes_down, 0, said.answer)
+    return Answer(said.answer, said.seconds, owed.bytes_down, payload_bytes(said.answer.tensors))

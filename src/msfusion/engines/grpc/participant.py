@@ -12,14 +12,29 @@ from pathlib import Path
 
 from msfusion.batch import Batch
 from msfusion.engines.grpc.calling import Connecting, Conversation, persistently
-from msfusion.engines.grpc.frames import FORMAT, Done, Failed, Hello, Over, Ready, Send, Thanks, Welcome, Work
+from msfusion.engines.grpc.frames import (
+    FORMAT,
+    Done,
+    Failed,
+    Hello,
+    Over,
+    Ready,
+    Reply,
+    Say,
+    Send,
+    Thanks,
+    Unanswered,
+    Welcome,
+    Work,
+)
 from msfusion.engines.grpc.kept import Kept
-from msfusion.engines.grpc.messages import read
+from msfusion.engines.grpc.messages import read, response_in
 from msfusion.engines.grpc.packing import Agreement
-from msfusion.errors import MsfusionError, StreamError
-from msfusion.federated.engine import perform, threads_set
-from msfusion.federated.messages import payload_bytes, task_of, update_message
-from msfusion.federated.method import Kind, Method, Task
+from msfusion.errors import MsfusionError, StreamError, TrainingError
+from msfusion.federated.conversation import Request, Response
+from msfusion.federated.engine import Finished, Talk, perform, say_next, talk, threads_set
+from msfusion.federated.messages import payload_bytes, request_message, task_of, update_message
+from msfusion.federated.method import Kind, Method, Released, Task
 from msfusion.files import digest_of_json
 
 KINDS: tuple[Kind, ...] = ("train", "measure", "report")
@@ -68,6 +83,7 @@ class _Worker:
         self._hello = Hello(FORMAT, participant, os.urandom(16), len(data), agreement)
         self._largest = max(2**30, 8 * payload_bytes(method.initial_state()))
         self._done: tuple[bytes, bytes | None] = (b"", None)  # the last work, and what came of it
+        self._talking: Talking | None = None
 
     def converse(self, conversation: Conversation) -> int:
         """Do what is handed out until all rounds are done; how many there were. Raises Lost; can be called again."""
@@ -80,9 +96,21 @@ class _Worker:
                 self._kept.clear()
                 return work.rounds
             message = conversation.receive(work.size, self._largest)
-            if work.work != self._done[0]:
-                self._done = (work.work, self._do(work, message))
+            kind, task, converses = self._task(message)
+            if converses:
+                self._done = work.work, self._talk(conversation, work, task)
+            elif work.work != self._done[0]:
+                self._done = work.work, self._do(kind, replace(task, memory=self._kept.load(work.kept)))
             self._hand_in(conversation, *self._done)
+
+    def _talk(self, conversation: Conversation, work: Work, task: Task) -> bytes | None:
+        """Do a task in the middle of which the server is asked. Goes on with what is under way, if the server does."""
+        talking = self._talking
+        if talking is None or not talking.goes_on(work):
+            task = replace(task, memory=self._kept.load(work.kept))
+            talking = self._talking = Talking(work.work, talk(self._method, task, self._data), self._largest)
+        finished = talking.go_on(conversation)
+        return self._message("train", task, finished.answer, finished.seconds)
 
     def _hand_in(self, conversation: Conversation, work: bytes, update: bytes | None) -> None:
         if update is None:
@@ -90,12 +118,16 @@ class _Worker:
         elif isinstance(conversation.ask(Done(work, len(update)), Send, Thanks), Send):
             conversation.send(update, Thanks)
 
-    def _do(self, work: Work, message: bytes) -> bytes | None:
-        """The update as a message; None where the participant could not do it, which is told here."""
-        kind, task = self._task(message)
-        task = replace(task, memory=self._kept.load(work.kept))
+    def _do(self, kind: Kind, task: Task) -> bytes | None:
+        """The update as a message; None where the participant could not do it."""
         everybody = [self._data] * (self._participant + 1)  # nobody else's place is looked at
         (answer,), seconds = perform(self._method, kind, [task], everybody, test=self._test)
+        return self._message(kind, task, answer, seconds)
+
+    def _message(
+        self, kind: Kind, task: Task, answer: Released | MsfusionError, seconds: float
+    ) -> bytes | None:
+        """What is sent of a task that is done, what is kept, and what is told here alone."""
         where = f"round {task.round_index + 1}"
         if isinstance(answer, MsfusionError):
             self._tell(f"{where}: {answer}")
@@ -106,15 +138,50 @@ class _Worker:
         self._tell(f"{where}: {figures if kind == 'train' else kind}")
         return update_message(answer, seconds)
 
-    def _task(self, message: bytes) -> tuple[Kind, Task]:
-        """What the server handed out. Raises StreamError where that is no task for this participant."""
+    def _task(self, message: bytes) -> tuple[Kind, Task, bool]:
+        """What the server handed out, and whether it answers what is asked in the middle of it.
+
+        Raises StreamError where that is no task for this participant.
+        """
         header, tensors = read(message)
-        kind, metadata = header.get("kind"), header.get("metadata")
+        kind, metadata, converses = (header.get(each) for each in ("kind", "metadata", "converses"))
         if (
             kind not in KINDS
             or header.get("participant") != self._participant
             or not isinstance(header.get("round_index"), int)
             or not isinstance(metadata, dict)
+            or not isinstance(converses, bool)
         ):
             raise StreamError("the server handed out what is no task for this participant")
-        return kind, task_of(header, tensors)
+        return kind, task_of(header, tensors), converses
+
+
+class Talking:
+    """A task in the middle of which the server is asked, as far as it has come."""
+
+    def __init__(self, work: bytes, talk: Talk, largest: int) -> None:
+        self._work, self._talk, self._largest = work, talk, largest
+        self._step = 0
+        self._said = say_next(talk, None)
+
+    def goes_on(self, work: Work) -> bool:
+        """Whether the server goes on where this is. One that was started again has forgotten what was asked."""
+        return work.work == self._work and work.answered >= self._step
+
+    def go_on(self, conversation: Conversation) -> Finished:
+        """Ask until it is done. Raises Lost, and can be called again."""
+        while isinstance(self._said, Request):
+            told = self._told(conversation, request_message(self._said))
+            self._step += 1
+            self._said = say_next(self._talk, told)
+        return self._said
+
+    def _told(self, conversation: Conversation, request: bytes) -> Response | MsfusionError:
+        say, expected = Say(self._work, self._step, len(request)), (Reply, Unanswered, Thanks)
+        answer = conversation.ask(say, Send, *expected)
+        if isinstance(answer, Send):
+            answer = conversation.send(request, *expected)
+        if isinstance(answer, Reply):
+            return response_in(conversation.receive(answer.size, self._largest))
+        why = answer.why if isinstance(answer, Unanswered) else "nobody waits for this task any more"
+        return TrainingError(f"the server did not answer: {why}")

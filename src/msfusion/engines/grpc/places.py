@@ -10,7 +10,9 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
+from msfusion.engines.grpc.answers import Answers
 from msfusion.engines.grpc.frames import FORMAT, Hello
 from msfusion.engines.grpc.packing import Agreement, check_agreement
 from msfusion.errors import StreamError
@@ -21,12 +23,16 @@ Evict = Callable[[StreamError], None]
 
 @dataclass(frozen=True)
 class Job:
-    """A task for a participant as bytes. `largest` is the most bytes of what it may send for it."""
+    """A task for a participant as bytes.
+
+    `largest` and `largest_request` are the most bytes of an update and of a request that it may send for it.
+    """
 
     work: bytes
     task: bytes
     kept: int
     largest: int
+    largest_request: int = 0
 
 
 @dataclass
@@ -34,22 +40,32 @@ class Place:
     """A participant's. `session` is that of the process which has it, None while nobody does."""
 
     examples: int
+    answers: Answers
     session: bytes | None = None
     evict: Evict | None = None
     job: Job | None = None
     waiting: asyncio.Future[Job | None] | None = None
+    asked: bool = False  # a request is with the engine
+    listening: asyncio.Future[bytes | str] | None = None  # for its response, or why there is none
     knows: bool = False  # that all rounds are done
 
 
 class Places:
     """The places of all participants. `tell` passes on to the engine what happens.
 
-    `examples` are how many each has, by the server's own configuration.
+    `examples` are how many each has, by the server's own configuration. What participants were answered in the middle
+    of a task is kept in a file in `scratch`, for those that begin it again.
     """
 
-    def __init__(self, examples: list[int], agreement: Agreement, tell: Callable[..., None]) -> None:
+    def __init__(
+        self,
+        examples: list[int],
+        agreement: Agreement,
+        tell: Callable[..., None],
+        scratch: Path | None = None,
+    ) -> None:
         self.rounds = 0
-        self._places = [Place(each) for each in examples]
+        self._places = [Place(each, Answers(scratch)) for each in examples]
         self._agreement, self._tell = agreement, tell
         self._over = False
         self._closed: StreamError | None = None
@@ -66,7 +82,7 @@ class Places:
         place = self._places[hello.participant]
         if place.evict is not None:
             place.evict(StreamError("the participant has connected anew", "ABORTED"))
-        place.session, place.evict, place.waiting = hello.session, evict, None
+        place.session, place.evict, place.waiting, place.listening = hello.session, evict, None, None
         self._tell("came", hello.participant)
 
     def _check_hello(self, hello: Hello) -> None:
@@ -96,7 +112,7 @@ class Places:
         """The stream with this `evict` has ended: its place is free, unless another stream has it by now."""
         place = self._places[participant]
         if place.evict is evict:
-            place.session, place.evict, place.waiting = None, None, None
+            place.session, place.evict, place.waiting, place.listening = None, None, None, None
             self._tell("left", participant, time.monotonic())
 
     async def next(self, participant: int) -> Job | None:
@@ -112,6 +128,33 @@ class Places:
         """The job that a participant says it has done; None where nobody waits for it any more."""
         job = self._places[participant].job
         return job if job is not None and job.work == work else None
+
+    def answered(self, participant: int) -> int:
+        """How many requests of a participant's task have been answered."""
+        return len(self._places[participant].answers)
+
+    def wants(self, participant: int, step: int) -> bool:
+        """Whether the request of a step is waited for, rather than here or answered. Raises StreamError for one out of
+        turn.
+        """
+        place = self._places[participant]
+        if step > len(place.answers):
+            raise StreamError(f"step {step} came where {len(place.answers)} are done")
+        return step == len(place.answers) and not place.asked
+
+    def say(self, participant: int, work: bytes, request: bytes) -> None:
+        """A request has come, in the middle of a task."""
+        if self.job_of(participant, work) is not None:
+            self._places[participant].asked = True
+            self._tell("said", participant, work, request)
+
+    async def response(self, participant: int, step: int) -> bytes | str:
+        """What the request of a step was answered, once it is; or why it is not."""
+        place = self._places[participant]
+        if step < len(place.answers):
+            return place.answers[step]
+        place.listening = asyncio.get_running_loop().create_future()
+        return await place.listening
 
     def done(self, participant: int, work: bytes, update: bytes | None) -> None:
         """An update for a job has come, or word that the participant could not do it (None)."""
@@ -136,9 +179,25 @@ class Places:
     def give(self, participant: int, job: Job | None) -> None:
         """Something to do, in place of what there was; None takes it back."""
         place = self._places[participant]
+        self._forget(place)
         place.job = job
         if job is not None:
             self._settle(place, job)
+
+    def respond(self, participant: int, response: bytes) -> None:
+        """What a participant's request was answered; kept until it has another task."""
+        place = self._places[participant]
+        place.asked = False
+        place.answers.append(response)
+        self._hear(place, response)
+        asyncio.get_running_loop().call_soon(place.answers.save)  # after it has been sent
+
+    def leave_unanswered(self, participant: int, why: str) -> None:
+        """A participant's request is not answered, and its task is over."""
+        place = self._places[participant]
+        place.job = None
+        self._hear(place, why)
+        self._forget(place)
 
     def say_over(self, rounds: int) -> None:
         """Tell all participants that the rounds are done."""
@@ -150,9 +209,27 @@ class Places:
         """Whatever is asked from now on, this is the answer."""
         self._closed = error
         for place in self._places:
-            if place.waiting is not None and not place.waiting.done():
-                place.waiting.set_exception(error)
-            place.waiting = None
+            for future in (place.waiting, place.listening):
+                if future is not None and not future.done():
+                    future.set_exception(error)
+            place.waiting = place.listening = None
+
+    def close(self) -> None:
+        """Give back what the answers took."""
+        for place in self._places:
+            place.answers.close()
+
+    def _forget(self, place: Place) -> None:
+        """What belongs to a task that is over. Whoever still listens hears that nobody waits for it."""
+        self._hear(place, "nobody waits for this task any more")
+        place.asked = False
+        if len(place.answers):
+            place.answers.clear()
+
+    def _hear(self, place: Place, response: bytes | str) -> None:
+        if place.listening is not None and not place.listening.done():
+            place.listening.set_result(response)
+        place.listening = None
 
     def _settle(self, place: Place, job: Job | None) -> None:
         if place.waiting is not None and not place.waiting.done():

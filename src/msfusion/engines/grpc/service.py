@@ -17,8 +17,11 @@ from msfusion.engines.grpc.frames import (
     Hello,
     Over,
     Ready,
+    Reply,
+    Say,
     Send,
     Thanks,
+    Unanswered,
     Welcome,
     Work,
 )
@@ -139,19 +142,37 @@ class Service:
         data = await _read(context, None)
         if data is None:
             return False
-        asked: Ready | Done | Failed | Goodbye = unpack(data, Ready, Done, Failed, Goodbye)
+        asked: Ready | Done | Failed | Say | Goodbye = unpack(data, Ready, Done, Failed, Say, Goodbye)
         if isinstance(asked, Goodbye):
             self._places.goodbye(who)
             return False
         if isinstance(asked, Ready):
             await self._hand_out(context, who)
             return True
-        if isinstance(asked, Failed):
+        job = self._places.job_of(who, asked.work)
+        if job is not None and isinstance(asked, Say):
+            await self._respond(context, who, asked, job)
+            return True
+        if job is not None and isinstance(asked, Done):
+            update = await self._gathered(context, who, job.work, asked.size, job.largest)
+            self._places.done(who, asked.work, update)
+        elif isinstance(asked, Failed):
             self._places.done(who, asked.work, None)
-        elif (job := self._places.job_of(who, asked.work)) is not None:
-            self._places.done(who, asked.work, await self._gathered(context, who, asked, job))
         await _write(context, pack(Thanks()))
         return True
+
+    async def _respond(self, context: Context, who: int, asked: Say, job: Job) -> None:
+        """Answer a request in the middle of a task, unless it was answered before."""
+        if self._places.wants(who, asked.step):
+            request = await self._gathered(context, who, job.work, asked.size, job.largest_request)
+            self._places.say(who, job.work, request)
+        response = await self._places.response(who, asked.step)
+        if isinstance(response, str):
+            await _write(context, pack(Unanswered(response[:1000])))
+            return
+        await _write(context, pack(Reply(asked.step, len(response))))
+        for piece in pieces_of(response):
+            await _write(context, piece)
 
     async def _hand_out(self, context: Context, who: int) -> None:
         """What is to be done next, once there is something."""
@@ -159,23 +180,24 @@ class Service:
         if job is None:
             await _write(context, pack(Over(self._places.rounds)))
             return
-        await _write(context, pack(Work(job.work, len(job.task), job.kept)))
+        answered = self._places.answered(who)
+        await _write(context, pack(Work(job.work, len(job.task), job.kept, answered)))
         for piece in pieces_of(job.task):
             await _write(context, piece)
 
-    async def _gathered(self, context: Context, who: int, done: Done, job: Job) -> bytes:
-        """The update that a participant has for a job. Raises StreamError."""
+    async def _gathered(self, context: Context, who: int, work: bytes, size: int, most: int) -> bytes:
+        """The update, or the request, that a participant has for a job. Raises StreamError."""
         try:
-            gathering = Gathering(done.size, job.largest)
+            gathering = Gathering(size, most)
             await _write(context, pack(Send()))
             while gathering.missing:
                 piece = await _read(context, PIECE_SECONDS)
                 if piece is None:
-                    raise StreamError("the stream ended in the middle of an update", "ABORTED")
+                    raise StreamError("the stream ended in the middle of a message", "ABORTED")
                 gathering.add(piece)
         except StreamError as error:
             if error.status == "INVALID_ARGUMENT":  # otherwise it can send it again
-                self._places.refuse(who, done.work, error)
+                self._places.refuse(who, work, error)
             raise
         return gathering.message()
 

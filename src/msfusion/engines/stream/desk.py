@@ -15,8 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from msfusion.engines.grpc.answers import Answers
 from msfusion.engines.grpc.packing import check_agreement, pack
-from msfusion.engines.stream.answers import Answers
 from msfusion.engines.stream.frames import Again, Begin, Finish, Hello, Layers, Over, Step, Thanks
 from msfusion.engines.stream.terms import Terms
 from msfusion.errors import StreamError
