@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +20,7 @@ from msfusion.engines.grpc.messages import Gathering
 from msfusion.engines.grpc.network import Network
 from msfusion.engines.grpc.packing import pack, unpack
 from msfusion.engines.grpc.participant import take_part
+from msfusion.errors import StreamError
 from msfusion.federated.engine import Answer, Ask, Engine
 from msfusion.federated.method import Method
 
@@ -29,6 +31,8 @@ HERE = Listening("127.0.0.1:0", NOTHING, deadline=30.0, patience=30.0, farewell=
 
 class Loopback(Engine):
     """An engine whose participants are threads that come over the network; those in `absent` do not come."""
+
+    converses = True
 
     def __init__(self, listening: Listening = HERE, absent: Sequence[int] = ()) -> None:
         self.address, self.events = "", list[str]()
@@ -55,24 +59,27 @@ class Loopback(Engine):
         yield from self.network.run(method, asks)
 
     def _take_part(self, method: Method, participant: int) -> None:
-        take_part(
-            method,
-            self._data[participant],
-            Connecting(self.address, self._listening.access, 30.0),
-            participant=participant,
-            agreement=AGREED,
-            test=self._test,
-            rounds_kept=10,
-        )
+        with suppress(StreamError):  # that the test is over
+            take_part(
+                method,
+                self._data[participant],
+                Connecting(self.address, self._listening.access, 30.0),
+                participant=participant,
+                agreement=AGREED,
+                test=self._test,
+                rounds_kept=10,
+            )
 
     def close(self) -> None:
-        if not self._absent:
+        if self._absent:
+            self.network.__exit__(StreamError, StreamError("the test is over"), None)
+        else:
             self.network.say_over(1)
-            for thread in self._threads:
-                thread.join(30)
-                assert not thread.is_alive()
+            self.network.__exit__(None, None, None)
+        for thread in self._threads:
+            thread.join(30)
+            assert not thread.is_alive()
         self._threads = []
-        self.network.__exit__(None, None, None)
 
 
 class Hand:
@@ -99,6 +106,11 @@ class Hand:
         """The next answer. Raises grpc.RpcError where the stream has ended."""
         return unpack(next(self._answers), *kinds)
 
+    def piece(self) -> bytes:
+        """The next answer as it comes."""
+        answer: bytes = next(self._answers)
+        return answer
+
     def work(self, participant: int, examples: int) -> tuple[Work, bytes]:
         """Come, ask what is to be done, and take the task."""
         self.say(hello(participant, examples))
@@ -107,7 +119,7 @@ class Hand:
         work = self.heard(Work)
         task = Gathering(work.size, 2**24)
         while task.missing:
-            task.add(next(self._answers))
+            task.add(self.piece())
         return work, task.message()
 
     def refused(self) -> tuple[str, str]:

@@ -23,6 +23,7 @@ from msfusion.engines.grpc.messages import PIECE, Gathering, most_bytes, pieces_
 from msfusion.engines.grpc.participant import take_part
 from msfusion.errors import ConfigError, PrivacyError, StreamError
 from msfusion.federated.messages import encode
+from msfusion.federated.method import Method
 from msfusion.federated.participation import RoundSettings
 from msfusion.federated.privacy import Outbound
 from msfusion.federated.results import RoundResult
@@ -44,7 +45,7 @@ def test_the_laws_of_engines() -> None:
 
 @contextmanager
 def rounds(
-    absent: tuple[int, ...] = (), **settings: Any
+    absent: tuple[int, ...] = (), method: Method = PROBE, **settings: Any
 ) -> Iterator[tuple[Loopback, Callable[[], RoundResult]]]:
     """A federation of one round in a thread, without some of its participants; its address, and its end."""
     engine, found, errors = (
@@ -63,7 +64,7 @@ def rounds(
 
     def run() -> None:
         try:
-            found.extend(run_rounds(PROBE, DATA, RoundSettings(1), engine=engine, screening=Screening()))
+            found.extend(run_rounds(method, DATA, RoundSettings(1), engine=engine, screening=Screening()))
         except Exception as error:
             errors.append(error)
 

@@ -158,6 +158,9 @@ def persistently(connecting: Connecting, converse: Callable[[Conversation], Resu
     where, patience = connecting.address, connecting.patience
     connecting.on_event(f"looking for the server at {where}, for at most {patience:g} seconds")
     pause, last = 0.1, time.monotonic()
+    draws = (
+        random.Random()
+    )  # a generator of our own: what a model or data draw must not depend on the connection
     while True:
         conversation = Conversation(connecting)
         try:
@@ -174,7 +177,7 @@ def persistently(connecting: Connecting, converse: Callable[[Conversation], Resu
                 ) from error
         finally:
             conversation.close()
-        time.sleep(pause * random.uniform(0.5, 1.0))
+        time.sleep(pause * draws.uniform(0.5, 1.0))
         pause = min(2 * pause, _LONGEST_PAUSE)
 
 

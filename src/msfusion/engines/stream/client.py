@@ -117,6 +117,7 @@ class _Persistent:
         where, patience = self._connecting.address, self._connecting.patience
         self._connecting.on_event(f"looking for the server at {where}, for at most {patience:g} seconds")
         pause, last = 0.1, time.monotonic()
+        draws = random.Random()  # what a model or data draw must not depend on the connection
         while True:
             conversation = Conversation(self._connecting, self._contract)
             try:
@@ -137,7 +138,7 @@ class _Persistent:
                     ) from error
             finally:
                 conversation.close()
-            time.sleep(pause * random.uniform(0.5, 1.0))
+            time.sleep(pause * draws.uniform(0.5, 1.0))
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _what_is_wrong(self) -> str | None:

@@ -1,0 +1,132 @@
+"""Training that asks the server over a network: the bits of one process, and steps that need not be done twice."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from asking import Asking
+from loopback import Hand, Loopback
+from test_grpc import rounds
+
+from msfusion import checks
+from msfusion.engines.grpc.frames import Done, Failed, Reply, Say, Send, Thanks, Unanswered, Work
+from msfusion.engines.grpc.messages import Gathering, pieces_of, read, response_in
+from msfusion.federated.conversation import Request
+from msfusion.federated.engine import perform
+from msfusion.federated.messages import request_message, task_of, update_message
+from msfusion.federated.participation import RoundSettings
+from msfusion.federated.privacy import Outbound
+from msfusion.federated.rounds import run_rounds
+
+DATA = checks._examples()
+
+
+def test_the_bits_of_one_process() -> None:
+    settings = RoundSettings(3)
+    expected, found = (
+        list(run_rounds(Asking(), DATA, settings, engine=engine)) for engine in (None, Loopback())
+    )
+    for ours, theirs in zip(expected, found, strict=True):
+        assert all(torch.equal(tensor, theirs.state[name]) for name, tensor in ours.state.items())
+        assert [(each.bytes_down, each.bytes_up) for each in ours.participants] == [
+            (each.bytes_down, each.bytes_up) for each in theirs.participants
+        ]
+
+
+def shared(request: Request, forms: Any = None) -> bytes:
+    outbound = Outbound({"number": (torch.float32, tuple(request.tensors["number"].shape))}, pieces=9)
+    return request_message(
+        Request(request.pieces, outbound.select(request.tensors, {}, "test", request.pieces))
+    )
+
+
+def number(value: float, *shape: int) -> bytes:
+    return shared(Request((b"",), {"number": torch.full(shape or (1,), value)}))
+
+
+def ask(hand: Hand, work: Work, step: int, request: bytes) -> Any:
+    """Say something and send the request where it is wanted: what is answered."""
+    hand.say(Say(work.work, step, len(request)))
+    answer = hand.heard(Send, Reply, Unanswered, Thanks)
+    if isinstance(answer, Send):
+        for piece in pieces_of(request):
+            hand.say(piece)
+        answer = hand.heard(Reply, Unanswered, Thanks)
+    if not isinstance(answer, Reply):
+        return answer
+    gathering = Gathering(answer.size, 2**24)
+    while gathering.missing:
+        gathering.add(hand.piece())
+    return response_in(gathering.message())
+
+
+def test_whoever_comes_back_hears_again_what_it_was_answered() -> None:
+    """It is told how far it had come, and what it asked before need not be sent again."""
+    with rounds(method=Asking(), absent=(1,)) as (engine, end):
+        with Hand(engine.address) as hand:
+            work, task = hand.work(1, len(DATA[1]))
+            assert work.answered == 0
+            heard = ask(hand, work, 0, number(0.5))
+        with Hand(engine.address) as hand:
+            again, same = hand.work(1, len(DATA[1]))
+            assert (again.work, same, again.answered) == (work.work, task, 1)
+            said: list[Any] = []
+
+            def server(request: Request) -> Any:
+                response = ask(hand, again, len(said), shared(request))
+                said.append(response)
+                return response
+
+            header, tensors = read(task)
+            method, own = Asking(), [DATA[1]] * 2
+            (answer,), seconds = perform(method, "train", [task_of(header, tensors)], own, ask_server=server)
+            assert torch.equal(said[0].tensors["total"], heard.tensors["total"])
+            update = update_message(answer, seconds)
+            hand.say(Done(again.work, len(update)))
+            hand.heard(Send)
+            for piece in pieces_of(update):
+                hand.say(piece)
+            hand.heard(Thanks)
+        assert not end().left_out
+
+
+@pytest.mark.parametrize(
+    ("request_", "expected"),
+    [
+        (number(-1e9), "too low"),
+        (number(0.0, 2), "declares"),
+        (b"garbage" * 20, "damaged"),
+    ],
+    ids=["refused by the method", "undeclared", "garbage"],
+)
+def test_what_cannot_be_answered_ends_the_task(request_: bytes, expected: str) -> None:
+    with rounds(method=Asking(), absent=(1,)) as (engine, end):
+        with Hand(engine.address) as hand:
+            work, _ = hand.work(1, len(DATA[1]))
+            answer = ask(hand, work, 0, request_)
+            assert isinstance(answer, Unanswered)
+            hand.say(Failed(work.work))
+            hand.heard(Thanks)
+        result = end()
+    assert [each.participant for each in result.left_out] == [1]
+    assert expected in result.left_out[0].reason
+    assert [each.participant for each in result.participants] == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("step", "size"), [(1, 10), (2**40, 10), (0, 2**40)], ids=["early", "absurd", "huge"]
+)
+def test_steps_out_of_turn_end_the_stream(step: int, size: int) -> None:
+    with rounds(method=Asking(), absent=(1,)) as (engine, end):
+        with Hand(engine.address) as hand:
+            work, _ = hand.work(1, len(DATA[1]))
+            hand.say(Say(work.work, step, size))
+            assert hand.refused()[0] == "INVALID_ARGUMENT"
+        if size == 10:  # nothing has come of it yet: it may try again
+            with Hand(engine.address) as hand:
+                again, _ = hand.work(1, len(DATA[1]))
+                hand.say(Failed(again.work))
+                hand.heard(Thanks)
+        assert [each.participant for each in end().left_out] == [1]
