@@ -14,11 +14,8 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 from msfusion.errors import ConfigError
-from msfusion.seeds import chance
+from msfusion.seeds import OfRound, chance
 from msfusion.setting import check, setting
-
-_DRAW = 4
-"""Keeps the draws of machines apart from others of the same seed."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +73,7 @@ class MachineKind:
         """The machine of one participant; the same whenever it is asked for."""
         amounts = (self.download_megabits, self.upload_megabits, self.latency_seconds, self.gigaflops)
         down, up, latency, speed = (
-            _value(amount, chance(seed, participant, position, _DRAW, 0))
+            _value(amount, chance(seed, participant, position, OfRound.MACHINE, 0))
             for position, amount in enumerate(amounts)
         )
         return Machine(down, up, latency, speed, self.dropout)

@@ -46,7 +46,9 @@ class Allowed:
         if not endless and all(_keeps(value, name, limit) for name, limit in self.limits.items()):
             return None
         words = [f"{COMPARED[name]} {limit}" for name, limit in self.limits.items()]
-        return " and ".join([*words, *["finite"] * endless])
+        if endless and not {"le", "lt"} & set(self.limits):
+            words.append("finite")
+        return " and ".join(words)
 
 
 def _keeps(value: float, name: str, limit: float) -> bool:

@@ -23,13 +23,10 @@ from typing import Literal
 import torch
 
 from msfusion.errors import ConfigError
-from msfusion.seeds import chance, seed_of
+from msfusion.seeds import OfRound, chance, seed_of
 from msfusion.setting import check, setting
 
 Late = Literal["drop", "downweight"]
-
-_DRAW = 2
-"""Keeps the draw of absence apart from others of the same seed, round and participant."""
 
 
 @dataclass(frozen=True)
@@ -178,5 +175,5 @@ class Calendar:
     def _is_absent(self, participant: int, round_index: int) -> bool:
         if not self.conditions.dropout:
             return False
-        draw = chance(self.settings.seed, round_index, participant, _DRAW)
+        draw = chance(self.settings.seed, round_index, participant, OfRound.ABSENCE)
         return draw < self.conditions.dropout[participant]
