@@ -198,7 +198,7 @@ def test_what_is_no_data_is_refused(given: Any, sentence: str) -> None:
         ({"loss": 3}, "the loss is a int"),
         ({"metrics": {"loss": abs}}, "as one of ours"),
         ({"metrics": {"m": 3}}, "the metric 'm' is a int"),
-        ({"fraction": 0.0}, "the fraction of participants"),
+        ({"fraction": 0.0}, "fraction is"),
         ({"method": msfusion.MSfusion(ratio=(0.5, 0.5))}, "2 width ratios and 3 participants"),
     ],
 )

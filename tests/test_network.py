@@ -64,7 +64,7 @@ def test_hospitals_are_faster_than_phones_in_everything() -> None:
     ("wrong", "sentence"),
     [
         ({"download_megabits": 0.0}, "download_megabits is 0.0: it must be above 0"),
-        ({"gigaflops": float("nan")}, "gigaflops is nan"),
+        ({"gigaflops": float("nan")}, "gigaflops is NaN"),
         ({"latency_seconds": -1.0}, "latency_seconds is -1.0"),
         ({"dropout": 1.0}, "dropout is 1.0"),
     ],

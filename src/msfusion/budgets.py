@@ -9,6 +9,7 @@ from torch import nn
 
 from msfusion.costs import Costs
 from msfusion.errors import ConfigError
+from msfusion.setting import check, setting
 from msfusion.width.groups import WidthMap
 from msfusion.width.submodel import narrow
 from msfusion.windows import static
@@ -16,15 +17,14 @@ from msfusion.windows import static
 
 @dataclass(frozen=True)
 class Budget:
-    """Limits of one participant; None where there is none.
+    """Limits of one participant; None where there is none. What is counted: `msfusion.costs`."""
 
-    `memory`: peak bytes while it trains. `flops_per_example`: of one forward and backward pass.
-    `bytes_per_round`: what it sends and receives together. What is counted: `msfusion.costs`.
-    """
+    memory: int | None = setting(None, "peak bytes while it trains", gt=0)
+    flops_per_example: float | None = setting(None, "of one forward and backward pass", gt=0)
+    bytes_per_round: int | None = setting(None, "what it sends and receives together", gt=0)
 
-    memory: int | None = None
-    flops_per_example: float | None = None
-    bytes_per_round: int | None = None
+    def __post_init__(self) -> None:
+        check(self)
 
     def exceeded(self, costs: Costs) -> str | None:
         """The first limit that is not kept, as in `memory is 64,000 but 80,512 are needed`; None if all are."""

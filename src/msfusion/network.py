@@ -14,10 +14,8 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 from msfusion.errors import ConfigError
-from msfusion.seeds import chance
-
-_DRAW = 4
-"""Keeps the draws of machines apart from others of the same seed."""
+from msfusion.seeds import OfRound, chance
+from msfusion.setting import check, setting
 
 
 @dataclass(frozen=True)
@@ -41,26 +39,18 @@ Amount = float | LogNormal | Uniform
 
 @dataclass(frozen=True)
 class Machine:
-    """One participant's machine and link. `latency_seconds` is that of a round trip, once a round;
-    `gigaflops` is what it sustains in training; `dropout` its probability of being absent from a round.
+    """One participant's machine and link. Raises ConfigError for impossible values."""
 
-    Raises ConfigError for impossible values.
-    """
-
-    download_megabits: float
-    upload_megabits: float
-    latency_seconds: float
-    gigaflops: float
-    dropout: float = 0.0
+    download_megabits: float = setting(meaning="per second, from the server", gt=0)
+    upload_megabits: float = setting(meaning="per second, to the server", gt=0)
+    latency_seconds: float = setting(meaning="of a round trip, once a round", ge=0)
+    gigaflops: float = setting(
+        meaning="10^9 floating-point operations per second, sustained in training", gt=0
+    )
+    dropout: float = setting(0.0, "probability of being absent from a round", ge=0, lt=1)
 
     def __post_init__(self) -> None:
-        for name in ("download_megabits", "upload_megabits", "gigaflops"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ConfigError(f"{name} is {getattr(self, name)}: it must be above 0")
-        if not 0 <= self.latency_seconds < math.inf:
-            raise ConfigError(f"latency_seconds is {self.latency_seconds}: it must be at least 0")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"dropout is {self.dropout}: it must be at least 0, below 1")
+        check(self)
 
     def seconds(self, bytes_down: int, flops: int, bytes_up: int) -> float:
         """How long a round takes that receives, computes and sends so much."""
@@ -83,7 +73,7 @@ class MachineKind:
         """The machine of one participant; the same whenever it is asked for."""
         amounts = (self.download_megabits, self.upload_megabits, self.latency_seconds, self.gigaflops)
         down, up, latency, speed = (
-            _value(amount, chance(seed, participant, position, _DRAW, 0))
+            _value(amount, chance(seed, participant, position, OfRound.MACHINE, 0))
             for position, amount in enumerate(amounts)
         )
         return Machine(down, up, latency, speed, self.dropout)

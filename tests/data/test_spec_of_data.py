@@ -13,9 +13,9 @@ from msfusion.errors import ConfigError
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"participants": 0}, "data.participants = 0 must be at least 1"),
+        ({"participants": 0}, "data.participants is 0: it must be at least 1"),
         ({"max_train": -1}, "data.max_train"),
-        ({"alpha": 0.0}, "data.alpha = 0.0 must be a number above 0"),
+        ({"alpha": 0.0}, "data.alpha is 0.0: it must be above 0"),
         ({"alpha": float("nan")}, "data.alpha"),
         ({"alpha": float("inf")}, "data.alpha"),
         ({"test_share": 1.0}, "data.test_share"),

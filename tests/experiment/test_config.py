@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from msfusion.budgets import Budget
 from msfusion.errors import ConfigError
 from msfusion.experiment.config import Config, default_toml, load_config
-from msfusion.experiment.config.errors import known_keys
+from msfusion.experiment.config.errors import known_keys, sections_in
 from msfusion.experiment.config.keys import flattened, parse_override
+from msfusion.experiment.config.sections import SplitSection
+from msfusion.methods.split.rounds import SplitSettings
 
 MISTAKES = [
     ("participants.ratio=0", "--set: participants.ratio = 0 should be a number greater than 0 and at most 1"),
@@ -30,9 +32,9 @@ MISTAKES = [
     ),
     ("participants.ratio=[0.5, 0.25]", "should be one number, or one for each of the 10 participants, not 2"),
     ("participants.ratio=[]", "should be one number, or one for each of the 10 participants, not 0"),
-    ("participants.count=0", "participants.count = 0 should be greater than or equal to 1"),
-    ("participants.fraction=0", "participants.fraction = 0 should be greater than 0"),
-    ("participants.fraction=1.5", "participants.fraction = 1.5 should be less than or equal to 1"),
+    ("participants.count=0", "participants.count = 0 should be at least 1"),
+    ("participants.fraction=0", "participants.fraction = 0 should be above 0"),
+    ("participants.fraction=1.5", "participants.fraction = 1.5 should be at most 1"),
     ("participants.ratoi=1", "there is no key 'participants.ratoi' (did you mean 'participants.ratio'?)"),
     ("ratio=1", "there is no key 'ratio' (did you mean 'participants.ratio'?)"),
     ("round=1", "there is no key 'round' (did you mean 'rounds'?)"),
@@ -40,16 +42,16 @@ MISTAKES = [
     ("colour=1", "there is no key 'colour' (known here: seed, rounds, data, model"),
     ("rounds=many", 'rounds = "many" should be a valid integer'),
     ("rounds=2.5", "rounds = 2.5 should be a valid integer"),
-    ("rounds=0", "rounds = 0 should be greater than or equal to 1"),
-    ("seed=-1", "seed = -1 should be greater than or equal to 0"),
+    ("rounds=0", "rounds = 0 should be at least 1"),
+    ("seed=-1", "seed = -1 should be at least 0"),
     ("data=3", "data = 3 should be a table (a [data] section)"),
     ("data.source.name=x", '--set data.source.name: data.source is "digits", not a table'),
     ("evaluation.own_labels=true", "evaluation.own_labels is for method.name = 'fedgrow', not 'msfusion'"),
     ("data.alpha=inf", "data.alpha = Infinity should be a finite number"),
-    ("data.length=0", "--set: data.length = 0 must be at least 1"),
+    ("data.length=0", "--set: data.length = 0 should be at least 1"),
     ("model.options=3", "model.options = 3 should be a table"),
     ("method.name=fedrolx", "method.name = \"fedrolx\" should be 'msfusion', 'fedrolex'"),
-    ("method.overlap.start=2", "method.overlap.start = 2 should be less than or equal to 1"),
+    ("method.overlap.start=2", "method.overlap.start = 2 should be at most 1"),
     ("method.overlap.stat=1", "no key 'method.overlap.stat' (did you mean 'method.overlap.start'?)"),
     ("method.overlap.end=0.5", "method.overlap lacks the key 'method.overlap.start'"),
     ("method.overlap=0.5", "method.overlap = 0.5 should be a table (a [method.overlap] section)"),
@@ -62,17 +64,17 @@ MISTAKES = [
         "participants.budget=[{memory=9}]",
         "should be one table, or one for each of the 10 participants, not 1",
     ),
-    ("method.contrastive_weight=-1", "method.contrastive_weight = -1 should be greater than or equal to 0"),
+    ("method.contrastive_weight=-1", "method.contrastive_weight = -1 should be at least 0"),
     ("method.contrastive_weight=inf", "method.contrastive_weight = Infinity should be a finite number"),
     ("method.contrastive_weight=yes", 'method.contrastive_weight = "yes" should be a valid number'),
-    ("method.contrastive_temperature=0", "method.contrastive_temperature = 0 should be greater than 0"),
-    ("method.contrastive_every=0", "method.contrastive_every = 0 should be greater than or equal to 1"),
+    ("method.contrastive_temperature=0", "method.contrastive_temperature = 0 should be above 0"),
+    ("method.contrastive_every=0", "method.contrastive_every = 0 should be at least 1"),
     ("method.contrastive_every=1.5", "method.contrastive_every = 1.5 should be a valid integer"),
     ("method.contrastive=1", "there is no key 'method.contrastive' (did you mean 'method.contrastive_"),
     ("training.optimizer=7", "training.optimizer = 7 should be 'sgd'"),
-    ("training.batch_size=0", "--set: training.batch_size is 0: it must be at least 1"),
+    ("training.batch_size=0", "--set: training.batch_size = 0 should be at least 1"),
     ("training.learning_rate=nan", "training.learning_rate = NaN should be a finite number"),
-    ("training.learning_rate=-1", "training.learning_rate is -1"),
+    ("training.learning_rate=-1", "training.learning_rate = -1 should be above 0"),
     ("run.workers=true", "run.workers = true should be a valid integer"),
     ("no equals sign", "--set 'no equals sign' should have the form key=value"),
     ("=3", "--set '=3' should have the form key=value"),
@@ -97,7 +99,7 @@ def test_mistakes_are_told_in_one_sentence(override: str, expected: str) -> None
     [
         ("rounds = ", "mine.toml is not valid TOML: "),
         ("rounds = 1\nrounds = 2", "mine.toml is not valid TOML: "),
-        ("rounds = 0", "mine.toml: rounds = 0 should be greater"),
+        ("rounds = 0", "mine.toml: rounds = 0 should be at least 1"),
         (
             "[participants]\ncount = 3\nratio = [1, 0.5]",
             "mine.toml: participants.ratio = [1, 0.5] should be one number",
@@ -106,7 +108,7 @@ def test_mistakes_are_told_in_one_sentence(override: str, expected: str) -> None
             "[training]\nlearning_rat = 1",
             "there is no key 'training.learning_rat' (did you mean 'training.learning_rate'?)",
         ),
-        ("[data]\nlength = 0", "mine.toml: data.length = 0 must be at least 1."),
+        ("[data]\nlength = 0", "mine.toml: data.length = 0 should be at least 1."),
         ("rounds = 'ÿ", "mine.toml is not valid TOML: "),
     ],
 )
@@ -137,6 +139,41 @@ def test_the_default_is_what_the_issue_asks_for() -> None:
     assert config.method.name == "msfusion"
     known = set(known_keys(Config))
     assert set(flattened(tomllib.loads(default_toml()))) <= known
+
+
+WRITTEN_BEFORE = sorted(Path(__file__).with_name("written_before").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", WRITTEN_BEFORE, ids=lambda path: path.stem)
+def test_a_configuration_that_an_older_version_wrote_is_still_the_same(path: Path) -> None:
+    fingerprint = path.read_text().splitlines()[0].removeprefix("# ")
+    config = load_config(path)
+    assert config.fingerprint() == fingerprint
+    assert set(flattened(tomllib.loads(path.read_text()))) == set(flattened(config.to_table()))
+
+
+def test_every_key_has_a_meaning_in_one_line() -> None:
+    for key in known_keys(Config):
+        described = described_key(key)
+        assert described
+        assert "\n" not in described
+
+
+def described_key(key: str) -> str | None:
+    """What the schema says of a key: every section that may hold it says the same."""
+    sections = [Config]
+    *parents, last = key.split(".")
+    for parent in parents:
+        sections = [
+            inner for section in sections for inner in sections_in(section.model_fields[parent].annotation)
+        ]
+    return next(
+        section.model_fields[last].description for section in sections if last in section.model_fields
+    )
+
+
+def test_defaults_of_a_split_are_those_of_the_library() -> None:
+    assert SplitSection(at="layers.3").settings == SplitSettings("layers.3")
 
 
 def test_specifications_get_what_is_set_elsewhere() -> None:

@@ -67,7 +67,7 @@ def test_a_target_can_be_set_afterwards_but_not_a_network() -> None:
         (f"network={{profile='phones',machines={MACHINE}}}", "should have either a profile or machines"),
         ("network.profile='phone'", "should have as its profile one of phones, hospitals"),
         ("network={profile='phones',late='downweight'}", "should have a deadline, if late updates"),
-        ("network={profile='phones',deadline=0}", "network.deadline = 0 should be greater than 0"),
+        ("network={profile='phones',deadline=0}", "network.deadline = 0 should be above 0"),
         (
             "network={profile='phones',late='never'}",
             "network.late = \"never\" should be 'drop' or 'downweight'",

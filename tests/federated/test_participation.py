@@ -107,7 +107,7 @@ def test_who_does_not_qualify_is_not_asked() -> None:
     [
         ({"dropout": (0.5, 1.0)}, "the dropout of participant 1 is 1.0"),
         ({"deadline": 3.0}, "give their seconds"),
-        ({"seconds": lambda *_: 1.0, "deadline": 0.0}, "the deadline is 0.0"),
+        ({"seconds": lambda *_: 1.0, "deadline": 0.0}, "deadline is 0.0"),
         ({"late_weight": 0.0}, "late_weight is 0.0"),
     ],
 )

@@ -138,9 +138,9 @@ def test_samples_differ_between_rounds_and_reach_everybody() -> None:
     ("wrong", "sentence"),
     [
         ({"rounds": 0}, "rounds is 0: it must be at least 1"),
-        ({"rounds": 1, "fraction": 0.0}, "fraction of participants in a round is 0.0"),
-        ({"rounds": 1, "fraction": float("nan")}, "fraction of participants in a round is nan"),
-        ({"rounds": 1, "count": 0}, "number of participants in a round is 0"),
+        ({"rounds": 1, "fraction": 0.0}, "fraction is 0.0"),
+        ({"rounds": 1, "fraction": float("nan")}, "fraction is NaN"),
+        ({"rounds": 1, "count": 0}, "count is 0"),
         ({"rounds": 1, "evaluate_every": 0}, "evaluate_every is 0"),
     ],
 )

@@ -75,7 +75,7 @@ def test_warm_up_is_relative_to_the_stage(steps: int) -> None:
     [
         ({"steps": 0}, "steps is 0: it must be at least 1"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0"),
-        ({"warmup": 1.0}, "warmup is 1.0: it must be a share of the steps"),
+        ({"warmup": 1.0}, "warmup is 1.0: it must be at least 0 and below 1"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"weight_decay": -1.0}, "weight_decay is -1.0"),
         ({"clip_norm": 0.0}, "clip_norm is 0.0"),

@@ -227,9 +227,7 @@ def test_odd_choices_are_refused() -> None:
     plan = planned(decoder, SMALL, LARGE)
     start = object.__new__(Start)  # straight to the check: in tests the types of fields are checked as well
     object.__setattr__(start, "width", "xavier")
-    with pytest.raises(
-        GrowthError, match="width cannot start as 'xavier': choose one of copy, average, random"
-    ):
+    with pytest.raises(GrowthError, match='width is "xavier": it must be one of copy, average, random'):
         start.__post_init__()
     with pytest.raises(GrowthError, match=r"noise is -1\.0: it must be at least 0"):
         Start(noise=-1.0)

@@ -282,10 +282,10 @@ def test_a_participant_remembers_nothing_that_it_did_not_hold() -> None:
     ("wrong", "sentence"),
     [
         ({"weight": -1.0}, "contrastive_weight is -1.0: it must be at least 0"),
-        ({"weight": math.inf}, "contrastive_weight is inf"),
-        ({"weight": math.nan}, "contrastive_weight is nan"),
+        ({"weight": math.inf}, "contrastive_weight is Infinity: .* finite"),
+        ({"weight": math.nan}, "contrastive_weight is NaN"),
         ({"temperature": 0.0}, "contrastive_temperature is 0.0: it must be above 0"),
-        ({"temperature": math.nan}, "contrastive_temperature is nan"),
+        ({"temperature": math.nan}, "contrastive_temperature is NaN"),
         ({"every": 0}, "contrastive_every is 0: it must be at least 1"),
     ],
 )

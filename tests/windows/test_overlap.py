@@ -60,7 +60,7 @@ def test_every_unit_is_reached_in_the_end_whatever_the_overlap(start: float, end
     [
         (("linear", 1.5, 0.0, 1), "start is 1.5"),
         (("linear", 0.5, -0.1, 1), "end is -0.1"),
-        (("linear", 0.5, 0.5, 0), "over 0 rounds"),
+        (("linear", 0.5, 0.5, 0), "rounds is 0"),
     ],
 )
 def test_impossible_overlaps_are_refused(arguments: tuple, sentence: str) -> None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from msfusion.errors import ConfigError
-from msfusion.quoting import quoted
+from msfusion.setting import check, one_of, setting
 
 TASKS = ("classification", "language_modelling", "regression", "other")
 """What targets are: labels, tokens, numbers, or whatever a loss of the user's makes of them."""
@@ -19,94 +18,79 @@ FOLDER = "transformers:"
 
 @dataclass(frozen=True)
 class DataSpec:
-    """Which data, how it becomes tensors, and who gets what. Every field has a default; see `load_data`.
+    """Which data, how it becomes tensors, and who gets what; see `load_data`. Raises ConfigError for impossible values.
 
-    source: `digits`, `python-docs`, a folder or name of the Hugging Face Hub, a file (text, csv, json, parquet), or
-    `module:function`.
-    options: keyword arguments of that function. subset: the Hub's configuration name (`wikitext-2-raw-v1`).
-    task: `classification`, `language_modelling`, `regression` (targets are numbers, one or several) or `other` (of a
-    function: whatever the loss takes); by default the first where the data has a label column.
-    input_column, label_column: by default found by type and usual names.
-    train_split, test_split: names of splits; by default `train`, and `test` or else `validation`. Where there
-    is no such split, `test_share` of the training split is held out (by default 0.2; of text 0.1).
-    max_train, max_test: at most so many examples, drawn with the seed (language modelling: the first ones).
-
-    tokenizer: `words` (words and punctuation marks, lower case), `spaces` (text that is tokenised already),
-    `characters`, or `transformers:FOLDER`. vocabulary_size: the most frequent tokens kept. length: tokens an
-    example.
-    mask_share: the share of tokens to be masked and predicted (masked language modelling); 0 predicts the
-    next token.
-
-    normalise: images to mean 0, variance 1 per channel of the training set. image_size: resize to this many
-    pixels square. channels: 1 (grey) or 3 (RGB); by default as the first image.
-
-    partition: `iid`, `dirichlet`, `shards`, `column`, `contiguous`, or `flwr:NAME` (see
-    `msfusion.data.partition`).
-    partition_column: the column that `column` (or `dirichlet`, `shards` instead of the label) goes by.
-    alpha: Dirichlet concentration; small is uneven. shards: shards a participant. min_examples: fewest a
-    participant.
-    partition_options: arguments of a `flwr:` partitioner.
+    A language model's `length` and everything from `tokenizer` on are about text, `normalise` to `channels` about
+    images. Without a split of that name, `test_share` of the training split is held out.
     """
 
-    source: str = "digits"
-    options: Mapping[str, Any] = field(default_factory=dict)
-    subset: str | None = None
-    task: str | None = None
-    input_column: str | None = None
-    label_column: str | None = None
-    train_split: str = "train"
-    test_split: str | None = None
-    test_share: float | None = None
-    max_train: int | None = None
-    max_test: int | None = None
+    source: str = setting(
+        "digits",
+        "digits, python-docs, a folder or name of the Hugging Face Hub, a file (text, csv, json, parquet), or "
+        "module:function",
+    )
+    options: Mapping[str, Any] = setting(dict, "keyword arguments of that function")
+    subset: str | None = setting(None, "the Hub's name of a configuration, such as wikitext-2-raw-v1")
+    task: str | None = setting(
+        None,
+        "classification, language_modelling, regression (targets are numbers) or other (whatever the loss takes); by "
+        "default the first where the data has a label column",
+        **one_of(TASKS),
+    )
+    input_column: str | None = setting(None, "by default found by type and usual names")
+    label_column: str | None = setting(None, "by default found by type and usual names")
+    train_split: str = setting("train", "the name of the split to train on")
+    test_split: str | None = setting(
+        None, "the name of the split to test on; by default test, or else validation"
+    )
+    test_share: float | None = setting(
+        None,
+        "of the training split, held out where there is no test split; by default 0.2, of text 0.1",
+        gt=0,
+        lt=1,
+    )
+    max_train: int | None = setting(
+        None, "at most so many examples, drawn with the seed (language modelling: the first ones)", ge=1
+    )
+    max_test: int | None = setting(None, "the same of the test split", ge=1)
 
-    tokenizer: str | None = None
-    vocabulary_size: int = 8192
-    length: int = 64
-    mask_share: float = 0.0
+    tokenizer: str | None = setting(
+        None,
+        "words (and punctuation marks, lower case), spaces (text that is tokenised already), characters, or "
+        f"{FOLDER}FOLDER",
+        fits=lambda name: name in TOKENIZERS or is_pretrained(name),
+        wanted=f"one of {', '.join(TOKENIZERS)} or {FOLDER}FOLDER",
+    )
+    vocabulary_size: int = setting(8192, "the most frequent tokens, which are kept", ge=4)
+    length: int = setting(64, "tokens of an example", ge=1)
+    mask_share: float = setting(
+        0.0, "of the tokens, to be masked and predicted; 0 predicts the next token", ge=0, lt=1
+    )
 
-    normalise: bool = True
-    image_size: int | None = None
-    channels: int | None = None
+    normalise: bool = setting(True, "images to mean 0, variance 1 per channel of the training set")
+    image_size: int | None = setting(None, "resize images to so many pixels square", ge=1, le=2**14)
+    channels: int | None = setting(
+        None,
+        "of images; by default as the first one",
+        fits=lambda channels: channels in (1, 3),
+        wanted="1 (grey) or 3 (RGB)",
+    )
 
-    participants: int = 10
-    partition: str | None = None
-    partition_column: str | None = None
-    alpha: float = 0.5
-    shards: int = 2
-    min_examples: int = 1
-    partition_options: Mapping[str, Any] = field(default_factory=dict)
-    seed: int = 0
+    participants: int = setting(10, "how many share the data", ge=1)
+    partition: str | None = setting(
+        None, "iid, dirichlet, shards, column, contiguous, or flwr:NAME (msfusion.data.partition)"
+    )
+    partition_column: str | None = setting(
+        None, "what the partition column goes by (or dirichlet, shards instead of the label)"
+    )
+    alpha: float = setting(0.5, "the concentration of dirichlet; small is uneven", gt=0)
+    shards: int = setting(2, "of a participant", ge=1)
+    min_examples: int = setting(1, "the fewest that a participant gets", ge=1)
+    partition_options: Mapping[str, Any] = setting(dict, "arguments of a partitioner of flwr:")
+    seed: int = setting(0, "of every draw", ge=0, lt=2**63)
 
     def __post_init__(self) -> None:
-        for name in (
-            "max_train",
-            "max_test",
-            "length",
-            "image_size",
-            "participants",
-            "shards",
-            "min_examples",
-        ):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"data.{name} = {quoted(value)} must be at least 1.")
-        self._require(self.vocabulary_size >= 4, "vocabulary_size", "must be at least 4")
-        self._require(0 <= self.seed < 2**63, "seed", "must be at least 0 and below 2^63")
-        self._require((self.image_size or 1) <= 2**14, "image_size", "must be at most 16384 pixels")
-        self._require(0 < self.alpha < float("inf"), "alpha", "must be a number above 0")
-        self._require(
-            self.test_share is None or 0 < self.test_share < 1, "test_share", "must be between 0 and 1"
-        )
-        self._require(0 <= self.mask_share < 1, "mask_share", "must be at least 0 and below 1")
-        self._require(self.channels in (None, 1, 3), "channels", "must be 1 (grey) or 3 (RGB)")
-        self._require(self.task is None or self.task in TASKS, "task", f"must be one of {', '.join(TASKS)}")
-        known = self.tokenizer in (None, *TOKENIZERS) or is_pretrained(str(self.tokenizer))
-        self._require(known, "tokenizer", f"must be one of {', '.join(TOKENIZERS)} or {FOLDER}FOLDER")
-
-    def _require(self, fine: bool, name: str, demand: str) -> None:
-        if not fine:
-            raise ConfigError(f"data.{name} = {quoted(getattr(self, name))} {demand}.")
+        check(self, prefix="data.")
 
 
 def is_pretrained(tokenizer: str) -> bool:

@@ -11,10 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from msfusion.errors import ConfigError
-from msfusion.seeds import chance
-
-_DRAW = 3
-"""Keeps this draw apart from others of the same seed, round and participant."""
+from msfusion.seeds import OfRound, chance
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,7 @@ class Capacities:
         """The participant's ratio in a round."""
         capacity = self.each[participant]
         if isinstance(capacity, OneOf):
-            draw = chance(self.seed, round_index, participant, _DRAW)
+            draw = chance(self.seed, round_index, participant, OfRound.CAPACITY)
             return capacity.ratios[int(draw * len(capacity.ratios))]
         if isinstance(capacity, FromRound):
             return [ratio for first, ratio in capacity.steps if first <= round_index][-1]

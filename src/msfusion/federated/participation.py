@@ -23,12 +23,10 @@ from typing import Literal
 import torch
 
 from msfusion.errors import ConfigError
-from msfusion.seeds import chance, seed_of
+from msfusion.seeds import OfRound, chance, seed_of
+from msfusion.setting import check, setting
 
 Late = Literal["drop", "downweight"]
-
-_DRAW = 2
-"""Keeps the draw of absence apart from others of the same seed, round and participant."""
 
 
 @dataclass(frozen=True)
@@ -36,27 +34,17 @@ class RoundSettings:
     """How many rounds, and how many are asked in each. Raises ConfigError for impossible values.
 
     Each round draws `count` participants, or the nearest whole number to `fraction` of them (at least one),
-    from (seed, round). The global model is evaluated after every `evaluate_every` rounds and after the
-    last.
+    from (seed, round).
     """
 
-    rounds: int
-    fraction: float = 1.0
-    count: int | None = None
-    evaluate_every: int = 1
+    rounds: int = setting(meaning="of the whole run", ge=1)
+    fraction: float = setting(1.0, "share of the participants that is asked in a round", gt=0, le=1)
+    count: int | None = setting(None, "how many are asked in a round, instead of a share", ge=1)
+    evaluate_every: int = setting(1, "rounds between evaluations; the last round always has one", ge=1)
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.rounds < 1:
-            raise ConfigError(f"rounds is {self.rounds}: it must be at least 1")
-        if not 0 < self.fraction <= 1:
-            raise ConfigError(
-                f"the fraction of participants in a round is {self.fraction}: it must be above 0, at most 1"
-            )
-        if self.count is not None and self.count < 1:
-            raise ConfigError(f"the number of participants in a round is {self.count}: it must be at least 1")
-        if self.evaluate_every < 1:
-            raise ConfigError(f"evaluate_every is {self.evaluate_every}: it must be at least 1")
+        check(self)
 
     def participants_in(self, round_index: int, participants: int) -> tuple[int, ...]:
         """Who of that many participants is asked in a round. Raises ConfigError if there are too few."""
@@ -76,30 +64,29 @@ class Conditions:
     """What else decides who takes part. The default: everybody qualifies, is there, and is waited for.
 
     `qualifies` says whether a (participant, round) may be asked at all. `dropout` has each participant's
-    probability of being absent from a round (none: 0). `seconds` predicts how long a (participant, round)
-    takes, `deadline` is the longest that a round lasts; both in simulated seconds. `late_weight` is the share
-    with which a late update counts under "downweight". Raises ConfigError for impossible values.
+    probability of being absent from a round (none: 0). `seconds` predicts how many simulated seconds a (participant,
+    round) takes. Raises ConfigError for impossible values.
     """
 
     qualifies: Callable[[int, int], bool] | None = None
     dropout: tuple[float, ...] = ()
     seconds: Callable[[int, int], float] | None = None
-    deadline: float | None = None
-    late: Late = "drop"
-    late_weight: float = 0.5
+    deadline: float | None = setting(None, "simulated seconds that a round may last", gt=0)
+    late: Late = setting(
+        "drop",
+        "updates that are not there by the deadline: abandoned, or merged when they arrive and counted in part",
+    )
+    late_weight: float = setting(0.5, "the share that counts of a late update", gt=0, le=1)
 
     def __post_init__(self) -> None:
+        check(self)
         for participant, probability in enumerate(self.dropout):
             if not 0 <= probability < 1:
                 raise ConfigError(
                     f"the dropout of participant {participant} is {probability}: it must be at least 0, below 1"
                 )
-        if self.deadline is not None and not 0 < self.deadline < math.inf:
-            raise ConfigError(f"the deadline is {self.deadline}: it must be above 0")
         if self.deadline is not None and self.seconds is None:
             raise ConfigError("a deadline needs to know how long the participants take: give their seconds")
-        if not 0 < self.late_weight <= 1:
-            raise ConfigError(f"late_weight is {self.late_weight}: it must be above 0, at most 1")
 
 
 @dataclass(frozen=True)
@@ -188,5 +175,5 @@ class Calendar:
     def _is_absent(self, participant: int, round_index: int) -> bool:
         if not self.conditions.dropout:
             return False
-        draw = chance(self.settings.seed, round_index, participant, _DRAW)
+        draw = chance(self.settings.seed, round_index, participant, OfRound.ABSENCE)
         return draw < self.conditions.dropout[participant]

@@ -24,15 +24,16 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, NoReturn, get_args
+from typing import Literal, NoReturn
 
 import torch
 from torch import Tensor
 
-from msfusion.errors import ConfigError, DataError, MsfusionError, UpdateError
+from msfusion.errors import DataError, MsfusionError, UpdateError
 from msfusion.federated.held import Held
 from msfusion.federated.method import ABSURD, Update
 from msfusion.federated.results import LeftOut
+from msfusion.setting import check, setting
 from msfusion.width.groups import State
 
 BadUpdate = Literal["leave-out", "stop"]
@@ -49,27 +50,28 @@ FEWEST = 3
 
 @dataclass(frozen=True)
 class Screening:
-    """What becomes of bad updates. Raises ConfigError, naming the setting.
+    """What becomes of bad updates. Raises ConfigError, naming the setting."""
 
-    `bad_update`: "leave-out" goes on without the participant in this round, "stop" ends the run with an error.
-    `max_update_norm`: how many times the round's median the norm of an update may be, if that is more than the norm of
-    what the participant was sent; 0 is any. `max_examples`: the most examples that a participant may have; None is any
-    number that was known at the start.
-    """
-
-    bad_update: BadUpdate = "leave-out"
-    max_update_norm: float = 20.0
-    max_examples: int | None = None
+    bad_update: BadUpdate = setting(
+        "leave-out",
+        "of a participant whose update is no good: the round goes on without it, or the run stops with an error",
+    )
+    max_update_norm: float = setting(
+        20.0,
+        "times the median of the round; an update that changes more, and more than what was sent is itself, is bad; "
+        "0 is any",
+        fits=lambda norm: norm == 0 or 1 <= norm < math.inf,
+        wanted="at least 1 (times the median of the round), or 0 for any",
+    )
+    max_examples: int | None = setting(
+        None,
+        "the most examples that one may have; by default any number in one process, and over a network as many as the "
+        "server's own [data] has in all",
+        ge=1,
+    )
 
     def __post_init__(self) -> None:
-        if self.bad_update not in get_args(BadUpdate):
-            raise ConfigError(f"bad_update is {self.bad_update!r}: it must be one of leave-out, stop")
-        if self.max_update_norm != 0 and not 1 <= self.max_update_norm < math.inf:
-            raise ConfigError(
-                f"max_update_norm is {self.max_update_norm}: it must be at least 1 (times the median), or 0 for any"
-            )
-        if self.max_examples is not None and self.max_examples < 1:
-            raise ConfigError(f"max_examples is {self.max_examples}: it must be at least 1")
+        check(self)
 
     def check_examples(self, examples: Iterable[int]) -> None:
         """Raise DataError, naming the participant, where one has more examples than are allowed."""

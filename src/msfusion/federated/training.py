@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,8 @@ from msfusion.batch import Batch
 from msfusion.errors import ConfigError, DataError, TrainingError
 from msfusion.mini_batches import epoch_sizes
 from msfusion.objectives import Objective, cross_entropy, gradient_step
-from msfusion.quoting import quoted
 from msfusion.seeds import seed_of
+from msfusion.setting import check, setting
 
 OptimizerName = Literal["sgd", "adam", "adamw"]
 LearningRateSchedule = Literal["constant", "cosine"]
@@ -27,39 +27,29 @@ Precision = Literal["float32", "bfloat16"]
 class TrainingSettings:
     """How a participant trains in a round. Raises ConfigError, naming the setting, for impossible values.
 
-    `max_steps` ends a participant's round early; `clip_norm` bounds the gradient's l2 norm. With the schedule
-    "cosine" the learning rate falls from round to round over `rounds` rounds, to zero after the last
-    (SGDR, Loshchilov & Hutter 2017, equation 5, without restarts); within a round it is constant. With the precision
-    "bfloat16" operators that are safe with it compute in it (torch.autocast), weights and updates stay as they are.
+    With the schedule "cosine" the learning rate falls over `rounds` rounds (SGDR, Loshchilov & Hutter 2017, equation 5,
+    without restarts); within a round it is constant. With the precision "bfloat16" operators that are safe with it
+    compute in it (torch.autocast), weights and updates stay as they are.
     """
 
-    optimizer: OptimizerName = "sgd"
-    learning_rate: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 0.0
-    batch_size: int = 32
-    local_epochs: int = 1
-    max_steps: int | None = None
-    clip_norm: float | None = None
-    learning_rate_schedule: LearningRateSchedule = "constant"
-    rounds: int | None = None
-    precision: Precision = "float32"
+    optimizer: OptimizerName = setting("sgd", "made anew in each round")
+    learning_rate: float = setting(0.1, "of the first round, or of all", gt=0)
+    momentum: float = setting(0.9, "of sgd; adam and adamw have betas of 0.9 and 0.999", ge=0, lt=1)
+    weight_decay: float = setting(0.0, "the optimiser's own", ge=0)
+    batch_size: int = setting(32, "examples of a mini-batch", ge=1, le=1_000_000)
+    local_epochs: int = setting(1, "passes over a participant's own examples in a round", ge=1, le=10_000)
+    max_steps: int | None = setting(None, "mini-batches after which a participant's round ends early", ge=1)
+    clip_norm: float | None = setting(None, "bounds the l2 norm of the gradient in each step", gt=0)
+    learning_rate_schedule: LearningRateSchedule = setting(
+        "constant", "from round to round: constant, or cosine, which falls to zero after the last"
+    )
+    rounds: int | None = setting(None, "over which the learning rate falls")
+    precision: Precision = setting(
+        "float32", "that operators compute in; with bfloat16 weights and updates stay as they are"
+    )
 
     def __post_init__(self) -> None:
-        _one_of("optimizer", self.optimizer, get_args(OptimizerName))
-        _one_of("learning_rate_schedule", self.learning_rate_schedule, get_args(LearningRateSchedule))
-        _one_of("precision", self.precision, get_args(Precision))
-        _check("learning_rate", self.learning_rate, 0 < self.learning_rate < math.inf, "above 0")
-        _check("momentum", self.momentum, 0 <= self.momentum < 1, "at least 0 and below 1")
-        _check("weight_decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "at least 0")
-        _check("batch_size", self.batch_size, self.batch_size >= 1, "at least 1")
-        _check("batch_size", self.batch_size, self.batch_size <= 1_000_000, "at most 1000000")
-        _check("local_epochs", self.local_epochs, self.local_epochs >= 1, "at least 1")
-        _check("local_epochs", self.local_epochs, self.local_epochs <= 10_000, "at most 10000")
-        if self.max_steps is not None:
-            _check("max_steps", self.max_steps, self.max_steps >= 1, "at least 1")
-        if self.clip_norm is not None:
-            _check("clip_norm", self.clip_norm, 0 < self.clip_norm < math.inf, "above 0")
+        check(self)
         if self.learning_rate_schedule == "cosine" and (self.rounds is None or self.rounds < 1):
             raise ConfigError(
                 "a cosine learning rate needs the number of rounds over which it falls: set rounds"
@@ -114,7 +104,8 @@ class Training(TrainingSettings):
         if self.schedule is None:
             return super().learning_rate_in(round_index)
         factor = float(self.schedule(round_index, self.rounds or 1))
-        _check("the factor of schedule", factor, 0 <= factor < math.inf, "at least 0")
+        if not 0 <= factor < math.inf:
+            raise ConfigError(f"the factor of schedule is {factor}: it must be at least 0")
         return self.learning_rate * factor
 
     def optimizer_for(self, parameters: list[nn.Parameter], rate: float) -> torch.optim.Optimizer:
@@ -235,14 +226,3 @@ def _gpus(model: nn.Module) -> set[int]:
     """The GPUs that a model is on: their random generators are put back as well."""
     devices = {parameter.device for parameter in model.parameters()}
     return {device.index for device in devices if device.type == "cuda" and device.index is not None}
-
-
-def _check(name: str, value: float | int, fits: bool, wanted: str) -> None:
-    """ConfigError, naming the setting, where its value does not fit."""
-    if not fits:
-        raise ConfigError(f"{name} is {quoted(value)}: it must be {wanted}")
-
-
-def _one_of(name: str, value: str, known: Iterable[str]) -> None:
-    if value not in known:
-        raise ConfigError(f"{name} is {quoted(value)}: it must be one of {', '.join(known)}")

@@ -15,6 +15,7 @@ from msfusion.batch import Batch
 from msfusion.errors import DataError, GrowthError, TrainingError
 from msfusion.growth.ligo import LiGO
 from msfusion.objectives import Objective, cross_entropy, gradient_step
+from msfusion.setting import check, setting
 from msfusion.width.groups import State
 
 
@@ -27,25 +28,16 @@ class FitSettings:
     Raises GrowthError, naming the setting, for impossible values.
     """
 
-    steps: int = 100
-    learning_rate: float = 1e-3
-    warmup: float = 0.1
-    batch_size: int = 32
-    weight_decay: float = 0.0
-    clip_norm: float | None = 1.0
+    steps: int = setting(100, "of AdamW", ge=1)
+    learning_rate: float = setting(1e-3, "at its highest, after the warm-up", gt=0)
+    warmup: float = setting(0.1, "share of the steps in which the learning rate rises", ge=0, lt=1)
+    batch_size: int = setting(32, "examples of a mini-batch", ge=1)
+    weight_decay: float = setting(0.0, "AdamW's", ge=0)
+    clip_norm: float | None = setting(1.0, "bounds the l2 norm of the gradient in each step", gt=0)
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, fits, wanted in (
-            ("steps", self.steps >= 1, "at least 1"),
-            ("learning_rate", 0 < self.learning_rate < math.inf, "above 0"),
-            ("warmup", 0 <= self.warmup < 1, "a share of the steps, from 0 to below 1"),
-            ("batch_size", self.batch_size >= 1, "at least 1"),
-            ("weight_decay", 0 <= self.weight_decay < math.inf, "at least 0"),
-            ("clip_norm", self.clip_norm is None or 0 < self.clip_norm < math.inf, "above 0"),
-        ):
-            if not fits:
-                raise GrowthError(f"{name} is {getattr(self, name)}: it must be {wanted}")
+        check(self, GrowthError)
 
     def batch_sizes(self, examples: int) -> list[int]:
         """The sizes of all mini-batches, where there are so many examples."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from msfusion.errors import GrowthError
 from msfusion.growth.plan import Space
+from msfusion.setting import check, setting
 
 WidthStart = Literal["copy", "average", "random"]
 DepthStart = Literal["stack", "interlace", "stack_noisy", "interlace_noisy", "uniform", "random"]
@@ -31,18 +32,16 @@ class Start:
     Raises GrowthError for other names, or a negative noise.
     """
 
-    width: WidthStart = "copy"
-    depth: DepthStart = "stack"
-    noise: float = 0.1
+    width: WidthStart = setting("copy", "new rows: copies of old ones, averages of all, or random")
+    depth: DepthStart = setting(
+        "stack", "which source layer a target layer begins as, or how it averages them"
+    )
+    noise: float = setting(
+        0.1, "norm of what is added to each new row of copy, so that copies can differ", ge=0
+    )
 
     def __post_init__(self) -> None:
-        for what, name, known in (("width", self.width, WidthStart), ("depth", self.depth, DepthStart)):
-            if name not in get_args(known):
-                raise GrowthError(
-                    f"{what} cannot start as {name!r}: choose one of {', '.join(get_args(known))}"
-                )
-        if not 0 <= self.noise < math.inf:
-            raise GrowthError(f"noise is {self.noise}: it must be at least 0")
+        check(self, GrowthError)
 
 
 def copied_from(space: Space) -> Int[Tensor, " target"]:

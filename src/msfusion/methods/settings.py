@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from msfusion.averaging.robust import Average, check_average
 from msfusion.errors import ConfigError
@@ -19,29 +19,44 @@ from msfusion.methods.parts.remembered import REMEMBERED_BYTES
 from msfusion.methods.starts import AUTO, choose_start
 from msfusion.methods.table import Start, build_method, refuse_few_holders, refuse_own_loss
 from msfusion.methods.windows_of_state import WindowsOfState
+from msfusion.setting import check, setting
 from msfusion.windows import SCHEDULES, CheckedSchedule, Feedback, Overlap, Schedule, full, static
 
 Ratios = Capacity | tuple[Capacity, ...]
 """One width ratio for all participants, or one for each."""
 
 
+def _number_of_blocks() -> Any:
+    return setting(None, "of a sum of blocks or an ensemble; by default 1 / the least ratio", ge=1, le=1024)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Averaging(Settings):
     """What all of these methods have in common: participants train (parts of) a model, and what comes back is averaged.
 
-    `ratio` is how much of each layer's width a participant holds. `weighting` is a participant's weight in the average.
-    `average` may be "median" or "trimmed", against a few bad participants, where entries have several holders.
-    `recalibrate`: whether BatchNorm's statistics are measured anew before an evaluation (None: where that is usual).
-    `contrastive` is the loss against drift.
+    A robust average ("median" or "trimmed") is for entries that several participants hold.
     """
 
-    ratio: Ratios = 0.25
-    weighting: Weighting = "examples"
-    average: Average = "mean"
-    recalibrate: bool | None = None
-    contrastive: ContrastiveSettings = WITHOUT
+    ratio: Ratios = setting(0.25, "share of each layer's width that a participant holds")
+    weighting: Weighting = setting(
+        "examples", "a participant's weight in the average: how many examples it has, or 1"
+    )
+    average: Average = setting(
+        "mean",
+        "how participants' values of an entry become one: their weighted mean, or, against a few bad ones, the median "
+        "or the trimmed mean without weights; or module:function",
+    )
+    recalibrate: bool | None = setting(
+        None,
+        "whether BatchNorm's statistics are measured anew, in a pass over the whole model, before it is evaluated; by "
+        "default unless msfusion starts as copies",
+    )
+    contrastive: ContrastiveSettings = setting(WITHOUT, "the loss against drift")
 
     name: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        check(self)
 
     def build(self, problem: Problem) -> Method:
         """The method of the table with this name. Raises ConfigError where it does not fit the problem."""
@@ -82,21 +97,41 @@ class Averaging(Settings):
 class MSfusion(Averaging):
     """MSfusion (Xie & Li, arXiv 2407.03622), and what has become of it here.
 
-    `start` is how it begins: "fresh" are windows of a model of fresh weights (the paper), "blocks" a sum of small
-    models, "copies" windows that begin as copies of a small model; "auto" goes by the length of the run
-    (`methods.starts`). `overlap` and `between_rounds` are about windows, `blocks`, `passes`, `first_block` and
-    `remembered_bytes` about blocks, `grow_at` and `apart` about copies.
+    `overlap` and `between_rounds` are about windows, `blocks`, `passes`, `first_block` and `remembered_bytes` about
+    blocks, `grow_at` and `apart` about copies. What "auto" comes to: `methods.starts`.
     """
 
-    start: Start | AUTO = "auto"
-    overlap: Overlap | Feedback | None = None
-    between_rounds: bool = True
-    blocks: int | None = None
-    passes: int = 8
-    first_block: float = 0.0
-    remembered_bytes: int = REMEMBERED_BYTES
-    grow_at: float = 0.33
-    apart: float = 1.0
+    start: Start | AUTO = setting(
+        "auto",
+        "of msfusion: slices of a model of fresh weights (the paper), a sum of blocks, trained in turn, or slices that "
+        "begin as copies of the model of 'small'; auto goes by the length of the run",
+    )
+    overlap: Overlap | Feedback | None = setting(
+        None, "of msfusion's windows; by default they are spread evenly"
+    )
+    between_rounds: bool = setting(
+        True, "msfusion's windows move from round to round; without, to see what that does"
+    )
+    blocks: int | None = _number_of_blocks()
+    passes: int = setting(8, "how often each block of a sum is trained, at most", ge=1)
+    first_block: float = setting(
+        0.0,
+        "share of the rounds in which the first block is trained before the others have their turns",
+        ge=0,
+        lt=1,
+    )
+    remembered_bytes: int = setting(
+        REMEMBERED_BYTES,
+        "of other blocks' logits that a participant keeps; beyond it they are computed in each step",
+        ge=0,
+    )
+    grow_at: float = setting(
+        0.33,
+        "for start = 'copies': the share of the rounds in which all copies stay equal (FedAvg of 'small')",
+        ge=0,
+        le=1,
+    )
+    apart: float = setting(1.0, "for start = 'copies': how far copies may come apart after that", ge=0, le=1)
 
     @property
     def own_models(self) -> bool | None:
@@ -180,7 +215,10 @@ class Windows(Averaging):
     A schedule that has an attribute `of_state` is given the weights, and its units travel (`methods.windows_of_state`).
     """
 
-    schedule: str | Schedule = "double_shift"
+    schedule: str | Schedule = setting(
+        "double_shift",
+        "of method.name = 'windows': which units a participant holds in a round, a name or module:function",
+    )
 
     def build(self, problem: Problem) -> Method:
         """The method. Raises ConfigError where there is no such schedule."""
@@ -219,9 +257,9 @@ class Windows(Averaging):
 @method("ensemble")
 @dataclass(frozen=True, kw_only=True)
 class Ensemble(Averaging):
-    """Several small models, trained one after the other; `blocks` is how many (None: 1 / the least ratio)."""
+    """Several small models, trained one after the other."""
 
-    blocks: int | None = None
+    blocks: int | None = _number_of_blocks()
 
     @property
     def own_models(self) -> bool:

@@ -12,11 +12,11 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal, get_args
+from typing import Literal
 
 from torch import Tensor
 
-from msfusion.errors import ConfigError
+from msfusion.setting import check, setting
 from msfusion.width.groups import WidthMap
 from msfusion.windows.schedules import Schedule, double_shift
 from msfusion.windows.strides import place_factor
@@ -29,25 +29,19 @@ GRAIN = 2**20
 
 @dataclass(frozen=True)
 class Overlap:
-    """The overlap of each round, from `start` in the first to `end` in the last of `rounds`.
+    """The overlap of each round. Raises ConfigError, naming the setting, for impossible values."""
 
-    `shape` is constant (always `start`), linear, or cosine (slow at both ends). Raises ConfigError for an
-    overlap that is not between 0 and 1, or an unknown shape.
-    """
-
-    shape: OverlapShape = "constant"
-    start: float = 0.0
-    end: float = 0.0
-    rounds: int = 1
+    shape: OverlapShape = setting(
+        "constant", "over the rounds: always start, or to end in a linear way, or cosine, slow at both ends"
+    )
+    start: float = setting(
+        0.0, "share of its window that a participant has in common with its neighbour", ge=0, le=1
+    )
+    end: float = setting(0.0, "the same in the last round; by default as start", ge=0, le=1)
+    rounds: int = setting(1, "over which it changes", ge=1)
 
     def __post_init__(self) -> None:
-        if self.shape not in get_args(OverlapShape):
-            raise ConfigError(
-                f"the overlap's shape is {self.shape!r}: it must be one of {', '.join(get_args(OverlapShape))}"
-            )
-        _check_shares(start=self.start, end=self.end)
-        if self.rounds < 1:
-            raise ConfigError(f"the overlap changes over {self.rounds} rounds: give at least 1")
+        check(self, prefix="the overlap's ")
 
     def wanted(self, round_index: int) -> float:
         """The overlap asked for in a round, 0 to 1; after the last of `rounds` it stays at its end."""
@@ -77,17 +71,15 @@ class Feedback:
     """An overlap that rises while participants disagree more than `target` about what they share, and falls
     while they disagree less: by `gain` times the difference after each round.
 
-    Raises ConfigError for values that are not between 0 and 1, or a gain that is not above 0.
+    Raises ConfigError, naming the setting, for impossible values.
     """
 
-    start: float = 0.0
-    target: float = 0.5
-    gain: float = 0.2
+    start: float = setting(0.0, "in the first round", ge=0, le=1)
+    target: float = setting(0.5, "with feedback: the disagreement that is aimed at", ge=0, le=1)
+    gain: float = setting(0.2, "with feedback: how strongly the overlap follows", gt=0)
 
     def __post_init__(self) -> None:
-        _check_shares(start=self.start, target=self.target)
-        if not 0 < self.gain < math.inf:
-            raise ConfigError(f"the overlap's gain is {self.gain}: it must be above 0")
+        check(self, prefix="the overlap's ")
 
     def after(self, overlap: float, disagreement: float, ratios: Sequence[float]) -> float:
         """The overlap of the next round, given that of this one and the disagreement in it (0 to 1)."""
@@ -126,10 +118,3 @@ def double_shift_for(
         return windows(width_map, participant, moved, ratio, shift=shift, factor=factor, **others)
 
     return schedule
-
-
-def _check_shares(**shares: float) -> None:
-    """ConfigError, naming the setting, where one is not between 0 and 1."""
-    for name, value in shares.items():
-        if not 0 <= value <= 1:
-            raise ConfigError(f"the overlap's {name} is {value}: it must be at least 0 and at most 1")

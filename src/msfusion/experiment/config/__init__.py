@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from msfusion.data.spec import DataSpec
 from msfusion.errors import ConfigError, MsfusionError
+from msfusion.experiment.config.declared import Section, key_of
 from msfusion.experiment.config.errors import about_section, first_mistake
 from msfusion.experiment.config.fedgrow import GrowSection
 from msfusion.experiment.config.keys import (
@@ -39,20 +41,18 @@ from msfusion.experiment.config.sections import (
     MethodSection,
     ModelSection,
     RunSection,
-    Section,
     SplitSection,
     TrainingSection,
-    training_of,
 )
 from msfusion.federated.capacities import Capacities
+from msfusion.federated.participation import RoundSettings
 from msfusion.federated.problem import METHODS, Settings
 from msfusion.federated.screening import Screening
 from msfusion.federated.training import TrainingSettings
 from msfusion.folders import PREFIX, folder_of, has_tokenizer
 from msfusion.imports import in_one_line
-from msfusion.methods import settings as _house  # noqa: F401  # which registers the methods of the house
 from msfusion.methods.fedgrow.settings import GrowSettings
-from msfusion.methods.parts.remembered import REMEMBERED_BYTES
+from msfusion.methods.parts.contrastive import ContrastiveSettings
 from msfusion.methods.split.rounds import SplitSettings
 from msfusion.models.spec import ModelSpec
 from msfusion.quoting import short
@@ -71,55 +71,55 @@ _SPECIFICATIONS = {
     "grow": "grow_settings",
     "method": "method_settings",
 }
-_SLICES_ONLY: Mapping[str, Any] = {
-    "participants.budget": None,
-    "participants.minimum_ratio": None,
-    "method.overlap": None,
-    "method.between_rounds": True,
-    "method.start": "auto",
-    "method.grow_at": 0.33,
-    "method.apart": 1.0,
-    "method.recalibrate": None,
-    "method.average": "mean",
-    "method.contrastive_weight": 0.0,
-    "run.together": 1,
-    "network": None,
-    "training.loss": "cross_entropy",
-    "evaluation.metrics": (),
-}
+_SLICES_ONLY = (
+    "participants.budget",
+    "participants.minimum_ratio",
+    "method.overlap",
+    "method.between_rounds",
+    "method.start",
+    "method.grow_at",
+    "method.apart",
+    "method.recalibrate",
+    "method.average",
+    "method.contrastive_weight",
+    "run.together",
+    "network",
+    "training.loss",
+    "evaluation.metrics",
+)
 """What is for sub-models alone: keys that must stay as they are by default elsewhere."""
-_OWN_TABLES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+_OWN_TABLES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "split": (
         "split",
-        {
-            **_SLICES_ONLY,
-            "method.weighting": "examples",
-            "participants.fraction": 1.0,
-            "participants.dropout": None,
-            "training.precision": "float32",
-            "run.workers": 1,
-            "run.engine": None,
-            "run.device": "cpu",
-        },
+        (
+            *_SLICES_ONLY,
+            "method.weighting",
+            "participants.fraction",
+            "participants.dropout",
+            "training.precision",
+            "run.workers",
+            "run.engine",
+            "run.device",
+        ),
     ),
     "fedgrow": ("grow", _SLICES_ONLY),
 }
 """The methods that have a table of their own: its name, and what has no meaning for them (yet)."""
 
-_TURNS: Mapping[str, Any] = {"method.passes": 8, "method.first_block": 0.0}
-_BLOCKS_ONLY: Mapping[str, Any] = {**_TURNS, "method.remembered_bytes": REMEMBERED_BYTES}
-_COPIES_ONLY: Mapping[str, Any] = {"method.grow_at": 0.33, "method.apart": 1.0}
-_STARTS: Mapping[str, Mapping[str, Any]] = {
-    "auto": {**_TURNS, **_COPIES_ONLY},
-    "fresh": {**_BLOCKS_ONLY, **_COPIES_ONLY},
-    "blocks": {
-        **_COPIES_ONLY,
-        "participants.budget": None,
-        "method.overlap": None,
-        "method.between_rounds": True,
-        "method.recalibrate": None,
-        "method.contrastive_weight": 0.0,
-    },
+_TURNS = ("method.passes", "method.first_block")
+_BLOCKS_ONLY = (*_TURNS, "method.remembered_bytes")
+_COPIES_ONLY = ("method.grow_at", "method.apart")
+_STARTS: Mapping[str, tuple[str, ...]] = {
+    "auto": (*_TURNS, *_COPIES_ONLY),
+    "fresh": (*_BLOCKS_ONLY, *_COPIES_ONLY),
+    "blocks": (
+        *_COPIES_ONLY,
+        "participants.budget",
+        "method.overlap",
+        "method.between_rounds",
+        "method.recalibrate",
+        "method.contrastive_weight",
+    ),
     "copies": _BLOCKS_ONLY,
 }
 """By msfusion's start: keys that must stay as they are by default, as they have no meaning for it."""
@@ -128,21 +128,31 @@ _STARTS: Mapping[str, Mapping[str, Any]] = {
 class Config(Section):
     """A whole run, resolved: every key has its value."""
 
-    seed: int = Field(default=0, ge=0, lt=2**63)
-    rounds: int = Field(default=20, ge=1, le=100_000)
-    data: DataSection = Field(default_factory=DataSection)
-    model: ModelSection = Field(default_factory=ModelSection)
-    method: MethodSection = MethodSection()
+    seed: int = key_of(DataSpec, "seed")
+    rounds: int = key_of(RoundSettings, "rounds", default=20, le=100_000)
+    data: DataSection = Field(default_factory=DataSection, description="which data, and who gets what")
+    model: ModelSection = Field(default_factory=ModelSection, description="which model, and its weights")
+    method: MethodSection = Field(
+        default_factory=MethodSection, description="how the participants' work becomes one model"
+    )
     split: SplitSection | None = Field(default=None, description="for method.name = 'split' alone")
     grow: GrowSection | None = Field(default=None, description="for method.name = 'fedgrow' alone")
-    participants: ParticipantsSection = ParticipantsSection()
-    training: TrainingSection = Field(default_factory=lambda: TrainingSection())
-    evaluation: EvaluationSection = EvaluationSection()
+    participants: ParticipantsSection = Field(
+        default=ParticipantsSection(), description="who takes part, and how much each can hold"
+    )
+    training: TrainingSection = Field(
+        default_factory=lambda: TrainingSection(), description="how a participant trains in a round"
+    )
+    evaluation: EvaluationSection = Field(
+        default=EvaluationSection(), description="when the fused model is tested, and on what figures"
+    )
     network: NetworkSection | None = Field(
         default=None, description="machines and links, for a simulated clock; by default there is none"
     )
-    run: RunSection = RunSection()
-    comparison: ComparisonSection | None = None
+    run: RunSection = Field(default=RunSection(), description="how the run is carried out")
+    comparison: ComparisonSection | None = Field(
+        default=None, description="what `msfusion compare` runs with this configuration"
+    )
 
     @model_validator(mode="after")
     def _one_machine_for_each(self) -> Config:
@@ -156,32 +166,29 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _the_method_has_what_it_needs(self) -> Config:
-        own, meaningless = _OWN_TABLES.get(self.method.name, (None, {}))
+        own, meaningless = _OWN_TABLES.get(self.method.name, (None, ()))
         if own is not None and getattr(self, own) is None:
             raise ValueError(f"method.name is '{self.method.name}', which needs a [{own}] table")
         self._refuse_meaningless(meaningless, f"method.name = '{self.method.name}'")
         if (
             self.method.name not in HOUSE
         ):  # keys of [method] that are others' stay, as in a comparison of both
-            self._refuse_meaningless({"participants.budget": None}, f"method.name = '{self.method.name}'")
+            self._refuse_meaningless(["participants.budget"], f"method.name = '{self.method.name}'")
         if self.run.engine is not None:
-            self._refuse_meaningless(
-                {"run.workers": 1, "run.device": "cpu"}, f"run.engine = '{self.run.engine}'"
-            )
+            self._refuse_meaningless(["run.workers", "run.device"], f"run.engine = '{self.run.engine}'")
         if self.method.name != "windows" and "method.schedule" not in self.own_keys:
-            self._refuse_meaningless(
-                {"method.schedule": "double_shift"}, f"method.name = '{self.method.name}'"
-            )
+            self._refuse_meaningless(["method.schedule"], f"method.name = '{self.method.name}'")
         if self.method.name in HOUSE and "method.start" in self.own_keys:
             self._refuse_meaningless(_STARTS[self.method.start], f"method.start = '{self.method.start}'")
         return self
 
-    def _refuse_meaningless(self, usual: Mapping[str, Any], without: str) -> None:
+    def _refuse_meaningless(self, keys: Iterable[str], without: str) -> None:
         """ValueError where a key that has no meaning here is set to something else than by default."""
-        for key, default in usual.items():
-            section, _, name = key.partition(".")
-            value = getattr(self, section)
-            if (getattr(value, name) if name else value) != default:
+        for key in keys:
+            section, _, name = key.rpartition(".")
+            table = getattr(self, section) if section else self
+            default = type(table).model_fields[name].get_default(call_default_factory=True)
+            if getattr(table, name) != default:
                 raise ValueError(f"{key} has no meaning for {without}; leave it out")
 
     @model_validator(mode="after")
@@ -209,15 +216,14 @@ class Config(Section):
         Without a data.tokenizer, text becomes tokens as the trained weights learnt them: by the tokenizer in their
         folder.
         """
-        settings: dict[str, Any] = dict(self.data)
-        settings["tokenizer"] = settings["tokenizer"] or self._own_tokenizer
-        return DataSpec(**settings, participants=self.participants.count, seed=self.seed)
+        made = self.data.made(DataSpec, participants=self.participants.count, seed=self.seed)
+        return made if made.tokenizer else replace(made, tokenizer=self._own_tokenizer)
 
     @property
     def _own_tokenizer(self) -> str | None:
         """The tokenizer that stands beside trained weights, as `DataSpec.tokenizer` names it, if there is one."""
-        model = dict(self.model)
-        names = [] if model["weights"] == "random" else [model["name"]]
+        model = self.model_spec
+        names = [] if model.weights == "random" else [model.name]
         if self.grow is not None and self.method.name == "fedgrow":
             names += [small for small in self.grow.small if isinstance(small, str)]
         folders = [folder for folder in map(folder_of, names) if has_tokenizer(folder)]
@@ -226,12 +232,12 @@ class Config(Section):
     @property
     def model_spec(self) -> ModelSpec:
         """What `build_model` takes. Raises ConfigError on an impossible value."""
-        return ModelSpec(**dict(self.model), seed=self.seed)
+        return self.model.made(ModelSpec, seed=self.seed)
 
     @property
     def training_settings(self) -> TrainingSettings:
         """What a participant trains with. Raises ConfigError on an impossible value."""
-        return training_of(self.training, self.rounds)
+        return self.training.made(TrainingSettings, rounds=self.rounds)
 
     @property
     def capacities(self) -> Capacities:
@@ -241,8 +247,7 @@ class Config(Section):
     @property
     def screening(self) -> Screening:
         """What becomes of a participant whose update is no good."""
-        method = self.method
-        return Screening(method.bad_update, method.max_update_norm, self.participants.max_examples)
+        return self.method.made(Screening, max_examples=self.participants.max_examples)
 
     @property
     def own_keys(self) -> frozenset[str]:
@@ -260,9 +265,10 @@ class Config(Section):
         section = self.method
         if section.name in _OWN_TABLES:
             return None
-        worked_out = (
-            {"overlap": self.overlap, "contrastive": section.contrastive} if section.name in HOUSE else {}
-        )
+        worked_out: dict[str, Any] = {}
+        if section.name in HOUSE:
+            contrastive = section.made(ContrastiveSettings, prefix="contrastive_")
+            worked_out = {"overlap": self.overlap, "contrastive": contrastive}
         made = METHODS[section.name]
         chosen = {name: worked_out.get(name, getattr(section, name, None)) for name in settings_of(made)}
         if section.name in HOUSE:
@@ -282,8 +288,8 @@ class Config(Section):
         A comparison of both has them all; a run of one does not.
         """
         if self.method.name not in HOUSE:
-            slices = {key: value for key, value in _SLICES_ONLY.items() if key.startswith("method.")}
-            usual = {**slices, **_BLOCKS_ONLY, "method.blocks": None, "method.weighting": "examples"}
+            slices = [each for each in _SLICES_ONLY if each.startswith("method.")]
+            usual = [*slices, *_BLOCKS_ONLY, "method.blocks", "method.weighting"]
             try:
                 self._refuse_meaningless(usual, f"method.name = '{self.method.name}'")
             except ValueError as error:
@@ -307,9 +313,9 @@ class Config(Section):
         if section is None:
             return None
         if section.shape == "feedback":
-            return Feedback(section.start, section.target, section.gain)
+            return section.made(Feedback)
         end = section.start if section.end is None else section.end
-        return Overlap(section.shape, section.start, end, self.rounds)
+        return section.made(Overlap, end=end, rounds=self.rounds)
 
     def to_table(self) -> dict[str, Any]:
         """Nested plain values, without those that are not set."""

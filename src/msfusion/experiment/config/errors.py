@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from msfusion.experiment.config.keys import flattened
 from msfusion.quoting import quoted, short
+from msfusion.setting import COMPARED
 
 
 def first_mistake(
@@ -40,30 +41,28 @@ def first_mistake(
     if mistake["type"] in ("model_type", "model_attributes_type", "dict_type"):
         return f"{where}: {key} = {quoted(mistake['input'])} should be a table (a [{key}] section)."
     reason = mistake["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    for limit, compared in COMPARED.items():
+        if mistake["type"] == _LIMITS[limit]:
+            reason = f"should be {compared} {mistake['ctx'][limit]}"
     if not path:  # two sections that do not fit together: the reason names them
         return f"{where}: {reason}."
     return f"{where}: {key} = {quoted(mistake['input'])} {reason}."
 
 
+_LIMITS = {"ge": "greater_than_equal", "gt": "greater_than", "le": "less_than_equal", "lt": "less_than"}
+"""What pydantic calls a value beyond a limit."""
+
+
 def about_section(
     error: Exception, section: str, values: BaseModel, origin: str, overrides: Mapping[str, Any]
 ) -> str:
-    """The sentence about a value that the section's own dataclass refused, naming file and section."""
+    """The sentence about settings that the section's own dataclass refused, naming file and section."""
     message = str(error).rstrip(".")
     named = [key for key in type(values).model_fields if re.search(rf"\b{key}\b", message)]
-    refused = [  # where a table within the section has the value that the message begins with
-        key
-        for key, value in flattened({section: values.model_dump()}).items()
-        if message.startswith(
-            tuple(f"{_last(key)} is {told}:" for told in (quoted(value), short(value), short(repr(value))))
-        )
-    ]
-    if len(refused) == 1:
-        message = f"{refused[0].rpartition('.')[0]}.{message}"
-    elif any(message.startswith(key) for key in named):
+    if any(message.startswith(key) for key in named):
         message = f"{section}.{message}"
-    keys = refused or [f"{section}.{key}" for key in named]
-    where = "--set" if any(key in flattened(overrides) for key in keys) else origin
+    from_override = any(f"{section}.{key}" in flattened(overrides) for key in named)
+    where = "--set" if from_override else origin
     return f"{where}: {message}."
 
 
@@ -72,16 +71,16 @@ def known_keys(schema: type[BaseModel], prefix: str = "") -> list[str]:
     keys: list[str] = []
     for name, field in schema.model_fields.items():
         keys.append(f"{prefix}{name}")
-        for section in _sections_in(field.annotation):
+        for section in sections_in(field.annotation):
             keys += known_keys(section, f"{prefix}{name}.")
     return keys
 
 
-def _sections_in(annotation: Any) -> list[type[BaseModel]]:
+def sections_in(annotation: Any) -> list[type[BaseModel]]:
     """The sections that a key may hold: one, none, or several where it is optional or a choice."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    inner = (_sections_in(argument) for argument in typing.get_args(annotation))
+    inner = (sections_in(argument) for argument in typing.get_args(annotation))
     return list(dict.fromkeys(section for sections in inner for section in sections))
 
 

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from msfusion.errors import ConfigError, GrowthError
-from msfusion.experiment.config.sections import LocalTrainingSection, Section, section_of, training_of
+from msfusion.experiment.config.declared import Section, key_of, section_of
+from msfusion.experiment.config.sections import LocalTrainingSection
 from msfusion.federated.training import TrainingSettings
 from msfusion.folders import digest_of, folder_of
 from msfusion.growth.fit import FitSettings
 from msfusion.growth.ligo import Form
 from msfusion.growth.starts import Start
-from msfusion.methods.fedgrow.settings import Further, GrowSettings, Growth, Share
+from msfusion.methods.fedgrow.settings import PRETRAINING, Further, GrowSettings, Growth, Share
 
 if TYPE_CHECKING:
 
@@ -53,20 +54,16 @@ class GrowSection(Section):
     intermediate: dict[str, Any] | None = Field(
         default=None, description="options that differ from the target's; for growth = 'ligo' alone"
     )
-    growth: Growth = Field(default="ligo", description="how a target comes from a small model")
-    share: Share = Field(default="operator", description="what travels in the rounds of growth")
-    further: Further = Field(default="none", description="after growth: how the target trains on")
-    growth_rounds: int | None = Field(default=None, ge=1, description="of all rounds; the rest come after")
-    pretraining: LocalTrainingSection | None = Field(
-        default=None, description="a participant's own training of its small model"
-    )
-    fit: FitSection = Field(default_factory=FitSection, description="of the private operator")
-    further_training: LocalTrainingSection | None = Field(
-        default=None, description="by default as [training]"
-    )
-    start: StartSection = Field(default_factory=StartSection, description="of both operators")
-    form: Form = "full"
-    tied: bool = True
+    growth: Growth = key_of(GrowSettings, "growth")
+    share: Share = key_of(GrowSettings, "share")
+    further: Further = key_of(GrowSettings, "further")
+    growth_rounds: int | None = key_of(GrowSettings, "growth_rounds")
+    pretraining: LocalTrainingSection | None = key_of(GrowSettings, "pretraining", default=None)
+    fit: FitSection = key_of(GrowSettings, "fit", default_factory=FitSection)
+    further_training: LocalTrainingSection | None = key_of(GrowSettings, "further_training")
+    start: StartSection = key_of(GrowSettings, "start", default_factory=StartSection)
+    form: Form = key_of(GrowSettings, "form")
+    tied: bool = key_of(GrowSettings, "tied")
     digests: dict[str, str] = Field(
         default={},
         description="of the folders in small; filled in when a run begins, to notice other weights",
@@ -88,18 +85,17 @@ class GrowSection(Section):
             )
         own, after = self.pretraining, self.further_training
         try:
-            return GrowSettings(
-                self.growth,
-                self.share if learns else "operator",
-                self.further,
-                self.growth_rounds if learns else None,
-                **({} if own is None else {"pretraining": training_of(own, rounds=1)}),
-                fit=FitSettings(**dict(self.fit)),
+            return self.made(
+                GrowSettings,
+                share=self.share if learns else "operator",
+                growth_rounds=self.growth_rounds if learns else None,
+                pretraining=PRETRAINING if own is None else own.made(TrainingSettings, rounds=1),
+                fit=self.fit.made(FitSettings),
                 training=training,
-                further_training=None if after is None else training_of(after, training.rounds),
-                start=Start(**dict(self.start)),
-                form=self.form,
-                tied=self.tied,
+                further_training=None
+                if after is None
+                else after.made(TrainingSettings, rounds=training.rounds),
+                start=self.start.made(Start),
             )
         except GrowthError as error:
             raise ConfigError(str(error)) from error

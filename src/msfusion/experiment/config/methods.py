@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, get_origin
 from pydantic import BeforeValidator, ConfigDict, PydanticUserError, create_model
 
 from msfusion.errors import ConfigError
-from msfusion.experiment.config.sections import HOUSE, MethodSection, keys_of
+from msfusion.experiment.config.declared import keys_of
+from msfusion.experiment.config.sections import HOUSE, MethodSection
 from msfusion.federated.problem import METHODS, Settings
 from msfusion.imports import in_one_line, is_reference
 

@@ -6,18 +6,22 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from msfusion.experiment.config.sections import Section
-from msfusion.federated.participation import Late
-from msfusion.network import PROFILES, Amount, LogNormal, MachineKind, Uniform
+from msfusion.experiment.config.declared import Section, key_of
+from msfusion.federated.participation import Conditions, Late
+from msfusion.network import PROFILES, LogNormal, Machine, MachineKind, Uniform
 
 
 class DistributionSection(Section):
     """`{ median, sigma }` is log-normal, `{ low, high }` uniform; each participant draws its own value."""
 
-    median: float | None = Field(default=None, gt=0)
-    sigma: float | None = Field(default=None, ge=0)
-    low: float | None = Field(default=None, ge=0)
-    high: float | None = Field(default=None, gt=0)
+    median: float | None = Field(default=None, gt=0, description="half of the values are above it")
+    sigma: float | None = Field(
+        default=None,
+        ge=0,
+        description="two thirds of the values are within a factor of exp(sigma) of the median",
+    )
+    low: float | None = Field(default=None, ge=0, description="the least value")
+    high: float | None = Field(default=None, gt=0, description="the largest value")
 
     @property
     def amount(self) -> LogNormal | Uniform:
@@ -70,26 +74,19 @@ _Latency = Annotated[float | DistributionSection, BeforeValidator(_checked_laten
 class MachineSection(Section):
     """A participant's machine and link: numbers, or distributions from which each participant draws."""
 
-    download_megabits: _Rate = Field(description="per second, from the server")
-    upload_megabits: _Rate = Field(description="per second, to the server")
-    latency_seconds: _Latency = Field(default=0.0, description="of a round trip, once a round")
-    gigaflops: _Rate = Field(description="10^9 floating-point operations per second, sustained in training")
-    dropout: float = Field(default=0.0, ge=0, lt=1, description="probability of being absent from a round")
+    download_megabits: _Rate = key_of(Machine, "download_megabits", gt=None)
+    upload_megabits: _Rate = key_of(Machine, "upload_megabits", gt=None)
+    latency_seconds: _Latency = key_of(Machine, "latency_seconds", default=0.0, ge=None)
+    gigaflops: _Rate = key_of(Machine, "gigaflops", gt=None)
+    dropout: float = key_of(Machine, "dropout")
 
     @property
     def kind(self) -> MachineKind:
         """The same as the library knows it."""
-        return MachineKind(
-            _amount(self.download_megabits),
-            _amount(self.upload_megabits),
-            _amount(self.latency_seconds),
-            _amount(self.gigaflops),
-            self.dropout,
-        )
-
-
-def _amount(value: float | DistributionSection) -> Amount:
-    return value.amount if isinstance(value, DistributionSection) else value
+        drawn: dict[str, Any] = {
+            name: value.amount for name, value in self if isinstance(value, DistributionSection)
+        }
+        return self.made(MachineKind, **drawn)
 
 
 def _as_tuple(value: Any) -> Any:
@@ -115,12 +112,12 @@ class NetworkSection(Section):
     """
 
     profile: str | None = Field(default=None, description=" or ".join(PROFILES))
-    machines: Annotated[_Machines | None, BeforeValidator(_as_tuple)] = None
-    deadline: float | None = Field(default=None, gt=0, description="simulated seconds that a round may last")
-    late: Late = Field(
-        default="drop", description="abandoned, or merged when they arrive and counted in part"
+    machines: Annotated[_Machines | None, BeforeValidator(_as_tuple)] = Field(
+        default=None, description="one table for all participants, or one for each"
     )
-    late_weight: float = Field(default=0.5, gt=0, le=1, description="the share that counts of a late update")
+    deadline: float | None = key_of(Conditions, "deadline")
+    late: Late = key_of(Conditions, "late")
+    late_weight: float = key_of(Conditions, "late_weight")
 
     @model_validator(mode="after")
     def _fits_together(self) -> NetworkSection:

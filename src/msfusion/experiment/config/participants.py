@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from msfusion.budgets import Budget
-from msfusion.experiment.config.sections import Bytes, Section
+from msfusion.data.spec import DataSpec
+from msfusion.experiment.config.declared import Section, key_of, section_of
+from msfusion.experiment.config.sections import Bytes
 from msfusion.federated.capacities import Capacities, Capacity, FromRound, OneOf
+from msfusion.federated.participation import RoundSettings
+from msfusion.federated.screening import Screening
+from msfusion.methods.settings import Averaging
 
 
 class ChangingRatioSection(Section):
     """A ratio that changes: in each round one of `any_of`, or from some rounds on (`from_round`) another."""
 
-    any_of: tuple[float, ...] | None = None
+    any_of: tuple[float, ...] | None = Field(default=None, description="drawn anew in each round")
     from_round: dict[str, float] | None = Field(
         default=None, description="by the number of the round, which counts from 1"
     )
@@ -73,17 +78,12 @@ def _checked_budget(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-class BudgetSection(Section):
-    """What a participant's machine can bear: numbers, or for bytes texts such as "64 MB"."""
+if TYPE_CHECKING:
 
-    memory: Bytes | None = Field(default=None, gt=0)
-    flops_per_example: float | None = Field(default=None, gt=0)
-    bytes_per_round: Bytes | None = Field(default=None, gt=0)
-
-    @property
-    def budget(self) -> Budget:
-        """The same as the library knows it."""
-        return Budget(self.memory, self.flops_per_example, self.bytes_per_round)
+    class BudgetSection(Section):
+        """The keys of Budget, with texts such as "64 MB" for bytes."""
+else:
+    BudgetSection = section_of(Budget, read_as=dict.fromkeys(("memory", "bytes_per_round"), Bytes | None))
 
 
 def _checked_dropout(value: Any) -> Any:
@@ -102,21 +102,16 @@ class ParticipantsSection(Section):
     with a `budget`, again one for all or one for each, the ratio is instead the largest that fits.
     """
 
-    count: int = Field(default=10, ge=1, le=100_000)
+    count: int = key_of(DataSpec, "participants", le=100_000)
     ratio: Annotated[
         float | ChangingRatioSection | tuple[float | ChangingRatioSection, ...],
         BeforeValidator(_checked_ratio),
-    ] = 0.25
+    ] = key_of(Averaging, "ratio")
     budget: Annotated[BudgetSection | tuple[BudgetSection, ...] | None, BeforeValidator(_checked_budget)] = (
-        None
+        Field(default=None, description="what a participant's machine can bear; decides the ratio instead")
     )
-    fraction: float = Field(default=1.0, gt=0, le=1, description="share of them that is asked in a round")
-    max_examples: int | None = Field(
-        default=None,
-        ge=1,
-        description="the most examples that one may have; by default any number in one process, and over a network "
-        "as many as the server's own [data] has in all",
-    )
+    fraction: float = key_of(RoundSettings, "fraction")
+    max_examples: int | None = key_of(Screening, "max_examples")
     minimum_ratio: float | None = Field(
         default=None,
         gt=0,
@@ -146,7 +141,7 @@ class ParticipantsSection(Section):
         if self.budget is None:
             return None
         each = self.budget if isinstance(self.budget, tuple) else (self.budget,) * self.count
-        return tuple(section.budget for section in each)
+        return tuple(section.made(Budget) for section in each)
 
     @model_validator(mode="after")
     def _fits_together(self) -> ParticipantsSection:

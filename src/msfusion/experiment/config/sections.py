@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
-import typing
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model, field_validator
+from pydantic import BeforeValidator, Field, create_model
 
 from msfusion.averaging.robust import AVERAGES, Average
 from msfusion.codecs import CODECS, Codec, by_table
 from msfusion.data.spec import DataSpec
 from msfusion.errors import ConfigError
+from msfusion.experiment.config.declared import Section, key_of, keys_of, section_of
+from msfusion.federated.participation import RoundSettings
 from msfusion.federated.problem import METHODS
-from msfusion.federated.screening import DEFAULT, BadUpdate
+from msfusion.federated.screening import Screening
 from msfusion.federated.training import TrainingSettings
 from msfusion.imports import import_function, is_reference
-from msfusion.methods.parts.contrastive import WITHOUT, ContrastiveSettings
-from msfusion.methods.parts.remembered import REMEMBERED_BYTES
+from msfusion.methods import settings as _house  # noqa: F401  # which registers the methods of the house
+from msfusion.methods.narrow import Weighting
+from msfusion.methods.parts.contrastive import ContrastiveSettings
 from msfusion.methods.split.rounds import Clients, ServerStep, SplitSettings
 from msfusion.methods.split.wire import Derivative
+from msfusion.methods.starts import AUTO
 from msfusion.methods.table import Start
 from msfusion.models.spec import ModelSpec
 from msfusion.scoring import LOSSES, METRICS, TORCH_METRICS
-from msfusion.windows.overlap import OverlapShape
+from msfusion.windows.overlap import Feedback, Overlap, OverlapShape
 
-MethodName = Literal[
+HOUSE = (
     "msfusion",
     "fedrolex",
     "heterofl",
@@ -38,41 +39,8 @@ MethodName = Literal[
     "ensemble",
     "split",
     "fedgrow",
-]
-
-HOUSE: tuple[str, ...] = typing.get_args(MethodName)
+)
 """The methods of the house."""
-
-
-class Section(BaseModel):
-    """A table of the configuration: no unknown keys, no silent conversions, no NaN."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-def section_of(specification: type[Any], *, without: Iterable[str] = ()) -> type[Section]:
-    """The section whose keys, types and defaults are the fields of a dataclass, but for those set elsewhere.
-
-    The dataclass checks the values when the section is read: its ConfigError becomes the reader's.
-    """
-    fields = keys_of(specification, without=without)
-    return create_model(f"{specification.__name__}Section", __base__=Section, **fields)
-
-
-def keys_of(specification: type[Any], *, without: Iterable[str] = ()) -> dict[str, Any]:
-    """The fields of a dataclass as pydantic takes them: by name a type and a default."""
-    types = typing.get_type_hints(specification)
-    return {
-        field.name: (types[field.name], _default_of(field))
-        for field in dataclasses.fields(specification)
-        if field.init and field.name not in without
-    }
-
-
-def _default_of(field: dataclasses.Field[Any]) -> Any:
-    if field.default_factory is not dataclasses.MISSING:
-        return Field(default_factory=field.default_factory)
-    return ... if field.default is dataclasses.MISSING else field.default
 
 
 def _known_loss(value: Any) -> Any:
@@ -98,11 +66,6 @@ def _known_metrics(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def training_of(section: LocalTrainingSection, rounds: int | None) -> TrainingSettings:
-    """How participants train. Raises ConfigError on an impossible value."""
-    return TrainingSettings(**{key: value for key, value in section if key != "loss"}, rounds=rounds)
-
-
 if TYPE_CHECKING:
 
     class DataSection(Section):
@@ -125,7 +88,13 @@ else:
     TrainingSection = create_model(
         "TrainingSection",
         __base__=LocalTrainingSection,
-        loss=(Annotated[str, BeforeValidator(_known_loss)], "cross_entropy"),
+        loss=(
+            Annotated[str, BeforeValidator(_known_loss)],
+            Field(
+                default="cross_entropy",
+                description=f"what participants minimise: cross_entropy, {', '.join(LOSSES)}, or module:function",
+            ),
+        ),
     )
 
 
@@ -158,11 +127,11 @@ class OverlapSection(Section):
     from `start` on by feedback.
     """
 
-    shape: OverlapShape | Literal["feedback"] = "constant"
-    start: float = Field(ge=0, le=1)
-    end: float | None = Field(default=None, ge=0, le=1, description="in the last round; by default as start")
-    target: float = Field(default=0.5, ge=0, le=1, description="feedback: the disagreement that is aimed at")
-    gain: float = Field(default=0.2, gt=0, description="feedback: how strongly the overlap follows")
+    shape: OverlapShape | Literal["feedback"] = key_of(Overlap, "shape")
+    start: float = key_of(Overlap, "start", default=...)
+    end: float | None = key_of(Overlap, "end", default=None)
+    target: float = key_of(Feedback, "target")
+    gain: float = key_of(Feedback, "gain")
 
 
 def _known_method(value: Any) -> Any:
@@ -172,98 +141,39 @@ def _known_method(value: Any) -> Any:
     return value
 
 
-class MethodSection(Section):
-    """How the participants' work becomes one model."""
+def _keys_of_methods() -> dict[str, Any]:
+    """What can be set of the methods of the house, and of every method."""
+    keys: dict[str, Any] = {"name": (Annotated[str, BeforeValidator(_known_method)], _METHOD_NAME)}
+    for name in HOUSE:
+        if name in METHODS:
+            keys |= keys_of(METHODS[name], without=("name", "ratio", "contrastive"), read_as=_READ_AS)
+    keys |= keys_of(ContrastiveSettings, prefix="contrastive_")
+    return {**keys, **keys_of(Screening, without=("max_examples",))}
 
-    name: Annotated[str, BeforeValidator(_known_method)] = "msfusion"
-    weighting: Literal["examples", "uniform"] = Field(
-        default="examples",
-        description="a participant's weight in the average: how many examples it has, or 1",
-    )
-    average: Annotated[Average, BeforeValidator(_known_average)] = Field(
-        default="mean",
-        description="how participants' values of an entry become one: their weighted mean, or, against a few bad ones, "
-        "the median or the trimmed mean without weights; or module:function",
-    )
-    start: Start | Literal["auto"] = Field(
-        default="auto",
-        description="of msfusion: slices of a model of fresh weights (the paper), a sum of blocks, trained in turn, or "
-        "slices that begin as copies of the model of 'small'; auto goes by the length of the run",
-    )
-    blocks: int | None = Field(
-        default=None,
-        ge=1,
-        le=1024,
-        description="of a sum of blocks or an ensemble; by default 1 / the least ratio",
-    )
-    passes: int = Field(default=8, ge=1, description="how often each block of a sum is trained, at most")
-    first_block: float = Field(
-        default=0.0,
-        ge=0,
-        lt=1,
-        description="share of the rounds in which the first block is trained before the others have their turns",
-    )
-    remembered_bytes: Bytes = Field(
-        default=REMEMBERED_BYTES,
-        ge=0,
-        description="of other blocks' logits that a participant keeps; beyond it they are computed in each step",
-    )
-    overlap: OverlapSection | None = Field(
-        default=None, description="of msfusion's windows; by default they are spread evenly"
-    )
-    between_rounds: bool = Field(
-        default=True,
-        description="msfusion's windows move from round to round; without, to see what that does",
-    )
-    schedule: str = Field(
-        default="double_shift",
-        description="of method.name = 'windows': which units a participant holds in a round, a name or module:function",
-    )
-    bad_update: BadUpdate = Field(
-        default=DEFAULT.bad_update,
-        description="of a participant whose update is no good: the round goes on without it, or the run stops",
-    )
-    max_update_norm: float = Field(
-        default=DEFAULT.max_update_norm,
-        description="times the median of the round; an update that changes more is a bad one; 0 is any",
-    )
-    grow_at: float = Field(
-        default=0.33,
-        ge=0,
-        le=1,
-        description="for start = 'copies': the share of the rounds in which all copies stay equal (FedAvg of 'small')",
-    )
-    apart: float = Field(
-        default=1.0, ge=0, le=1, description="for start = 'copies': how far copies may come apart after that"
-    )
-    recalibrate: bool | None = Field(
-        default=None,
-        description="whether BatchNorm's statistics are measured anew, in a pass over the whole model, before it is "
-        "evaluated; by default unless msfusion starts as copies",
-    )
-    contrastive_weight: float = Field(
-        default=WITHOUT.weight, ge=0, description="of the loss against drift; 0 is without"
-    )
-    contrastive_temperature: float = Field(default=WITHOUT.temperature, gt=0)
-    contrastive_every: int = Field(
-        default=WITHOUT.every,
-        ge=1,
-        description="mini-batches from one with the loss to the next; 1 is the paper",
-    )
 
-    @field_validator("max_update_norm")
-    @classmethod
-    def _one_at_least(cls, value: float) -> float:
-        if value != 0 and value < 1:
-            raise ValueError("should be at least 1 (times the median of the round), or 0 for any")
-        return value
+_METHOD_NAME = Field(default="msfusion", description=f"{', '.join(HOUSE)}, or module:Class")
+_READ_AS = {
+    "average": Annotated[Average, BeforeValidator(_known_average)],
+    "overlap": OverlapSection | None,
+    "remembered_bytes": Bytes,
+    "schedule": str,
+}
 
-    @property
-    def contrastive(self) -> ContrastiveSettings:
-        """The contrastive loss that the participants train with."""
-        return ContrastiveSettings(
-            self.contrastive_weight, self.contrastive_temperature, self.contrastive_every
-        )
+if TYPE_CHECKING:
+
+    class MethodSection(Section):
+        """How the participants' work becomes one model: the fields of the methods' own dataclasses."""
+
+        name: str = "msfusion"
+        weighting: Weighting
+        average: Average
+        start: Start | AUTO
+        overlap: OverlapSection | None
+        schedule: str
+
+        def __init__(self, **keys: Any) -> None: ...
+else:
+    MethodSection = create_model("MethodSection", __base__=Section, **_keys_of_methods())
 
 
 def _true_as_text(value: Any) -> Any:
@@ -274,38 +184,20 @@ def _true_as_text(value: Any) -> Any:
 class SplitSection(Section):
     """Where split learning cuts the model, and how what crosses becomes bytes."""
 
-    at: str = Field(description="the module after which the model is cut, by its name")
-    activations: str | dict[str, Any] = Field(
-        default="small",
-        description="a codec for what goes up: a profile, or a table { codec = 'top_k', ... } with its settings",
-    )
-    gradients: str | dict[str, Any] = Field(
-        default="scaled", description="a codec for what comes down: blocks of it differ much in size"
-    )
-    server_step: ServerStep = Field(
-        default="each",
-        description="a step for each participant's mini-batch, or one for those of all (joined)",
-    )
-    clients: Clients = Field(
-        default="averaged",
-        description="first layers: averaged after each round, or relayed from hand to hand",
-    )
-    derivative: Annotated[Derivative, BeforeValidator(_true_as_text)] = Field(
-        default="identity",
-        description="of the activations' codec: the identity, or the true one, whose gradients are few",
-    )
+    at: str = key_of(SplitSettings, "at")
+    activations: str | dict[str, Any] = key_of(SplitSettings, "activations", default="small")
+    gradients: str | dict[str, Any] = key_of(SplitSettings, "gradients", default="scaled")
+    server_step: ServerStep = key_of(SplitSettings, "server_step")
+    clients: Clients = key_of(SplitSettings, "clients")
+    derivative: Annotated[Derivative, BeforeValidator(_true_as_text)] = key_of(SplitSettings, "derivative")
 
     @property
     def settings(self) -> SplitSettings:
         """What the engine takes. Raises ConfigError on an unknown codec or an impossible setting."""
-        codecs = {key: _codec(key, getattr(self, key)) for key in ("activations", "gradients")}
-        return SplitSettings(
-            self.at,
-            **codecs,
-            server_step=self.server_step,
-            clients=self.clients,
-            derivative=self.derivative,
-        )
+        codecs: dict[str, Any] = {
+            name: _codec(name, getattr(self, name)) for name in ("activations", "gradients")
+        }
+        return self.made(SplitSettings, **codecs)
 
 
 def _codec(key: str, given: str | dict[str, Any]) -> Codec:
@@ -341,10 +233,8 @@ class EvaluationSection(Section):
     metrics: Annotated[tuple[str, ...], BeforeValidator(_known_metrics)] = Field(
         default=(), description="further figures: of torchmetrics, or module:function of (outputs, targets)"
     )
-    every: int = Field(
-        default=1, ge=1, description="rounds between evaluations; the last round always has one"
-    )
-    batch_size: int = Field(default=256, ge=1)
+    every: int = key_of(RoundSettings, "evaluate_every")
+    batch_size: int = Field(default=256, ge=1, description="examples that are evaluated at once")
     own_labels: bool = Field(
         default=False,
         description="for method.name = 'fedgrow': also what models are worth to participants, in their own proportions "
@@ -388,7 +278,9 @@ class ComparisonSection(Section):
     methods: list[Annotated[str, BeforeValidator(_known_method)]] = Field(
         default=[], description="the first one leads"
     )
-    seeds: int = Field(default=3, ge=1, le=1000)
+    seeds: int = Field(
+        default=3, ge=1, le=1000, description="runs of each method, with this seed and the next ones"
+    )
     ratios: list[float] = Field(default=[], description="width ratios for all participants")
     equal: Literal["rounds", "flops"] = Field(
         default="rounds", description="what fedavg has equal to the rest"

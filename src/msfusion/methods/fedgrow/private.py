@@ -16,10 +16,8 @@ from msfusion.growth.fit import fit_operator
 from msfusion.growth.ligo import LiGO
 from msfusion.growth.plan import GrowthPlan
 from msfusion.methods.fedgrow.settings import GrowSettings
-from msfusion.seeds import seed_of
+from msfusion.seeds import OfGrowth, seed_of
 from msfusion.width.groups import State
-
-_PRETRAINING, _LOCAL_START, _FITTING = 1, 2, 3  # what seeds are drawn for
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,11 +59,11 @@ def private_stages(
     the architecture.
     """
     small = trained_small(grower.small, participant, data, settings.pretraining, seed)
-    start = seed_of(seed, participant, _LOCAL_START)
+    start = seed_of(seed, participant, OfGrowth.OPERATOR)
     local = LiGO(grower.plan, settings.start, form=settings.form, tied=settings.tied, seed=start)
     local.to(data.targets.device)
     intermediate.to(data.targets.device)
-    fit = replace(settings.fit, seed=seed_of(seed, participant, _FITTING, settings.fit.seed))
+    fit = replace(settings.fit, seed=seed_of(seed, participant, OfGrowth.FITTING, settings.fit.seed))
     try:
         fit_operator(local, small, intermediate, data, fit)
     except TrainingError as error:
@@ -81,6 +79,6 @@ def trained_small(
     state = {name: tensor.to(data.targets.device) for name, tensor in small.state.items()}
     if small.trained:
         return state
-    model, own_seed = loaded(small.model, state), seed_of(seed, participant, _PRETRAINING)
+    model, own_seed = loaded(small.model, state), seed_of(seed, participant, OfGrowth.PRETRAINING)
     local_steps(model, data, settings, seed=own_seed, round_index=0, participant=participant)
     return state_of(model)

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from msfusion.errors import ConfigError
 from msfusion.federated.training import TrainingSettings
 from msfusion.growth.fit import FitSettings
 from msfusion.growth.ligo import Form
 from msfusion.growth.starts import Start
+from msfusion.setting import check, setting
 
 Growth = Literal["ligo", "preserve", "stack", "interlace", "scratch"]
 Share = Literal["operator", "everything", "nothing"]
 Further = Literal["none", "alone", "federated"]
 
-_PRETRAINING = TrainingSettings("adamw", 1e-3, local_epochs=10, clip_norm=1.0)
+PRETRAINING = TrainingSettings("adamw", 1e-3, local_epochs=10, clip_norm=1.0)
 _ROUND = TrainingSettings("adamw", 1e-3, clip_norm=1.0)
-_FIT, _START = FitSettings(), Start()
 
 
 @dataclass(frozen=True)
@@ -39,24 +39,22 @@ class GrowSettings:
     those of both operators (`LiGO`).
     """
 
-    growth: Growth = "ligo"
-    share: Share = "operator"
-    further: Further = "none"
-    growth_rounds: int | None = None
-    pretraining: TrainingSettings = _PRETRAINING
-    fit: FitSettings = _FIT
-    training: TrainingSettings = _ROUND
-    further_training: TrainingSettings | None = None
-    start: Start = _START
-    form: Form = "full"
-    tied: bool = True
+    growth: Growth = setting("ligo", "how a target comes from a small model")
+    share: Share = setting("operator", "what travels in the rounds of growth")
+    further: Further = setting("none", "after growth: how the target trains on")
+    growth_rounds: int | None = setting(None, "of all rounds; the rest come after", ge=1)
+    pretraining: TrainingSettings = setting(PRETRAINING, "a participant's own training of its small model")
+    fit: FitSettings = setting(FitSettings, "of the private operator")
+    training: TrainingSettings = setting(_ROUND, "of the shared operator in a round")
+    further_training: TrainingSettings | None = setting(None, "of the target; by default as [training]")
+    start: Start = setting(Start, "where both operators begin")
+    form: Form = setting(
+        "full", "of both operators' matrices: full, or padded: [I; C], of which only C trains"
+    )
+    tied: bool = setting(True, "weights are read through the same matrix as they are written")
 
     def __post_init__(self) -> None:
-        for name, known in (("growth", Growth), ("share", Share), ("further", Further)):
-            if getattr(self, name) not in get_args(known):
-                raise ConfigError(
-                    f"{name} is {getattr(self, name)!r}: it must be one of {', '.join(get_args(known))}"
-                )
+        check(self)
         if self.pretraining.learning_rate_schedule != "constant":
             raise ConfigError(
                 "pretraining has no rounds over which its learning rate could fall: leave out its "

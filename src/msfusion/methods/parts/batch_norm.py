@@ -32,7 +32,7 @@ from msfusion.errors import UpdateError
 from msfusion.federated.method import Task, Update
 from msfusion.federated.privacy import Outbound
 from msfusion.federated.training import TrainingSettings, mini_batches
-from msfusion.seeds import seed_of
+from msfusion.seeds import OfRound, seed_of
 from msfusion.width.tensors import state_tensors
 
 MEASURED_BATCHES = 8
@@ -83,7 +83,8 @@ def measured_update(
     model: nn.Module, task: Task, data: Batch, settings: TrainingSettings, seed: int
 ) -> Update:
     """A participant's moments over at most MEASURED_BATCHES mini-batches, scaled up to all its examples."""
-    generator = torch.Generator().manual_seed(seed_of(seed, task.round_index, task.participant, 1))
+    draw = seed_of(seed, task.round_index, task.participant, OfRound.MEASURING)
+    generator = torch.Generator().manual_seed(draw)
     batches = list(islice(mini_batches(data, settings, generator), MEASURED_BATCHES))
     moments, pairs = measure(model, batches)
     scale = len(data) / sum(len(batch) for batch in batches)

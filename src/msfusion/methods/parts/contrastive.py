@@ -15,7 +15,6 @@ first round a participant has none, and the loss is the cross-entropy.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,9 +25,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from msfusion.batch import IGNORED, Batch
-from msfusion.errors import ConfigError
 from msfusion.federated.states import loaded
 from msfusion.objectives import mean_cross_entropy, scores
+from msfusion.setting import check, setting
 from msfusion.width.groups import State
 
 ROUND = ".round"
@@ -39,24 +38,16 @@ ROUND = ".round"
 class ContrastiveSettings:
     """Whether and how the contrastive loss is used. Raises ConfigError, naming the setting.
 
-    `weight` 0 is plain cross-entropy. `temperature` is tau: the lower, the more a difference in cosine counts.
     `every` is k: the loss is computed on every k-th mini-batch, k-fold, so that its mean stays what it was and
-    the frozen sub-models run k times less; 1 is the paper.
+    the frozen sub-models run k times less.
     """
 
-    weight: float = 0.0
-    temperature: float = 0.5
-    every: int = 4
+    weight: float = setting(0.0, "of the loss against drift; 0 is without", ge=0)
+    temperature: float = setting(0.5, "the lower, the more a difference in cosine counts", gt=0)
+    every: int = setting(4, "mini-batches from one with the loss to the next; 1 is the paper", ge=1)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.weight < math.inf:
-            raise ConfigError(f"contrastive_weight is {self.weight}: it must be at least 0 (0 is without)")
-        if not 0 < self.temperature < math.inf:
-            raise ConfigError(f"contrastive_temperature is {self.temperature}: it must be above 0")
-        if self.every < 1:
-            raise ConfigError(
-                f"contrastive_every is {self.every}: it must be at least 1 (1 is every mini-batch)"
-            )
+        check(self, prefix="contrastive_")
 
 
 SMALL = 1e-8

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -27,6 +27,7 @@ from msfusion.methods.split.results import Ledger, SplitRound, SplitTraffic, spl
 from msfusion.methods.split.sides import Participant, Request, Server, draw_of
 from msfusion.methods.split.turnout import Turnout
 from msfusion.methods.split.wire import Derivative, Message, Wire, check_derivative
+from msfusion.setting import check, setting
 from msfusion.width.cut import Cut
 from msfusion.width.groups import State
 
@@ -40,26 +41,27 @@ Clients = Literal["averaged", "relayed"]
 class SplitSettings:
     """How a model is cut and how its parts train together. Raises ConfigError for an unknown way.
 
-    `at` names the module after which the model is cut. `server_step` is "each" (a step for every participant's
-    mini-batch, in turn) or "joined" (one step for the mini-batches of all). `clients` are "averaged" after a
-    round, weighted by examples (SplitFed), or "relayed": each goes on with the first layers of the one before.
-    `derivative`: gradients pass the activations' codec as if it were the "identity", or by its "true" derivative.
+    "averaged" clients are weighted by examples (SplitFed).
     """
 
-    at: str
-    activations: Codec = PROFILES["small"]
-    gradients: Codec = field(default_factory=Scaled)
-    server_step: ServerStep = "each"
-    clients: Clients = "averaged"
-    derivative: Derivative = "identity"
+    at: str = setting(meaning="the module after which the model is cut, by its name")
+    activations: Codec = setting(
+        PROFILES["small"],
+        "a codec for what goes up: a profile, or a table { codec = 'top_k', ... } with its settings",
+    )
+    gradients: Codec = setting(Scaled, "a codec for what comes down: blocks of it differ much in size")
+    server_step: ServerStep = setting(
+        "each", "a step for each participant's mini-batch, in turn, or one for those of all (joined)"
+    )
+    clients: Clients = setting(
+        "averaged", "first layers: averaged after each round, or relayed from one participant to the next"
+    )
+    derivative: Derivative = setting(
+        "identity", "of the activations' codec: the identity, or the true one, whose gradients are few"
+    )
 
     def __post_init__(self) -> None:
-        for name, value, known in (
-            ("server_step", self.server_step, ("each", "joined")),
-            ("clients", self.clients, ("averaged", "relayed")),
-        ):
-            if value not in known:
-                raise ConfigError(f"{name} is {value!r}: it must be one of {', '.join(known)}")
+        check(self)
         if self.clients == "relayed" and self.server_step == "joined":
             raise ConfigError(
                 "participants that relay their layers come one at a time: use server_step = 'each'"

@@ -27,7 +27,7 @@ from msfusion.batch import Batch
 from msfusion.errors import MsfusionError, TrainingError
 from msfusion.methods.split.wire import Message, Wire
 from msfusion.objectives import make_dense, mean_cross_entropy, scores
-from msfusion.seeds import seed_of
+from msfusion.seeds import OfSide, seed_of
 from msfusion.width.cut import ClientPart, ServerPart
 
 
@@ -64,7 +64,7 @@ class Participant:
 
     def send(self, batch: Batch, draw: int = 0) -> Message:
         """Run the first layers on a mini-batch."""
-        with _drawing(draw, 0):
+        with _drawing(draw, OfSide.PARTICIPANT):
             self._sent = batch.call(self.part)
         self._message = self.wire.up(self._sent)
         return self._message
@@ -128,7 +128,7 @@ class Server:
             raise
 
     def _forward(self, request: Request, received: Sequence[Tensor], before: list[Tensor]) -> Forward:
-        with _drawing(request.draw, 1):
+        with _drawing(request.draw, OfSide.SERVER):
             batch = Batch(tuple(received), request.targets)
             loss = mean_cross_entropy(*scores(self.part, batch))
         if not math.isfinite(float(loss.detach())):
@@ -213,7 +213,7 @@ class Forward:
 
 
 @contextmanager
-def _drawing(draw: int, side: int) -> Iterator[None]:
+def _drawing(draw: int, side: OfSide) -> Iterator[None]:
     """Dropout is drawn from a seed of this mini-batch and side; the global generator is put back."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(draw, side))
