@@ -86,7 +86,13 @@ def _same_seed() -> None:
 def _runs_trace_each_model_once() -> Iterator[None]:
     remembered = once(trace)
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("msfusion.experiment.setup", "msfusion.growth.pretrained"):
+        for name in (
+            "msfusion.checks",
+            "msfusion.experiment.setup",
+            "msfusion.federated.problem",
+            "msfusion.growth.pretrained",
+            "msfusion.models.several",
+        ):
             patch.setattr(import_module(name), "trace", remembered)
         yield
 
