@@ -13,13 +13,21 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 CHECKED = os.environ.get("MSFUSION_CHECK_TYPES") == "1"
 
+from importlib import import_module
+
 if CHECKED:
+    import random
+    from unittest.mock import patch
+
     from jaxtyping import install_import_hook
 
+    # Beartype draws which items of a list it looks at. From Python's own generator, every trace would take that for
+    # a model that draws random numbers, and call the model again, watched, to find where: most of a trace's time.
+    with patch("random.getrandbits", random.Random(0).getrandbits):
+        import_module("beartype._check.code.codemain")
     install_import_hook("msfusion", "beartype.beartype")
 
 from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -86,7 +94,13 @@ def _same_seed() -> None:
 def _runs_trace_each_model_once() -> Iterator[None]:
     remembered = once(trace)
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("msfusion.experiment.setup", "msfusion.growth.pretrained"):
+        for name in (
+            "msfusion.checks",
+            "msfusion.experiment.setup",
+            "msfusion.federated.problem",
+            "msfusion.growth.pretrained",
+            "msfusion.models.several",
+        ):
             patch.setattr(import_module(name), "trace", remembered)
         yield
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from commands import msfusion as command_line
 from commands import process
 from quick import QUICK_JOB
 
@@ -118,8 +119,10 @@ RUNS: dict[str, Sequence[str]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
-def test_from_the_command_line(name: str, tmp_path: Path) -> None:
+def test_from_the_command_line(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Trained, planned, resumed and (a model of its own aside) exported, with nothing written for it anywhere else."""
+    monkeypatch.chdir(FOLDER)
+    monkeypatch.setattr(sys, "path", [*sys.path])  # the command line adds the current directory to it
     given = [part for setting in RUNS[name] for part in ("--set", setting)]
     out = str(tmp_path / "run")
     for command in (
@@ -128,8 +131,8 @@ def test_from_the_command_line(name: str, tmp_path: Path) -> None:
         ["train", *QUICK, *given, "--out", out, "--resume"],
         ["export", out, "--out", str(tmp_path / "model")],
     ):
-        done = process(*command, cwd=FOLDER)
-        assert done.returncode == 0, (command, done.stdout, done.stderr)
+        done = command_line(*command)
+        assert done.exit_code == 0, (command, done.output)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert len(lines) == 2
     assert 0 <= lines[-1]["accuracy"] <= 1

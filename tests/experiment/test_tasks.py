@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from commands import process
+from commands import msfusion
 
 from msfusion.errors import MsfusionError
 from msfusion.experiment.config import load_config
@@ -145,8 +145,8 @@ def test_a_task_is_trained_and_told(task: str, start: str, theirs: Path) -> None
     if (task, start) == ("its own loss", "blocks"):
         pytest.skip("outputs that hold a loss cannot be added up")
     given = settings(*chosen, f"method.start={start}", *blocks)
-    done = process("train", *given, "--out", "run", cwd=theirs)
-    assert done.returncode == 0, done.stderr
+    done = msfusion("train", *given, "--out", "run")
+    assert done.exit_code == 0, done.output
     line = json.loads((theirs / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     line |= line.get("metrics", {})
     assert figure in done.stdout
