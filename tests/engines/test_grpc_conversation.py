@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from asking import Asking
+from asking import Asking, Sums
 from loopback import Hand, Loopback
 from test_grpc import rounds
 
 from msfusion import checks
 from msfusion.engines.grpc.frames import Done, Failed, Reply, Say, Send, Thanks, Unanswered, Work
 from msfusion.engines.grpc.messages import Gathering, pieces_of, read, response_in
+from msfusion.engines.processes import Processes
 from msfusion.federated.conversation import Request
-from msfusion.federated.engine import perform
+from msfusion.federated.engine import Engine, perform
 from msfusion.federated.messages import request_message, task_of, update_message
 from msfusion.federated.participation import RoundSettings
 from msfusion.federated.privacy import Outbound
@@ -23,11 +25,15 @@ from msfusion.federated.rounds import run_rounds
 DATA = checks._examples()
 
 
-def test_the_bits_of_one_process() -> None:
-    settings = RoundSettings(3)
-    expected, found = (
-        list(run_rounds(Asking(), DATA, settings, engine=engine)) for engine in (None, Loopback())
-    )
+@pytest.mark.parametrize("one_by_one", [False, True], ids=["a turn at once", "one by one"])
+@pytest.mark.parametrize("engine", [Loopback, lambda: Processes(2)], ids=["network", "processes"])
+def test_the_bits_of_one_process(
+    engine: Callable[[], Engine], one_by_one: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the server waits for all of a turn or not."""
+    expected = list(run_rounds(Asking(), DATA, RoundSettings(3)))
+    monkeypatch.setattr(Sums, "one_by_one", one_by_one)
+    found = list(run_rounds(Asking(), DATA, RoundSettings(3), engine=engine()))
     for ours, theirs in zip(expected, found, strict=True):
         assert all(torch.equal(tensor, theirs.state[name]) for name, tensor in ours.state.items())
         assert [(each.bytes_down, each.bytes_up) for each in ours.participants] == [

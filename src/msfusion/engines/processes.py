@@ -31,8 +31,8 @@ import sys
 import threading
 import traceback
 import warnings
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict, deque
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
@@ -136,18 +136,23 @@ class Processes(Engine):
     def _turn_by_turn(self, asks: Sequence[Ask]) -> Iterator[Answer]:
         """Everybody goes on side by side, the participants shared out among the workers."""
         at: dict[int, _Worker] = {}
+        order: dict[int, deque[int]] = defaultdict(
+            deque
+        )  # each worker speaks in the order in which it was told things
 
-        def begin(task: Task) -> None:
-            worker = at[task.participant] = self._workers[len(at) % len(self._workers)]
-            _give(worker, "train", [task], converses=True)
-
-        def go_on(told: Mapping[int, Told]) -> Iterator[tuple[int, Said]]:
-            for who, word in told.items():
+        def tell(who: int, word: Task | Told) -> None:
+            if isinstance(word, Task):
+                worker = at[who] = self._workers[len(at) % len(self._workers)]
+                _give(worker, "train", [word], converses=True)
+            else:
                 _tell(at[who], who, word)
-            for who in told:  # each worker speaks in the order in which it was told something
-                yield who, _said(at[who])
+            order[id(at[who])].append(who)
 
-        yield from turn_by_turn(asks, begin, go_on)
+        def hear(among: Sequence[int]) -> tuple[int, Said]:
+            worker = at[among[0]]
+            return order[id(worker)].popleft(), _said(worker)
+
+        yield from turn_by_turn(asks, tell, hear)
         for worker in self._workers:
             worker.jobs.clear()
 
@@ -237,9 +242,7 @@ def _give(worker: _Worker, kind: Kind, tasks: Sequence[Task], converses: bool = 
 
 
 def _tell(worker: _Worker, participant: int, told: Told) -> None:
-    """Send what one of its participants asked for, or why there is no answer; nothing at the beginning."""
-    if told is None:
-        return
+    """Send what one of its participants asked for, or why there is no answer."""
     if isinstance(told, Response):
         message = response_message(told, participant=participant)
     else:

@@ -26,6 +26,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -68,6 +69,11 @@ class Conversation(ABC):
     """The server's side of a round in which participants converse. `Method.conversation` makes one for each round.
 
     What the server learns in the round is kept here, never in the method.
+    """
+
+    one_by_one: ClassVar[bool] = False
+    """Whether each request of a turn may be answered by itself, in the order of the turn, without waiting for the
+    others'.
     """
 
     @abstractmethod

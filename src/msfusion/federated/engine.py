@@ -6,7 +6,7 @@ import math
 import time
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -138,16 +138,18 @@ class InProcess(Engine):
 
     def _turn_by_turn(self, method: Method, asks: Sequence[Ask]) -> Iterator[Answer]:
         talks: dict[int, Talk] = {}
+        words: dict[int, Told | None] = {}
 
-        def begin(task: Task) -> None:
-            talks[task.participant] = talk(method, task, self._data[task.participant], self._device)
+        def tell(who: int, word: Task | Told) -> None:
+            if isinstance(word, Task):
+                talks[who] = talk(method, word, self._data[who], self._device)
+            words[who] = None if isinstance(word, Task) else word
 
-        def go_on(told: Mapping[int, Told]) -> Iterator[tuple[int, Said]]:
-            for who, response in told.items():
-                yield who, say_next(talks[who], response)
+        def hear(among: Sequence[int]) -> tuple[int, Said]:
+            return among[0], say_next(talks[among[0]], words[among[0]])
 
         try:
-            yield from turn_by_turn(asks, begin, go_on)
+            yield from turn_by_turn(asks, tell, hear)
         finally:
             for each in talks.values():
                 each.close()
@@ -353,8 +355,8 @@ class Finished:
 Said = Request | Finished
 """What a participant says in its turn."""
 
-Told = Response | MsfusionError | None
-"""What it is told before: nothing at the beginning; an error ends its talk."""
+Told = Response | MsfusionError
+"""What it is told before; an error ends its talk."""
 
 Talk = Generator[Request, Response | MsfusionError, Finished]
 
@@ -383,8 +385,8 @@ def talk(method: Method, task: Task, data: Batch, device: torch.device = CPU) ->
     return Finished(answer, seconds + time.perf_counter() - begin)
 
 
-def say_next(talk: Talk, told: Told) -> Said:
-    """What a participant says when it has been told something.
+def say_next(talk: Talk, told: Told | None) -> Said:
+    """What a participant says when it has been told something; None is its beginning.
 
     Raises TrainingError where its training would end the program.
     """
@@ -398,35 +400,45 @@ def say_next(talk: Talk, told: Told) -> Said:
 
 def turn_by_turn(
     asks: Sequence[Ask],
-    begin: Callable[[Task], None],
-    go_on: Callable[[Mapping[int, Told]], Iterable[tuple[int, Said]]],
+    tell: Callable[[int, Task | Told], None],
+    hear: Callable[[Sequence[int]], tuple[int, Said]],
 ) -> Iterator[Answer]:
     """The server's side of a conversation, for any engine: all asks are begun, and answered turn by turn.
 
-    `begin` hands a participant its task. `go_on` tells each of some participants something, and gives what each of them
-    then says, in any order. Bytes of a request and its response count once it has been answered.
+    `tell` hands a participant its task, later what it is told. `hear` waits for what one of some participants says; the
+    first of them is the one that is waited for. Where the conversation allows it (`one_by_one`), each is answered in
+    its turn without waiting for the others, which compute meanwhile.
     """
     tasks = {task.participant: task for ask in asks for task in ask.tasks()}
     conversation = next(ask.conversation for ask in asks if ask.conversation is not None)
-    for task in tasks.values():
-        begin(task)
-    told: dict[int, Told] = dict.fromkeys(tasks)
-    crossed = dict.fromkeys(tasks, (0, 0))
-    while told:
-        said = dict(go_on(told))
-        requests: list[tuple[int, Request]] = []
-        for who in told:
-            each = said[who]
-            if isinstance(each, Finished):
-                yield answer_to(tasks[who], each.answer, each.seconds, crossed[who])
-            else:
-                requests.append((who, each))
-        told = {}
-        for (who, request), response in zip(requests, _answered(conversation, requests), strict=True):
-            told[who] = response
+    talking, heard, crossed = list(tasks), dict[int, Said](), dict.fromkeys(tasks, (0, 0))
+    for who, task in tasks.items():
+        tell(who, task)
+
+    def answer(turn: list[tuple[int, Request]]) -> None:
+        """Bytes of a request and its response count once it has been answered."""
+        for (who, request), response in zip(turn, _answered(conversation, turn), strict=True):
             if isinstance(response, Response):
                 down, up = crossed[who]
                 crossed[who] = down + response.nbytes, up + request.nbytes
+            tell(who, response)
+
+    while talking:
+        together: list[tuple[int, Request]] = []
+        for who in list(talking):
+            while who not in heard:
+                others = [each for each in talking if each != who and each not in heard]
+                speaker, said = hear([who, *others])
+                heard[speaker] = said
+            word = heard.pop(who)
+            if isinstance(word, Finished):
+                talking.remove(who)
+                yield answer_to(tasks[who], word.answer, word.seconds, crossed[who])
+            elif conversation.one_by_one:
+                answer([(who, word)])
+            else:
+                together.append((who, word))
+        answer(together)
 
 
 def _answered(conversation: Conversation, turn: list[tuple[int, Request]]) -> list[Response | MsfusionError]:

@@ -25,6 +25,7 @@ from msfusion.engines.grpc.packing import Agreement
 from msfusion.engines.grpc.places import Job, Places
 from msfusion.engines.grpc.service import Service
 from msfusion.errors import MsfusionError, StreamError, TrainingError
+from msfusion.federated.conversation import Response
 from msfusion.federated.engine import Answer, Ask, Engine, Finished, Said, Told, turn_by_turn
 from msfusion.federated.messages import payload_bytes, response_message, task_message
 from msfusion.federated.method import Kind, Method, Released, Task, Update
@@ -132,26 +133,25 @@ class Network(Engine):
     def _turn_by_turn(self, method: Method, asks: Sequence[Ask]) -> Iterator[Answer]:
         """All go on side by side, and the server answers what they ask."""
         owed: dict[int, Owed] = {}
+        refused: dict[int, MsfusionError] = {}
 
-        def begin(task: Task) -> None:
-            owed[task.participant] = self._hand_out(method, "train", task, converses=True)
+        def tell(who: int, word: Task | Told) -> None:
+            if isinstance(word, Task):
+                owed[who] = self._hand_out(method, "train", word, converses=True)
+            elif isinstance(word, Response):
+                self._call(self._places.respond, who, response_message(word))
+                owed[who] = replace(owed[who], since=time.monotonic())
+            else:
+                self._call(self._places.leave_unanswered, who, str(word))
+                refused[who] = word
 
-        def go_on(told: Mapping[int, Told]) -> Iterator[tuple[int, Said]]:
-            waited_for: dict[int, Owed] = {}
-            for who, word in told.items():
-                if isinstance(word, MsfusionError):
-                    self._call(self._places.leave_unanswered, who, str(word))
-                    yield who, Finished(word, owed[who].seconds)
-                    continue
-                if word is not None:
-                    self._call(self._places.respond, who, response_message(word))
-                waited_for[who] = owed[who] = replace(owed[who], since=time.monotonic())
-            while waited_for:
-                who, said = self._next(waited_for)
-                del waited_for[who]
-                yield who, said
+        def hear(among: Sequence[int]) -> tuple[int, Said]:
+            for who in among:
+                if who in refused:
+                    return who, Finished(refused[who], owed[who].seconds)
+            return self._next({who: owed[who] for who in among})
 
-        yield from turn_by_turn(asks, begin, go_on)
+        yield from turn_by_turn(asks, tell, hear)
 
     def _hand_out(self, method: Method, kind: Kind, task: Task, converses: bool = False) -> Owed:
         """Give a participant its task. What it is to go on from is on its machine; the server has a receipt."""
