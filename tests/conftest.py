@@ -41,6 +41,19 @@ torch.set_num_threads(1)
 QUICK_MODELS = {"mlp", "resnet_short", "lstm", "gqa_slices", "low_rank"}
 """Of the zoo (tests/width), those on which the fast tests run."""
 
+CI_MODELS = QUICK_MODELS | {
+    "drawn", "pairs", "scattered", "complex", "by_identity", "BloomForCausalLM", "bounded",
+    "spatial_attention", "normalised", "distributions", "added_at_positions", "token_bag", "ordered_topk",
+    "autoencoder", "picked_by_mask", "local_norm", "rotated", "windows", "prototypes_1", "gqa_complex",
+    "unused", "inception", "nanogpt_slow", "prototypes_pairwise", "ordered_flip", "super_resolution",
+    "ordered_argmax", "ordered_roll", "ordered_sort", "ordered_conv1d", "in_place", "prototypes_cosine",
+    "gated_loop", "mobilenet_se", "unet", "DebertaV2ForSequenceClassification", "MixtralForCausalLM",
+    "DebertaForSequenceClassification", "RobertaForMaskedLM",
+}  # fmt: skip
+"""Those on which `scripts/check` runs: together they have 178 of the 195 operators of the zoo, for a fifth of its time.
+The tests of the others are marked `release`.
+"""
+
 
 SLOW = Path(__file__).with_name("slow.txt")
 """The tests that have taken more than a quarter of a second, written anew by `scripts/check --note-slow`."""
@@ -61,7 +74,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             group = str(model)
             if group not in QUICK_MODELS:
                 item.add_marker(pytest.mark.slow)
-        elif _function(item.nodeid) in slow:
+            sweeps = (
+                "entry" in given or item.path.stem == "test_proof"
+            )  # over models that the package can narrow
+            if sweeps and group not in CI_MODELS and "refused" not in item.name:
+                item.add_marker(pytest.mark.release)
+        elif _function(item.nodeid) in slow or item.get_closest_marker("release"):
             item.add_marker(pytest.mark.slow)
         item.add_marker(pytest.mark.xdist_group(folder if folder == "growth" else group))
 

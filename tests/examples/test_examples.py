@@ -21,6 +21,7 @@ def test_the_loop_by_hand_learns(capsys: pytest.CaptureFixture[str]) -> None:
     assert accuracy > 0.6  # chance is 0.1
 
 
+@pytest.mark.release
 def test_growing_together_is_planned_and_trained(tmp_path: Path) -> None:
     """examples/fedgrow.toml, with less data and one round."""
     small = ("rounds=1", "data.max_train=60", "data.max_test=20", "grow.fit.steps=2")

@@ -139,6 +139,7 @@ def test_from_the_command_line(name: str, tmp_path: Path, monkeypatch: pytest.Mo
     assert ("macro_recall" in lines[-1].get("metrics", {})) == (name == "average")
 
 
+@pytest.mark.release
 @pytest.mark.slow
 def test_sockets_end_with_the_bits_of_one_process(tmp_path: Path) -> None:
     found = []
@@ -150,6 +151,7 @@ def test_sockets_end_with_the_bits_of_one_process(tmp_path: Path) -> None:
     assert found[0] == found[1]
 
 
+@pytest.mark.release
 @pytest.mark.slow
 def test_a_method_of_ones_own_is_compared_with_ours(tmp_path: Path) -> None:
     (tmp_path / "job.toml").write_text("[data]\npartition = 'iid'\n")
@@ -189,6 +191,7 @@ def test_what_is_no_method_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "fedprox" in sys.modules
 
 
+@pytest.mark.release
 @pytest.mark.slow
 def test_the_notebook_runs(capsys: pytest.CaptureFixture[str]) -> None:
     """All cells, one after the other; the method of 30 lines is federated averaging where its rate is 1."""

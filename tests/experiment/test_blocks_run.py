@@ -70,7 +70,7 @@ def lines(path: Path) -> list[dict[str, object]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("after", [1, 2, 3, 4])
+@pytest.mark.parametrize("after", [2, *(pytest.param(each, marks=pytest.mark.release) for each in (1, 3, 4))])
 def test_stopped_anywhere_and_resumed_it_ends_with_the_same_bytes(
     parts: Parts, whole: Path, tmp_path: Path, after: int
 ) -> None:
@@ -87,7 +87,7 @@ def test_stopped_anywhere_and_resumed_it_ends_with_the_same_bytes(
     [
         (*IMAGES, *ABSENT),
         (*IMAGES, SLOW, "rounds=6"),
-        TEXT,
+        pytest.param(TEXT, marks=pytest.mark.release),
         (*TEXT, "method.remembered_bytes=0"),
     ],
     ids=["absent", "late", "text", "recomputed"],
@@ -117,7 +117,10 @@ def test_what_is_foreseen_is_what_happens(settings: tuple[str, ...], tmp_path: P
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("changed", [(), ("method.name=ensemble",), ("method.name=small",)])
+@pytest.mark.parametrize(
+    "changed",
+    [(), ("method.name=ensemble",), pytest.param(("method.name=small",), marks=pytest.mark.release)],
+)
 def test_the_trained_model_comes_back_from_its_folder_alone(
     parts: Parts, tmp_path: Path, changed: tuple[str, ...]
 ) -> None:

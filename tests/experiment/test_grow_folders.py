@@ -50,6 +50,7 @@ def change(folder: Path, edit: Callable[[dict[str, torch.Tensor]], dict[str, tor
     save_file(edit(load_file(weights)), weights, {"format": "pt"})
 
 
+@pytest.mark.release
 def test_a_run_from_a_folder_is_stopped_resumed_and_exported(tmp_path: Path) -> None:
     """It goes on only from the weights that it began with, and ends as if it had never stopped."""
     from transformers import AutoModelForImageClassification

@@ -103,6 +103,7 @@ train(load_config(None, {[*QUICK_GROW]}), Path("out"))
     assert all(torch.equal(tensor, theirs[key]) for key, tensor in ours.items())
 
 
+@pytest.mark.release
 def test_rivals_are_variants(tmp_path: Path, figures: dict[str, Any]) -> None:
     variants: dict[str, dict[str, Any]] = {
         "alone": {"grow.share": "nothing"},
@@ -123,6 +124,7 @@ def test_rivals_are_variants(tmp_path: Path, figures: dict[str, Any]) -> None:
     assert alone["ratio_label"] == "-"
 
 
+@pytest.mark.release
 def test_what_a_model_is_worth_to_its_owner_stands_beside_what_it_is_worth_in_general(tmp_path: Path) -> None:
     """Small ViTs on digits, each participant with few of the ten labels."""
     vit = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}

@@ -139,6 +139,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_numbers(trained: Path, tmp_pa
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
 
 
+@pytest.mark.release
 def test_codecs_are_compared_by_the_traffic_to_the_baseline(tmp_path: Path) -> None:
     plain = {"split.activations": "identity", "split.gradients": "identity"}
     variants = {"no codec": plain, "paper": {}}

@@ -400,6 +400,7 @@ def test_a_run_is_not_resumed_on_another_model(
             export(tmp_path / "run", tmp_path / "exported")
 
 
+@pytest.mark.release
 def test_damaged_copies_end_alike_or_in_a_sentence() -> None:
     """The benchmark on one method; a wide run of all is in CHANGELOG.md."""
     command = [

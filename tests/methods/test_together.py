@@ -36,7 +36,17 @@ from msfusion.models.transformer import DecoderLM, TextClassifier
 from msfusion.windows import Feedback
 
 
-@pytest.mark.parametrize("name", ["convnet", "resnet", "colours", "decoder", "classifier", "gpt2"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "convnet",
+        "decoder",
+        *(
+            pytest.param(each, marks=pytest.mark.release)
+            for each in ("resnet", "colours", "classifier", "gpt2")
+        ),
+    ],
+)
 def test_two_rounds_give_the_weights_of_the_loop(name: str) -> None:
     model: nn.Module
     if name in ("convnet", "resnet", "colours"):
