@@ -7,10 +7,10 @@ command line adds processes, resuming and reports.
 from __future__ import annotations
 
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import msfusion
+from msfusion.data.builtin import read_digits
 
 PARTICIPANTS, RATIO = 10, 0.25
 
@@ -26,8 +26,7 @@ def network() -> nn.Module:
 
 def digits() -> tuple[Tensor, Tensor]:
     """Images [1797, 1, 8, 8] in 0..1 and their labels."""
-    images, labels = load_digits(return_X_y=True)
-    return torch.tensor(images, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16, torch.tensor(labels)
+    return read_digits()
 
 
 def train(model: nn.Module, images: Tensor, labels: Tensor) -> None:

@@ -18,7 +18,7 @@ ALLOWED = {
     ("cli/main.py", "importlib"): "metadata: the version of what is installed",
     ("experiment/kinds.py", "importlib"): "our own tables of a kind of run, by names that stand in the file",
     ("experiment/config/__init__.py", "importlib"): "resources: the default configuration",
-    ("data/builtin.py", "importlib"): "where scikit-learn lies, and Python's own help texts",
+    ("data/builtin.py", "importlib"): "Python's own help texts",
     (
         "engines/processes.py",
         "pickle",

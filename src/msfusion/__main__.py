@@ -1,5 +1,5 @@
 """`python -m msfusion` is the console script."""
 
-from msfusion.cli.main import main
+from msfusion.cli import start
 
-main()
+start()

@@ -87,7 +87,7 @@ def started(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
     """The command as a process that is not deaf to Ctrl-C; a shell's background jobs are."""
     script = (
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-        "from msfusion.cli.main import main; main()"
+        "from msfusion.cli.main import app; app()"
     )
     return subprocess.Popen(
         [sys.executable, "-c", script, *arguments], cwd=cwd, env=environment(), stderr=subprocess.PIPE,

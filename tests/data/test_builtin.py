@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -16,12 +17,21 @@ from msfusion.errors import DataError
 
 
 def test_digits_are_those_of_scikit_learn() -> None:
-    from sklearn.datasets import load_digits
-
-    pixels, labels = load_digits(return_X_y=True)
+    datasets = pytest.importorskip("sklearn.datasets")
+    pixels, labels = datasets.load_digits(return_X_y=True)
     images, ours = read_digits()
+    assert torch.equal(images.reshape(-1, 64), torch.from_numpy(pixels / 16.0).float())
     assert np.array_equal(images.reshape(-1, 64).double().numpy() * 16, pixels)
     assert np.array_equal(ours.numpy(), labels)
+
+
+def test_an_installation_without_the_digits_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    damaged = tmp_path / "digits.safetensors"
+    damaged.write_bytes(b"\xff" * 100)
+    for path in (tmp_path / "nowhere", damaged):
+        monkeypatch.setattr("msfusion.data.builtin._DIGITS", path)
+        with pytest.raises(DataError, match="install msfusion again"):
+            read_digits()
 
 
 def test_the_default_is_digits_shared_unevenly_among_ten() -> None:

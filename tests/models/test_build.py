@@ -83,7 +83,7 @@ def test_options_from_toml_are_converted() -> None:
             digits,
             "has width, unknown to resnet; it takes in_channels, classes, widths",
         ),
-        (ModelSpec(options={"widths": "wide"}), digits, "options.widths = 'wide': "),
+        (ModelSpec(options={"widths": "wide"}), digits, 'options.widths = "wide" should be'),
         (ModelSpec(options={"widths": [8, 6]}), digits, "does not divide 6"),
         (ModelSpec(options={"classes": 3}), digits, "classes = 3 is less than the data's 10"),
         (ModelSpec(), lambda: None, "needs in_channels, classes for resnet"),

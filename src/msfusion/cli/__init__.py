@@ -1,0 +1,19 @@
+"""The command line. What it needs beyond the library (typer, rich, pydantic, tomli-w) is the extra `cli`."""
+
+import sys
+
+NEEDED = ("typer", "rich", "pydantic", "tomli_w")
+
+
+def start() -> None:
+    """The console script `msfusion`. Without its packages it says what to install, exit code 2."""
+    try:
+        from msfusion.cli.main import app
+
+        app()
+    except ModuleNotFoundError as error:
+        missing = str(error.name).partition(".")[0]
+        if missing not in NEEDED:
+            raise
+        print(f"msfusion: the command line needs {missing}: pip install 'msfusion[cli]'.", file=sys.stderr)
+        sys.exit(2)

@@ -266,10 +266,5 @@ def _print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2, allow_nan=False))
 
 
-def main() -> None:
-    """The console script `msfusion`."""
-    app()
-
-
 if __name__ == "__main__":
-    main()
+    app()

@@ -5,9 +5,10 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, get_type_hints, runtime_checkable
+from contextlib import suppress
+from types import UnionType
+from typing import Any, Protocol, Union, get_args, get_origin, get_type_hints, runtime_checkable
 
-from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from msfusion.batch import Batch
@@ -17,6 +18,7 @@ from msfusion.models.convolutional import ConvNet, ResNet
 from msfusion.models.huggingface import build_transformers, is_transformers
 from msfusion.models.spec import ModelSpec
 from msfusion.models.transformer import DecoderLM, TextClassifier
+from msfusion.quoting import quoted
 from msfusion.seeds import seeded
 from msfusion.untrusted import require_room, require_sane
 
@@ -148,14 +150,14 @@ def _checked(builder: Callable[..., nn.Module], arguments: Mapping[str, Any]) ->
     """Call a builder of ours with options of the types that it declares, converted where TOML has no such
     type.
     """
-    types = get_type_hints(builder.__init__)
+    types, declared = get_type_hints(builder.__init__), inspect.signature(builder).parameters
     checked = {}
     for name, value in arguments.items():
         try:
-            checked[name] = TypeAdapter(types[name]).validate_python(value)
-        except ValidationError as error:
-            reason = error.errors()[0]["msg"]
-            raise ConfigError(f"model.options.{name} = {value!r}: {reason}.") from error
+            checked[name] = _converted(value, types[name])
+        except ValueError as error:
+            kind = declared[name].annotation
+            raise ConfigError(f"model.options.{name} = {quoted(value)} should be {kind}.") from error
     require_sane(checked, "model.options")
     try:
         require_room(lambda: builder(**checked), "the model")
@@ -164,6 +166,28 @@ def _checked(builder: Callable[..., nn.Module], arguments: Mapping[str, Any]) ->
         raise ConfigError(
             f"model.options: a model of these sizes cannot be built here: {in_one_line(error)}."
         ) from error
+
+
+def _converted(value: Any, kind: Any) -> Any:
+    """A value as a builder's type: a list for a tuple, a whole number for a float or the other way round.
+
+    Raises ValueError for what is of another type.
+    """
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        for each in parts:
+            with suppress(ValueError):
+                return _converted(value, each)
+    elif origin is not None:  # a sequence, or a tuple of so many
+        if isinstance(value, list | tuple) and (origin is not tuple or len(value) == len(parts)):
+            return tuple(_converted(each, parts[0]) for each in value)
+    elif type(value) is kind:
+        return value
+    elif (kind is float and type(value) is int) or (
+        kind is int and type(value) is float and value.is_integer()
+    ):
+        return kind(value)
+    raise ValueError
 
 
 def _require_random(spec: ModelSpec) -> None:
