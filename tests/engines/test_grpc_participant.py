@@ -54,7 +54,9 @@ def test_what_was_kept_in_a_round_is_found_again(on_disk: bool, tmp_path: Path) 
 
 def test_a_new_process_finds_what_the_killed_one_kept(tmp_path: Path) -> None:
     Kept(tmp_path, "run", 1).save(1, one(1.0))
+    (tmp_path / ".tmp-1-kept-000002.safetensors").touch()  # it was killed while it wrote that
     assert torch.equal(Kept(tmp_path, "run", 1).load(1)["logits"], one(1.0)["logits"])
+    assert [path.name for path in tmp_path.iterdir()] == ["kept-000001.safetensors"]
 
 
 def test_what_another_run_kept_is_refused(tmp_path: Path) -> None:

@@ -165,7 +165,7 @@ def test_keys_under_other_names_are_recognised(key: str, meant: str | None) -> N
 
 
 @pytest.mark.parametrize(
-    "command", ["", "train", "plan", "inspect", "compare", "export", "split serve", "split join"]
+    "command", ["", "train", "plan", "inspect", "compare", "export", "certificates", "serve", "join"]
 )
 def test_help_keeps_its_brackets(command: str) -> None:
     shown = msfusion(*command.split(), "--help").stdout
@@ -173,8 +173,8 @@ def test_help_keeps_its_brackets(command: str) -> None:
         "train": "[OPTIONS] [CONFIG]\n",
         "plan": "[OPTIONS] [CONFIG]\n",
         "compare": "CONFIG's [comparison].",
-        "split serve": "with a [split] table",
-        "split join": "with a [split] table",
+        "serve": "[OPTIONS] {CONFIG}\n",
+        "join": "[OPTIONS] {CONFIG}\n",
     }.get(command, "[OPTIONS]")
     assert expected in " ".join(shown.split(" ")).replace("\n                          ", " ")
     assert "..." not in shown.replace("[ARGS]...", "")

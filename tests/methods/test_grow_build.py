@@ -71,7 +71,7 @@ def test_growth_that_preserves_the_function_of_untrained_models_alone() -> None:
     ("settings", "sentence"),
     [
         ({"further": "alone"}, "set growth_rounds, at least 1"),
-        ({"further": "federated", "growth_rounds": 0}, "set growth_rounds, at least 1"),
+        ({"further": "federated", "growth_rounds": 0}, "growth_rounds is 0: it must be at least 1"),
         ({"growth_rounds": 3}, "nothing comes after them"),
         ({"growth": "stack"}, "has no operator to learn: set further"),
         ({"growth": "stack", "further": "alone", "growth_rounds": 2}, "has no rounds of growth"),

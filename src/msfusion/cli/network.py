@@ -41,7 +41,10 @@ def certificates(
         list[str], typer.Option(metavar="NAME", help="A name or address of the server; several times.")
     ],
 ) -> None:
-    """Make a private authority, a certificate for the server, and a token."""
+    """Make the keys of a server and its participants.
+
+    A private authority, a certificate for the server, and a token.
+    """
     from msfusion.engines.grpc.certificates import AUTHORITY, CERTIFICATE, KEY, TOKEN, make_certificates
 
     make_certificates(out, host)
@@ -62,18 +65,20 @@ def serve(
     certificates: Certificates = None,
     plain_text: PlainText = False,
     deadline: Annotated[
-        float | None,
+        float,
         typer.Option(
             metavar="SECONDS",
-            help="How long a participant may take for its part of a round (default 3600), in split learning for a "
-            "mini-batch (default 120).",
+            help="How long a participant may take for its part of a round (in split learning for a mini-batch).",
         ),
-    ] = None,
+    ] = 3600.0,
     patience: Patience = 600.0,
     overrides: Overrides = None,
     quiet: Quiet = False,
 ) -> None:
-    """Be the server of a run whose participants join over the network. The run is that of `msfusion train`."""
+    """Train with participants that join over a network.
+
+    The run is that of `msfusion train`, and so is its directory.
+    """
     from msfusion.engines.grpc.listening import Listening
     from msfusion.experiment.config import load_config
     from msfusion.experiment.kinds import kind_of
@@ -85,11 +90,10 @@ def serve(
     say = _teller(console, quiet)
     settings = load_config(config, overrides or ())
     settings.refuse_ignored()
-    kind = kind_of(settings.method.name)
     listening = Listening(
         address,
         _access(certificates, plain_text, of_server=True),
-        deadline=deadline or (120.0 if kind.converses else 3600.0),
+        deadline=deadline,
         patience=patience,
         on_listening=lambda where: say(f"listening on {where}"),
         on_event=say,
@@ -97,7 +101,7 @@ def serve(
     with Silent() if quiet else watcher(console) as watching:
         summary = run(settings, out, listening, watching)
     if not quiet:
-        console.print(kind.closing_table(summary))
+        console.print(kind_of(summary["method"]).closing_table(summary))
     print_line(console, out)
 
 
@@ -122,17 +126,16 @@ def join(
     quiet: Quiet = False,
 ) -> None:
     """Take part with the data of one participant, which stay here."""
+    from msfusion.engines.grpc.calling import Connecting
     from msfusion.experiment.config import load_config
-    from msfusion.experiment.joining import JoinWatcher
     from msfusion.experiment.network import join as run
 
-    console = console_of_user()
+    say = _teller(console_of_user(), quiet, f"participant {participant}: ")
     settings = load_config(config, overrides or ())
     settings.refuse_ignored()
     access = _access(certificates, plain_text, of_server=False)
-    with JoinWatcher(console, participant, settings.rounds, quiet) as watching:
-        rounds = run(settings, address, access, participant, patience=patience, folder=out, watching=watching)
-    _teller(console, quiet)(f"participant {participant} has taken part in all {rounds} rounds")
+    rounds = run(settings, Connecting(address, access, patience, say), participant, out)
+    say(f"has taken part in all {rounds} rounds")
 
 
 @network.command(
@@ -162,11 +165,11 @@ def _access(certificates: Path | None, plain_text: bool, *, of_server: bool) -> 
     return Access.of_server(certificates) if of_server else Access.of_participant(certificates)
 
 
-def _teller(console: Console, quiet: bool) -> Callable[[str], None]:
-    """Tells what happens, or not."""
+def _teller(console: Console, quiet: bool, who: str = "") -> Callable[[str], None]:
+    """Tells what happens, and to whom, or not."""
 
     def say(text: str) -> None:
         if not quiet:
-            print_line(console, text)
+            print_line(console, f"{who}{text}")
 
     return say

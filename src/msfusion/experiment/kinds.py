@@ -32,8 +32,7 @@ class Kind:
     `prepare` makes one. `tables` is the module with its `plan_tables` and `closing_table`. `shares_parts`: runs of the
     same data and model can share both and the width map. `title`: what stands where others have a width ratio.
     `personal`: every participant may end with a model of its own. `compresses`: what crosses is compressed, and a
-    comparison tells what it took to be as good as the first row. `converses`: over a network, a participant talks with
-    the server in each step of its training.
+    comparison tells what it took to be as good as the first row.
     """
 
     prepare: Callable[[Config, Parts | None], Prepared]
@@ -42,7 +41,6 @@ class Kind:
     title: str | None = None
     personal: bool = False
     compresses: bool = False
-    converses: bool = False
 
     def plan_tables(self, plan: Mapping[str, Any]) -> list[Table]:
         """What a run would ask of everybody."""
@@ -73,9 +71,7 @@ def _fedgrow(config: Config, parts: Parts | None) -> Prepared:
 USUAL = Kind(_slices, "msfusion.experiment.report.table")
 
 KINDS: Mapping[str, Kind] = {
-    "split": Kind(
-        _split, "msfusion.experiment.report.split", title="split learning", compresses=True, converses=True
-    ),
+    "split": Kind(_split, "msfusion.experiment.report.split", title="split learning", compresses=True),
     "fedgrow": Kind(
         _fedgrow, "msfusion.experiment.report.fedgrow", shares_parts=False, title="Fed-Grow", personal=True
     ),

@@ -7,29 +7,27 @@ run directory, the same numbers.
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import msfusion
-from msfusion.engines.grpc.access import Access
 from msfusion.engines.grpc.calling import Connecting
 from msfusion.engines.grpc.listening import Listening
 from msfusion.engines.grpc.network import Network
 from msfusion.engines.grpc.packing import Agreement
 from msfusion.engines.grpc.participant import take_part
-from msfusion.engines.stream.client import Connecting as SplitConnecting
 from msfusion.errors import ConfigError
-from msfusion.experiment import split_network
 from msfusion.experiment.config import Config
 from msfusion.experiment.config.keys import flattened
 from msfusion.experiment.grow import GrowRun
-from msfusion.experiment.joining import JoinWatcher
-from msfusion.experiment.kinds import kind_of, prepare
+from msfusion.experiment.kinds import prepare
 from msfusion.experiment.setup import Parts
 from msfusion.experiment.slices import SlicesRun
+from msfusion.experiment.split import SplitRun
 from msfusion.experiment.train import Watcher, train
 
-Run = SlicesRun | GrowRun
+Run = SlicesRun | GrowRun | SplitRun
 
 
 def serve(
@@ -43,9 +41,7 @@ def serve(
     A run that is there is continued from its last checkpoint. Raises what `train` raises, and StreamError where the
     address cannot be had.
     """
-    if kind_of(config.method.name).converses:
-        return split_network.serve(config, path, listening, watcher)
-    networks: list[Network] = []
+    listening, networks = replace(listening, scratch=path), list[Network]()
     with ExitStack() as stack:
 
         def preparing(settings: Config, parts: Parts | None) -> Run:
@@ -64,13 +60,9 @@ def serve(
 
 def join(
     config: Config,
-    address: str,
-    access: Access,
+    connecting: Connecting,
     participant: int,
-    *,
-    patience: float,
-    folder: Path | None,
-    watching: JoinWatcher,
+    folder: Path | None = None,
 ) -> int:
     """Take part in all rounds with the data of one participant; how many there were.
 
@@ -82,11 +74,6 @@ def join(
         raise ConfigError(
             f"there is no participant {participant}: they are 0 to {count - 1} (participants.count)"
         )
-    if kind_of(config.method.name).converses:
-        return split_network.join(
-            config, SplitConnecting(address, access, patience, watching.say, watching.step), participant
-        )
-    connecting = Connecting(address, access, patience, watching.say)
     prepared = _prepared(config.pinned(), None)
     return take_part(
         prepared.method,
@@ -109,7 +96,7 @@ def _prepared(config: Config, parts: Parts | None) -> Run:
         key = "together" if run.engine is None else "engine"
         raise ConfigError(f"run.{key} is for participants on one machine: leave it out over a network")
     prepared = prepare(config, parts)
-    assert isinstance(prepared, SlicesRun | GrowRun)
+    assert isinstance(prepared, Run)
     return prepared
 
 

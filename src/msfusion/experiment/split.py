@@ -2,67 +2,42 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
-from torch import Tensor
-
 from msfusion.costs import Costs
-from msfusion.data.federated import FederatedData
 from msfusion.experiment.config import Config
 from msfusion.experiment.fingerprint import model_digest
-from msfusion.experiment.setup import Parts
+from msfusion.experiment.local import LocalRun
+from msfusion.experiment.setup import Parts, problem_of
 from msfusion.experiment.split_figures import one_mini_batch, side_costs
-from msfusion.federated.memory import Memories
 from msfusion.federated.messages import payload_bytes
-from msfusion.federated.participation import Calendar, RoundSettings
-from msfusion.federated.results import ParticipantResult, RoundResult
-from msfusion.federated.states import state_of
-from msfusion.methods.split.rounds import SplitRound, SplitSettings, run_split_rounds
-from msfusion.width.cut import Cut, cut
+from msfusion.federated.participation import Conditions, RoundSettings
+from msfusion.federated.results import RoundResult
+from msfusion.methods.split.method import SplitMethod, SplitSettings
+from msfusion.width.cut import Cut
 from msfusion.width.groups import State
 
-TRAFFIC = ("activations", "gradients", "plain_activations", "plain_gradients")
-"""The kinds of bytes that a line of metrics has of its own, summed over the participants."""
 
-
-class SplitRun:
+class SplitRun(LocalRun):
     """What `Prepared` asks for. Raises CutError or ConfigError where the model cannot be cut so."""
 
+    method: SplitMethod
+
     def __init__(self, config: Config, parts: Parts) -> None:
-        self.config, self.parts = config, parts
         settings = config.split_settings
         assert settings is not None  # which the configuration has checked
         self.settings: SplitSettings = settings
-        self.cut: Cut = cut(parts.model, parts.width_map, settings.at)
-        self.round_settings = RoundSettings(
-            config.rounds, evaluate_every=config.evaluation.every, seed=config.seed
-        )
+        self.parts = parts
+        rounds = RoundSettings(config.rounds, evaluate_every=config.evaluation.every, seed=config.seed)
+        method = settings.build(problem_of(config, parts))
+        super().__init__(config, parts.data, method, rounds, Conditions())
 
     @property
-    def remarks(self) -> Sequence[str]:
-        """Nothing but what the configuration says."""
-        return ()
-
-    @property
-    def data(self) -> FederatedData:
-        """Each participant's examples and the test set."""
-        return self.parts.data
-
-    @property
-    def meaning(self) -> dict[str, int | float | str | bool | None]:
-        """Digests of what the data's labels and tokens stand for: everybody's must be the same."""
-        data = self.data
-        return {
-            "kind of data": f"{data.task}{', masked' if data.masked else ''}",
-            "class names": _digest(data.label_names),
-            "vocabulary": _digest(data.tokens),
-            "vocabulary size": data.vocabulary_size,
-            "padding token": data.padding,
-        }
+    def cut(self) -> Cut:
+        """Both parts of the model."""
+        return self.method.parts
 
     @property
     def examples(self) -> list[int]:
@@ -70,42 +45,9 @@ class SplitRun:
         return [len(own) for own in self.data.participants]
 
     @property
-    def calendar(self) -> Calendar:
-        """Everybody takes part in each round."""
-        return Calendar(self.round_settings, self.config.participants.count)
-
-    @property
     def model_digest(self) -> str:
         """Of the whole model, as it was traced."""
         return model_digest([self.parts.width_map.outline()])
-
-    def initial_state(self) -> dict[str, Tensor]:
-        """The whole model as it was built."""
-        return state_of(self.parts.model)
-
-    def rounds(
-        self,
-        state: State,
-        memories: Memories,
-        first_round: int,
-        on_participant: Callable[[ParticipantResult], None],
-    ) -> Generator[SplitRound, None, None]:
-        """The rounds from `first_round` on, in this process. Nothing is kept between rounds but the state."""
-        return run_split_rounds(
-            self.cut,
-            self.parts.model,
-            self.data.participants,
-            self.settings,
-            self.config.training_settings,
-            self.round_settings,
-            state=state,
-            first_round=first_round,
-            threads=self.config.run.threads,
-            test=self.data.test,
-            language_modelling=self.data.task == "language_modelling",
-            screening=self.config.screening,
-            on_participant=on_participant,
-        )
 
     def observer(self) -> _Observer:
         """Bytes by kind."""
@@ -179,14 +121,8 @@ class _Observer:
         """Nothing to remember."""
 
     def figures(self, result: RoundResult, before: State) -> dict[str, Any]:
-        """Of a round that has ended."""
-        assert isinstance(result, SplitRound)
-        return {f"{kind}_bytes": sum(getattr(each, kind) for each in result.traffic) for kind in TRAFFIC}
-
-
-def _digest(words: Sequence[str]) -> str | None:
-    """Equal for equal words in the same order; None where there are none."""
-    return hashlib.sha256(json.dumps(list(words)).encode()).hexdigest()[:16] if words else None
+        """Of a round that has ended, as the server has counted them."""
+        return dict(result.server_figures)
 
 
 def _side(costs: Costs, whole: Costs) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from msfusion.costs import Costs
 from msfusion.experiment.setup import training_costs
 from msfusion.federated.states import state_of
 from msfusion.federated.training import TrainingSettings
-from msfusion.methods.split.rounds import SplitSettings, part_of
-from msfusion.methods.split.sides import Participant, Request, Server
+from msfusion.methods.split.method import SplitSettings
+from msfusion.methods.split.sides import Participant, Request, Server, part_of
 from msfusion.width.cut import Cut
 from msfusion.width.groups import State
 
@@ -38,7 +38,7 @@ def one_mini_batch(
     ((down, _),) = Server(parts.server, still, wire).step([Request(up, batch.targets)])
     parts.server.zero_grad(set_to_none=True)
     parts.server.load_state_dict(kept)
-    coded = sum(len(piece) for each, piece in zip(parts.crossing, up, strict=True) if each.gradient)
+    coded = wire.coded_bytes(up)
     return {
         "examples": len(batch),
         "activations": coded,

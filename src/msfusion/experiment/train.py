@@ -211,8 +211,8 @@ def metrics_line(result: RoundResult, own: Mapping[str, Any]) -> dict[str, Any]:
         **attendance_figures(result.attendance),
         **own,
     }
-    if own_figures := result.own_figures():
-        line["metrics"] = {name: _finite(value) for name, value in own_figures.items()}
+    if asked := {name: value for name, value in result.own_figures().items() if name not in own}:
+        line["metrics"] = {name: _finite(value) for name, value in asked.items()}
     if result.left_out:
         line["left_out"] = [_told(each, result.round_index) for each in result.left_out]
     return {key: _finite(value) for key, value in line.items()}

@@ -26,7 +26,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 from torch import Tensor
 
@@ -71,7 +70,7 @@ class Conversation(ABC):
     What the server learns in the round is kept here, never in the method.
     """
 
-    one_by_one: ClassVar[bool] = False
+    one_by_one: bool = False
     """Whether each request of a turn may be answered by itself, in the order of the turn, without waiting for the
     others'.
     """
@@ -89,6 +88,6 @@ class Conversation(ABC):
         """What the server has learned so far, as tensors of the global state: `fuse` finds them in its `state`."""
         return {}
 
-    def figures(self) -> dict[str, float]:
+    def figures(self) -> dict[str, float | int]:
         """Numbers of the round for its metrics, by names that stand in `Method.metrics`."""
         return {}

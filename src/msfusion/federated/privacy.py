@@ -54,13 +54,15 @@ class Outbound:
     """What one update may hold besides a participant's number of examples and its mean loss, or what a request may.
 
     `tensors`: names, with type and shape. `metadata`: names of numbers. `words`: the strings that metadata may have
-    as values. `pieces`: how many pieces of bytes a request may have. It may hold less.
+    as values. `pieces`: how many pieces of bytes a request may have, and `most_bytes` how many bytes it may have in
+    all, where that is known. It may hold less.
     """
 
     tensors: Mapping[str, OpenForm]
     metadata: frozenset[str] = frozenset()
     words: frozenset[str] = frozenset()
     pieces: int = 0
+    most_bytes: int | None = None
 
     @classmethod
     def like(cls, tensors: State, metadata: frozenset[str] = frozenset()) -> Outbound:

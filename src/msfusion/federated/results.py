@@ -70,7 +70,7 @@ class RoundResult:
     late_bytes: tuple[int, int] = (0, 0)
     reports: tuple[Report, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
-    server_figures: Mapping[str, float] = field(default_factory=dict)
+    server_figures: Mapping[str, float | int] = field(default_factory=dict)
 
     @property
     def number(self) -> int:

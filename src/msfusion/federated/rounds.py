@@ -200,7 +200,7 @@ class _Federation:
             )
         return conversation
 
-    def _server_figures(self, conversation: Conversation | None) -> dict[str, float]:
+    def _server_figures(self, conversation: Conversation | None) -> dict[str, float | int]:
         told = {} if conversation is None else conversation.figures()
         return {name: value for name, value in told.items() if name in self.method.metrics}
 

@@ -73,6 +73,12 @@ class Cut:
         copy_tensors(self.client, copy)
         return copy
 
+    def copy_of_server(self) -> ServerPart:
+        """A server part with tensors of its own; the compiled program is shared."""
+        copy = ServerPart(self.server._specs, self.server._forwards, self.server._crossing)
+        copy_tensors(self.server, copy)
+        return copy
+
     def join(self) -> dict[str, Tensor]:
         """The state dict of the whole model."""
         return {**self.client.state_dict(), **self.server.state_dict()}

@@ -1,4 +1,4 @@
-"""One bad participant in split learning: the others train as without it, in one process and over a network."""
+"""One bad participant in split learning: the others train as without it, in the loop that is the reference."""
 
 from __future__ import annotations
 
@@ -7,25 +7,18 @@ from dataclasses import replace
 
 import pytest
 import torch
-from streaming import NOTHING, Hand, Job, Running, Served, digits, first_step, hello, network, same, served
+from splitting import Job, digits
 from torch import Tensor
 
 from msfusion.batch import Batch
 from msfusion.codecs import Identity
-from msfusion.engines.grpc.listening import Listening
-from msfusion.engines.grpc.packing import check_agreement, pack
-from msfusion.engines.stream.client import Connecting
-from msfusion.engines.stream.contract import Contract
-from msfusion.engines.stream.frames import Step
-from msfusion.engines.stream.terms import Terms
-from msfusion.errors import DataError, StreamError, TrainingError
+from msfusion.errors import DataError, TrainingError
 from msfusion.federated.screening import Screening
+from msfusion.methods.split.method import SplitSettings
 from msfusion.methods.split.results import SplitRound
-from msfusion.methods.split.rounds import SplitSettings, run_split_rounds
 from msfusion.methods.split.turnout import Turnout
 from msfusion.mini_batches import epoch_sizes
 
-LISTENING = Listening("127.0.0.1:0", NOTHING)
 PLAIN = SplitSettings("layers.3", Identity(), Identity())
 LAST = replace(digits(12, 300), inputs=(digits(12, 300).inputs[0] * torch.nan,))
 """The examples of a participant that cannot train."""
@@ -36,25 +29,14 @@ def state_of(rounds: list[SplitRound]) -> dict[str, Tensor]:
 
 
 def run(job: Job, screening: Screening) -> list[SplitRound]:
-    return list(
-        run_split_rounds(
-            job.parts(),
-            network()[0],
-            job.data,
-            job.settings,
-            job.training,
-            job.rounds,
-            state=job.state,
-            screening=screening,
-        )
-    )
+    return replace(job, screening=screening).reference()
 
 
 @pytest.mark.parametrize("way", [{}, {"server_step": "joined"}, {"clients": "relayed"}], ids=str)
 def test_the_others_train_as_if_it_were_not_there(way: dict[str, str]) -> None:
     good = Job(settings=replace(PLAIN, **way))
     bad = replace(good, data=[*good.data, LAST])
-    expected, found = good.in_process(), run(bad, Screening())
+    expected, found = good.reference(), run(bad, Screening())
     assert [[each.participant for each in one.left_out] for one in found] == [[3], [3]]
     assert [each.participant for each in found[-1].participants] == [0, 1, 2]
     assert all(torch.equal(tensor, state_of(found)[name]) for name, tensor in state_of(expected).items())
@@ -86,64 +68,6 @@ def test_first_layers_that_moved_too_far_do_not_count() -> None:
         assert list(turnout.reasons) == [2]
     with closing(Turnout(Screening(max_update_norm=0.0), 3, 0)) as turnout:
         assert turnout.averaged([*finished, far], before)["w"][0] == pytest.approx((2 + 9 + 1010) / 14)
-
-
-def bad_step(job: Job, hand: Hand, participant: int) -> bytes:
-    begun = hand.begin(job, participant)
-    good = first_step(job, begun)
-    codec = job.settings.activations
-    return pack(Step(0, 0, [codec.encode(torch.full((8, 8, 4, 4), 1e30))], good.targets))
-
-
-def test_over_a_network_the_round_goes_on_without_it() -> None:
-    """Participant 2 sends what it should not, and does not come back; the others end with the numbers of two."""
-    job = Job(settings=PLAIN)
-    where = {"patience": 20.0, "deadline": 4.0, "farewell": 0.2}
-    server = Served(job, replace(LISTENING, **where))
-    others = [Running(job.join, each, Connecting(server.address, NOTHING, patience=20.0)) for each in (0, 1)]
-    with Hand(server) as hand:
-        assert hand.refused(bad_step(job, hand, 2))[0] == "INVALID_ARGUMENT"
-    assert [each.wait() for each in others] == [2, 2]
-    server.thread.wait()
-    assert [[each.participant for each in one.left_out] for one in server.rounds] == [[2], [2]]
-    assert "as large as 1e+30" in server.rounds[0].left_out[0].reason
-    expected = replace(job, data=job.data[:2]).in_process()
-    same(expected, [replace(one, traffic=one.traffic[:2]) for one in server.rounds])
-
-
-def test_a_count_that_is_not_to_be_believed_is_refused() -> None:
-    terms = Terms(2, 1, 8, 1, None, 1000, 1000, {}, max_examples=100)
-    terms.check_examples(0, 100)
-    for count in (101, 10**6, 2**62):
-        with pytest.raises(StreamError, match=rf"participant 1 says that it has {count} examples"):
-            terms.check_examples(1, count)
-    with pytest.raises(StreamError, match="needs examples"):
-        terms.check_examples(0, 0)
-
-
-def test_labels_that_mean_something_else_are_refused() -> None:
-    job = Job()
-
-    def contract(names: str) -> Contract:
-        return Contract(
-            job.parts(), job.settings, job.training, job.rounds, 3, meaning={"class names": names}
-        )
-
-    ours, same_names, others = contract("a"), contract("a"), contract("b")
-    check_agreement(ours.terms.agreement, same_names.terms.agreement)
-    for theirs in (others.terms.agreement, job.contract().terms.agreement):
-        with pytest.raises(StreamError, match="class names"):
-            check_agreement(ours.terms.agreement, theirs)
-    assert hello(job).agreement == job.contract().terms.agreement
-
-
-def test_a_participant_says_what_it_waits_for() -> None:
-    told: list[str] = []
-    job = Job(data=[digits(20)])
-    with served(job) as server:
-        Running(job.join, 0, Connecting(server.address, NOTHING, on_event=told.append)).wait()
-    assert server.address in told[0]
-    assert "begins when all are there" in told[1]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import Tensor
 
 from msfusion.errors import RunDirectoryError
-from msfusion.files import read_tensors, refusing_write_errors, write_tensors
+from msfusion.files import read_tensors, refusing_write_errors, remove_unfinished, write_tensors
 from msfusion.width.groups import State
 
 
@@ -29,6 +29,7 @@ class Kept:
         if folder is not None:
             with refusing_write_errors(folder):
                 folder.mkdir(parents=True, exist_ok=True)
+                remove_unfinished(folder)  # which a killed process was writing
 
     def save(self, number: int, memory: State) -> None:
         """Keep this, before the server hears that the round's work is done."""

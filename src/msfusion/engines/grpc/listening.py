@@ -14,15 +14,16 @@ from msfusion.errors import ConfigError
 class Listening:
     """Where a server is reached and how patient it is. Raises ConfigError for plain text from other machines.
 
-    A participant whose next message takes longer than `deadline` seconds is cut off; one that is away longer
-    than `patience` is not waited for. After the last round the server waits at most `farewell` seconds for those that
-    have not heard of it. `scratch` is where the answers of a round are kept (by default where the system keeps
-    temporary files). `on_listening` is told the address, `on_event` what happens to connections.
+    A participant that takes longer than `deadline` seconds for its task, or in the middle of one for its next request,
+    is not waited for in this round, nor is one that is away longer than `patience`. After the last round the server
+    waits at most `farewell` seconds for those that have not heard of it. `scratch` is where the answers of a round are
+    kept (by default where the system keeps temporary files). `on_listening` is told the address, `on_event` what
+    happens to connections.
     """
 
     address: str
     access: Access
-    deadline: float = 120.0
+    deadline: float = 3600.0
     patience: float = 600.0
     farewell: float = 10.0
     scratch: Path | None = None

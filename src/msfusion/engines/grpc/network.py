@@ -158,7 +158,7 @@ class Network(Engine):
         message, kept = task_message(kind, task, converses=converses), round_of(task.memory)
         outbound, outbound_request = method.outbound(kind, task), method.outbound_request(task)
         work = hashlib.sha256(message + str(kept).encode()).digest()[:16]
-        job = Job(work, message, kept, most_bytes(outbound), LARGEST_REQUEST if converses else 0)
+        job = Job(work, message, kept, most_bytes(outbound), _most_of_request(outbound_request))
         self._call(self._places.give, task.participant, job)
         down = payload_bytes(task.tensors)
         return Owed(
@@ -248,6 +248,11 @@ class Network(Engine):
             self._places.close()
             self._loop.run_until_complete(self._loop.shutdown_asyncgens())
             self._loop.close()
+
+
+def _most_of_request(outbound: Outbound) -> int:
+    known = outbound.most_bytes
+    return LARGEST_REQUEST if known is None else known + most_bytes(replace(outbound, tensors={}))
 
 
 def _answer(owed: Owed, said: Finished) -> Answer:

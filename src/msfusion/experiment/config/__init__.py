@@ -53,7 +53,7 @@ from msfusion.folders import PREFIX, folder_of, has_tokenizer
 from msfusion.imports import in_one_line
 from msfusion.methods.fedgrow.settings import GrowSettings
 from msfusion.methods.parts.contrastive import ContrastiveSettings
-from msfusion.methods.split.rounds import SplitSettings
+from msfusion.methods.split.method import SplitSettings
 from msfusion.models.spec import ModelSpec
 from msfusion.quoting import short
 from msfusion.reading import read_at_most

@@ -20,7 +20,7 @@ from msfusion.imports import import_function, is_reference
 from msfusion.methods import settings as _house  # noqa: F401  # which registers the methods of the house
 from msfusion.methods.narrow import Weighting
 from msfusion.methods.parts.contrastive import ContrastiveSettings
-from msfusion.methods.split.rounds import Clients, ServerStep, SplitSettings
+from msfusion.methods.split.method import Clients, ServerStep, SplitSettings
 from msfusion.methods.split.wire import Derivative
 from msfusion.methods.starts import AUTO
 from msfusion.methods.table import Start

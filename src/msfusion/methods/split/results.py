@@ -1,4 +1,6 @@
-"""The rounds of split learning and what each reports, wherever its two sides run."""
+"""What split learning reports: bytes by kind. And what the loop of `rounds` and the one over a network have in common:
+a ledger of each round.
+"""
 
 from __future__ import annotations
 
@@ -39,6 +41,15 @@ class SplitTraffic:
         return replace(self, **{name: getattr(self, name) + count for name, count in more.items()})
 
 
+TRAFFIC = ("activations", "gradients", "plain_activations", "plain_gradients")
+"""The kinds of bytes that a round's metrics tell, summed over the participants."""
+
+
+def figures_of(traffic: Sequence[SplitTraffic]) -> dict[str, float | int]:
+    """Those bytes, by the names that they have in the metrics."""
+    return {f"{kind}_bytes": sum(getattr(each, kind) for each in traffic) for kind in TRAFFIC}
+
+
 @dataclass(frozen=True)
 class SplitRound(RoundResult):
     """A finished round; `traffic` has each participant's bytes by kind."""
@@ -76,13 +87,13 @@ class Ledger:
         seconds: float,
     ) -> None:
         """A mini-batch that went up and came down, with `plain` bytes of activations before any codec."""
-        pieces = list(zip(self._wire.crossing, request.message, strict=True))
+        coded = self._wire.coded_bytes(request.message)
         self.traffic[participant] = self.traffic[participant].plus(
-            activations=sum(len(piece) for each, piece in pieces if each.gradient),
+            activations=coded,
             gradients=sum(map(len, down)),
             plain_activations=plain,
             plain_gradients=plain,
-            other_up=sum(len(piece) for each, piece in pieces if not each.gradient) + request.targets.nbytes,
+            other_up=sum(map(len, request.message)) - coded + request.targets.nbytes,
         )
         self._losses[participant] += loss * examples
         self._seen[participant] += examples
@@ -160,5 +171,6 @@ def split_rounds(
             seconds=time.perf_counter() - begin,
             attendance=Attendance(tuple(range(participants))),
             left_out=ledger.left_out(round_index),
+            server_figures=figures_of(ledger.traffic),
             traffic=tuple(ledger.traffic),
         )

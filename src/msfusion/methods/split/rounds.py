@@ -1,4 +1,6 @@
-"""Split learning on one machine: the rounds of several participants and one server, all in this process.
+"""Split learning as one loop: the rounds of several participants and one server, all in this process.
+
+It is the readable reference of the method (`method`), which engines carry out and which must end with the same bits.
 
 What would cross a network is encoded, counted and decoded; nothing else is shared between the two sides.
 """
@@ -8,69 +10,42 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
-from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from msfusion.batch import Batch
-from msfusion.codecs import PROFILES, Codec, Scaled
-from msfusion.errors import ConfigError, DataError, MsfusionError
+from msfusion.errors import DataError, MsfusionError
 from msfusion.federated.messages import payload_bytes
 from msfusion.federated.participation import RoundSettings
 from msfusion.federated.results import ParticipantResult
 from msfusion.federated.screening import DEFAULT, Screening
 from msfusion.federated.states import state_of
-from msfusion.federated.training import TrainingSettings, build_optimizer, round_batches
+from msfusion.federated.training import TrainingSettings, round_batches
+from msfusion.methods.split.method import SplitSettings
 from msfusion.methods.split.results import Ledger, SplitRound, SplitTraffic, split_rounds
-from msfusion.methods.split.sides import Participant, Request, Server, draw_of
+from msfusion.methods.split.sides import (
+    Participant,
+    Request,
+    client_optimizer,
+    draw_of,
+    part_of,
+    participant_of,
+    server_of,
+)
 from msfusion.methods.split.turnout import Turnout
-from msfusion.methods.split.wire import Derivative, Message, Wire, check_derivative
-from msfusion.setting import check, setting
+from msfusion.methods.split.wire import Message
 from msfusion.width.cut import Cut
 from msfusion.width.groups import State
 
-__all__ = ["SplitRound", "SplitSettings", "SplitTraffic", "run_split_rounds"]
-
-ServerStep = Literal["each", "joined"]
-Clients = Literal["averaged", "relayed"]
-
-
-@dataclass(frozen=True)
-class SplitSettings:
-    """How a model is cut and how its parts train together. Raises ConfigError for an unknown way.
-
-    "averaged" clients are weighted by examples (SplitFed).
-    """
-
-    at: str = setting(meaning="the module after which the model is cut, by its name")
-    activations: Codec = setting(
-        PROFILES["small"],
-        "a codec for what goes up: a profile, or a table { codec = 'top_k', ... } with its settings",
-    )
-    gradients: Codec = setting(Scaled, "a codec for what comes down: blocks of it differ much in size")
-    server_step: ServerStep = setting(
-        "each", "a step for each participant's mini-batch, in turn, or one for those of all (joined)"
-    )
-    clients: Clients = setting(
-        "averaged", "first layers: averaged after each round, or relayed from one participant to the next"
-    )
-    derivative: Derivative = setting(
-        "identity", "of the activations' codec: the identity, or the true one, whose gradients are few"
-    )
-
-    def __post_init__(self) -> None:
-        check(self)
-        if self.clients == "relayed" and self.server_step == "joined":
-            raise ConfigError(
-                "participants that relay their layers come one at a time: use server_step = 'each'"
-            )
-        check_derivative(self.derivative, self.activations)
-
-    def wire(self, parts: Cut) -> Wire:
-        """How what crosses between these parts becomes bytes."""
-        return Wire(parts.crossing, self.activations, self.gradients, derivative=self.derivative)
+__all__ = [
+    "SplitRound",
+    "SplitSettings",
+    "SplitTraffic",
+    "client_optimizer",
+    "part_of",
+    "run_split_rounds",
+    "server_of",
+]
 
 
 def run_split_rounds(
@@ -140,7 +115,7 @@ class _Round:
         self.seed, self.round_index = seed, round_index
         self.wire = settings.wire(parts)
         self.client_state = part_of(state, parts.client)
-        self.server = server_of(parts, state, self.wire, training, round_index)
+        self.server = server_of(parts.server, state, self.wire, training, round_index)
         examples = [len(own) for own in data]
         self.ledger = Ledger(self.wire, examples, payload_bytes(self.client_state), turnout.reasons)
         self._steps = [0] * len(data)
@@ -211,25 +186,17 @@ class _Round:
         self, sent: list[tuple[int, Participant, Batch, Request]]
     ) -> list[tuple[tuple[int, Participant, Batch, Request], tuple[Message, float]]]:
         """A step of the server on these mini-batches, without those that are no good; each with its answer."""
-        while sent:
-            try:
-                return list(zip(sent, self.server.step([each[3] for each in sent]), strict=True))
-            except MsfusionError as error:
-                faults = {each[0]: self.server.fault_of(each[3]) or error for each in sent if len(sent) > 1}
-                alone = {index: fault for index, fault in faults.items() if fault is not error}
-                if not alone and len(sent) > 1:
-                    raise  # only together are they no good: nobody's fault
-                for index, fault in (alone or {sent[0][0]: error}).items():
-                    self.turnout.leave_out(index, fault)
-                sent = [each for each in sent if each[0] not in self.turnout.reasons]
-        return []
+        found = []
+        answers = self.server.step_on_good([each[3] for each in sent])
+        for each, answer in zip(sent, answers, strict=True):
+            if isinstance(answer, MsfusionError):
+                self.turnout.leave_out(each[0], answer)
+            else:
+                found.append((each, answer))
+        return found
 
     def _participant(self, state: Mapping[str, Tensor]) -> Participant:
-        part = self.parts.copy_of_client()
-        part.load_state_dict(state)
-        part.train()
-        optimizer = client_optimizer(part, self.training, self.round_index)
-        return Participant(part, optimizer, self.wire, self.training.clip_norm)
+        return participant_of(self.parts, state, self.wire, self.training, self.round_index)
 
     def _mini_batches(self, participant: int) -> Iterator[Batch]:
         return round_batches(
@@ -239,24 +206,3 @@ class _Round:
             round_index=self.round_index,
             participant=participant,
         )
-
-
-def server_of(parts: Cut, state: State, wire: Wire, training: TrainingSettings, round_index: int) -> Server:
-    """The server's side at the beginning of a round, from the whole model's state."""
-    parts.server.load_state_dict(part_of(state, parts.server))
-    parts.server.train()
-    optimizer = build_optimizer(parts.server, training, round_index)
-    return Server(parts.server, optimizer, wire, training.clip_norm)
-
-
-def client_optimizer(
-    part: nn.Module, training: TrainingSettings, round_index: int
-) -> torch.optim.Optimizer | None:
-    """A participant's fresh optimiser for a round; None where nothing in the first layers trains."""
-    trains = any(parameter.requires_grad for parameter in part.parameters())
-    return build_optimizer(part, training, round_index) if trains else None
-
-
-def part_of(state: State, part: nn.Module) -> dict[str, Tensor]:
-    """What a part has of the whole model's state."""
-    return {name: state[name] for name in part.state_dict()}

@@ -24,11 +24,13 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from msfusion.batch import Batch
-from msfusion.errors import MsfusionError, TrainingError
+from msfusion.errors import CodecError, MsfusionError, TrainingError
+from msfusion.federated.training import TrainingSettings, build_optimizer
 from msfusion.methods.split.wire import Message, Wire
 from msfusion.objectives import make_dense, mean_cross_entropy, scores
 from msfusion.seeds import OfSide, seed_of
-from msfusion.width.cut import ClientPart, ServerPart
+from msfusion.width.cut import ClientPart, Cut, ServerPart
+from msfusion.width.groups import State
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,29 @@ class Server:
             raise
         return self.update(forwards)
 
+    def step_on_good(self, requests: Sequence[Request]) -> list[tuple[Message, float] | MsfusionError]:
+        """One step on those mini-batches that are good; for each the answer, or why it is no good.
+
+        Raises what `step` does where mini-batches that are good by themselves are no good together: it is nobody's
+        fault.
+        """
+        found: dict[int, tuple[Message, float] | MsfusionError] = {}
+        left = dict(enumerate(requests))
+        while left:
+            try:
+                found |= zip(left, self.step([*left.values()]), strict=True)
+                break
+            except MsfusionError as error:
+                faults = {each: self.fault_of(request) for each, request in left.items() if len(left) > 1}
+                bad = {each: fault for each, fault in faults.items() if fault is not None}
+                if len(left) == 1:
+                    bad = dict.fromkeys(left, error)
+                if not bad:
+                    raise
+            found |= bad
+            left = {each: request for each, request in left.items() if each not in bad}
+        return [found[each] for each in range(len(requests))]
+
     def forward(self, request: Request, received: Sequence[Tensor]) -> Forward:
         """The first half of a step: the loss of a mini-batch, whose message has been `received`.
 
@@ -128,9 +153,15 @@ class Server:
             raise
 
     def _forward(self, request: Request, received: Sequence[Tensor], before: list[Tensor]) -> Forward:
-        with _drawing(request.draw, OfSide.SERVER):
-            batch = Batch(tuple(received), request.targets)
-            loss = mean_cross_entropy(*scores(self.part, batch))
+        try:
+            with _drawing(request.draw, OfSide.SERVER):
+                batch = Batch(tuple(received), request.targets)
+                loss = mean_cross_entropy(*scores(self.part, batch))
+        except MsfusionError:
+            raise
+        except (RuntimeError, IndexError, ValueError) as error:  # what crosses may be indices, and not fit
+            reason = str(error).strip().partition("\n")[0][:200]
+            raise CodecError(f"the rest of the model cannot go on with this mini-batch: {reason}") from error
         if not math.isfinite(float(loss.detach())):
             raise TrainingError("the loss on the server is not finite: lower the learning rate")
         self._check_buffers(before, len(request.targets))
@@ -201,6 +232,38 @@ class Server:
                 buffer.copy_(before)
 
 
+def server_of(
+    part: ServerPart, state: State, wire: Wire, training: TrainingSettings, round_index: int
+) -> Server:
+    """The server's side at the beginning of a round; the part gets what it has of the whole model's state."""
+    part.load_state_dict(part_of(state, part))
+    part.train()
+    return Server(part, build_optimizer(part, training, round_index), wire, training.clip_norm)
+
+
+def participant_of(
+    parts: Cut, layers: State, wire: Wire, training: TrainingSettings, round_index: int
+) -> Participant:
+    """A participant's side at the beginning of a round, with first layers of its own."""
+    part = parts.copy_of_client()
+    part.load_state_dict(dict(layers))
+    part.train()
+    return Participant(part, client_optimizer(part, training, round_index), wire, training.clip_norm)
+
+
+def client_optimizer(
+    part: nn.Module, training: TrainingSettings, round_index: int
+) -> torch.optim.Optimizer | None:
+    """A participant's fresh optimiser for a round; None where nothing in the first layers trains."""
+    trains = any(parameter.requires_grad for parameter in part.parameters())
+    return build_optimizer(part, training, round_index) if trains else None
+
+
+def part_of(state: State, part: nn.Module) -> dict[str, Tensor]:
+    """What a part has of the whole model's state."""
+    return {name: state[name] for name in part.state_dict()}
+
+
 @dataclass(frozen=True)
 class Forward:
     """A mini-batch that has been through the server part: what came of it, and the buffers before it."""
@@ -220,7 +283,7 @@ def _drawing(draw: int, side: OfSide) -> Iterator[None]:
         yield
 
 
-def averaged(states: Sequence[tuple[dict[str, Tensor], float]]) -> dict[str, Tensor]:
+def averaged(states: Sequence[tuple[State, float]]) -> dict[str, Tensor]:
     """The mean of several client parts, each with its weight; integers (counters) are the first one's."""
     total = sum(weight for _, weight in states)
     first = states[0][0]

@@ -103,7 +103,7 @@ def test_directories_devices_and_links_to_nowhere(made: Path) -> None:
 
 
 def test_what_cannot_be_written_whole_is_not_written(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from msfusion.engines.stream import certificates
+    from msfusion.engines.grpc import certificates
 
     write = certificates._write
 
@@ -113,7 +113,7 @@ def test_what_cannot_be_written_whole_is_not_written(here: Path, monkeypatch: py
         write(path, content, rights)
 
     monkeypatch.setattr(certificates, "_write", full)
-    refused(msfusion("split", "certificates", "--out", "made", "--host", "localhost"), "No space left")
+    refused(msfusion("certificates", "--out", "made", "--host", "localhost"), "No space left")
     assert not list((here / "made").iterdir())
 
 
@@ -121,6 +121,6 @@ def test_the_commands_refuse_them_before_anything_else(made: Path, here: Path) -
     (made / "token").chmod(0o644)
     (here / "c.toml").write_text("[method]\nname = 'split'\n[split]\nat = 'layers'\n")
     where = ["c.toml", "--address", "127.0.0.1:7001", "--certificates", str(made)]
-    refused(msfusion("split", "serve", *where, "--out", "run"), "chmod 600")
-    refused(msfusion("split", "join", *where, "--participant", "0"), "chmod 600")
+    refused(msfusion("serve", *where, "--out", "run"), "chmod 600")
+    refused(msfusion("join", *where, "--participant", "0"), "chmod 600")
     assert not (here / "run").exists()
