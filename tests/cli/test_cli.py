@@ -163,6 +163,7 @@ def test_training_without_a_terminal(here: Path) -> None:
     assert quiet.stdout == "runs/digits-2\n"
 
 
+@pytest.mark.release
 @pytest.mark.slow
 def test_a_progress_bar_in_a_terminal(here: Path) -> None:
     pty = pytest.importorskip("pty")

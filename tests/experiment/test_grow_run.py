@@ -61,6 +61,7 @@ def test_participants_are_told_apart(trained: Path) -> None:
     assert all(line["accuracy_sd"] > 0 for line in RunDirectory(trained).read_metrics())
 
 
+@pytest.mark.release
 def test_a_run_that_was_stopped_ends_with_the_same_numbers(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         train(quick(), tmp_path / "out", watcher=Stopping(1))
@@ -72,7 +73,9 @@ def test_a_run_that_was_stopped_ends_with_the_same_numbers(trained: Path, tmp_pa
     assert lines[0] == lines[1]
 
 
-@pytest.mark.parametrize("stage", ["private.fit_operator", "method.local_steps"])
+@pytest.mark.parametrize(
+    "stage", ["private.fit_operator", pytest.param("method.local_steps", marks=pytest.mark.release)]
+)
 def test_killed_in_a_stage_it_ends_with_the_same_bits(stage: str, trained: Path, tmp_path: Path) -> None:
     """SIGKILL while the second participant fits its private operator; and in the second round of the shared one."""
     script = f"""

@@ -62,7 +62,9 @@ def test_from_a_folder_and_back(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("family", [bert_masked_lm, vit, tied_llama])
+@pytest.mark.parametrize(
+    "family", [bert_masked_lm, *(pytest.param(each, marks=pytest.mark.release) for each in (vit, tied_llama))]
+)
 def test_what_has_grown_is_saved_and_loaded(family: Callable[[Size], nn.Module], tmp_path: Path) -> None:
     grown = msfusion.grow(perturbed(family(SHALLOW)), {"hidden_size": 48, "num_attention_heads": 6}).eval()
     grown.save_pretrained(tmp_path / "large")
@@ -70,6 +72,7 @@ def test_what_has_grown_is_saved_and_loaded(family: Callable[[Size], nn.Module],
     assert torch.equal(call(loaded, inputs_of(family)), call(grown, inputs_of(family)))
 
 
+@pytest.mark.release
 def test_heads_of_other_tasks_and_poolers_may_lie_in_a_folder(tmp_path: Path) -> None:
     """As in the published BERT: a masked language model whose file holds the pooler and a second head too."""
     model = perturbed(bert_masked_lm(SHALLOW))
@@ -80,6 +83,7 @@ def test_heads_of_other_tasks_and_poolers_may_lie_in_a_folder(tmp_path: Path) ->
     assert msfusion.grow(tmp_path, {"intermediate_size": 80}).config.intermediate_size == 80
 
 
+@pytest.mark.release
 def test_models_without_a_head_grow_inside_alone() -> None:
     import transformers
 
@@ -90,6 +94,7 @@ def test_models_without_a_head_grow_inside_alone() -> None:
         msfusion.grow(source, {"hidden_size": 48, "num_attention_heads": 6})
 
 
+@pytest.mark.release
 def test_a_classifier_that_needs_padding() -> None:
     import transformers
 
@@ -114,6 +119,7 @@ def test_a_configuration_as_target() -> None:
     assert source.config.n_embd == 24
 
 
+@pytest.mark.release
 def test_a_setting_with_an_entry_for_each_layer_grows_with_them() -> None:
     """Qwen's layer_types, which its configuration derives. The caller's random numbers stay where they are."""
     import transformers
@@ -156,6 +162,7 @@ def test_an_own_model_with_an_own_operator() -> None:
         msfusion.grow(source, decoder(Size(48, 6, 3, 90)), operator)
 
 
+@pytest.mark.release
 def test_stacking_by_name() -> None:
     source = traced(decoder, SMALL)[0]
     grown = msfusion.grow(source, decoder(Size(24, 3, 4, 40)), "stack", example_inputs=inputs_of(decoder))

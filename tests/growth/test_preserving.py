@@ -37,10 +37,13 @@ THICK = Size(36, 3, 1, 40)  # the same heads, of 12 features instead of 8
 
 EXACT = [
     (bert_masked_lm, SHALLOW, Size(48, 6, 1, 90), "tile"),  # post-norm and tied
-    (gpt2, SHALLOW, ODD, "mean"),
-    (vit, SHALLOW, ODD, "mean"),
     (decoder, SMALL, LARGE, "tile"),
     (decoder, SHALLOW, ODD, "mean"),
+]
+
+MORE = [
+    (gpt2, SHALLOW, ODD, "mean"),
+    (vit, SHALLOW, ODD, "mean"),
     (decoder, SMALL, Size(30, 3, 3, 41), "mean"),  # a larger head dimension
     (decoder, SHALLOW, Size(48, 3, 1, 40), "tile"),  # and every feature twice
     (decoder, Size(heads=1), Size(48, 2, 2, 40), "tile"),  # one head, which is no width group
@@ -48,7 +51,9 @@ EXACT = [
 
 
 @pytest.mark.parametrize(
-    ("family", "small", "large", "rule"), EXACT, ids=lambda value: getattr(value, "__name__", None)
+    ("family", "small", "large", "rule"),
+    [*EXACT, *(pytest.param(*each, marks=pytest.mark.release) for each in MORE)],
+    ids=lambda value: getattr(value, "__name__", None),
 )
 def test_function_preserving_growth(family: Family, small: Size, large: Size, rule: str) -> None:
     (source, source_map), (target, target_map) = traced(family, small), traced(family, large)
@@ -110,6 +115,7 @@ def test_what_cannot_be_exact_is_refused() -> None:
     assert "BertForSequenceClassification" in str(error.value)
 
 
+@pytest.mark.release
 def test_what_holds_for_fresh_weights_alone_is_no_proof() -> None:
     """A fresh norm has weights 1 and biases 0, and LayerNorm of what it gives changes nothing: until it has trained."""
     fresh = bert_classifier(SHALLOW).state_dict()
@@ -155,6 +161,7 @@ def test_copies_do_not_stay_copies() -> None:
     assert max(differ[0]) < 0.01 * min(differ[1])
 
 
+@pytest.mark.release
 @pytest.mark.parametrize("family", [vit, gpt2])
 def test_copies_within_a_head_do_not_stay_copies(family: Family) -> None:
     """Nothing but keys reads queries: split alike, both would stay copies where the stream is not tiled."""
@@ -175,6 +182,7 @@ def test_copies_within_a_head_do_not_stay_copies(family: Family) -> None:
     assert max(differ[0]) < 0.01 * min(differ[1])
 
 
+@pytest.mark.release
 def test_stacking_and_interlacing_copy_whole_layers() -> None:
     source, source_map = traced(bert_classifier, SMALL)
     target_map = traced(bert_classifier, LARGE)[1]

@@ -89,8 +89,8 @@ def in_double(source: Size, tied: bool = False) -> dict[str, Tensor]:
     ("small", "large", "rule"),
     [
         (GROUPED, GROUPED_LARGE, "tile"),  # more queries for each key
-        (GROUPED, GROUPED_ODD, "zero"),  # more key-value heads; tied
-        *((small, large, "tile") for small, large in FEWER_QUERIES),
+        pytest.param(GROUPED, GROUPED_ODD, "zero", marks=pytest.mark.release),  # more key-value heads; tied
+        *(pytest.param(*sizes, "tile", marks=pytest.mark.release) for sizes in FEWER_QUERIES),
     ],
 )
 def test_function_preserving_growth_of_llama(small: Size, large: Size, rule: str) -> None:
@@ -106,6 +106,7 @@ def test_function_preserving_growth_of_llama(small: Size, large: Size, rule: str
     torch.testing.assert_close(call(model, {"input_ids": TOKENS}).double(), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.release
 @pytest.mark.parametrize(("small", "large"), FEWER_QUERIES)
 def test_stacking_and_ligo_start_exact_too(small: Size, large: Size) -> None:
     source, source_map = traced(llama, small)

@@ -7,11 +7,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from traced_once import once
 
 import msfusion
 from msfusion.models.convolutional import ConvNet, ResNet
 from msfusion.models.transformer import DecoderLM, TextClassifier
 from msfusion.width.cut import Cut
+
+TRACE = once(msfusion.trace)
+"""Two tests cut each model."""
 
 
 class NormalisedWithSkips(nn.Module):
@@ -98,7 +102,7 @@ def case(request: pytest.FixtureRequest) -> tuple[nn.Module, Any, Cut, int]:
     build, inputs, at, gradients = CASES[request.param]
     torch.manual_seed(0)
     model = build()
-    return model, inputs, msfusion.cut(model, msfusion.trace(model, inputs(2)), at), gradients
+    return model, inputs, msfusion.cut(model, TRACE(model, inputs(2)), at), gradients
 
 
 def test_the_parts_together_are_the_model(case: tuple[nn.Module, Any, Cut, int]) -> None:
