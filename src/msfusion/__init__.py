@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         UntraceableModelError,
         UpdateError,
     )
+    from msfusion.federated.conversation import Conversation, Request, Response
     from msfusion.federated.engine import Answer, Ask, Engine, InProcess, engine, perform
     from msfusion.federated.method import Answered, Method, Task, Update
     from msfusion.federated.participation import Conditions, RoundSettings
@@ -79,6 +80,7 @@ _HOMES = {
         "UntraceableModelError",
         "UpdateError",
     ],
+    "msfusion.federated.conversation": ["Conversation", "Request", "Response"],
     "msfusion.federated.engine": ["Answer", "Ask", "Engine", "InProcess", "engine", "perform"],
     "msfusion.federated.method": ["Answered", "Method", "Task", "Update"],
     "msfusion.federated.participation": ["Conditions", "RoundSettings"],
@@ -124,6 +126,7 @@ __all__ = [
     "Checkpoints",
     "Conditions",
     "ConfigError",
+    "Conversation",
     "Cut",
     "CutError",
     "DataError",
@@ -151,6 +154,8 @@ __all__ = [
     "PrivacyError",
     "Problem",
     "Processes",
+    "Request",
+    "Response",
     "RoundResult",
     "RoundSettings",
     "Scoring",

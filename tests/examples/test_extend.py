@@ -27,7 +27,14 @@ def imported(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("module", "name"), [("fedprox", "FedProx"), ("server_momentum", "ServerMomentum")])
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("fedprox", "FedProx"),
+        ("server_momentum", "ServerMomentum"),
+        ("parameter_server", "ParameterServer"),
+    ],
+)
 def test_methods_keep_the_laws(module: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     msfusion.check_method(getattr(imported(module, monkeypatch), name)())
 
@@ -51,6 +58,30 @@ def test_fedprox_without_a_pull_is_federated_averaging(monkeypatch: pytest.Monke
         sum(float((state[name] - before[name]).norm()) for name in before) for state in (states[2], states[1])
     )
     assert near < far / 2
+
+
+def test_a_parameter_server_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two participants with one mini-batch each: two steps, the second on a gradient at the old weights."""
+    made = imported("parameter_server", monkeypatch)
+    x = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    y = (x[:, 0] > 0).long()
+    model = torch.nn.Linear(3, 2)
+    federation = msfusion.Federation(
+        model,
+        [(x[:3], y[:3]), (x[3:], y[3:])],
+        method=made.ParameterServer(rate=0.5),
+        training=msfusion.Training(batch_size=3),
+    )
+    federation.fit(1)
+    weight = model.weight.detach().clone().requires_grad_()
+    bias = model.bias.detach().clone().requires_grad_()
+    losses = [
+        torch.nn.functional.cross_entropy(x[half] @ weight.T + bias, y[half])
+        for half in (slice(3), slice(3, 6))
+    ]
+    gradients = [torch.autograd.grad(loss, (weight, bias)) for loss in losses]
+    torch.testing.assert_close(federation.state["weight"], weight - 0.5 * (gradients[0][0] + gradients[1][0]))
+    torch.testing.assert_close(federation.state["bias"], bias - 0.5 * (gradients[0][1] + gradients[1][1]))
 
 
 def test_momentum_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
