@@ -32,7 +32,7 @@ COMPARED: Mapping[str, str] = {"ge": "at least", "gt": "above", "le": "at most",
 class Allowed:
     """Which values a setting may have: limits of a number, or what `fits` says, with `wanted` in words."""
 
-    limits: Mapping[str, float]
+    limits: Mapping[str, float | int]
     fits: Callable[[Any], bool] | None = None
     wanted: str = ""
 
@@ -51,7 +51,7 @@ class Allowed:
         return " and ".join(words)
 
 
-def _keeps(value: float, name: str, limit: float) -> bool:
+def _keeps(value: float | int, name: str, limit: float | int) -> bool:
     if name in ("ge", "gt"):
         return value > limit or (name == "ge" and value == limit)
     return value < limit or (name == "le" and value == limit)
@@ -63,7 +63,7 @@ def setting(
     *,
     fits: Callable[[Any], bool] | None = None,
     wanted: str = "",
-    **limits: float,
+    **limits: float | int,
 ) -> Any:
     """A field of a dataclass that declares a setting.
 
