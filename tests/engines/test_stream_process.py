@@ -108,7 +108,11 @@ def test_a_killed_process_of_the_streams_is_an_error_and_no_hang(
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["SIGKILL", "Ctrl-C"])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.release)],
+    ids=["SIGKILL", "Ctrl-C"],
+)
 def test_a_server_that_ends_leaves_nobody_behind(number: int) -> None:
     """And its port is free: the next server has it, however soon it comes."""
 
