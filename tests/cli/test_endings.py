@@ -113,7 +113,11 @@ LONG = [*QUICK, "--set", "rounds=40", "--set", "training.local_epochs=1", "--set
 @pytest.mark.timeout(200)
 @pytest.mark.parametrize(
     ("signals", "code"),
-    [((signal.SIGINT,), 130), ((signal.SIGTERM,), 143), ((signal.SIGINT, signal.SIGINT), 130)],
+    [
+        ((signal.SIGINT,), 130),
+        pytest.param((signal.SIGTERM,), 143, marks=pytest.mark.release),
+        ((signal.SIGINT, signal.SIGINT), 130),
+    ],
     ids=["Ctrl-C", "SIGTERM", "Ctrl-C twice"],
 )
 def test_a_run_that_is_stopped_leaves_no_worker_and_can_go_on(
@@ -173,7 +177,16 @@ def test_the_second_signal_does_not_wait_for_the_first(here: Path, number: int) 
     assert told.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", [["plan"], ["plan", "--json"], ["inspect", "convnet"]])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["plan"],
+        *(
+            pytest.param(each, marks=pytest.mark.release)
+            for each in (["plan", "--json"], ["inspect", "convnet"])
+        ),
+    ],
+)
 def test_a_reader_who_leaves_ends_the_command_quietly(here: Path, command: list[str]) -> None:
     settings = [] if "inspect" in command else QUICK
     with subprocess.Popen(

@@ -61,7 +61,13 @@ def test_a_plan_comes_true(here: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["resnet", "convnet", "text_classifier", "decoder_lm"])
+@pytest.mark.parametrize(
+    "model",
+    [
+        "decoder_lm",
+        *(pytest.param(each, marks=pytest.mark.release) for each in ("resnet", "convnet", "text_classifier")),
+    ],
+)
 def test_inspect_tells_the_width_map_of_every_built_in_model(here: Path, model: str) -> None:
     description = json.loads(msfusion("inspect", model, "--json").stdout)
     assert description["reach"] > 0.5

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.slow
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
+@pytest.mark.release
 def test_the_loop_by_hand_learns(capsys: pytest.CaptureFixture[str]) -> None:
     accuracy = runpy.run_path(str(EXAMPLES / "own_loop.py"))["main"](rounds=6)
     assert capsys.readouterr().out.count("round ") == 6

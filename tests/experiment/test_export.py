@@ -88,6 +88,7 @@ def test_a_model_of_transformers_loads_in_transformers(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "vocabulary.json").is_file()
 
 
+@pytest.mark.release
 def test_a_tokenizer_from_a_folder_goes_along(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers", reason="needs transformers")
     save_tokenizer(tmp_path / "tokenizer")

@@ -161,6 +161,7 @@ def test_what_a_model_is_worth_to_its_owner_stands_beside_what_it_is_worth_in_ge
     assert "in participants' own proportions of labels" in str(closing_table(summary).title)
 
 
+@pytest.mark.release
 def test_the_tables_say_what_leaves(trained: Path) -> None:
     planned = msfusion("plan", "--json", *SETTINGS)
     assert planned.exit_code == 0

@@ -107,12 +107,12 @@ class Charging(GrowRun):
     "settings",
     [
         LIGO,
-        replace(LIGO, share="everything"),
-        replace(LIGO, share="nothing"),
-        replace(LIGO, further="alone", growth_rounds=2),
+        pytest.param(replace(LIGO, share="everything"), marks=pytest.mark.release),
+        pytest.param(replace(LIGO, share="nothing"), marks=pytest.mark.release),
+        pytest.param(replace(LIGO, further="alone", growth_rounds=2), marks=pytest.mark.release),
         replace(LIGO, further="federated", growth_rounds=1),
         replace(LIGO, growth="stack", further="federated"),
-        replace(LIGO, growth="stack", further="alone"),
+        pytest.param(replace(LIGO, growth="stack", further="alone"), marks=pytest.mark.release),
     ],
     ids=lambda settings: f"{settings.growth}, {settings.share}, {settings.further}",
 )

@@ -45,6 +45,7 @@ def test_the_result_depends_on_the_arguments_alone() -> None:
     assert all(torch.equal(t, second.tensors()[name]) for name, t in first.tensors().items())
 
 
+@pytest.mark.release
 @pytest.mark.parametrize("kind", ["full", "padded", "copies"])
 def test_the_costs_of_an_operator_s_step_can_be_counted(kind: str) -> None:
     """More than the target's own step, by the matrix products that make the weights."""

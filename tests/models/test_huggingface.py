@@ -73,7 +73,7 @@ def test_any_configuration_fits_the_data_and_learns(
 
 
 @pytest.mark.parametrize(("name", "options", "make"), [case[:3] for case in CASES[:1] + CASES[3:4]])
-@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("training", [True, pytest.param(False, marks=pytest.mark.release)])
 def test_they_export_with_example_inputs(
     name: str, options: dict[str, Any], make: Callable[[], FederatedData], training: bool
 ) -> None:

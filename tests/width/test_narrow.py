@@ -237,6 +237,7 @@ def test_sub_models_of_equal_sizes_share_their_graph() -> None:
     assert equal(call(one, inputs), expected)
 
 
+@pytest.mark.release
 def test_compute_shrinks() -> None:
     from torch.utils.flop_counter import FlopCounterMode
 

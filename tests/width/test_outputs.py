@@ -78,6 +78,7 @@ def test_a_part_that_is_not_there_is_refused(outputs: Any) -> None:
         trace(model.two, (torch.randn(4, 16),), outputs="logits")
 
 
+@pytest.mark.release
 def test_an_encoder_decoder_of_which_only_the_logits_count() -> None:
     entry = by_name("T5ForConditionalGeneration")
     model, inputs = entry.build().eval(), entry.inputs(2, 7)

@@ -150,7 +150,16 @@ def test_the_whole_and_its_slices_compute_what_the_small_model_does(entry: Entry
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("_in_double")
-@pytest.mark.parametrize("name", ["convnet", "resnet", "text_classifier", "decoder_lm"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet",
+        *(
+            pytest.param(each, marks=pytest.mark.release)
+            for each in ("convnet", "text_classifier", "decoder_lm")
+        ),
+    ],
+)
 def test_the_built_in_models_are_their_slices(name: str) -> None:
     data = {"text_classifier": _labelled_text, "decoder_lm": _running_text}.get(name, _images)()
     torch.manual_seed(0)

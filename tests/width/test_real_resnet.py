@@ -13,7 +13,7 @@ from msfusion.width.groups import WidthMap
 from msfusion.width.trace import trace
 from msfusion.windows import coverage, double_shift, random, rolling, static
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.release
 
 
 @cache

@@ -100,6 +100,7 @@ def test_few_narrow_participants_reach_everything_in_the_end(
     assert coverage(meeting_map(64, 96), double_shift, [ratio] * participants, rounds)[-1] >= 0.99
 
 
+@pytest.mark.release
 @pytest.mark.slow
 def test_resnet18_as_promised() -> None:
     width_map = resnet18_map()
