@@ -76,7 +76,16 @@ def without_seconds(path: Path) -> list[dict[str, object]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method",
+    [
+        "split",
+        "msfusion",
+        "fedgrow",
+        pytest.param("contrastive", marks=pytest.mark.release),
+        pytest.param("small", marks=pytest.mark.release),
+    ],
+)
 def test_killed_participants_and_servers_change_nothing(method: str, here: Path) -> None:
     """SIGKILL to a participant and to the server in the middle of rounds; the same commands go on."""
     config, address, path = written(here, METHODS[method]), free_address(), here / "served"
