@@ -59,7 +59,7 @@ def measured(folder: Path, settings: list[str]) -> dict[str, Any]:
         command = [sys.executable, "-m", "msfusion", *arguments, *options, "--quiet"]
         return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL)
 
-    (folder / "job.toml").write_text("")
+    (folder / "job.toml").write_text("seed = 0\n")
     ended(start("train", "job.toml", "--out", "here"))
     made = [sys.executable, "-m", "msfusion", "certificates", "--out", "keys", "--host", "127.0.0.1"]
     subprocess.run(made, cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)

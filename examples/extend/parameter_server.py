@@ -36,7 +36,7 @@ class ParameterServer(msfusion.Method):
             gradients = torch.autograd.grad(loss, list(model.parameters()))
             response = yield msfusion.Request(tensors=dict(zip(names, gradients, strict=True)))
             model.load_state_dict(response.tensors, strict=False)
-            losses.append(float(loss))
+            losses.append(float(loss.detach()))
         tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         return msfusion.Update(p, t, tensors, len(data), sum(losses) / len(losses))
 

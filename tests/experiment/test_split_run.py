@@ -72,9 +72,9 @@ def test_what_was_planned_crosses(trained: Path) -> None:
     plan = prepare(config).plan()
     run = prepare(config)
     first = next(run.rounds(run.initial_state(), {}, 0, lambda result: None))
-    for participant, traffic in enumerate(first.traffic):  # type: ignore[attr-defined]
-        assert traffic.activations == plan["batch"]["activations"], participant
-        assert traffic.plain_gradients == plan["batch"]["plain_gradients"]
+    crossed, everybody = first.server_figures, len(first.participants)
+    assert crossed["activations_bytes"] == everybody * plan["batch"]["activations"]
+    assert crossed["plain_gradients_bytes"] == everybody * plan["batch"]["plain_gradients"]
     for row, done in zip(plan["participants"], first.participants, strict=True):
         assert row["bytes_up"] == done.bytes_up
     assert (
