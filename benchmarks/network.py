@@ -25,7 +25,7 @@ JOBS = {
     "msfusion": ["method.start=fresh"],
     "blocks": ["method.start=blocks", "participants.ratio=0.5"],
     "small": ["method.name=small"],
-    "split": ["method.name=split", "split.at=layers.3"],
+    "split": ["method.name=split", "model.name=convnet", "split.at=layers.3"],
 }
 COMMON = ["participants.count=3", "rounds=8", "run.workers=1", "evaluation.every=8"]
 
