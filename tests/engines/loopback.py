@@ -14,9 +14,20 @@ import grpc
 from msfusion.batch import Batch
 from msfusion.engines.grpc.access import Access
 from msfusion.engines.grpc.calling import Connecting
-from msfusion.engines.grpc.frames import FORMAT, METHOD, Hello, Ready, Welcome, Work
+from msfusion.engines.grpc.frames import (
+    FORMAT,
+    METHOD,
+    Done,
+    Failed,
+    Hello,
+    Ready,
+    Send,
+    Thanks,
+    Welcome,
+    Work,
+)
 from msfusion.engines.grpc.listening import Listening
-from msfusion.engines.grpc.messages import Gathering
+from msfusion.engines.grpc.messages import Gathering, pieces_of
 from msfusion.engines.grpc.network import Network
 from msfusion.engines.grpc.packing import pack, unpack
 from msfusion.engines.grpc.participant import take_part
@@ -121,6 +132,19 @@ class Hand:
         while task.missing:
             task.add(self.piece())
         return work, task.message()
+
+    def hand_in(self, work: Work, update: bytes) -> None:
+        """Say that a task is done, and send this for it."""
+        self.say(Done(work.work, len(update)))
+        self.heard(Send)
+        for piece in pieces_of(update):
+            self.say(piece)
+        self.heard(Thanks)
+
+    def fail(self, work: Work) -> None:
+        """Say that a task could not be done."""
+        self.say(Failed(work.work))
+        self.heard(Thanks)
 
     def refused(self) -> tuple[str, str]:
         """The status and the sentence with which the stream ends."""

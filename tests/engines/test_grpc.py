@@ -91,8 +91,7 @@ def give_up(engine: Loopback) -> None:
     """Participant 1 comes, and says that it cannot do its task: the round can end."""
     with Hand(engine.address) as hand:
         work, _ = hand.work(1, len(DATA[1]))
-        hand.say(Failed(work.work))
-        hand.heard(Thanks)
+        hand.fail(work)
 
 
 def garbage() -> bytes:
@@ -154,11 +153,7 @@ def test_a_bad_update_is_left_out(message: bytes, expected: str) -> None:
     with rounds(absent=(1,)) as (engine, end):
         with Hand(engine.address) as hand:
             work, _ = hand.work(1, len(DATA[1]))
-            hand.say(Done(work.work, len(message)))
-            hand.heard(Send)
-            for piece in pieces_of(message):
-                hand.say(piece)
-            hand.heard(Thanks)
+            hand.hand_in(work, message)
         result = end()
     assert [each.participant for each in result.left_out] == [1]
     assert expected in result.left_out[0].reason
@@ -205,11 +200,7 @@ def test_old_work_is_not_waited_for() -> None:
             hand.heard(Thanks)
             _, tensors = read(task)
             message = update(**tensors)
-            hand.say(Done(work.work, len(message)))
-            hand.heard(Send)
-            for piece in pieces_of(message):
-                hand.say(piece)
-            hand.heard(Thanks)
+            hand.hand_in(work, message)
         assert not end().left_out
 
 
@@ -223,8 +214,7 @@ def test_whoever_went_away_finds_its_task_again() -> None:
         with Hand(engine.address) as hand:
             again, same = hand.work(1, len(DATA[1]))
             assert (again, same) == (first, task)
-            hand.say(Failed(again.work))
-            hand.heard(Thanks)
+            hand.fail(again)
         assert [each.participant for each in end().left_out] == [1]
 
 
@@ -250,8 +240,7 @@ def test_one_number_is_one_participant() -> None:
         with Hand(engine.address) as anew:
             assert anew.work(1, len(DATA[1]))[0] == work
             assert hand.refused()[0] == "ABORTED"
-            anew.say(Failed(work.work))
-            anew.heard(Thanks)
+            anew.fail(work)
         end()
 
 

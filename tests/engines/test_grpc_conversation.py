@@ -12,7 +12,7 @@ from loopback import Hand, Loopback
 from test_grpc import rounds
 
 from msfusion import checks
-from msfusion.engines.grpc.frames import Done, Failed, Reply, Say, Send, Thanks, Unanswered, Work
+from msfusion.engines.grpc.frames import Reply, Say, Send, Thanks, Unanswered, Work
 from msfusion.engines.grpc.messages import Gathering, pieces_of, read, response_in
 from msfusion.engines.processes import Processes
 from msfusion.federated.conversation import Request
@@ -90,11 +90,7 @@ def test_whoever_comes_back_hears_again_what_it_was_answered() -> None:
             (answer,), seconds = perform(method, "train", [task_of(header, tensors)], own, ask_server=server)
             assert torch.equal(said[0].tensors["total"], heard.tensors["total"])
             update = update_message(answer, seconds)
-            hand.say(Done(again.work, len(update)))
-            hand.heard(Send)
-            for piece in pieces_of(update):
-                hand.say(piece)
-            hand.heard(Thanks)
+            hand.hand_in(again, update)
         assert not end().left_out
 
 
@@ -113,8 +109,7 @@ def test_what_cannot_be_answered_ends_the_task(request_: bytes, expected: str) -
             work, _ = hand.work(1, len(DATA[1]))
             answer = ask(hand, work, 0, request_)
             assert isinstance(answer, Unanswered)
-            hand.say(Failed(work.work))
-            hand.heard(Thanks)
+            hand.fail(work)
         result = end()
     assert [each.participant for each in result.left_out] == [1]
     assert expected in result.left_out[0].reason
@@ -133,6 +128,5 @@ def test_steps_out_of_turn_end_the_stream(step: int, size: int) -> None:
         if size == 10:  # nothing has come of it yet: it may try again
             with Hand(engine.address) as hand:
                 again, _ = hand.work(1, len(DATA[1]))
-                hand.say(Failed(again.work))
-                hand.heard(Thanks)
+                hand.fail(again)
         assert [each.participant for each in end().left_out] == [1]

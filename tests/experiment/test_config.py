@@ -17,7 +17,7 @@ from msfusion.experiment.config import Config, default_toml, load_config
 from msfusion.experiment.config.errors import known_keys, sections_in
 from msfusion.experiment.config.keys import flattened, parse_override
 from msfusion.experiment.config.sections import SplitSection
-from msfusion.methods.split.rounds import SplitSettings
+from msfusion.methods.split.method import SplitSettings
 
 MISTAKES = [
     ("participants.ratio=0", "--set: participants.ratio = 0 should be a number greater than 0 and at most 1"),

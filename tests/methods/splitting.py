@@ -24,8 +24,7 @@ from msfusion.federated.states import state_of
 from msfusion.federated.training import TrainingSettings
 from msfusion.methods.settings import capacities_of
 from msfusion.methods.split.method import SplitMethod, SplitSettings
-from msfusion.methods.split.results import SplitRound
-from msfusion.methods.split.rounds import run_split_rounds
+from msfusion.methods.split.rounds import SplitRound, run_split_rounds
 from msfusion.models.convolutional import ConvNet
 from msfusion.width.groups import WidthMap
 
@@ -63,10 +62,8 @@ def drawing_network() -> tuple[nn.Module, WidthMap]:
         nn.Dropout(0.3),
         nn.Linear(512, 10),
     )
-    model = nn.ModuleDict({"layers": layers})
-    model.forward = layers.forward  # type: ignore[method-assign]
-    whole = _Layers(layers)
-    return whole, msfusion.trace(whole, digits(2).inputs)
+    model = _Layers(layers)
+    return model, msfusion.trace(model, digits(2).inputs)
 
 
 class _Layers(nn.Module):

@@ -1,7 +1,7 @@
 """Who carries out the rounds: this process, several processes, and machines over a network.
 
 Each is an `Engine` (`federated.engine`): it moves tensors and knows no method. Names are imported when they are first
-used: a process that only moves bytes does without PyTorch.
+used: gRPC is an extra.
 """
 
 from __future__ import annotations

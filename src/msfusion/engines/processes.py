@@ -31,7 +31,7 @@ import sys
 import threading
 import traceback
 import warnings
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -93,6 +93,7 @@ class _Worker:
     connection: Connection
     shelf: Connection
     jobs: deque[Sequence[Task]] = field(default_factory=deque)  # at work on the first
+    told: deque[int] = field(default_factory=deque)  # in a conversation, who speaks next: in this order
 
 
 class Processes(Engine):
@@ -136,9 +137,6 @@ class Processes(Engine):
     def _turn_by_turn(self, asks: Sequence[Ask]) -> Iterator[Answer]:
         """Everybody goes on side by side, the participants shared out among the workers."""
         at: dict[int, _Worker] = {}
-        order: dict[int, deque[int]] = defaultdict(
-            deque
-        )  # each worker speaks in the order in which it was told things
 
         def tell(who: int, word: Task | Told) -> None:
             if isinstance(word, Task):
@@ -146,11 +144,11 @@ class Processes(Engine):
                 _give(worker, "train", [word], converses=True)
             else:
                 _tell(at[who], who, word)
-            order[id(at[who])].append(who)
+            at[who].told.append(who)
 
         def hear(among: Sequence[int]) -> tuple[int, Said]:
             worker = at[among[0]]
-            return order[id(worker)].popleft(), _said(worker)
+            return worker.told.popleft(), _said(worker)
 
         yield from turn_by_turn(asks, tell, hear)
         for worker in self._workers:

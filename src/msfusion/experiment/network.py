@@ -83,8 +83,8 @@ def join(
         agreement=agreement_of(prepared),
         test=prepared.data.test,
         folder=folder,
-        rounds_kept=2 * config.run.checkpoint_every
-        + 1,  # the server may have to go back to the checkpoint before last
+        # the server may have to go back to the checkpoint before last
+        rounds_kept=2 * config.run.checkpoint_every + 1,
         threads=config.run.threads,
     )
 

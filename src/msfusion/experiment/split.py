@@ -12,9 +12,9 @@ from msfusion.experiment.fingerprint import model_digest
 from msfusion.experiment.local import LocalRun
 from msfusion.experiment.setup import Parts, problem_of
 from msfusion.experiment.split_figures import one_mini_batch, side_costs
-from msfusion.federated.messages import payload_bytes
 from msfusion.federated.participation import Conditions, RoundSettings
 from msfusion.federated.results import RoundResult
+from msfusion.federated.states import payload_bytes
 from msfusion.methods.split.method import SplitMethod, SplitSettings
 from msfusion.width.cut import Cut
 from msfusion.width.groups import State

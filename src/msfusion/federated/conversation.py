@@ -30,6 +30,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from msfusion.errors import MsfusionError
+from msfusion.federated.states import payload_bytes
 from msfusion.width.groups import State
 
 Scalar = float | int | str | bool
@@ -46,8 +47,7 @@ class _Message:
     @property
     def nbytes(self) -> int:
         """The bytes of its pieces and of its tensors' entries; names, metadata and framing are not counted."""
-        entries = sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
-        return sum(map(len, self.pieces)) + entries
+        return sum(map(len, self.pieces)) + payload_bytes(self.tensors)
 
 
 @dataclass(frozen=True)

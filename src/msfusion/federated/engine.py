@@ -18,9 +18,9 @@ from torch import Tensor
 from msfusion.batch import Batch
 from msfusion.errors import ConfigError, MsfusionError, PrivacyError, TrainingError
 from msfusion.federated.conversation import Conversation, Request, Response
-from msfusion.federated.messages import payload_bytes
 from msfusion.federated.method import Kind, Method, Released, Task, Training, Update
 from msfusion.federated.privacy import check_dense, check_figures
+from msfusion.federated.states import payload_bytes
 from msfusion.imports import in_one_line, without_ending
 from msfusion.registry import Registry
 from msfusion.width.groups import State
@@ -164,8 +164,20 @@ def answer_to(
     """
     down, up = crossed
     down += payload_bytes(task.tensors)
+    return answer_of(task.participant, task.round_index, answer, seconds, (down, up))
+
+
+def answer_of(
+    participant: int,
+    round_index: int,
+    answer: Update | MsfusionError,
+    seconds: float,
+    crossed: tuple[int, int],
+) -> Answer:
+    """The same where the task itself is not at hand; `crossed` are all bytes but those of the update."""
+    down, up = crossed
     if isinstance(answer, MsfusionError):
-        empty = Update(task.participant, task.round_index, {}, 0, math.nan)
+        empty = Update(participant, round_index, {}, 0, math.nan)
         return Answer(empty, seconds, down, up, answer)
     return Answer(answer, seconds, down, up + payload_bytes(answer.tensors))
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from typing import IO
 
 from msfusion.errors import TrainingError
-from msfusion.federated.messages import decode, encoded_update, payload_bytes, update_of
+from msfusion.federated.messages import decode, encoded_update, update_of
 from msfusion.federated.method import Update
+from msfusion.federated.states import payload_bytes
 
 IN_MEMORY = 2**30
 """The bytes of updates that are kept in memory; the rest of a round's goes to the disk, where temporary files are."""

@@ -26,11 +26,6 @@ HEADER = "header"
 """The name, among the flat tensors, of the one that holds the header's bytes; no type is called so."""
 
 
-def payload_bytes(tensors: State) -> int:
-    """How many bytes the entries of some tensors take up: a message without its names and framing."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-
-
 def encode(header: Mapping[str, Any], tensors: State) -> bytes:
     """A message as bytes: the tensors end to end, one flat tensor per type, and the header beside them.
 

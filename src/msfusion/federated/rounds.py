@@ -18,12 +18,12 @@ from msfusion.federated.conversation import Conversation
 from msfusion.federated.engine import Answer, Ask, Engine, InProcess, threads_set
 from msfusion.federated.late import LateUpdate, with_late, without_late
 from msfusion.federated.memory import Memories
-from msfusion.federated.messages import payload_bytes
 from msfusion.federated.method import Evaluation, Method, Task, Update
 from msfusion.federated.participation import Attendance, Calendar, Conditions, RoundSettings
 from msfusion.federated.reporting import Report, mean_of, reports_of
 from msfusion.federated.results import LeftOut, ParticipantResult, RoundResult
 from msfusion.federated.screening import DEFAULT, Answers, Norm, Screening, fault_of, fault_of_count, norm_of
+from msfusion.federated.states import payload_bytes
 from msfusion.width.groups import State
 
 __all__ = ["ParticipantResult", "RoundResult", "RoundSettings", "run_rounds"]

@@ -13,6 +13,11 @@ from msfusion.width.groups import State
 from msfusion.width.tensors import state_tensors
 
 
+def payload_bytes(tensors: State) -> int:
+    """How many bytes the entries of some tensors take up: a message without its names and framing."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
 def state_of(model: nn.Module) -> dict[str, Tensor]:
     """Copies of all tensors of a model, by the names of its state dict."""
     return {name: tensor.detach().clone() for name, tensor in state_tensors(model).items()}

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from msfusion.batch import Batch
 from msfusion.errors import ConfigError, DataError, TrainingError
-from msfusion.mini_batches import epoch_sizes
 from msfusion.objectives import Objective, cross_entropy, gradient_step
 from msfusion.seeds import seed_of
 from msfusion.setting import check, setting
@@ -226,3 +225,12 @@ def _gpus(model: nn.Module) -> set[int]:
     """The GPUs that a model is on: their random generators are put back as well."""
     devices = {parameter.device for parameter in model.parameters()}
     return {device.index for device in devices if device.type == "cuda" and device.index is not None}
+
+
+def epoch_sizes(examples: int, batch_size: int) -> tuple[int, int]:
+    """How many full mini-batches an epoch has, and the size of the last, shorter one (0: there is none).
+
+    A last mini-batch of a single example is left out where there are others: BatchNorm cannot normalise it.
+    """
+    full, rest = divmod(examples, batch_size)
+    return full, rest if rest > 1 or rest == examples else 0

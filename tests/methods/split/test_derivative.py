@@ -10,7 +10,7 @@ import msfusion
 from msfusion.codecs import Codec, CodecError, Identity, MaskEncoded, RandomTopK, Surviving, TopK, by_name
 from msfusion.errors import ConfigError
 from msfusion.federated.training import TrainingSettings
-from msfusion.methods.split.rounds import SplitSettings
+from msfusion.methods.split.method import SplitSettings
 from msfusion.methods.split.sides import Participant, Request, Server
 from msfusion.methods.split.wire import Wire
 from msfusion.models.convolutional import ConvNet

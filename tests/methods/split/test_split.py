@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from sklearn.datasets import load_digits
+from splitting import digits
 from torch import Tensor, nn
 
 import msfusion
@@ -16,7 +16,8 @@ from msfusion.errors import CodecError, ConfigError, TrainingError
 from msfusion.federated.participation import RoundSettings
 from msfusion.federated.states import state_of
 from msfusion.federated.training import TrainingSettings, local_steps
-from msfusion.methods.split.rounds import SplitRound, SplitSettings, run_split_rounds
+from msfusion.methods.split.method import SplitSettings
+from msfusion.methods.split.rounds import SplitRound, run_split_rounds
 from msfusion.methods.split.sides import Participant, Request, Server, averaged
 from msfusion.methods.split.wire import Wire
 from msfusion.models.convolutional import ConvNet
@@ -30,13 +31,6 @@ PLAIN = SplitSettings("layers.3", Identity(), Identity())
 def network() -> nn.Module:
     torch.manual_seed(0)
     return ConvNet(1, 10, image_size=8, widths=(16, 16))
-
-
-def digits(count: int, first: int = 0) -> Batch:
-    pixels, labels = load_digits(return_X_y=True)
-    chosen = slice(first, first + count)
-    images = torch.tensor(pixels[chosen], dtype=torch.float32).view(-1, 1, 8, 8) / 16 - 0.3
-    return Batch((images,), torch.tensor(labels[chosen]))
 
 
 def rounds_of(model: nn.Module, data: list[Batch], settings: SplitSettings, **more: Any) -> list[SplitRound]:

@@ -14,10 +14,10 @@ from msfusion.batch import Batch
 from msfusion.codecs import Identity
 from msfusion.errors import DataError, TrainingError
 from msfusion.federated.screening import Screening
+from msfusion.federated.training import epoch_sizes
 from msfusion.methods.split.method import SplitSettings
-from msfusion.methods.split.results import SplitRound
+from msfusion.methods.split.rounds import SplitRound
 from msfusion.methods.split.turnout import Turnout
-from msfusion.mini_batches import epoch_sizes
 
 PLAIN = SplitSettings("layers.3", Identity(), Identity())
 LAST = replace(digits(12, 300), inputs=(digits(12, 300).inputs[0] * torch.nan,))

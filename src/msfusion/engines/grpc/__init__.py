@@ -6,6 +6,7 @@
     access        who may connect to whom, and how
     certificates  a private authority, a server certificate and a token
     listening     where a server is, and how patient
+    responses     what was answered in the middle of a task
     places        who is there, and what each is to do
     service       the streams on the server
     network       the engine: it hands out tasks and brings back updates

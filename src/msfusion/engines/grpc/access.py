@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what goes wrong is told in our own words
 
-METHOD = "/msfusion.Split/Train"
 _SCHEME = "Bearer "
 _MOST_BYTES = 2**20
 

@@ -52,7 +52,7 @@ class Lost(Exception):
     """The connection is lost, and may be found again."""
 
 
-class Conversation:
+class Stream:
     """One stream: a question, an answer, and so on."""
 
     def __init__(self, connecting: Connecting) -> None:
@@ -65,12 +65,11 @@ class Conversation:
             ("grpc.keepalive_timeout_ms", 1000 * KEEPALIVE_SECONDS),
         ]
         self.heard = False
-        self._questions: queue.Queue[bytes | None] = queue.Queue(
-            maxsize=8
-        )  # pieces wait for those before them
+        # a short queue: pieces wait for those before them
+        self._questions: queue.Queue[bytes | None] = queue.Queue(maxsize=8)
         self._channel = connecting.access.channel(connecting.address, options)
-        stream = self._channel.stream_stream(METHOD)
-        self._answers = stream(self._said(), metadata=connecting.access.metadata)
+        call = self._channel.stream_stream(METHOD)
+        self._answers = call(self._said(), metadata=connecting.access.metadata)
 
     @overload
     def ask(self, question: Any, expected: type[Answer], /) -> Answer: ...
@@ -128,10 +127,8 @@ class Conversation:
             try:
                 return self._questions.put(message, timeout=1.0)
             except queue.Full:
-                if (
-                    not self._answers.is_active()
-                ):  # nobody takes anything up any more; why is told when we listen
-                    return None
+                if not self._answers.is_active():
+                    return None  # nobody takes anything up any more; why is told when we listen
 
     def _heard(self) -> bytes:
         import grpc
@@ -150,7 +147,7 @@ class Conversation:
         return answer
 
 
-def persistently(connecting: Connecting, converse: Callable[[Conversation], Result]) -> Result:
+def persistently(connecting: Connecting, converse: Callable[[Stream], Result]) -> Result:
     """Converse with the server; whenever the connection is lost, look for it, and call `converse` again.
 
     Raises StreamError where the server refuses us, for whatever reason, and where it is away for too long.
@@ -158,15 +155,14 @@ def persistently(connecting: Connecting, converse: Callable[[Conversation], Resu
     where, patience = connecting.address, connecting.patience
     connecting.on_event(f"looking for the server at {where}, for at most {patience:g} seconds")
     pause, last = 0.1, time.monotonic()
-    draws = (
-        random.Random()
-    )  # a generator of our own: what a model or data draw must not depend on the connection
+    # a generator of our own: what a model or data draw must not depend on the connection
+    draws = random.Random()
     while True:
-        conversation = Conversation(connecting)
+        stream = Stream(connecting)
         try:
-            return converse(conversation)
+            return converse(stream)
         except Lost as error:
-            if conversation.heard:
+            if stream.heard:
                 pause, last = 0.1, time.monotonic()
                 connecting.on_event("the connection is lost; looking for the server")
             elif (wrong := _what_is_wrong(connecting)) is not None:
@@ -176,7 +172,7 @@ def persistently(connecting: Connecting, converse: Callable[[Conversation], Resu
                     f"no server was found at {where} for {patience:g} seconds: {error}", "UNAVAILABLE"
                 ) from error
         finally:
-            conversation.close()
+            stream.close()
         time.sleep(pause * draws.uniform(0.5, 1.0))
         pause = min(2 * pause, _LONGEST_PAUSE)
 

@@ -143,9 +143,8 @@ def _conversational(message: bytes, said: str) -> tuple[Header, dict[str, Tensor
 def most_bytes(outbound: Outbound) -> int:
     """The most bytes of an update that a method lets pass: its tensors, their names and shapes, and metadata."""
     tensors = sum(_bytes_of(form) for form in outbound.tensors.values())
-    names = sum(
-        len(name.encode()) * 6 + 256 for name in outbound.tensors
-    )  # in JSON a letter may take six bytes
+    # in JSON a letter may take six bytes
+    names = sum(len(name.encode()) * 6 + 256 for name in outbound.tensors)
     return tensors + names + 256 * (len(outbound.metadata) + 1) + 2**16
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import math
 import queue
 import threading
 import time
@@ -26,14 +25,14 @@ from msfusion.engines.grpc.places import Job, Places
 from msfusion.engines.grpc.service import Service
 from msfusion.errors import MsfusionError, StreamError, TrainingError
 from msfusion.federated.conversation import Response
-from msfusion.federated.engine import Answer, Ask, Engine, Finished, Said, Told, turn_by_turn
-from msfusion.federated.messages import payload_bytes, response_message, task_message
-from msfusion.federated.method import Kind, Method, Released, Task, Update
+from msfusion.federated.engine import Answer, Ask, Engine, Finished, Said, Told, answer_of, turn_by_turn
+from msfusion.federated.messages import response_message, task_message
+from msfusion.federated.method import Kind, Method, Released, Task
 from msfusion.federated.privacy import Outbound
+from msfusion.federated.states import payload_bytes
 
 END_SECONDS = 10.0
 """How long the streams may take to end: they have two seconds to do so by themselves."""
-
 
 LARGEST_REQUEST = 2**28
 """The most bytes of a request in the middle of a task. Room is taken as bytes arrive."""
@@ -128,7 +127,8 @@ class Network(Engine):
             if waiting[participant]:
                 owed[participant] = self._hand_out(method, *waiting[participant].popleft())
             assert isinstance(said, Finished)  # it was asked outside of any conversation
-            yield _answer(done, said)
+            crossed = done.bytes_down, 0
+            yield answer_of(participant, done.round_index, said.answer, said.seconds, crossed)
 
     def _turn_by_turn(self, method: Method, asks: Sequence[Ask]) -> Iterator[Answer]:
         """All go on side by side, and the server answers what they ask."""
@@ -157,8 +157,9 @@ class Network(Engine):
         """Give a participant its task. What it is to go on from is on its machine; the server has a receipt."""
         message, kept = task_message(kind, task, converses=converses), round_of(task.memory)
         outbound, outbound_request = method.outbound(kind, task), method.outbound_request(task)
-        work = hashlib.sha256(message + str(kept).encode()).digest()[:16]
-        job = Job(work, message, kept, most_bytes(outbound), _most_of_request(outbound_request))
+        work = hashlib.sha256(message)
+        work.update(str(kept).encode())
+        job = Job(work.digest()[:16], message, kept, most_bytes(outbound), _most_of_request(outbound_request))
         self._call(self._places.give, task.participant, job)
         down = payload_bytes(task.tensors)
         return Owed(
@@ -253,11 +254,3 @@ class Network(Engine):
 def _most_of_request(outbound: Outbound) -> int:
     known = outbound.most_bytes
     return LARGEST_REQUEST if known is None else known + most_bytes(replace(outbound, tensors={}))
-
-
-def _answer(owed: Owed, said: Finished) -> Answer:
-    """The answer to a task."""
-    if isinstance(said.answer, MsfusionError):
-        empty = Update(owed.participant, owed.round_index, {}, 0, math.nan)
-        return Answer(empty, said.seconds, owed.bytes_down, 0, said.answer)
-    return Answer(said.answer, said.seconds, owed.bytes_down, payload_bytes(said.answer.tensors))

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from msfusion.batch import Batch
-from msfusion.engines.grpc.calling import Connecting, Conversation, persistently
+from msfusion.engines.grpc.calling import Connecting, Stream, persistently
 from msfusion.engines.grpc.frames import (
     FORMAT,
     Done,
@@ -33,8 +33,9 @@ from msfusion.engines.grpc.packing import Agreement
 from msfusion.errors import MsfusionError, StreamError, TrainingError
 from msfusion.federated.conversation import Request, Response
 from msfusion.federated.engine import Finished, Talk, perform, say_next, talk, threads_set
-from msfusion.federated.messages import payload_bytes, request_message, task_of, update_message
+from msfusion.federated.messages import request_message, task_of, update_message
 from msfusion.federated.method import Kind, Method, Released, Task
+from msfusion.federated.states import payload_bytes
 from msfusion.files import digest_of_json
 
 KINDS: tuple[Kind, ...] = ("train", "measure", "report")
@@ -85,38 +86,38 @@ class _Worker:
         self._done: tuple[bytes, bytes | None] = (b"", None)  # the last work, and what came of it
         self._talking: Talking | None = None
 
-    def converse(self, conversation: Conversation) -> int:
+    def converse(self, stream: Stream) -> int:
         """Do what is handed out until all rounds are done; how many there were. Raises Lost; can be called again."""
-        conversation.ask(self._hello, Welcome)
+        stream.ask(self._hello, Welcome)
         self._tell("connected")
         while True:
-            work: Work | Over = conversation.ask(Ready(), Work, Over)
+            work: Work | Over = stream.ask(Ready(), Work, Over)
             if isinstance(work, Over):
-                conversation.say_goodbye()
+                stream.say_goodbye()
                 self._kept.clear()
                 return work.rounds
-            message = conversation.receive(work.size, self._largest)
+            message = stream.receive(work.size, self._largest)
             kind, task, converses = self._task(message)
             if converses:
-                self._done = work.work, self._talk(conversation, work, task)
+                self._done = work.work, self._talk(stream, work, task)
             elif work.work != self._done[0]:
                 self._done = work.work, self._do(kind, replace(task, memory=self._kept.load(work.kept)))
-            self._hand_in(conversation, *self._done)
+            self._hand_in(stream, *self._done)
 
-    def _talk(self, conversation: Conversation, work: Work, task: Task) -> bytes | None:
+    def _talk(self, stream: Stream, work: Work, task: Task) -> bytes | None:
         """Do a task in the middle of which the server is asked. Goes on with what is under way, if the server does."""
         talking = self._talking
         if talking is None or not talking.goes_on(work):
             task = replace(task, memory=self._kept.load(work.kept))
             talking = self._talking = Talking(work.work, talk(self._method, task, self._data), self._largest)
-        finished = talking.go_on(conversation)
+        finished = talking.go_on(stream)
         return self._message("train", task, finished.answer, finished.seconds)
 
-    def _hand_in(self, conversation: Conversation, work: bytes, update: bytes | None) -> None:
+    def _hand_in(self, stream: Stream, work: bytes, update: bytes | None) -> None:
         if update is None:
-            conversation.ask(Failed(work), Thanks)
-        elif isinstance(conversation.ask(Done(work, len(update)), Send, Thanks), Send):
-            conversation.send(update, Thanks)
+            stream.ask(Failed(work), Thanks)
+        elif isinstance(stream.ask(Done(work, len(update)), Send, Thanks), Send):
+            stream.send(update, Thanks)
 
     def _do(self, kind: Kind, task: Task) -> bytes | None:
         """The update as a message; None where the participant could not do it."""
@@ -168,20 +169,20 @@ class Talking:
         """Whether the server goes on where this is. One that was started again has forgotten what was asked."""
         return work.work == self._work and work.answered >= self._step
 
-    def go_on(self, conversation: Conversation) -> Finished:
+    def go_on(self, stream: Stream) -> Finished:
         """Ask until it is done. Raises Lost, and can be called again."""
         while isinstance(self._said, Request):
-            told = self._told(conversation, request_message(self._said))
+            told = self._told(stream, request_message(self._said))
             self._step += 1
             self._said = say_next(self._talk, told)
         return self._said
 
-    def _told(self, conversation: Conversation, request: bytes) -> Response | MsfusionError:
+    def _told(self, stream: Stream, request: bytes) -> Response | MsfusionError:
         say, expected = Say(self._work, self._step, len(request)), (Reply, Unanswered, Thanks)
-        answer = conversation.ask(say, Send, *expected)
+        answer = stream.ask(say, Send, *expected)
         if isinstance(answer, Send):
-            answer = conversation.send(request, *expected)
+            answer = stream.send(request, *expected)
         if isinstance(answer, Reply):
-            return response_in(conversation.receive(answer.size, self._largest))
+            return response_in(stream.receive(answer.size, self._largest))
         why = answer.why if isinstance(answer, Unanswered) else "nobody waits for this task any more"
         return TrainingError(f"the server did not answer: {why}")

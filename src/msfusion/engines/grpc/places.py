@@ -12,9 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from msfusion.engines.grpc.answers import Answers
 from msfusion.engines.grpc.frames import FORMAT, Hello
 from msfusion.engines.grpc.packing import Agreement, check_agreement
+from msfusion.engines.grpc.responses import Responses
 from msfusion.errors import StreamError
 
 Evict = Callable[[StreamError], None]
@@ -40,7 +40,7 @@ class Place:
     """A participant's. `session` is that of the process which has it, None while nobody does."""
 
     examples: int
-    answers: Answers
+    responses: Responses
     session: bytes | None = None
     evict: Evict | None = None
     job: Job | None = None
@@ -65,7 +65,7 @@ class Places:
         scratch: Path | None = None,
     ) -> None:
         self.rounds = 0
-        self._places = [Place(each, Answers(scratch)) for each in examples]
+        self._places = [Place(each, Responses(scratch)) for each in examples]
         self._agreement, self._tell = agreement, tell
         self._over = False
         self._closed: StreamError | None = None
@@ -131,16 +131,16 @@ class Places:
 
     def answered(self, participant: int) -> int:
         """How many requests of a participant's task have been answered."""
-        return len(self._places[participant].answers)
+        return len(self._places[participant].responses)
 
     def wants(self, participant: int, step: int) -> bool:
         """Whether the request of a step is waited for, rather than here or answered. Raises StreamError for one out of
         turn.
         """
         place = self._places[participant]
-        if step > len(place.answers):
-            raise StreamError(f"step {step} came where {len(place.answers)} are done")
-        return step == len(place.answers) and not place.asked
+        if step > len(place.responses):
+            raise StreamError(f"step {step} came where {len(place.responses)} are done")
+        return step == len(place.responses) and not place.asked
 
     def say(self, participant: int, work: bytes, request: bytes) -> None:
         """A request has come, in the middle of a task."""
@@ -151,8 +151,8 @@ class Places:
     async def response(self, participant: int, step: int) -> bytes | str:
         """What the request of a step was answered, once it is; or why it is not."""
         place = self._places[participant]
-        if step < len(place.answers):
-            return place.answers[step]
+        if step < len(place.responses):
+            return place.responses[step]
         place.listening = asyncio.get_running_loop().create_future()
         return await place.listening
 
@@ -188,9 +188,9 @@ class Places:
         """What a participant's request was answered; kept until it has another task."""
         place = self._places[participant]
         place.asked = False
-        place.answers.append(response)
+        place.responses.append(response)
         self._hear(place, response)
-        asyncio.get_running_loop().call_soon(place.answers.save)  # after it has been sent
+        asyncio.get_running_loop().call_soon(place.responses.save)  # after it has been sent
 
     def leave_unanswered(self, participant: int, why: str) -> None:
         """A participant's request is not answered, and its task is over."""
@@ -217,14 +217,14 @@ class Places:
     def close(self) -> None:
         """Give back what the answers took."""
         for place in self._places:
-            place.answers.close()
+            place.responses.close()
 
     def _forget(self, place: Place) -> None:
         """What belongs to a task that is over. Whoever still listens hears that nobody waits for it."""
         self._hear(place, "nobody waits for this task any more")
         place.asked = False
-        if len(place.answers):
-            place.answers.clear()
+        if len(place.responses):
+            place.responses.clear()
 
     def _hear(self, place: Place, response: bytes | str) -> None:
         if place.listening is not None and not place.listening.done():

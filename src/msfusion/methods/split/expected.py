@@ -48,6 +48,11 @@ class Expected:
         """The shape of a mini-batch's targets."""
         return _at(self._target_lengths, examples)
 
+    def plain_bytes(self, examples: int) -> int:
+        """Bytes of a mini-batch's activations without a codec."""
+        pairs = zip(self._wire.crossing, self.shapes(examples), strict=True)
+        return sum(math.prod(shape) * each.dtype.itemsize for each, shape in pairs if each.gradient)
+
     @property
     def most_bytes(self) -> int:
         """The most bytes of a request: of a whole mini-batch, whatever is in it."""

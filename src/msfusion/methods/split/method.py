@@ -16,7 +16,6 @@ one process, to be read and to be compared with.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, Literal
@@ -192,7 +191,8 @@ class SplitServer(Conversation):
         if isinstance(answer, MsfusionError):
             return answer
         down, loss = answer
-        self._count(batch, down)
+        plain = self.expected.plain_bytes(len(batch.targets))
+        self.traffic = self.traffic.crossed(self.wire, batch.message, down, plain)
         return Response(tuple(down), metadata={"loss": loss})
 
     def _mini_batch(self, participant: int, request: Request) -> sides.Request | MsfusionError:
@@ -206,15 +206,6 @@ class SplitServer(Conversation):
         except CodecError as error:
             return error
         return sides.Request(list(request.pieces), request.tensors["targets"], draw)
-
-    def _count(self, batch: sides.Request, down: Sequence[bytes]) -> None:
-        plain = self.wire.plain_bytes(batch.message)
-        self.traffic = self.traffic.plus(
-            activations=self.wire.coded_bytes(batch.message),
-            gradients=sum(map(len, down)),
-            plain_activations=plain,
-            plain_gradients=plain,
-        )
 
     def state(self) -> dict[str, Tensor]:
         """The rest of the model."""

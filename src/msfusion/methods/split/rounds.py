@@ -10,42 +10,103 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from msfusion.batch import Batch
 from msfusion.errors import DataError, MsfusionError
-from msfusion.federated.messages import payload_bytes
-from msfusion.federated.participation import RoundSettings
-from msfusion.federated.results import ParticipantResult
+from msfusion.federated.engine import threads_set
+from msfusion.federated.participation import Attendance, RoundSettings
+from msfusion.federated.results import LeftOut, ParticipantResult, RoundResult
 from msfusion.federated.screening import DEFAULT, Screening
-from msfusion.federated.states import state_of
+from msfusion.federated.states import holding, payload_bytes, state_of
 from msfusion.federated.training import TrainingSettings, round_batches
 from msfusion.methods.split.method import SplitSettings
-from msfusion.methods.split.results import Ledger, SplitRound, SplitTraffic, split_rounds
-from msfusion.methods.split.sides import (
-    Participant,
-    Request,
-    client_optimizer,
-    draw_of,
-    part_of,
-    participant_of,
-    server_of,
-)
+from msfusion.methods.split.results import SplitTraffic, figures_of
+from msfusion.methods.split.sides import Participant, Request, draw_of, part_of, participant_of, server_of
 from msfusion.methods.split.turnout import Turnout
-from msfusion.methods.split.wire import Message
+from msfusion.methods.split.wire import Message, Wire
+from msfusion.objectives import evaluate
 from msfusion.width.cut import Cut
 from msfusion.width.groups import State
 
-__all__ = [
-    "SplitRound",
-    "SplitSettings",
-    "SplitTraffic",
-    "client_optimizer",
-    "part_of",
-    "run_split_rounds",
-    "server_of",
-]
+
+@dataclass(frozen=True)
+class SplitRound(RoundResult):
+    """A finished round; `traffic` has each participant's bytes by kind."""
+
+    traffic: tuple[SplitTraffic, ...] = ()
+
+
+class Ledger:
+    """Every participant's bytes, losses and seconds in a round, step by step.
+
+    `examples` are how many each has. Its first layers come at the start of a round and go at its end. `reasons` say
+    why a participant is left out.
+    """
+
+    def __init__(
+        self, wire: Wire, examples: Sequence[int], first_layers: int, reasons: Mapping[int, str]
+    ) -> None:
+        self._wire, self._examples, self._reasons = wire, examples, reasons
+        self._first_layers = first_layers
+        self.traffic = [SplitTraffic(other_down=first_layers) for _ in examples]
+        self._losses, self._seen, self._seconds = (
+            [0.0] * len(examples),
+            [0] * len(examples),
+            [0.0] * len(examples),
+        )
+
+    def count(
+        self,
+        participant: int,
+        request: Request,
+        down: Message,
+        plain: int,
+        loss: float,
+        examples: int,
+        seconds: float,
+    ) -> None:
+        """A mini-batch that went up and came down, with `plain` bytes of activations before any codec."""
+        others = sum(map(len, request.message)) - self._wire.coded_bytes(request.message)
+        crossed = self.traffic[participant].crossed(self._wire, request.message, down, plain)
+        self.traffic[participant] = crossed.plus(other_up=others + request.targets.nbytes)
+        self._losses[participant] += loss * examples
+        self._seen[participant] += examples
+        self._seconds[participant] += seconds
+
+    def handed_in(self, participant: int) -> None:
+        """The first layers went up at the end of the round."""
+        self.traffic[participant] = self.traffic[participant].plus(other_up=self._first_layers)
+
+    def results(self) -> tuple[ParticipantResult, ...]:
+        """What each did whose work counts: its loss is the mean over its examples, as the server saw them."""
+        return tuple(
+            ParticipantResult(
+                index,
+                self._losses[index] / self._seen[index],
+                own,
+                traffic.gradients + traffic.other_down,
+                traffic.activations + traffic.other_up,
+                self._seconds[index],
+            )
+            for index, (own, traffic) in enumerate(zip(self._examples, self.traffic, strict=True))
+            if index not in self._reasons
+        )
+
+    def left_out(self, round_index: int) -> tuple[LeftOut, ...]:
+        """Whose work does not count, why, and what it moved."""
+        return tuple(
+            LeftOut(
+                index,
+                round_index,
+                reason,
+                self.traffic[index].gradients + self.traffic[index].other_down,
+                self.traffic[index].activations + self.traffic[index].other_up,
+            )
+            for index, reason in sorted(self._reasons.items())
+        )
 
 
 def run_split_rounds(
@@ -77,23 +138,33 @@ def run_split_rounds(
         raise DataError("split learning needs participants that all have examples")
     screening.check_examples(map(len, data))
 
-    def run(before: State, round_index: int) -> tuple[dict[str, Tensor], Ledger]:
-        with closing(Turnout(screening, len(data), round_index)) as turnout:
-            federation = _Round(parts, before, data, settings, training, rounds.seed, round_index, turnout)
-            return federation.run(), federation.ledger
-
-    yield from split_rounds(
-        run,
-        whole,
-        rounds,
-        participants=len(data),
-        state=state,
-        first_round=first_round,
-        threads=threads,
-        test=test,
-        language_modelling=language_modelling,
-        on_participant=on_participant,
-    )
+    current = dict(state)
+    for round_index in range(first_round, rounds.rounds):
+        begin = time.perf_counter()
+        with threads_set(threads):
+            with closing(Turnout(screening, len(data), round_index)) as turnout:
+                made = _Round(parts, current, data, settings, training, rounds.seed, round_index, turnout)
+                current, ledger = made.run(), made.ledger
+            evaluation = None
+            last = round_index == rounds.rounds - 1
+            if test is not None and (last or (round_index + 1) % rounds.evaluate_every == 0):
+                with holding(whole, current) as joined:
+                    evaluation = evaluate(joined, test, language_modelling=language_modelling)
+        results = ledger.results()
+        if on_participant is not None:
+            for result in results:
+                on_participant(result)
+        yield SplitRound(
+            round_index=round_index,
+            state=current,
+            participants=results,
+            evaluation=evaluation,
+            seconds=time.perf_counter() - begin,
+            attendance=Attendance(tuple(range(len(data)))),
+            left_out=ledger.left_out(round_index),
+            server_figures=figures_of(ledger.traffic),
+            traffic=tuple(ledger.traffic),
+        )
 
 
 class _Round:

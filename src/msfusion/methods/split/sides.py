@@ -115,7 +115,7 @@ class Server:
         except BaseException:
             self._put_back(before)
             raise
-        return self.update(forwards)
+        return self._update(forwards)
 
     def step_on_good(self, requests: Sequence[Request]) -> list[tuple[Message, float] | MsfusionError]:
         """One step on those mini-batches that are good; for each the answer, or why it is no good.
@@ -140,19 +140,8 @@ class Server:
             left = {each: request for each, request in left.items() if each not in bad}
         return [found[each] for each in range(len(requests))]
 
-    def forward(self, request: Request, received: Sequence[Tensor]) -> Forward:
-        """The first half of a step: the loss of a mini-batch, whose message has been `received`.
-
-        Raises as `step` does, and nothing has changed then.
-        """
-        before = self._buffers()
-        try:
-            return self._forward(request, received, before)
-        except BaseException:
-            self._put_back(before)
-            raise
-
     def _forward(self, request: Request, received: Sequence[Tensor], before: list[Tensor]) -> Forward:
+        """The first half: the loss of a mini-batch whose message has been `received`."""
         try:
             with _drawing(request.draw, OfSide.SERVER):
                 batch = Batch(tuple(received), request.targets)
@@ -167,8 +156,8 @@ class Server:
         self._check_buffers(before, len(request.targets))
         return Forward(request.message, received, loss, len(request.targets), before)
 
-    def update(self, forwards: Sequence[Forward]) -> list[tuple[Message, float]]:
-        """The second half: one step of gradient descent on mini-batches that have been through `forward`.
+    def _update(self, forwards: Sequence[Forward]) -> list[tuple[Message, float]]:
+        """The second half of a step: gradient descent on mini-batches that have been through `_forward`.
 
         Raises as `step` does; then nothing has changed since the first of them.
         """

@@ -1,4 +1,4 @@
-"""Whose work counts in a round of split learning, wherever its two sides run."""
+"""Whose work counts in a round of the loop that is the reference; engines' rounds have `federated.screening`."""
 
 from __future__ import annotations
 

@@ -6,7 +6,6 @@ comes is checked against what the cut lets cross before anything is allocated fo
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -76,15 +75,6 @@ class Wire:
     def coded_bytes(self, message: Sequence[bytes]) -> int:
         """The bytes of a message that the activations' codec has made."""
         return sum(len(piece) for each, piece in zip(self.crossing, message, strict=True) if each.gradient)
-
-    def plain_bytes(self, message: Sequence[bytes]) -> int:
-        """What those activations were without a codec, as the pieces' headers say."""
-        headers = (
-            read_header(piece, max_elements=self.max_elements)[0]
-            for each, piece in zip(self.crossing, message, strict=True)
-            if each.gradient
-        )
-        return sum(math.prod(header.shape) * header.dtype.itemsize for header in headers)
 
     def down(self, received: Sequence[Tensor], message: Message) -> Message:
         """What the server sends back: a gradient for each tensor that has one, as `message` brought it."""

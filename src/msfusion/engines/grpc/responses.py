@@ -1,4 +1,4 @@
-"""What was answered in a round, kept for participants that come back."""
+"""What was answered in the middle of a task, kept for participants that come back."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import tempfile
 from pathlib import Path
 
 
-class Answers:
-    """The packed answers to a participant's steps in a round, on the disk.
+class Responses:
+    """The responses to a participant's requests as messages, on the disk.
 
     The newest is in memory until `save`: it can be sent before the disk has it.
     """
@@ -21,10 +21,10 @@ class Answers:
     def __len__(self) -> int:
         return len(self._ends) - 1 + (self._newest is not None)
 
-    def append(self, answer: bytes) -> None:
-        """Keep the answer to the next step."""
+    def append(self, response: bytes) -> None:
+        """Keep the response to the next request."""
         self.save()
-        self._newest = answer
+        self._newest = response
 
     def save(self) -> None:
         """Write the newest to the disk, if it is not there."""
