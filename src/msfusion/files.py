@@ -140,6 +140,11 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, metadata
 
 
+def read_metadata(path: Path) -> dict[str, Any]:
+    """The metadata that `write_tensors` left in a file, whose tensors are not read. Raises RunDirectoryError."""
+    return _read(path, names=())[1]
+
+
 def written_digest(path: Path) -> str:
     """The digest that `write_tensors` left in a file, whose tensors are not read. Raises RunDirectoryError."""
     return _read(path, names=())[2]

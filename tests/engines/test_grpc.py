@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
+import grpc
 import pytest
 import torch
 from hypothesis import given
@@ -18,9 +21,11 @@ import msfusion
 from msfusion import checks
 from msfusion.engines.grpc.access import Access
 from msfusion.engines.grpc.calling import Connecting
-from msfusion.engines.grpc.frames import Done, Failed, Goodbye, Ready, Send, Thanks, Welcome
+from msfusion.engines.grpc.frames import Done, Failed, Goodbye, Hello, Ready, Send, Thanks, Welcome
 from msfusion.engines.grpc.messages import PIECE, Gathering, most_bytes, pieces_of, read, update_in
+from msfusion.engines.grpc.packing import pack, unpack
 from msfusion.engines.grpc.participant import take_part
+from msfusion.engines.grpc.places import Places
 from msfusion.errors import ConfigError, PrivacyError, StreamError
 from msfusion.federated.messages import encode
 from msfusion.federated.method import Method
@@ -82,9 +87,11 @@ def rounds(
     end()
 
 
-def update(loss: object = 0.5, metadata: object = None, **tensors: torch.Tensor) -> bytes:
+def update(
+    loss: object = 0.5, metadata: object = None, seconds: float = 0.1, **tensors: torch.Tensor
+) -> bytes:
     header = {"participant": 9, "round_index": 9, "examples": 10, "loss": loss, "metadata": metadata or {}}
-    return encode({**header, "seconds": 0.1, "remembers": False}, tensors)
+    return encode({**header, "seconds": seconds, "remembers": False}, tensors)
 
 
 def give_up(engine: Loopback) -> None:
@@ -138,7 +145,9 @@ def test_strangers_are_refused(what: object, status: str) -> None:
     [
         (garbage(), "damaged"),
         (update(w=torch.zeros(4)), "not declare"),
-        (update(loss=1), "no update"),
+        (update(loss=1), "its loss"),
+        (update(seconds=math.nan), "no update"),
+        (update(seconds=-1.0), "no update"),
         (update(metadata={"secret": 1}), "metadata"),
         (encode({"participant": 0}, {}), "no update"),
         (
@@ -146,7 +155,7 @@ def test_strangers_are_refused(what: object, status: str) -> None:
             "not finite",
         ),
     ],
-    ids=["garbage", "undeclared", "loss", "metadata", "header", "NaN"],
+    ids=["garbage", "undeclared", "loss", "seconds", "negative seconds", "metadata", "header", "NaN"],
 )
 def test_a_bad_update_is_left_out(message: bytes, expected: str) -> None:
     """The round goes on without it, and says why."""
@@ -228,6 +237,50 @@ def test_nobody_is_waited_for_for_ever(settings: dict[str, float], comes: bool, 
         if comes:
             hand.work(1, len(DATA[1]))
         assert expected in end().left_out[0].reason
+
+
+def test_whoever_was_away_has_its_time_from_when_it_comes() -> None:
+    with rounds(absent=(1,), deadline=1.0) as (engine, end):
+        time.sleep(1.5)
+        give_up(engine)
+        assert "on its own machine" in end().left_out[0].reason
+
+
+def test_nobody_gains_time_by_coming_again() -> None:
+    with rounds(absent=(1,), deadline=1.0) as (engine, end):
+        for _ in range(20):
+            time.sleep(0.2)
+            with suppress(grpc.RpcError), Hand(engine.address) as hand:
+                hand.work(1, len(DATA[1]))
+        assert "has had its task" in end().left_out[0].reason
+
+
+@pytest.mark.parametrize("seconds", [math.inf, 1e300, 1e10])
+def test_one_may_wait_without_end(seconds: float) -> None:
+    with rounds(absent=(1,), deadline=seconds, patience=seconds) as (engine, end):
+        give_up(engine)
+        end()
+
+
+@pytest.mark.parametrize("name", ["deadline", "patience"])
+@pytest.mark.parametrize("seconds", [0.0, math.nan, -math.inf])
+def test_seconds_are_above_zero(name: str, seconds: float) -> None:
+    with pytest.raises(ConfigError, match=name):
+        replace(HERE, **{name: seconds})
+
+
+def test_whoever_asks_nothing_takes_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[object] = []
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda **given: opened.append(given))
+    places = Places([1] * 3000, AGREED, print)
+    places.give(0, None)
+    places.close()
+    assert not opened
+
+
+def test_many_settings_can_be_agreed_on() -> None:
+    agreement = {f"setting {index}": "value" for index in range(700)}
+    assert unpack(pack(hello(0, 8, agreement=agreement)), Hello).agreement == agreement
 
 
 def test_one_number_is_one_participant() -> None:

@@ -109,7 +109,9 @@ def test_plain_text_goes_nowhere_else(address: str) -> None:
     Access("0123456789abcdef", authority=b"x").check_address(address)
 
 
-@pytest.mark.parametrize("address", ["", "host", "host:", ":7000", "host:http", "host:70000", "host:-1"])
+@pytest.mark.parametrize(
+    "address", ["", "host", "host:", ":7000", "host:http", "host:70000", "host:-1", "a..b:7", "a b:7"]
+)
 def test_an_address_has_a_host_and_a_port(address: str) -> None:
     with pytest.raises(ConfigError, match="HOST:PORT"):
         host_and_port(address)

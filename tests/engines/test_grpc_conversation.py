@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import time
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from asking import Asking, Sums
-from loopback import Hand, Loopback
+from loopback import HERE, Hand, Loopback
 from test_grpc import rounds
 
 from msfusion import checks
@@ -130,3 +135,62 @@ def test_steps_out_of_turn_end_the_stream(step: int, size: int) -> None:
                 again, _ = hand.work(1, len(DATA[1]))
                 hand.fail(again)
         assert [each.participant for each in end().left_out] == [1]
+
+
+def test_only_whoever_is_at_work_is_waited_for() -> None:
+    """The others have asked, and wait for the turn to be whole: they are not late."""
+    with rounds(method=Asking(), absent=(1,), deadline=1.0) as (engine, end), Hand(engine.address) as hand:
+        hand.work(1, len(DATA[1]))  # and then it stalls
+        result = end()
+    assert [each.participant for each in result.left_out] == [1]
+    assert [each.participant for each in result.participants] == [0, 2]
+
+
+def test_whoever_fails_while_it_is_being_answered_is_heard() -> None:
+    """It was killed while it waited, and could not begin again: nobody waits for it until its deadline."""
+    with rounds(method=Asking(), absent=(1, 2)) as (engine, end):
+        with Hand(engine.address) as hand:
+            work, _ = hand.work(1, len(DATA[1]))
+            request = number(0.5)
+            hand.say(Say(work.work, 0, len(request)))
+            hand.heard(Send)
+            hand.say(request)
+        with Hand(engine.address) as hand:
+            again, _ = hand.work(1, len(DATA[1]))
+            hand.fail(again)
+        begin = time.monotonic()
+        with Hand(engine.address) as hand:
+            work, _ = hand.work(2, len(DATA[2]))
+            hand.fail(work)
+        result = end()
+    assert time.monotonic() - begin < HERE.deadline / 2
+    assert [each.participant for each in result.left_out] == [1, 2]
+
+
+def test_a_request_that_comes_too_late_is_told_so() -> None:
+    with rounds(method=Asking(), absent=(1, 2), deadline=0.5) as (engine, end):
+        with Hand(engine.address) as hand:
+            work, _ = hand.work(1, len(DATA[1]))
+            request = number(0.5)
+            hand.say(Say(work.work, 0, len(request)))
+            hand.heard(Send)
+            time.sleep(1.0)
+            hand.say(request)
+            assert "waits" in hand.heard(Unanswered).why
+        with Hand(engine.address) as hand:
+            work, _ = hand.work(2, len(DATA[2]))
+            hand.fail(work)
+        assert [each.participant for each in end().left_out] == [1, 2]
+
+
+def test_a_full_disk_ends_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Participants that come back could not be told what they were answered."""
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", full)
+    engine = Loopback(replace(HERE, scratch=tmp_path), absent=(5,))
+    with pytest.raises(OSError, match="No space left") as error:
+        list(run_rounds(Asking(), DATA, RoundSettings(1), engine=engine))
+    assert error.value.filename == str(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import sys
 from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ from msfusion.engines.grpc.kept import Kept
 from msfusion.engines.grpc.messages import receipt, round_of
 from msfusion.engines.grpc.packing import pack
 from msfusion.engines.grpc.participant import take_part
-from msfusion.errors import RunDirectoryError, StreamError
+from msfusion.errors import ConfigError, RunDirectoryError, StreamError
 from msfusion.federated.messages import encode, task_message
 
 DATA, PROBE = checks._examples(), checks._Probe()
@@ -52,6 +53,18 @@ def test_what_was_kept_in_a_round_is_found_again(on_disk: bool, tmp_path: Path) 
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
+@pytest.mark.parametrize("on_disk", [True, False])
+def test_whoever_is_asked_seldom_keeps_what_the_server_may_go_back_to(on_disk: bool, tmp_path: Path) -> None:
+    """It was asked in rounds 1, 10 and 50: the server may go back from 51 to 49, so to what was kept in 10."""
+    kept = Kept(tmp_path / "own" if on_disk else None, "run", rounds=2)
+    for number in (1, 10, 50):
+        kept.save(number, one(float(number)))
+        kept.load(number)
+    assert torch.equal(kept.load(10)["logits"], one(10.0)["logits"])
+    with pytest.raises(RunDirectoryError, match="round 1 "):
+        kept.load(1)
+
+
 def test_a_new_process_finds_what_the_killed_one_kept(tmp_path: Path) -> None:
     Kept(tmp_path, "run", 1).save(1, one(1.0))
     (tmp_path / ".tmp-1-kept-000002.safetensors").touch()  # it was killed while it wrote that
@@ -62,7 +75,8 @@ def test_a_new_process_finds_what_the_killed_one_kept(tmp_path: Path) -> None:
 def test_what_another_run_kept_is_refused(tmp_path: Path) -> None:
     Kept(tmp_path, "one run", 1).save(1, one(1.0))
     with pytest.raises(RunDirectoryError, match="another run"):
-        Kept(tmp_path, "another", 1).load(1)
+        Kept(tmp_path, "another", 1)
+    Kept(tmp_path, "one run", 1).load(1)
 
 
 def test_damaged_files_are_refused(tmp_path: Path) -> None:
@@ -185,6 +199,13 @@ def test_a_server_that_does_not_end_the_stream_holds_nobody(monkeypatch: pytest.
         said.put(each)
     with server(lambda _: said.get()) as address:
         assert joins(address) == 3
+
+
+@pytest.mark.parametrize("patience", [0.0, -1.0, float("nan")])
+def test_patience_is_above_zero(patience: float) -> None:
+    with pytest.raises(ConfigError, match="patience"):
+        Connecting("127.0.0.1:9", NOTHING, patience)
+    assert Connecting("127.0.0.1:9", NOTHING, math.inf).patience == math.inf
 
 
 def test_nobody_is_looked_for_for_ever() -> None:

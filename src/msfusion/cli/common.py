@@ -115,7 +115,8 @@ def _leave_at_once(number: int) -> NoReturn:
 
 
 def _refuse(text: str, error: BaseException) -> NoReturn:
-    typer.echo(f"msfusion: {' '.join(text.split()).rstrip('.')}.", err=True)
+    told = " ".join(text.split()).rstrip(".")
+    typer.echo(f"msfusion: {told}{'' if told.endswith('?') else '.'}", err=True)
     raise typer.Exit(2) from error
 
 

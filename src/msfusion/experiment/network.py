@@ -6,7 +6,7 @@ run directory, the same numbers.
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,19 +15,24 @@ import msfusion
 from msfusion.engines.grpc.calling import Connecting
 from msfusion.engines.grpc.listening import Listening
 from msfusion.engines.grpc.network import Network
-from msfusion.engines.grpc.packing import Agreement
+from msfusion.engines.grpc.packing import Agreement, Scalar
 from msfusion.engines.grpc.participant import take_part
 from msfusion.errors import ConfigError
 from msfusion.experiment.config import Config
 from msfusion.experiment.config.keys import flattened
 from msfusion.experiment.grow import GrowRun
 from msfusion.experiment.kinds import prepare
+from msfusion.experiment.lock import locked
 from msfusion.experiment.setup import Parts
 from msfusion.experiment.slices import SlicesRun
 from msfusion.experiment.split import SplitRun
 from msfusion.experiment.train import Watcher, train
+from msfusion.files import digest_of_json
 
 Run = SlicesRun | GrowRun | SplitRun
+
+LONGEST_SHOWN = 60
+"""The most letters of a setting that the other side is shown."""
 
 
 def serve(
@@ -38,8 +43,8 @@ def serve(
 ) -> dict[str, Any]:
     """Serve a whole run, leaving everything in the directory `path` as `train` does, and return the summary.
 
-    A run that is there is continued from its last checkpoint. Raises what `train` raises, and StreamError where the
-    address cannot be had.
+    A run that is there is continued from its last checkpoint; of a finished one, participants that have not heard of
+    its end are told. Raises what `train` raises, and StreamError where the address cannot be had.
     """
     listening, networks = replace(listening, scratch=path), list[Network]()
     with ExitStack() as stack:
@@ -53,6 +58,8 @@ def serve(
             return prepared
 
         summary = train(config, path, resume=True, watcher=watcher, preparing=preparing)
+        if not networks:
+            preparing(config.pinned(), None)
         for network in networks:
             network.say_over(config.rounds)
     return summary
@@ -66,8 +73,9 @@ def join(
 ) -> int:
     """Take part in all rounds with the data of one participant; how many there were.
 
-    What the method has it keep between rounds goes to `folder`. Raises ConfigError where there is no such participant,
-    and what `take_part` raises.
+    What the method has it keep between rounds goes to a folder of its own in `folder`, so several participants and runs
+    may be given the same. Raises ConfigError where there is no such participant, RunDirectoryError where another
+    process is this participant, and what `take_part` raises.
     """
     count = config.participants.count
     if not 0 <= participant < count:
@@ -75,18 +83,22 @@ def join(
             f"there is no participant {participant}: they are 0 to {count - 1} (participants.count)"
         )
     prepared = _prepared(config.pinned(), None)
-    return take_part(
-        prepared.method,
-        prepared.data.participants[participant],
-        connecting,
-        participant=participant,
-        agreement=agreement_of(prepared),
-        test=prepared.data.test,
-        folder=folder,
-        # the server may have to go back to the checkpoint before last
-        rounds_kept=2 * config.run.checkpoint_every + 1,
-        threads=config.run.threads,
-    )
+    agreement = agreement_of(prepared)
+    if folder is not None:
+        folder /= f"participant-{participant}-{digest_of_json(agreement)[:8]}"
+    with locked(folder) if folder is not None else nullcontext():
+        return take_part(
+            prepared.method,
+            prepared.data.participants[participant],
+            connecting,
+            participant=participant,
+            agreement=agreement,
+            test=prepared.data.test,
+            folder=folder,
+            # the server may have to go back to the checkpoint before last
+            rounds_kept=2 * config.run.checkpoint_every + 1,
+            threads=config.run.threads,
+        )
 
 
 def _prepared(config: Config, parts: Parts | None) -> Run:
@@ -106,7 +118,7 @@ def agreement_of(run: Run) -> Agreement:
     Where the data lies may differ from machine to machine; what it holds may not.
     """
     decides = {
-        f"setting {key}": value if isinstance(value, bool | int | float | str) else repr(value)
+        f"setting {key}": _told(value)
         for key, value in flattened(run.config.deciding()).items()
         if key != "data.source"
     }
@@ -117,3 +129,15 @@ def agreement_of(run: Run) -> Agreement:
         **data,
         "model": run.model_digest,
     }
+
+
+def _told(value: Any) -> Scalar:
+    """A setting as it is compared and, where it differs, shown: of a long one its beginning, and a digest."""
+    if isinstance(value, bool | float):
+        return value
+    if isinstance(value, int) and abs(value) < 2**63:
+        return value
+    text = value if isinstance(value, str) else repr(value)
+    if len(text) <= LONGEST_SHOWN:
+        return text
+    return f"{text[:LONGEST_SHOWN]}... (digest {digest_of_json(text)[:16]})"

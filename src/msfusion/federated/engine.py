@@ -418,8 +418,9 @@ def turn_by_turn(
     """The server's side of a conversation, for any engine: all asks are begun, and answered turn by turn.
 
     `tell` hands a participant its task, later what it is told. `hear` waits for what one of some participants says; the
-    first of them is the one that is waited for. Where the conversation allows it (`one_by_one`), each is answered in
-    its turn without waiting for the others, which compute meanwhile.
+    first of them is the one that is waited for. All of them are at work: those that have asked, and wait for the turn
+    to be whole, are not among them. Where the conversation allows it (`one_by_one`), each is answered in its turn
+    without waiting for the others, which compute meanwhile.
     """
     tasks = {task.participant: task for ask in asks for task in ask.tasks()}
     conversation = next(ask.conversation for ask in asks if ask.conversation is not None)
@@ -439,7 +440,8 @@ def turn_by_turn(
         together: list[tuple[int, Request]] = []
         for who in list(talking):
             while who not in heard:
-                others = [each for each in talking if each != who and each not in heard]
+                wait = {who, *heard, *(asked for asked, _ in together)}
+                others = [each for each in talking if each not in wait]
                 speaker, said = hear([who, *others])
                 heard[speaker] = said
             word = heard.pop(who)

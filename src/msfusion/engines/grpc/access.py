@@ -106,9 +106,17 @@ class Access:
 def host_and_port(address: str) -> tuple[str, int]:
     """The two of HOST:PORT, or of [HOST]:PORT. Raises ConfigError."""
     host, colon, port = address.rpartition(":")
-    if not (colon and host and port.isascii() and port.isdigit() and int(port) < 2**16):
+    if not (colon and _is_name(host) and port.isascii() and port.isdigit() and int(port) < 2**16):
         raise ConfigError(f"the address '{address}' should be HOST:PORT, as in training.example.org:7000")
     return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def _is_name(host: str) -> bool:
+    """Whether it can be looked up: `a..b` cannot."""
+    try:
+        return bool(host.encode("idna")) and host.isprintable() and " " not in host
+    except UnicodeError:
+        return False
 
 
 def why_refused(access: Access, address: str, seconds: float = 5.0) -> str | None:

@@ -13,10 +13,12 @@ from typing import Any, TypeVar, overload
 
 from msfusion.engines.grpc.access import Access, speaks_tls, why_refused
 from msfusion.engines.grpc.frames import METHOD, Goodbye
+from msfusion.engines.grpc.listening import seconds_of
 from msfusion.engines.grpc.messages import LARGEST_FRAME, Gathering, pieces_of
 from msfusion.engines.grpc.packing import pack, unpack
 from msfusion.engines.grpc.service import KEEPALIVE_SECONDS
-from msfusion.errors import ConfigError, StreamError
+from msfusion.errors import StreamError
+from msfusion.setting import check
 
 Answer = TypeVar("Answer")
 Result = TypeVar("Result")
@@ -39,13 +41,12 @@ class Connecting:
 
     address: str
     access: Access
-    patience: float = 600.0
+    patience: float = seconds_of(600.0, "for which the server is looked for")
     on_event: Callable[[str], None] = lambda _: None
 
     def __post_init__(self) -> None:
         self.access.check_address(self.address)
-        if not self.patience > 0:
-            raise ConfigError(f"patience is {self.patience}: it must be above 0")
+        check(self)
 
 
 class Lost(Exception):

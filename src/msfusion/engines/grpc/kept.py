@@ -1,26 +1,37 @@
 """What a participant keeps on its own machine between rounds, such as remembered logits.
 
 Each round's is a file of its own, or stays in memory where no folder was given. The server may go back some rounds when
-it is started again, so the files of as many rounds stay as lie between two of its checkpoints.
+it is started again, so what it may go back to stays: the files of as many rounds as lie between two of its checkpoints,
+and the newest from before. (A participant that was not asked for a while goes on from that one.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from msfusion.errors import RunDirectoryError
-from msfusion.files import read_tensors, refusing_write_errors, remove_unfinished, write_tensors
+from msfusion.files import (
+    read_metadata,
+    read_tensors,
+    refusing_write_errors,
+    remove_unfinished,
+    write_tensors,
+)
 from msfusion.width.groups import State
+
+FILES = f"kept-{'[0-9]' * 6}.safetensors"
 
 
 class Kept:
-    """What one participant keeps, by the number of the round, from 1. `run` is a digest of the run.
+    """What one participant keeps, by the number of the round, from 1. `run` is a digest of the run and the participant.
 
-    Files of another run are refused. Raises RunDirectoryError where the folder cannot be written.
+    `rounds` is how far the server may go back. Raises RunDirectoryError where the folder has files of another run or
+    participant, or cannot be written.
     """
 
     def __init__(self, folder: Path | None, run: str, rounds: int) -> None:
@@ -30,6 +41,8 @@ class Kept:
             with refusing_write_errors(folder):
                 folder.mkdir(parents=True, exist_ok=True)
                 remove_unfinished(folder)  # which a killed process was writing
+            for path in folder.glob(FILES):
+                self._check(path, read_metadata(path))
 
     def save(self, number: int, memory: State) -> None:
         """Keep this, before the server hears that the round's work is done."""
@@ -46,6 +59,12 @@ class Kept:
         self._forget_before(number - self._rounds)
         return found
 
+    def _check(self, path: Path, metadata: Mapping[str, Any]) -> None:
+        if metadata.get("run") != self._run:
+            raise RunDirectoryError(
+                f"{path} is of another run, or another participant's: choose another --out"
+            )
+
     def _found(self, number: int) -> Mapping[str, Tensor]:
         if self._folder is None:
             if number not in self._in_memory:
@@ -61,23 +80,30 @@ class Kept:
                 "--out that it had"
             )
         tensors, metadata = read_tensors(path)
-        if metadata.get("run") != self._run:
-            raise RunDirectoryError(f"{path} is of another run: choose another --out")
+        self._check(path, metadata)
         return tensors
 
     def clear(self) -> None:
         """All rounds are done: nobody goes on from here."""
-        self._forget_before(None)
+        self._forget(self._numbers())
 
-    def _forget_before(self, number: int | None) -> None:
-        """Forget what was kept before a round; with None, everything."""
-        for each in [each for each in self._in_memory if number is None or each < number]:
-            del self._in_memory[each]
-        if self._folder is not None:
-            for path in self._folder.glob("kept-*.safetensors"):
-                with suppress(ValueError, OSError):
-                    if number is None or int(path.stem.removeprefix("kept-")) < number:
-                        path.unlink()
+    def _forget_before(self, number: int) -> None:
+        """Forget what is older than the newest that was kept in this round or before."""
+        older = [each for each in self._numbers() if each <= number]
+        self._forget(older[:-1])
+
+    def _numbers(self) -> list[int]:
+        """The rounds of which something is kept, the oldest first."""
+        if self._folder is None:
+            return sorted(self._in_memory)
+        return sorted(int(path.stem.removeprefix("kept-")) for path in self._folder.glob(FILES))
+
+    def _forget(self, numbers: Sequence[int]) -> None:
+        for number in numbers:
+            self._in_memory.pop(number, None)
+            if self._folder is not None:
+                with suppress(OSError):
+                    self._path(number).unlink()
 
     def _path(self, number: int) -> Path:
         assert self._folder is not None

@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from msfusion.engines.grpc.access import Access
-from msfusion.errors import ConfigError
+from msfusion.setting import check, setting
+
+
+def seconds_of(default: float, meaning: str) -> Any:
+    """Declares how many seconds somebody waits; `inf` is without end."""
+    return setting(default, meaning, fits=lambda seconds: seconds > 0, wanted="above 0")
 
 
 @dataclass(frozen=True)
@@ -23,8 +29,8 @@ class Listening:
 
     address: str
     access: Access
-    deadline: float = 3600.0
-    patience: float = 600.0
+    deadline: float = seconds_of(3600.0, "which a participant may take")
+    patience: float = seconds_of(600.0, "for which somebody who is away is waited for")
     farewell: float = 10.0
     scratch: Path | None = None
     on_listening: Callable[[str], None] = lambda _: None
@@ -32,6 +38,4 @@ class Listening:
 
     def __post_init__(self) -> None:
         self.access.check_address(self.address)
-        for name in ("deadline", "patience"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}: it must be above 0")
+        check(self)

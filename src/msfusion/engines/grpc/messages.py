@@ -13,7 +13,7 @@ from msfusion.errors import StreamError
 from msfusion.federated.conversation import Request, Response
 from msfusion.federated.messages import Header, decode, request_of, response_of
 from msfusion.federated.method import Update
-from msfusion.federated.privacy import OpenForm, Outbound
+from msfusion.federated.privacy import OpenForm, Outbound, check_figures
 from msfusion.width.groups import State
 
 PIECE = 2**20
@@ -94,16 +94,14 @@ def update_in(
     )
     if (
         header.keys() != _UPDATE
-        or not isinstance(examples, int)
-        or isinstance(examples, bool)
-        or not 0 <= examples < 2**63
-        or not isinstance(loss, float)
         or not isinstance(seconds, float)
+        or not 0 <= seconds < math.inf
         or not isinstance(header["remembers"], bool)
         or not isinstance(metadata, dict)
     ):
         raise StreamError("a message is damaged: it is no update")
     source = f"participant {participant} in round {round_index}"
+    check_figures(examples, loss, source)
     shared = outbound.select(tensors, metadata, source)
     update = Update(participant, round_index, shared, examples, loss, metadata)
     return update, seconds, header["remembers"]

@@ -34,6 +34,9 @@ from msfusion.federated.states import payload_bytes
 END_SECONDS = 10.0
 """How long the streams may take to end: they have two seconds to do so by themselves."""
 
+LONGEST_WAIT = 3600.0
+"""For how long one look at what participants say may take; a deadline may be longer, or without end."""
+
 LARGEST_REQUEST = 2**28
 """The most bytes of a request in the middle of a task. Room is taken as bytes arrive."""
 
@@ -78,6 +81,8 @@ class Network(Engine):
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._away: dict[int, float] = {}
+        self._came: dict[bytes, float] = {}  # when somebody was first there for its task
+        self._early: dict[int, tuple[str, bytes, Any]] = {}  # what somebody said that was not listened to
         self._all_know = False
 
     def __enter__(self) -> Network:
@@ -113,6 +118,8 @@ class Network(Engine):
 
     def run(self, method: Method, asks: Sequence[Ask]) -> Iterator[Answer]:
         """Each participant gets its tasks one after the other; all work at the same time."""
+        self._came.clear()
+        self._early.clear()
         if any(ask.conversation for ask in asks):
             yield from self._turn_by_turn(method, asks)
             return
@@ -167,31 +174,43 @@ class Network(Engine):
         )
 
     def _next(self, owed: Mapping[int, Owed]) -> tuple[int, Said]:
-        """What one of these participants says next; or that it stays away, or takes too long."""
+        """What one of these participants says next; or that it stays away, or takes too long.
+
+        What others say is for when they are listened to: that one has failed while its request was being answered.
+        """
         while True:
+            for participant in owed.keys() & self._early.keys():
+                name, work, what = self._early.pop(participant)
+                if owed[participant].job.work == work:
+                    return participant, self._heard(name, owed[participant], what)
             until, late = min((self._until(each, owed[each]), each) for each in owed)
+            left = until - time.monotonic()
             try:
-                name, values = self._events.get(timeout=max(0.0, until - time.monotonic()))
+                name, values = self._events.get(timeout=min(max(0.0, left), LONGEST_WAIT))
             except queue.Empty:
+                if left > LONGEST_WAIT:
+                    continue
                 self._call(self._places.give, late, None)
                 return late, self._missing(owed[late])
             self._note(name, *values)
-            if name not in ("done", "said", "refused"):
-                continue
-            participant, work, what = values
-            if participant in owed and owed[participant].job.work == work:
-                said = self._said(name, owed[participant], what)
-                if isinstance(said, Finished) and name == "said":  # what it asks cannot be used
-                    self._call(self._places.leave_unanswered, participant, str(said.answer))
-                return participant, said
+            if name in ("done", "said", "refused"):
+                participant, work, what = values
+                self._early[participant] = name, work, what
+
+    def _heard(self, name: str, owed: Owed, what: Any) -> Said:
+        said = self._said(name, owed, what)
+        if isinstance(said, Finished) and name == "said":  # what it asks cannot be used
+            self._call(self._places.leave_unanswered, owed.participant, str(said.answer))
+        return said
 
     def _until(self, participant: int, owed: Owed) -> float:
         """When a participant is no longer waited for."""
         where = self._listening
-        too_long = owed.since + where.deadline
-        if participant not in self._away:
-            return too_long
-        return max(self._away[participant], owed.since) + where.patience
+        if participant in self._away:
+            return max(self._away[participant], owed.since) + where.patience
+        # whoever was away when its task was made has its time from when it comes, but only once
+        came = self._came.setdefault(owed.job.work, time.monotonic())
+        return max(came, owed.since) + where.deadline
 
     def _missing(self, owed: Owed) -> Finished:
         """Of a participant that is away, or takes too long."""
@@ -228,6 +247,9 @@ class Network(Engine):
             self._away[values[0]] = values[1]
         elif name == "all_know":
             self._all_know = True
+        elif name == "unwritable":
+            error, where = values[0], self._listening.scratch or "the folder for temporary files"
+            raise OSError(error.errno, f"{error.strerror} (for the answers of this round)", str(where))
 
     # The thread of the streams.
 

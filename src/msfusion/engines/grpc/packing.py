@@ -11,8 +11,8 @@ from typing import Any, TypeVar, overload
 
 from msfusion.errors import StreamError
 
-MOST_ENTRIES = 256
-"""The most entries of a map or list, and so the most tensors that can cross in one frame."""
+MOST_ENTRIES = 4096
+"""The most entries of a map or list: settings on which both sides agree. Room for a list is taken at once."""
 
 LONGEST_TEXT = 4096
 

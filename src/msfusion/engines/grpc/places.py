@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from msfusion.engines.grpc.frames import FORMAT, Hello
 from msfusion.engines.grpc.packing import Agreement, check_agreement
 from msfusion.engines.grpc.responses import Responses
 from msfusion.errors import StreamError
+
+TOO_LATE = "nobody waits for this task any more"
 
 Evict = Callable[[StreamError], None]
 """Ends the stream that has a place."""
@@ -148,9 +151,12 @@ class Places:
             self._places[participant].asked = True
             self._tell("said", participant, work, request)
 
-    async def response(self, participant: int, step: int) -> bytes | str:
-        """What the request of a step was answered, once it is; or why it is not."""
+    async def response(self, participant: int, work: bytes, step: int) -> bytes | str:
+        """What the request of a step was answered, once it is; or why it is not. Raises StreamError."""
+        self._check_open()
         place = self._places[participant]
+        if self.job_of(participant, work) is None:  # it was taken back while the request was on its way
+            return TOO_LATE
         if step < len(place.responses):
             return place.responses[step]
         place.listening = asyncio.get_running_loop().create_future()
@@ -188,9 +194,22 @@ class Places:
         """What a participant's request was answered; kept until it has another task."""
         place = self._places[participant]
         place.asked = False
-        place.responses.append(response)
-        self._hear(place, response)
-        asyncio.get_running_loop().call_soon(place.responses.save)  # after it has been sent
+        with self._told_if_it_fails():
+            place.responses.append(response)
+            self._hear(place, response)
+            asyncio.get_running_loop().call_soon(self._save, place)  # after it has been sent
+
+    def _save(self, place: Place) -> None:
+        with self._told_if_it_fails():
+            place.responses.save()
+
+    @contextmanager
+    def _told_if_it_fails(self) -> Iterator[None]:
+        """Tells the engine that there is no room for responses: participants could not hear them again."""
+        try:
+            yield
+        except OSError as error:
+            self._tell("unwritable", error)
 
     def leave_unanswered(self, participant: int, why: str) -> None:
         """A participant's request is not answered, and its task is over."""
@@ -203,6 +222,8 @@ class Places:
         """Tell all participants that the rounds are done."""
         self._over, self.rounds = True, rounds
         for place in self._places:
+            place.job = None
+            self._forget(place)
             self._settle(place, None)
 
     def end(self, error: StreamError) -> None:
@@ -217,11 +238,11 @@ class Places:
     def close(self) -> None:
         """Give back what the answers took."""
         for place in self._places:
-            place.responses.close()
+            place.responses.clear()
 
     def _forget(self, place: Place) -> None:
         """What belongs to a task that is over. Whoever still listens hears that nobody waits for it."""
-        self._hear(place, "nobody waits for this task any more")
+        self._hear(place, TOO_LATE)
         place.asked = False
         if len(place.responses):
             place.responses.clear()

@@ -166,7 +166,7 @@ class Service:
         if self._places.wants(who, asked.step):
             request = await self._gathered(context, who, job.work, asked.size, job.largest_request)
             self._places.say(who, job.work, request)
-        response = await self._places.response(who, asked.step)
+        response = await self._places.response(who, job.work, asked.step)
         if isinstance(response, str):
             await _write(context, pack(Unanswered(response[:1000])))
             return
