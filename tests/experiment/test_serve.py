@@ -16,8 +16,12 @@ from commands import environment, msfusion, refused
 from quick import QUICK_GROW, QUICK_JOB
 from split_processes import Forge
 
+from msfusion.engines.grpc.access import Access
+from msfusion.engines.grpc.calling import Connecting
+from msfusion.errors import RunDirectoryError
 from msfusion.experiment.config import load_config
 from msfusion.experiment.directory import RunDirectory
+from msfusion.experiment.network import _told, join
 from msfusion.experiment.train import train
 
 SHORT = [*QUICK_JOB, "rounds=3", "training.batch_size=4", "training.local_epochs=1"]
@@ -99,8 +103,8 @@ def test_killed_participants_and_servers_change_nothing(method: str, here: Path)
 
     def join(participant: int, *protection: str) -> list[str]:
         where = ["--address", address, "--participant", str(participant)]
-        kept = ["--out", str(here / f"kept{participant}")]
-        return ["join", config, *where, *kept, *(protection or ("--certificates", "keys"))]
+        kept = ["--out", str(here / "kept")]
+        return ["join", config, *where, *(protection or ("--certificates", "keys", *kept))]
 
     with Forge(METHODS[method], environment()) as forge:
         server = forge.start(here / "server.txt", *serve)
@@ -145,7 +149,7 @@ def test_killed_participants_and_servers_change_nothing(method: str, here: Path)
     assert untouched.count("connected") == 2  # it was never killed, and found the server again
     assert untouched.count("the connection is lost") == 1
     assert "round 3" in untouched
-    assert not list(here.glob("kept*/*"))  # of a run that is over, nothing stays
+    assert not list(here.glob("kept/*"))  # of a run that is over, nothing stays
     assert f"continued after round {done}" in (here / "server.txt").read_text()
 
 
@@ -202,3 +206,42 @@ def test_how_one_machine_works_is_not_for_many(setting: str, here: Path) -> None
     refused(msfusion("serve", "job.toml", "--out", "x", *where), setting.partition("=")[0])
     refused(msfusion("join", "job.toml", "--participant", "0", *where), setting.partition("=")[0])
     assert not (here / "x").exists()
+
+
+@pytest.mark.slow
+def test_whoever_missed_the_end_of_a_run_hears_of_it(here: Path) -> None:
+    """The server of a finished run is started again, and tells them."""
+    config, address = written(here, METHODS["small"]), free_address()
+    train(load_config(Path(config)), here / "served")
+    where = ["--address", address, "--plain-text"]
+    with Forge(METHODS["small"], environment()) as forge:
+        server = forge.start(here / "server.txt", "serve", config, *where, "--out", str(here / "served"))
+        joins = [
+            forge.start(here / f"{each}.txt", "join", config, *where, "--participant", str(each))
+            for each in range(3)
+        ]
+        assert [forge.code(each) for each in [server, *joins]] == [0, 0, 0, 0]
+    assert "has taken part in all 3 rounds" in (here / "2.txt").read_text()
+
+
+def test_two_cannot_be_one_participant_on_one_machine(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, refused = load_config(None, METHODS["small"]), list[RunDirectoryError]()
+    connecting = Connecting("127.0.0.1:9", Access(), 0.1)
+
+    def meanwhile(*_: object, **given: object) -> int:
+        with pytest.raises(RunDirectoryError, match="in use") as error:
+            join(config, connecting, 1, here / "kept")
+        refused.append(error.value)
+        return 3
+
+    monkeypatch.setattr("msfusion.experiment.network.take_part", meanwhile)
+    assert join(config, connecting, 1, here / "kept") == 3
+    assert "participant-1" in str(refused[0])
+
+
+def test_a_long_setting_crosses_as_a_digest() -> None:
+    said, other = (_told(tuple([0.25] * 700 + [last])) for last in (0.25, 0.125))
+    assert isinstance(said, str)
+    assert len(said) < 100
+    assert said != other
+    assert [_told(each) for each in (3, 0.5, True, "fresh", 2**70)] == [3, 0.5, True, "fresh", str(2**70)]

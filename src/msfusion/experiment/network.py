@@ -6,7 +6,7 @@ run directory, the same numbers.
 
 from __future__ import annotations
 
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,7 @@ def join(
     if folder is not None:
         folder /= f"participant-{participant}-{digest_of_json(agreement)[:8]}"
     with locked(folder) if folder is not None else nullcontext():
-        return take_part(
+        rounds = take_part(
             prepared.method,
             prepared.data.participants[participant],
             connecting,
@@ -99,6 +99,10 @@ def join(
             rounds_kept=2 * config.run.checkpoint_every + 1,
             threads=config.run.threads,
         )
+    if folder is not None:
+        with suppress(OSError):
+            folder.rmdir()  # a process that was killed may have made it
+    return rounds
 
 
 def _prepared(config: Config, parts: Parts | None) -> Run:

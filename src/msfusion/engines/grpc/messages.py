@@ -102,6 +102,8 @@ def update_in(
         raise StreamError("a message is damaged: it is no update")
     source = f"participant {participant} in round {round_index}"
     check_figures(examples, loss, source)
+    assert isinstance(examples, int)
+    assert isinstance(loss, float)
     shared = outbound.select(tensors, metadata, source)
     update = Update(participant, round_index, shared, examples, loss, metadata)
     return update, seconds, header["remembers"]
