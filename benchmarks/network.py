@@ -62,12 +62,16 @@ def measured(folder: Path, settings: list[str]) -> dict[str, Any]:
     (folder / "job.toml").write_text("seed = 0\n")
     ended(start("train", "job.toml", "--out", "here"))
     made = [sys.executable, "-m", "msfusion", "certificates", "--out", "keys", "--host", "127.0.0.1"]
+    made += ["--participants", "3"]
     subprocess.run(made, cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        where = ["--address", f"127.0.0.1:{free.getsockname()[1]}", "--certificates", "keys"]
-    server = start("serve", "job.toml", *where, "--out", "there")
-    participants = [start("join", "job.toml", *where, "--participant", str(each)) for each in range(3)]
+        where = ["job.toml", "--address", f"127.0.0.1:{free.getsockname()[1]}"]
+    server = start("serve", *where, "--certificates", "keys/server", "--out", "there")
+    participants = [
+        start("join", *where, "--certificates", f"keys/participant-{each}", "--participant", str(each))
+        for each in range(3)
+    ]
     ended(server, *participants)
     models = [(folder / run / "model.safetensors").read_bytes() for run in ("here", "there")]
     if models[0] != models[1]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -21,6 +23,12 @@ import msfusion
 from msfusion import checks
 from msfusion.engines.grpc.access import Access
 from msfusion.engines.grpc.calling import Connecting
+from msfusion.engines.grpc.certificates import (
+    make_certificates,
+    renew_certificate,
+    renew_token,
+    withdraw_token,
+)
 from msfusion.engines.grpc.frames import Done, Failed, Goodbye, Hello, Ready, Send, Thanks, Welcome
 from msfusion.engines.grpc.messages import PIECE, Gathering, most_bytes, pieces_of, read, update_in
 from msfusion.engines.grpc.packing import pack, unpack
@@ -295,6 +303,38 @@ def test_one_number_is_one_participant() -> None:
             assert hand.refused()[0] == "ABORTED"
             anew.fail(work)
         end()
+
+
+def test_withdrawn_in_the_middle_of_a_round(tmp_path: Path) -> None:
+    """And the server's certificate is renewed meanwhile: whoever comes after that is shown the new one."""
+    make_certificates(tmp_path, ["127.0.0.1"], 3)
+    access = Access.of_server(tmp_path / "server")
+    keys = [Access.of_participant(tmp_path / f"participant-{each}") for each in range(3)]
+    with rounds(absent=(0, 1, 2), access=access) as (engine, end):
+        host, _, port = engine.address.partition(":")
+        shown = ssl.get_server_certificate((host, int(port)))
+        with Hand(engine.address, keys[0]) as thief:
+            thief.say(hello(1, len(DATA[1])))
+            assert thief.refused()[0] == "UNAUTHENTICATED"
+        with Hand(engine.address, keys[0]) as hand:
+            hand.fail(hand.work(0, len(DATA[0]))[0])
+        with Hand(engine.address, keys[1]) as hand:
+            work, _ = hand.work(1, len(DATA[1]))
+            withdraw_token(tmp_path, 1)
+            hand.say(Failed(work.work))
+            assert hand.refused()[0] == "UNAUTHENTICATED"
+        renew_token(tmp_path, 1)
+        with Hand(engine.address, Access.of_participant(tmp_path / "participant-1")) as hand:
+            again, _ = hand.work(1, len(DATA[1]))
+            assert again == work
+            hand.fail(again)
+        renew_certificate(tmp_path)
+        with Hand(engine.address, keys[2]) as hand:
+            work, task = hand.work(2, len(DATA[2]))
+            assert ssl.get_server_certificate((host, int(port))) != shown
+            hand.hand_in(work, update(**read(task)[1]))
+        result = end()
+    assert [each.participant for each in result.left_out] == [0, 1]
 
 
 def test_nobody_is_told_that_it_is_over_before_it_is() -> None:

@@ -94,26 +94,29 @@ def test_killed_participants_and_servers_change_nothing(method: str, here: Path)
     """SIGKILL to a participant and to the server in the middle of rounds; the same commands go on."""
     config, address, path = written(here, METHODS[method]), free_address(), here / "served"
     for directory in ("keys", "other"):
-        assert msfusion("certificates", "--out", directory, "--host", "127.0.0.1").exit_code == 0
+        made = msfusion("certificates", "--out", directory, "--host", "127.0.0.1", "--participants", "3")
+        assert made.exit_code == 0
     (here / "wrong").mkdir()
     for directory, name in (("keys", "authority.pem"), ("other", "token")):
-        (here / "wrong" / name).write_bytes((here / directory / name).read_bytes())
+        (here / "wrong" / name).write_bytes((here / directory / "participant-0" / name).read_bytes())
         (here / "wrong" / name).chmod(0o600)
-    serve = ["serve", config, "--address", address, "--certificates", "keys", "--out", str(path)]
+    serve = ["serve", config, "--address", address, "--certificates", "keys/server", "--out", str(path)]
 
     def join(participant: int, *protection: str) -> list[str]:
         where = ["--address", address, "--participant", str(participant)]
         kept = ["--out", str(here / "kept")]
-        return ["join", config, *where, *(protection or ("--certificates", "keys", *kept))]
+        own = ("--certificates", f"keys/participant-{participant}", *kept)
+        return ["join", config, *where, *(protection or own)]
 
     with Forge(METHODS[method], environment()) as forge:
         server = forge.start(here / "server.txt", *serve)
         strangers = [
-            forge.start(here / "other.txt", *join(0, "--certificates", "other")),
+            forge.start(here / "other.txt", *join(0, "--certificates", "other/participant-0")),
             forge.start(here / "plain.txt", *join(0, "--plain-text")),
             forge.start(here / "wrong.txt", *join(0, "--certificates", "wrong")),
+            forge.start(here / "neighbour.txt", *join(0, "--certificates", "keys/participant-1")),
         ]
-        assert [forge.code(each) for each in strangers] == [2, 2, 2]
+        assert [forge.code(each) for each in strangers] == [2, 2, 2, 2]
 
         participants = [forge.start(here / f"{each}.txt", *join(each)) for each in range(3)]
         wait_for_round(path, 1)
@@ -140,7 +143,8 @@ def test_killed_participants_and_servers_change_nothing(method: str, here: Path)
     for name, expected in (
         ("other", "its certificate is not to be trusted"),
         ("plain", "it wants TLS"),
-        ("wrong", "the token is missing or wrong"),
+        ("wrong", "the token is missing, wrong or withdrawn"),
+        ("neighbour", "or not that of participant 0"),
     ):
         told = (here / f"{name}.txt").read_text()
         assert expected in told.splitlines()[-1]
@@ -188,7 +192,7 @@ def test_killed_participants_and_servers_change_nothing(method: str, here: Path)
             ["join", "none.toml", "--address", "localhost:7", "--participant", "0", "--plain-text"],
             "no configuration",
         ),
-        (["certificates", "--out", "x", "--host", "a:7000"], "do not give a port"),
+        (["certificates", "--out", "x", "--host", "a:7000", "--participants", "1"], "do not give a port"),
     ],
 )
 def test_mistakes_are_told_in_a_sentence(arguments: list[str], expected: str, config: str) -> None:

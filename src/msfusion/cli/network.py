@@ -24,7 +24,10 @@ ConfigFile = Annotated[
 Address = Annotated[
     str, typer.Option(metavar="HOST:PORT", help="Of the server; for serve, 0.0.0.0:PORT is everywhere.")
 ]
-Certificates = Annotated[Path | None, typer.Option(metavar="DIR", help="What `msfusion certificates` wrote.")]
+Certificates = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="The folder that `msfusion certificates` wrote for this machine."),
+]
 PlainText = Annotated[
     bool, typer.Option("--plain-text", help="No TLS and no token: on this one machine's loopback only.")
 ]
@@ -36,22 +39,63 @@ Patience = Annotated[
 @network.command()
 @told_in_a_sentence
 def certificates(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where they go.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where they go, or are.")],
     host: Annotated[
-        list[str], typer.Option(metavar="NAME", help="A name or address of the server; several times.")
-    ],
+        list[str] | None, typer.Option(metavar="NAME", help="A name or address of the server; several times.")
+    ] = None,
+    participants: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="How many participants there are.")
+    ] = None,
+    renew: Annotated[
+        bool, typer.Option("--renew", help="Only a new certificate for the server: participants keep theirs.")
+    ] = False,
+    new_token: Annotated[
+        int | None, typer.Option(min=0, metavar="P", help="Only another token for participant P.")
+    ] = None,
+    withdraw: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="P", help="Only withdraw the token of participant P, at once."),
+    ] = None,
 ) -> None:
-    """Make the keys of a server and its participants.
+    """Make the keys of a server and its participants, a folder for each machine; or renew or withdraw one.
 
-    A private authority, a certificate for the server, and a token.
+    A private authority, a certificate for the server, and a token for each participant.
     """
-    from msfusion.engines.grpc.certificates import AUTHORITY, CERTIFICATE, KEY, TOKEN, make_certificates
+    from msfusion.engines.grpc import certificates as made
+    from msfusion.engines.grpc.tokens import TOKENS
 
-    make_certificates(out, host)
+    wanted = [participants is not None, renew, new_token is not None, withdraw is not None]
+    if sum(wanted) != 1 or (host and (new_token is not None or withdraw is not None)):
+        raise ConfigError(
+            "give --host and --participants to make certificates, or one of --renew, --new-token and --withdraw"
+        )
+    if participants is not None:
+        made.make_certificates(out, host or (), participants)
+        told = [
+            f"for the server: {out / 'server'}",
+            *(
+                f"for participant {each}: {out / made.of_participant(each)}"
+                for each in range(min(participants, 20))
+            ),
+            *(["and so on"] if participants > 20 else []),
+            f"to keep, for renewing the server's certificate: {out / 'authority'}",
+        ]
+    elif renew:
+        made.renew_certificate(out, host or ())
+        told = [f"for the server: {out / 'server'}"]
+    elif new_token is not None:
+        made.renew_token(out, new_token)
+        told = [
+            f"for participant {new_token}: {out / made.of_participant(new_token)}",
+            f"for the server: {out / 'server' / TOKENS}",
+        ]
+    else:
+        assert withdraw is not None
+        made.withdraw_token(out, withdraw)
+        told = [f"withdrawn; for the server: {out / 'server' / TOKENS}"]
     console = console_of_user()
-    for who, names in (("the server", (CERTIFICATE, KEY, TOKEN)), ("each participant", (AUTHORITY, TOKEN))):
-        text = f"for {who}: {', '.join(str(out / name) for name in names)}"
-        print_line(console, text)
+    for line in told:
+        print_line(console, line)
 
 
 @network.command()

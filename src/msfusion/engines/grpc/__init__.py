@@ -4,7 +4,8 @@
     frames        what may be said
     messages      tasks and updates, in pieces of a bounded size
     access        who may connect to whom, and how
-    certificates  a private authority, a server certificate and a token
+    certificates  a private authority, a server certificate and a token for each participant
+    tokens        the tokens as the server knows them
     listening     where a server is, and how patient
     responses     what was answered in the middle of a task
     places        who is there, and what each is to do

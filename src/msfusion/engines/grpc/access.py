@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 import ipaddress
 import os
 import socket
@@ -19,7 +18,9 @@ from msfusion.engines.grpc.certificates import (
     TOKEN,
     check_certificates,
     check_server,
+    of_participant,
 )
+from msfusion.engines.grpc.tokens import TOKENS, Tokens
 from msfusion.errors import ConfigError
 from msfusion.reading import read_at_most
 
@@ -34,15 +35,18 @@ _MOST_BYTES = 2**20
 
 @dataclass(frozen=True)
 class Access:
-    """The token, and what TLS needs on one side; with nothing at all, plain text.
+    """What TLS needs on one side, and tokens; with nothing at all, plain text.
 
-    The server has a key and a certificate, a participant the authority that must have signed it.
+    The server has a key, a certificate and all participants' tokens, a participant the authority that must have signed
+    the certificate, and its own token.
     """
 
     token: str = ""
     authority: bytes = b""
     certificate: bytes = b""
     key: bytes = b""
+    tokens: Tokens | None = None
+    folder: Path | None = None
 
     @property
     def is_plain(self) -> bool:
@@ -51,18 +55,27 @@ class Access:
 
     @classmethod
     def of_server(cls, directory: Path) -> Access:
-        """What `make_certificates` wrote for the server.
+        """What `make_certificates` wrote into `server`.
 
         Raises ConfigError where something is missing, no certificate or key, out of date, or open to others.
         """
-        token = _token(directory, _read_secret(directory / TOKEN))
+        if (directory / "server").is_dir():
+            raise ConfigError(
+                f"{directory} has a folder for each machine: for the server give {directory / 'server'}"
+            )
+        _read_secret(directory / TOKENS)
         certificate, key = _read(directory / CERTIFICATE), _read_secret(directory / KEY)
         check_server(certificate, key, directory)
-        return cls(token, certificate=certificate, key=key)
+        return cls(certificate=certificate, key=key, tokens=Tokens(directory / TOKENS), folder=directory)
 
     @classmethod
     def of_participant(cls, directory: Path) -> Access:
-        """What a participant was given: authority and token. Raises ConfigError as `of_server` does."""
+        """What a participant was given, its authority and token. Raises ConfigError as `of_server` does."""
+        if (directory / of_participant(0)).is_dir():
+            one = directory / of_participant(0)
+            raise ConfigError(
+                f"{directory} has a folder for each machine: for a participant give its own, as {one}"
+            )
         token, authority = _token(directory, _read_secret(directory / TOKEN)), _read(directory / AUTHORITY)
         check_certificates(authority, directory / AUTHORITY)
         return cls(token, authority=authority)
@@ -72,13 +85,12 @@ class Access:
         """What a participant sends along."""
         return (("authorization", _SCHEME + self.token),) if self.token else ()
 
-    def admits(self, metadata: object) -> bool:
-        """Whether what came along has the token; compared in constant time."""
-        if not self.token:
-            return True
-        given = dict(metadata or ()).get("authorization", "")  # type: ignore[call-overload]  # pairs: gRPC has no type for them
-        given = given.encode() if isinstance(given, str) else given
-        return hmac.compare_digest(given, (_SCHEME + self.token).encode())
+    def check_token(self, metadata: object, participant: int | None = None) -> None:
+        """Raise StreamError unless what came along is the token of this participant (or of anybody who may come)."""
+        if self.tokens is not None:
+            given = dict(metadata or ()).get("authorization", "")  # type: ignore[call-overload]  # pairs: gRPC has no type for them
+            given = given if isinstance(given, str) else given.decode("ascii", "replace")
+            self.tokens.check(given.removeprefix(_SCHEME), participant)
 
     def check_address(self, address: str) -> None:
         """Raises ConfigError for no HOST:PORT, and for plain text to or from another machine."""
@@ -89,10 +101,24 @@ class Access:
             )
 
     def server_credentials(self) -> grpc.ServerCredentials:
-        """For a gRPC server."""
+        """For a gRPC server. A certificate that is renewed meanwhile is taken for connections from then on."""
         import grpc
 
-        return grpc.ssl_server_credentials([(self.key, self.certificate)])
+        current = [self.key, self.certificate]
+
+        def renewed() -> grpc.ServerCertificateConfiguration | None:
+            """None where nothing has changed, or what is there cannot be used: half of it may have been written."""
+            try:
+                found = Access.of_server(self.folder) if self.folder is not None else self
+            except ConfigError:
+                return None
+            if [found.key, found.certificate] == current:
+                return None
+            current[:] = [found.key, found.certificate]
+            return grpc.ssl_server_certificate_configuration([(found.key, found.certificate)])
+
+        first = grpc.ssl_server_certificate_configuration([(self.key, self.certificate)])
+        return grpc.dynamic_ssl_server_credentials(first, renewed)
 
     def channel(self, address: str, options: list[tuple[str, int]]) -> grpc.Channel:
         """A new channel to a server. Nothing is connected yet."""

@@ -1,10 +1,11 @@
-"""A private authority, a certificate for the server signed by it, and a token: what TLS between known machines needs.
+"""A private authority, a certificate for the server signed by it, and tokens: what TLS between known machines needs.
 
-    authority.pem   for everybody: whom a participant believes
-    token           for everybody, secret: whom the server believes
-    server.pem, server.key    for the server alone
+    authority/        authority.pem, authority.key        where they were made: to renew the server's certificate
+    server/           server.pem, server.key, tokens      for the server's machine
+    participant-0/    authority.pem, token                for the machine of participant 0, and so on
 
-The authority's own key is thrown away once it has signed. For another host name, make all four anew.
+A participant believes whoever `authority.pem` has signed; the server believes whoever has a participant's token. It has
+only digests of tokens, in `tokens`, and reads them again whenever they change: a token is withdrawn while it runs.
 """
 
 from __future__ import annotations
@@ -14,10 +15,13 @@ import ipaddress
 import os
 import re
 import secrets
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from msfusion.engines.grpc.tokens import TOKENS, digest_of, read_tokens, written_tokens
 from msfusion.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,50 +29,129 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
 AUTHORITY, CERTIFICATE, KEY, TOKEN = "authority.pem", "server.pem", "server.key", "token"
+AUTHORITY_KEY = "authority.key"
 
-VALID_DAYS = 825
+AUTHORITY_DAYS = 3650
+SERVER_DAYS = 825
+"""For how long certificates are valid; the server's is renewed without the participants' knowing."""
+
+MOST_PARTICIPANTS = 100_000
+
 _HOST = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9-]{1,63}(?<!-))*")
 
+Files = dict[str, tuple[bytes, int]]
+"""Contents and rights, by path below the folder of certificates."""
 
-def make_certificates(directory: Path, hosts: Sequence[str]) -> None:
-    """Write the four files for a server that is reached under these names or addresses.
 
-    Raises ConfigError for something that is neither, where one of the files is there already, or none can be written.
+def of_participant(participant: int) -> str:
+    """The name of a participant's folder."""
+    return f"participant-{participant}"
+
+
+def make_certificates(directory: Path, hosts: Sequence[str], participants: int) -> None:
+    """Write the folders for a server that is reached under these names or addresses, and for its participants.
+
+    Raises ConfigError for something that is neither, where one of the folders is there already, or none can be written.
     """
-    names = [_host(host) for host in hosts]
-    if not names:
-        raise ConfigError(
-            "a certificate needs at least one name or address of the server: give it with --host"
-        )
-    for name in (AUTHORITY, CERTIFICATE, KEY, TOKEN):
-        if (directory / name).exists():
-            raise ConfigError(f"{directory / name} is there already; choose another --out")
-    from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec
 
-    authority_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
-    authority = _signed("msfusion's private authority", authority_key.public_key(), authority_key, None, [])
-    certificate = _signed(hosts[0], key.public_key(), authority_key, authority, names)
-    private = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    pem = serialization.Encoding.PEM
-    files = {
-        AUTHORITY: (authority.public_bytes(pem), 0o644),
-        CERTIFICATE: (certificate.public_bytes(pem), 0o644),
-        KEY: (private, 0o600),
-        TOKEN: (secrets.token_urlsafe(32).encode() + b"\n", 0o600),
+    names = _names(hosts)
+    if not 1 <= participants <= MOST_PARTICIPANTS:
+        raise ConfigError(f"there are {participants} participants: it must be at least 1")
+    for folder in ("authority", "server", of_participant(0)):
+        if (directory / folder).exists():
+            raise ConfigError(f"{directory / folder} is there already; choose another --out")
+    key = ec.generate_private_key(ec.SECP256R1())
+    authority = _signed("msfusion's private authority", key.public_key(), key, None, [])
+    tokens = {each: secrets.token_urlsafe(32) for each in range(participants)}
+    public = _pem(authority)
+    files: Files = {
+        f"authority/{AUTHORITY}": (public, 0o644),
+        f"authority/{AUTHORITY_KEY}": (_private(key), 0o600),
+        **_server_files(hosts[0], names, key, authority),
+        f"server/{TOKENS}": (written_tokens({who: digest_of(token) for who, token in tokens.items()}), 0o600),
     }
-    written: list[Path] = []
+    for who, token in tokens.items():
+        files[f"{of_participant(who)}/{AUTHORITY}"] = public, 0o644
+        files[f"{of_participant(who)}/{TOKEN}"] = token.encode() + b"\n", 0o600
+    _write_new(directory, files)
+
+
+def renew_certificate(directory: Path, hosts: Sequence[str] = ()) -> None:
+    """A new certificate for the server by the same authority, for these hosts (default: those of the old one).
+
+    Participants keep what they have. Raises ConfigError where the authority or the old certificate cannot be used.
+    """
+    from cryptography import x509
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    authority = check_certificates(
+        _read(directory / "authority" / AUTHORITY), directory / "authority" / AUTHORITY
+    )[0]
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        for name, (content, rights) in files.items():
-            _write(directory / name, content, rights)
-            written.append(directory / name)
+        key = load_pem_private_key(_read(directory / "authority" / AUTHORITY_KEY), password=None)
+        old = x509.load_pem_x509_certificate(_read(directory / "server" / CERTIFICATE))
+        known = list(old.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
+    except ConfigError:
+        raise
+    except Exception as error:  # several kinds: of PEM, of ASN.1, of algorithms
+        raise ConfigError(
+            f"{directory} holds no authority's key, or no server's certificate: {_REMEDY}"
+        ) from error
+    names = _names(hosts) if hosts else known
+    for name, (content, rights) in _server_files(str(names[0].value), names, key, authority).items():  # type: ignore[arg-type]  # ours is of an elliptic curve
+        _replace(directory / name, content, rights)
+
+
+def renew_token(directory: Path, participant: int) -> None:
+    """Another token for a participant, perhaps a new one; the old one is withdrawn. Raises ConfigError."""
+    known, token = read_tokens(directory / "server" / TOKENS), secrets.token_urlsafe(32)
+    own = directory / of_participant(participant)
+    if not 0 <= participant < MOST_PARTICIPANTS:
+        raise ConfigError(f"there is no participant {participant}: they count from 0")
+    public = _read(directory / "authority" / AUTHORITY)
+    try:
+        own.mkdir(exist_ok=True)
     except OSError as error:
-        for path in written:  # three of four are of no use
-            path.unlink(missing_ok=True)
-        raise ConfigError(f"certificates cannot be written to {directory}: {error.strerror}") from error
+        raise ConfigError(f"{own} cannot be written: {error.strerror}") from error
+    _replace(own / AUTHORITY, public, 0o644)
+    _replace(own / TOKEN, token.encode() + b"\n", 0o600)
+    _replace(directory / "server" / TOKENS, written_tokens({**known, participant: digest_of(token)}), 0o600)
+
+
+def withdraw_token(directory: Path, participant: int) -> None:
+    """The server does not believe this participant's token any more. Raises ConfigError where it has none."""
+    known = read_tokens(directory / "server" / TOKENS)
+    if participant not in known:
+        raise ConfigError(f"participant {participant} has no token in {directory / 'server' / TOKENS}")
+    rest = {who: digest for who, digest in known.items() if who != participant}
+    _replace(directory / "server" / TOKENS, written_tokens(rest), 0o600)
+
+
+def _server_files(
+    subject: str,
+    names: Sequence[x509.GeneralName],
+    signer: EllipticCurvePrivateKey,
+    authority: x509.Certificate,
+) -> Files:
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    certificate = _signed(subject, key.public_key(), signer, authority, names)
+    return {f"server/{CERTIFICATE}": (_pem(certificate), 0o644), f"server/{KEY}": (_private(key), 0o600)}
+
+
+def _pem(certificate: x509.Certificate) -> bytes:
+    from cryptography.hazmat.primitives import serialization
+
+    return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def _private(key: EllipticCurvePrivateKey) -> bytes:
+    from cryptography.hazmat.primitives import serialization
+
+    form = serialization.PrivateFormat.PKCS8
+    return key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
 
 
 def check_certificates(content: bytes, path: Path) -> list[x509.Certificate]:
@@ -116,6 +199,14 @@ def check_server(certificate: bytes, key: bytes, directory: Path) -> None:
 _REMEDY = "make new ones with 'msfusion certificates'"
 
 
+def _names(hosts: Sequence[str]) -> list[x509.GeneralName]:
+    if not hosts:
+        raise ConfigError(
+            "a certificate needs at least one name or address of the server: give it with --host"
+        )
+    return [_host(host) for host in hosts]
+
+
 def _host(host: str) -> x509.GeneralName:
     """The name or address as a certificate has it."""
     from cryptography import x509
@@ -152,7 +243,7 @@ def _signed(
         .public_key(public_key)  # type: ignore[arg-type]  # of an elliptic curve
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(hours=1))  # clocks differ
-        .not_valid_after(now + datetime.timedelta(days=VALID_DAYS))
+        .not_valid_after(now + datetime.timedelta(days=AUTHORITY_DAYS if itself else SERVER_DAYS))
         .add_extension(x509.BasicConstraints(ca=itself, path_length=0 if itself else None), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)  # type: ignore[arg-type]  # of an elliptic curve
         .add_extension(
@@ -182,6 +273,39 @@ def _usage(authority: bool) -> x509.KeyUsage:
         encipher_only=False,
         decipher_only=False,
     )
+
+
+def _write_new(directory: Path, files: Mapping[str, tuple[bytes, int]]) -> None:
+    """All of these files, or none: a part of them is of no use. Raises ConfigError."""
+    made = [directory / name for name in dict.fromkeys(name.partition("/")[0] for name in files)]
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, (content, rights) in files.items():
+            (directory / name).parent.mkdir(exist_ok=True)
+            _write(directory / name, content, rights)
+    except OSError as error:
+        for folder in made:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise ConfigError(f"certificates cannot be written to {directory}: {error.strerror}") from error
+
+
+def _replace(path: Path, content: bytes, rights: int) -> None:
+    """A file in place of another: whoever reads it finds the old one or the new one. Raises ConfigError."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        _write(temporary, content, rights)
+        temporary.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}): {_REMEDY}") from error
 
 
 def _write(path: Path, content: bytes, rights: int) -> None:

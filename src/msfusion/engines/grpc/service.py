@@ -99,14 +99,17 @@ class Service:
         import grpc
 
         try:
-            if not self._listening.access.admits(context.invocation_metadata()):
-                raise StreamError("the token is missing or wrong", "UNAUTHENTICATED")
+            self._check_token(context)
             await self._conversation(context)
         except MsfusionError as error:
             status = error.status if isinstance(error, StreamError) else "INVALID_ARGUMENT"
             self._say(f"{context.peer()}: {error} ({status})")
             context.set_code(grpc.StatusCode[status])  # abort would leave some bytes behind each time
             context.set_details(str(error)[:1000])
+
+    def _check_token(self, context: Context, participant: int | None = None) -> None:
+        """Raises StreamError where the token is wrong, or has been withdrawn meanwhile."""
+        self._listening.access.check_token(context.invocation_metadata(), participant)
 
     async def _conversation(self, context: Context) -> None:
         """Who it is, then question and answer in turns."""
@@ -116,6 +119,7 @@ class Service:
         if len(data) > LARGEST_HELLO:
             raise StreamError(f"the first message has {len(data)} bytes, more than {LARGEST_HELLO}")
         hello = unpack(data, Hello)
+        self._check_token(context, hello.participant)
         who, task, evicted = hello.participant, asyncio.current_task(), list[StreamError]()
 
         def evict(error: StreamError) -> None:
@@ -142,6 +146,7 @@ class Service:
         data = await _read(context, None)
         if data is None:
             return False
+        self._check_token(context, who)
         asked: Ready | Done | Failed | Say | Goodbye = unpack(data, Ready, Done, Failed, Say, Goodbye)
         if isinstance(asked, Goodbye):
             self._places.goodbye(who)
@@ -177,6 +182,7 @@ class Service:
     async def _hand_out(self, context: Context, who: int) -> None:
         """What is to be done next, once there is something."""
         job = await self._places.next(who)
+        self._check_token(context, who)
         if job is None:
             await _write(context, pack(Over(self._places.rounds)))
             return
