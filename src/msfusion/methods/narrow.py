@@ -14,9 +14,9 @@ windows:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal, Self
 
 from torch import Tensor, nn
 
@@ -88,6 +88,12 @@ class NarrowMethod(Method):
     overlaps: Callable[[int], float] | None = None
     _submodels: dict[tuple[Use | int, ...], SubModel] = field(default_factory=dict, repr=False)
     _windows: dict[int, dict[int, Window]] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, method: NarrowMethod, **others: Any) -> Self:
+        """A method of this class with the fields of another, but for `others`, which it may have besides."""
+        same = {each.name: getattr(method, each.name) for each in fields(NarrowMethod)}
+        return cls(**{**same, **others})
 
     def window(self, round_index: int, participant: int) -> Window:
         """The units that a participant holds in a round; known to both sides, so it does not travel."""

@@ -22,8 +22,7 @@ from msfusion.methods.narrow import Weighting
 from msfusion.methods.parts.contrastive import ContrastiveSettings
 from msfusion.methods.split.method import Clients, ServerStep, SplitSettings
 from msfusion.methods.split.wire import Derivative
-from msfusion.methods.starts import AUTO
-from msfusion.methods.table import Start
+from msfusion.methods.starts import AUTO, Start
 from msfusion.models.spec import ModelSpec
 from msfusion.scoring import LOSSES, METRICS, TORCH_METRICS
 from msfusion.windows.overlap import Feedback, Overlap, OverlapShape
