@@ -12,13 +12,15 @@ from msfusion.batch import Batch
 from msfusion.federated.capacities import Capacities
 from msfusion.federated.problem import METHODS, Problem
 from msfusion.federated.training import TrainingSettings
+from msfusion.methods import HOUSE
 from msfusion.methods.settings import Averaging
 from msfusion.scoring import CROSS_ENTROPY, Scoring
 from msfusion.width.groups import WidthMap
 from msfusion.width.submodel import program_of
 
-AVERAGING = [name for name in METHODS if issubclass(METHODS[name], Averaging)]
+AVERAGING = [name for name in HOUSE if issubclass(METHODS[name], Averaging)]
 """The methods whose participants train (parts of) one model."""
+
 
 def build_method(
     name: str,
@@ -43,6 +45,7 @@ def build_method(
     if name == "msfusion":
         settings = {"start": "fresh", **settings}
     return METHODS[name](**settings).build(problem)
+
 
 def traced_example(width_map: WidthMap) -> Batch:
     """What the model was traced with, and some labels."""

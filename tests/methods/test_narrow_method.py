@@ -16,7 +16,7 @@ from msfusion.federated.method import Method, Update
 from msfusion.federated.rounds import RoundSettings
 from msfusion.federated.states import holding, state_of
 from msfusion.federated.training import TrainingSettings, local_steps
-from msfusion.experiment.config.sections import HOUSE
+from msfusion.methods import HOUSE
 from msfusion.methods.narrow import NarrowMethod
 from msfusion.objectives import evaluate
 from msfusion.scoring import Scoring

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, create_model
 
@@ -17,7 +17,7 @@ from msfusion.federated.problem import METHODS
 from msfusion.federated.screening import Screening
 from msfusion.federated.training import TrainingSettings
 from msfusion.imports import import_function, is_reference
-from msfusion.methods import settings as _house  # noqa: F401  # which registers the methods of the house
+from msfusion.methods import HOUSE
 from msfusion.methods.narrow import Weighting
 from msfusion.methods.parts.contrastive import ContrastiveSettings
 from msfusion.methods.split.method import Clients, ServerStep, SplitSettings
@@ -27,19 +27,23 @@ from msfusion.models.spec import ModelSpec
 from msfusion.scoring import LOSSES, METRICS, TORCH_METRICS
 from msfusion.windows.overlap import Feedback, Overlap, OverlapShape
 
-HOUSE = (
-    "msfusion",
-    "fedrolex",
-    "heterofl",
-    "feddropout",
-    "fedavg",
-    "windows",
-    "small",
-    "ensemble",
-    "split",
-    "fedgrow",
+SLICES_ONLY = (
+    "participants.budget",
+    "participants.minimum_ratio",
+    "method.overlap",
+    "method.between_rounds",
+    "method.start",
+    "method.grow_at",
+    "method.apart",
+    "method.recalibrate",
+    "method.average",
+    "method.contrastive_weight",
+    "run.together",
+    "network",
+    "training.loss",
+    "evaluation.metrics",
 )
-"""The methods of the house."""
+"""What is for sub-models alone: keys that must stay as they are by default elsewhere."""
 
 
 def _known_loss(value: Any) -> Any:
@@ -135,7 +139,7 @@ class OverlapSection(Section):
 
 def _known_method(value: Any) -> Any:
     """The name of a method, or of a class of the user's."""
-    if isinstance(value, str) and value not in HOUSE and value not in METHODS and not is_reference(value):
+    if isinstance(value, str) and value not in METHODS and not is_reference(value):
         raise ValueError(f"should be {', '.join(map(repr, HOUSE))}, or module:Class")
     return value
 
@@ -143,9 +147,9 @@ def _known_method(value: Any) -> Any:
 def _keys_of_methods() -> dict[str, Any]:
     """What can be set of the methods of the house, and of every method."""
     keys: dict[str, Any] = {"name": (Annotated[str, BeforeValidator(_known_method)], _METHOD_NAME)}
-    for name in HOUSE:
-        if name in METHODS:
-            keys |= keys_of(METHODS[name], without=("name", "ratio", "contrastive"), read_as=_READ_AS)
+    for settings in (METHODS[name] for name in HOUSE):
+        if settings.own_table is None:
+            keys |= keys_of(settings, without=("name", "ratio", "contrastive"), read_as=_READ_AS)
     keys |= keys_of(ContrastiveSettings, prefix="contrastive_")
     return {**keys, **keys_of(Screening, without=("max_examples",))}
 
@@ -189,6 +193,18 @@ class SplitSection(Section):
     server_step: ServerStep = key_of(SplitSettings, "server_step")
     clients: Clients = key_of(SplitSettings, "clients")
     derivative: Annotated[Derivative, BeforeValidator(_true_as_text)] = key_of(SplitSettings, "derivative")
+
+    meaningless: ClassVar[tuple[str, ...]] = (
+        *SLICES_ONLY,
+        "method.weighting",
+        "participants.fraction",
+        "participants.dropout",
+        "training.precision",
+        "run.workers",
+        "run.engine",
+        "run.device",
+    )
+    """Other keys, which have no meaning for split learning (yet)."""
 
     @property
     def settings(self) -> SplitSettings:
