@@ -24,7 +24,6 @@ CLASSES = {
 """What the modules of the methods declare with a base class: methods, and their settings."""
 
 EXCEPTIONS: dict[str, set[str]] = {
-    "codecs/__init__.py": {"small"},  # a codec's profile of the same name
     "experiment/kinds.py": {"split", "fedgrow"},  # the table of kinds itself
     "experiment/plan.py": {"CopiesMethod"},  # what of copies is not exact
     "experiment/setup.py": {"BlocksMethod"},  # whose costs change from round to round

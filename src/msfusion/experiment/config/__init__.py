@@ -18,6 +18,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from msfusion.data.spec import DataSpec
 from msfusion.errors import ConfigError, MsfusionError
+from msfusion.experiment.config.codecs import as_before
 from msfusion.experiment.config.declared import Section, key_of
 from msfusion.experiment.config.errors import about_section, first_mistake
 from msfusion.experiment.config.fedgrow import GrowSection
@@ -314,7 +315,10 @@ class Config(Section):
 
     def fingerprint(self) -> str:
         """Equal for two configurations just when their runs give the same results."""
-        return hashlib.sha256(json.dumps(self.deciding(), sort_keys=True).encode()).hexdigest()
+        table = self.deciding()
+        for key in {"activations", "gradients"} & {*table.get("split", {})}:
+            table["split"][key] = as_before(table["split"][key])
+        return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()
 
     def difference(self, other: Config) -> str | None:
         """One key whose change changes the results, with both values; None where the results are the same."""

@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, create_model
 
 from msfusion.averaging.robust import AVERAGES, Average
-from msfusion.codecs import CODECS, Codec, by_table
 from msfusion.data.spec import DataSpec
-from msfusion.errors import ConfigError
+from msfusion.experiment.config.codecs import as_now, codec_of
 from msfusion.experiment.config.declared import Section, key_of, keys_of, section_of
 from msfusion.federated.participation import RoundSettings
 from msfusion.federated.problem import METHODS
 from msfusion.federated.screening import Screening
 from msfusion.federated.training import TrainingSettings
-from msfusion.imports import import_function, is_reference
+from msfusion.imports import is_reference
 from msfusion.methods import HOUSE
 from msfusion.methods.narrow import Weighting
 from msfusion.methods.parts.contrastive import ContrastiveSettings
@@ -184,12 +183,15 @@ def _true_as_text(value: Any) -> Any:
     return "true" if value is True else value
 
 
+_CodecKey = Annotated[str | dict[str, Any], BeforeValidator(as_now)]
+
+
 class SplitSection(Section):
     """Where split learning cuts the model, and how what crosses becomes bytes."""
 
     at: str = key_of(SplitSettings, "at")
-    activations: str | dict[str, Any] = key_of(SplitSettings, "activations", default="small")
-    gradients: str | dict[str, Any] = key_of(SplitSettings, "gradients", default="scaled")
+    activations: _CodecKey = key_of(SplitSettings, "activations", default="compact")
+    gradients: _CodecKey = key_of(SplitSettings, "gradients", default="scaled")
     server_step: ServerStep = key_of(SplitSettings, "server_step")
     clients: Clients = key_of(SplitSettings, "clients")
     derivative: Annotated[Derivative, BeforeValidator(_true_as_text)] = key_of(SplitSettings, "derivative")
@@ -210,24 +212,9 @@ class SplitSection(Section):
     def settings(self) -> SplitSettings:
         """What the engine takes. Raises ConfigError on an unknown codec or an impossible setting."""
         codecs: dict[str, Any] = {
-            name: _codec(name, getattr(self, name)) for name in ("activations", "gradients")
+            name: codec_of(name, getattr(self, name)) for name in ("activations", "gradients")
         }
         return self.made(SplitSettings, **codecs)
-
-
-def _codec(key: str, given: str | dict[str, Any]) -> Codec:
-    """The codec that stands under a key; `module:Class` is imported, which registers it. Raises ConfigError."""
-    try:
-        name = given.get("codec") if isinstance(given, dict) else given
-        if isinstance(name, str) and is_reference(name):
-            made = import_function(name, f"split.{key}")
-            own = str(getattr(made, "name", None))
-            if CODECS.get(own) is not made:
-                raise ConfigError(f"'{name}' is no codec: decorate its class with msfusion.codecs.register.")
-            given = {**given, "codec": own} if isinstance(given, dict) else own
-        return by_table(given)
-    except (ConfigError, TypeError) as error:
-        raise ConfigError(f"{key}: {error}") from error
 
 
 def _is_accuracy(value: Any) -> bool:

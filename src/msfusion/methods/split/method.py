@@ -54,7 +54,7 @@ class SplitSettings(Settings):
 
     at: str = setting(meaning="the module after which the model is cut, by its name")
     activations: Codec = setting(
-        PROFILES["small"],
+        PROFILES["compact"],
         "a codec for what goes up: a profile, or a table { codec = 'top_k', ... } with its settings",
     )
     gradients: Codec = setting(Scaled, "a codec for what comes down: blocks of it differ much in size")
