@@ -188,12 +188,12 @@ class MSfusion(Averaging):
 
     def with_start(self, problem: Problem, start: Start) -> Method:
         """The method with a start that is known."""
-        made: Mapping[Start, Callable[[Problem], Method]] = {
+        builders: Mapping[Start, Callable[[Problem], Method]] = {
             "fresh": self._fresh,
             "blocks": self._blocks,
             "copies": self._copies,
         }
-        return made[start](problem)
+        return builders[start](problem)
 
     def _fresh(self, problem: Problem) -> Method:
         """Slices of fresh weights."""
