@@ -18,7 +18,7 @@ from msfusion.batch import Batch
 from msfusion.errors import ConfigError
 from msfusion.federated.method import Answered, Task, Update
 from msfusion.federated.states import model_state, with_aliases
-from msfusion.methods.narrow import NarrowMethod, weight_of
+from msfusion.methods.narrow import NarrowMethod, extended, weight_of
 from msfusion.width.groups import State
 from msfusion.windows import Feedback, Overlap, double_shift_for
 
@@ -50,7 +50,7 @@ class AdaptiveMethod(NarrowMethod):
             self._at.clear()  # an overlap seldom comes back
             fixed = Overlap("constant", overlap)
             schedule = double_shift_for(self.ratios, fixed, between_rounds=self.between_rounds)
-            self._at[overlap] = NarrowMethod.of(self, schedule=schedule, _windows={})
+            self._at[overlap] = extended(self, NarrowMethod, schedule=schedule, _windows={})
         return self._at[overlap]
 
     @property

@@ -26,7 +26,7 @@ from msfusion.errors import ConfigError
 from msfusion.federated.capacities import Capacities
 from msfusion.federated.method import Answered, Task, blamed
 from msfusion.federated.states import holding, loaded, with_aliases, without_aliases
-from msfusion.methods.narrow import NarrowMethod, weight_of
+from msfusion.methods.narrow import NarrowMethod, extended, weight_of
 from msfusion.methods.small import fresh_weights
 from msfusion.objectives import logits_of
 from msfusion.width.analysis import module_of
@@ -196,7 +196,7 @@ def copies_method(slices: NarrowMethod, settings: CopiesSettings) -> CopiesMetho
     """
     assert slices.capacities is not None
     sizes = small_sizes(slices.width_map, slices.capacities.smallest)
-    return CopiesMethod.of(slices, copies=Copies(slices.width_map, sizes), settings=settings)
+    return extended(slices, CopiesMethod, copies=Copies(slices.width_map, sizes), settings=settings)
 
 
 def transversals(capacities: Capacities, overlap: Overlap | None, *, between_rounds: bool) -> Schedule:

@@ -17,7 +17,7 @@ from msfusion.methods.adaptive import AdaptiveMethod
 from msfusion.methods.blocks import BlocksSettings, blocks_method
 from msfusion.methods.copies import CopiesSettings, copies_method, transversals
 from msfusion.methods.ensemble import ensemble_method
-from msfusion.methods.narrow import NarrowMethod, Weighting
+from msfusion.methods.narrow import NarrowMethod, Weighting, extended
 from msfusion.methods.parts.contrastive import WITHOUT, ContrastiveSettings
 from msfusion.methods.parts.remembered import REMEMBERED_BYTES
 from msfusion.methods.small import SmallMethod, small_method
@@ -202,7 +202,7 @@ class MSfusion(Averaging):
         schedule = double_shift_for(ratios, fixed, between_rounds=self.between_rounds)
         made = replace(self.slices(problem, schedule), overlaps=partial(_overlap_in, fixed, ratios))
         if isinstance(self.overlap, Feedback):
-            return AdaptiveMethod.of(made, feedback=self.overlap, between_rounds=self.between_rounds)
+            return extended(made, AdaptiveMethod, feedback=self.overlap, between_rounds=self.between_rounds)
         return made
 
     def _blocks(self, problem: Problem) -> Method:
@@ -306,7 +306,7 @@ class Windows(Averaging):
                 "the contrastive loss rebuilds the window of an earlier round, which goes by weights that are gone: "
                 "set method.contrastive_weight to 0"
             )
-        return WindowsOfState.of(self.slices(problem, static), choose=chosen)
+        return extended(self.slices(problem, static), WindowsOfState, choose=chosen)
 
 
 @method("small")
