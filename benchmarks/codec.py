@@ -4,7 +4,7 @@ Speed is measured against memcpy of the tensor and against a plain implementatio
 sparsification describe it (torch.topk, a dense float mask, pickle), in turns; ratios are the medians over the
 turns. Times are processor time of the one thread that works, which is the time on the clock of a machine that does
 nothing else. Size and error are given at equal bytes: top-k and the dead zone quantiser are tuned until they send
-as much as `paper` or `small`.
+as much as `paper` or `compact`.
 
     python benchmarks/codec.py --json
 """
@@ -35,7 +35,7 @@ from msfusion.experiment.environment import environment
 DATA = Path(__file__).resolve().parents[2] / "shared/data/cifar10"
 CACHE = Path("~/.cache/msfusion").expanduser()
 ENCODE_TARGETS = (30.0, 30.0, 25.0)
-DECODE_TARGET, MEMCPY_TARGET, SMALL_TARGET = 7.0, 2.7, 24.0
+DECODE_TARGET, MEMCPY_TARGET, COMPACT_TARGET = 7.0, 2.7, 24.0
 
 
 def plain_encode(tensor: Tensor, ratio: float = 0.99, bits: int = 2) -> bytes:
@@ -75,20 +75,24 @@ def median_ratio(above: list[float], below: list[float]) -> float:
 
 
 def speed(tensor: Tensor, turns: int, target: float) -> dict[str, Any]:
-    """`paper` and `small` against the plain implementation and memcpy."""
-    paper, small = codecs.by_name("paper"), codecs.by_name("small")
-    message, small_message, plain_message = paper.encode(tensor), small.encode(tensor), plain_encode(tensor)
+    """`paper` and `compact` against the plain implementation and memcpy."""
+    paper, compact = codecs.by_name("paper"), codecs.by_name("compact")
+    message, compact_message, plain_message = (
+        paper.encode(tensor),
+        compact.encode(tensor),
+        plain_encode(tensor),
+    )
     buffer = torch.empty_like(tensor)
     taken = in_turns(
         {
             "plain_encode": lambda: plain_encode(tensor),
             "encode": lambda: paper.encode(tensor),
             "memcpy": lambda: buffer.copy_(tensor),
-            "encode_small": lambda: small.encode(tensor),
+            "encode_compact": lambda: compact.encode(tensor),
             "plain_decode": lambda: plain_decode(plain_message),
             "decode_reused": lambda: paper.decode(message, out=buffer),
             "decode_fresh": lambda: paper.decode(message),
-            "decode_small_reused": lambda: small.decode(small_message, out=buffer),
+            "decode_compact_reused": lambda: compact.decode(compact_message, out=buffer),
         },
         turns,
     )
@@ -123,8 +127,8 @@ def tuned(
 
 
 def contenders(tensor: Tensor) -> Iterable[tuple[str, codecs.Codec]]:
-    """Every codec, tuned to the bytes of `paper` or of `small` where it can be."""
-    sizes = {name: len(codecs.by_name(name).encode(tensor)) for name in ("paper", "small")}
+    """Every codec, tuned to the bytes of `paper` or of `compact` where it can be."""
+    sizes = {name: len(codecs.by_name(name).encode(tensor)) for name in ("paper", "compact")}
     yield "identity", codecs.Identity()
     for name in codecs.PROFILES:
         yield name, codecs.by_name(name)
@@ -171,9 +175,9 @@ def quality(tensor: Tensor) -> list[dict[str, Any]]:
 def measure(tensor: Tensor, turns: int, target: float) -> dict[str, Any]:
     found = speed(tensor, turns, target)
     rows = {row["label"]: row for row in quality(tensor)}
-    same_error = rows["small"]["relative_error"] == rows["paper"]["relative_error"]
-    enough = rows["small"]["smaller_than_float32"] >= SMALL_TARGET
-    found["met"][f"small {SMALL_TARGET:g} times smaller at paper's error"] = enough and same_error
+    same_error = rows["compact"]["relative_error"] == rows["paper"]["relative_error"]
+    enough = rows["compact"]["smaller_than_float32"] >= COMPACT_TARGET
+    found["met"][f"compact {COMPACT_TARGET:g} times smaller at paper's error"] = enough and same_error
     return {
         "shape": list(tensor.shape),
         "positive": float((tensor > 0).float().mean()),

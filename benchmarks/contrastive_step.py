@@ -21,6 +21,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+from slices import slices_of
 from torch import nn
 
 from msfusion.batch import Batch
@@ -29,7 +30,6 @@ from msfusion.federated.method import Task
 from msfusion.federated.training import TrainingSettings
 from msfusion.methods.narrow import NarrowMethod
 from msfusion.methods.parts.contrastive import ContrastiveSettings
-from msfusion.methods.table import build_method
 from msfusion.models.convolutional import ConvNet, ResNet
 from msfusion.models.transformer import DecoderLM
 from msfusion.width.trace import trace
@@ -79,12 +79,12 @@ def compare(model: nn.Module, data: Batch, ratio: float, every: int, rounds: int
     On a machine that others use as well, `ratio_of_fastest` (the fastest round with the loss over the fastest
     without) is nearer to the truth.
     """
-    width_map = trace(model, data.take(slice(0, 2)).inputs)
+    example = data.take(slice(0, 2))
+    width_map = trace(model, example.inputs)
     local_rounds: list[Callable[[], object]] = []
     for weight in (0.0, WEIGHT):
         settings = ContrastiveSettings(weight, every=every)
-        method = build_method("msfusion", model, width_map, (ratio,) * 4, TRAINING, contrastive=settings)
-        assert isinstance(method, NarrowMethod)
+        method = slices_of(model, width_map, example, 4, ratio, TRAINING, settings)
         task = second_round(method, data)
         local_rounds.append(lambda method=method, task=task: method.train(task, data))
     pairs = []

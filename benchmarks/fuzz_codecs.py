@@ -53,7 +53,7 @@ INTERESTING = [
 
 FAMILIES: dict[str, list[codecs.Codec]] = {
     "mask_encoded": [
-        *(codecs.by_name(profile) for profile in ("paper", "small", "accurate")),
+        *(codecs.by_name(profile) for profile in ("paper", "compact", "accurate")),
         codecs.MaskEncoded(ratio=0.5, bits=5, values="bfloat16", rounding="floor"),
         codecs.MaskEncoded(ratio=0.9, bits=8, values="float16", entropy="zstd"),
     ],

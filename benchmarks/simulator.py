@@ -25,6 +25,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 import torch.nn.functional as F
+from slices import slices_of
 from torch import Tensor
 
 from msfusion.batch import Batch
@@ -35,7 +36,6 @@ from msfusion.experiment.environment import environment
 from msfusion.federated.rounds import RoundSettings, run_rounds
 from msfusion.federated.training import TrainingSettings
 from msfusion.methods.narrow import NarrowMethod
-from msfusion.methods.table import build_method
 from msfusion.models.convolutional import ResNet
 from msfusion.seeds import seed_of
 from msfusion.width.trace import trace
@@ -158,14 +158,9 @@ def method_builder() -> MethodBuilder:
     """A method for so many participants, on the built-in network."""
     torch.manual_seed(0)
     model = ResNet(1, 10, widths=WIDTHS)
-    width_map = trace(model, (torch.randn(2, 1, 8, 8),))
-
-    def for_participants(participants: int) -> NarrowMethod:
-        method = build_method("msfusion", model, width_map, (RATIO,) * participants, TRAINING)
-        assert isinstance(method, NarrowMethod)
-        return method
-
-    return for_participants
+    example = Batch((torch.randn(2, 1, 8, 8),), torch.zeros(2, dtype=torch.long))
+    width_map = trace(model, example.inputs)
+    return lambda participants: slices_of(model, width_map, example, participants, RATIO, TRAINING)
 
 
 def start_up(build: MethodBuilder) -> dict[str, float]:

@@ -28,6 +28,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+from slices import slices_of
 from torch.utils import _pytree as pytree
 
 from msfusion.batch import Batch
@@ -38,7 +39,7 @@ from msfusion.engines.machine import on_this_machine
 from msfusion.experiment.environment import environment
 from msfusion.federated.rounds import RoundResult, RoundSettings, run_rounds
 from msfusion.federated.training import TrainingSettings
-from msfusion.methods.table import AnyMethod, build_method
+from msfusion.methods.narrow import NarrowMethod
 from msfusion.models.build import build_model
 from msfusion.models.spec import ModelSpec
 from msfusion.width.trace import trace
@@ -58,7 +59,7 @@ Timed = tuple[RoundResult, float, float]
 
 def federation(
     name: str, participants: int, dtype: torch.dtype = torch.float32
-) -> tuple[AnyMethod, FederatedData]:
+) -> tuple[NarrowMethod, FederatedData]:
     """A method and its data: few examples for everybody."""
     source, options = MODELS[name]
     data = load_data(
@@ -74,7 +75,8 @@ def federation(
     model = build_model(ModelSpec(name, options=options), data)
     model, data = model.to(dtype), in_type(data.for_model(model), dtype)
     width_map = trace(model, example_inputs(data))
-    return build_method("msfusion", model, width_map, (RATIO,) * participants, TRAINING), data
+    example = data.participants[0].take(slice(0, 2))
+    return slices_of(model, width_map, example, participants, RATIO, TRAINING), data
 
 
 def in_type(data: FederatedData, dtype: torch.dtype) -> FederatedData:

@@ -194,6 +194,8 @@ def test_what_is_no_data_is_refused(given: Any, sentence: str) -> None:
     [
         ({"method": "no such"}, 'there is no method "no such"'),
         ({"method": 3}, "method is a int"),
+        ({"method": "split"}, r"SplitSettings\(at="),
+        ({"method": "fedgrow"}, "grow_method"),
         ({"training": [TRAINING]}, "3 participants and 1 training settings"),
         ({"loss": 3}, "the loss is a int"),
         ({"metrics": {"loss": abs}}, "as one of ours"),
@@ -205,6 +207,10 @@ def test_what_is_no_data_is_refused(given: Any, sentence: str) -> None:
 def test_what_does_not_fit_is_told_in_a_sentence(options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         federation(**options).fit(1)
+
+
+def test_a_name_stands_for_a_method_as_it_is_by_default() -> None:
+    assert federation(method="fedavg").settings == msfusion.FedAvg()
 
 
 @pytest.mark.without_type_checks

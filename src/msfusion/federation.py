@@ -14,7 +14,7 @@ import math
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from copy import deepcopy
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import MISSING, fields, is_dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -90,7 +90,7 @@ class Federation:
     ) -> None:
         _check_arguments(model, engine, callbacks, metrics, seed, evaluation_batch_size)
         self.participants, self.test, language = _shared_out(model, data, test)
-        self.settings = METHODS[method]() if isinstance(method, str) else method or MSfusion()
+        self.settings = _named(method) if isinstance(method, str) else method or MSfusion()
         if not isinstance(self.settings, Settings):
             raise ConfigError(
                 f"method is a {type(self.settings).__name__}: give a method, its settings, or a name of one"
@@ -367,6 +367,19 @@ def _check_arguments(
     for name, value, fits, what in wanted:
         if not fits:
             raise ConfigError(f"{name} is {short(repr(value))}: give {what}")
+
+
+def _named(name: str) -> Settings:
+    """The settings of a method by its name, as they are by default. Raises ConfigError where some must be given."""
+    made: Any = METHODS[name]
+    declared = fields(made) if is_dataclass(made) else ()
+    needed = [each.name for each in declared if each.default is MISSING and each.default_factory is MISSING]
+    if needed:
+        raise ConfigError(
+            f"the method {name!r} needs settings: give {made.__name__}({needed[0]}=...) instead of its name"
+        )
+    settings: Settings = made()
+    return settings
 
 
 def _told(value: Any) -> Any:

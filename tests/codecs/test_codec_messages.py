@@ -99,9 +99,9 @@ def test_a_buffer_must_fit() -> None:
 def test_the_message_of_another_codec_or_setting_is_refused() -> None:
     tensor = torch.rand(3000)
     messages = {other: other.encode(tensor) for other in EVERY_CODEC}
-    # where compressing did not help, `small` would have sent what `paper` sends, and so it reads that too
-    small, paper = codecs.by_name("small"), codecs.by_name("paper")
-    also = {(small, paper), (codecs.Scaled(small), codecs.Scaled(paper))}
+    # where compressing did not help, `compact` would have sent what `paper` sends, and so it reads that too
+    compact, paper = codecs.by_name("compact"), codecs.by_name("paper")
+    also = {(compact, paper), (codecs.Scaled(compact), codecs.Scaled(paper))}
     for codec in EVERY_CODEC:
         for other, message in messages.items():
             if codec == other or (codec, other) in also:
@@ -164,6 +164,7 @@ def test_the_largest_finite_values_stay_finite(dtype: torch.dtype) -> None:
         (lambda: codecs.by_name("scaled", inner=0.9), "should be a name"),
         (lambda: codecs.by_name("dense", step=2.0), "set those of 'dead_zone'"),
         (lambda: codecs.by_name("tiny"), "there is no codec 'tiny'"),
+        (lambda: codecs.by_name("small"), "is called 'compact' now"),
         (lambda: codecs.by_name("top_k", bits=2), "no setting 'bits'"),
         (lambda: codecs.by_name("top_k", number=7), "no setting 'number'"),
         (lambda: codecs.by_name("paper", bits=3), "is a profile"),
@@ -195,7 +196,7 @@ def test_entropy_coding_never_makes_a_message_longer() -> None:
 
 def test_a_compressed_payload_cannot_grow_without_bound() -> None:
     zstandard = pytest.importorskip("zstandard")
-    sound = codecs.by_name("small").encode(torch.zeros(4096))
+    sound = codecs.by_name("compact").encode(torch.zeros(4096))
     header, _ = codecs.read_header(sound)
     bomb = zstandard.ZstdCompressor().compress(bytes(2**28))
     unsized = zstandard.ZstdCompressor(write_content_size=False).compress(bytes(1024))
@@ -229,4 +230,4 @@ def test_without_numba_the_reference_runs(monkeypatch: pytest.MonkeyPatch) -> No
 def test_without_zstandard_the_user_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "zstandard", None)
     with pytest.raises(ConfigError, match=r"msfusion\[codecs\]"):
-        codecs.by_name("small").encode(TENSOR)
+        codecs.by_name("compact").encode(TENSOR)

@@ -73,7 +73,7 @@ def test_vectors_a_thousandfold_smaller_survive() -> None:
         """Of each vector, relative."""
         return (codec.decode(codec.encode(tokens)) - tokens).norm(dim=-1) / tokens.norm(dim=-1)
 
-    for inner in (codecs.by_name("small"), DeadZone(step=0.7)):
+    for inner in (codecs.by_name("compact"), DeadZone(step=0.7)):
         assert float(errors(inner).median()) == 1.0  # all of it lost
         assert float(errors(Scaled(inner)).max()) < 0.6
         assert float(errors(Scaled(inner)).median()) < 0.35

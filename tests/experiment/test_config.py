@@ -152,6 +152,16 @@ def test_a_configuration_that_an_older_version_wrote_is_still_the_same(path: Pat
     assert set(flattened(tomllib.loads(path.read_text()))) == set(flattened(config.to_table()))
 
 
+def test_a_profile_of_a_codec_by_its_former_name_is_the_same() -> None:
+    split = ["method.name=split", "split.at=layers.3", "run.workers=1"]
+    before = ["split.activations=small", "split.gradients={codec='scaled', inner='small'}"]
+    now = ["split.activations=compact", "split.gradients={codec='scaled', inner='compact'}"]
+    old, new = load_config(None, [*split, *before]), load_config(None, [*split, *now])
+    assert old.split == new.split
+    assert old.difference(new) is None
+    assert old.fingerprint() == new.fingerprint()
+
+
 def test_every_key_has_a_meaning_in_one_line() -> None:
     for key in known_keys(Config):
         described = described_key(key)

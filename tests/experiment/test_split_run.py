@@ -124,11 +124,11 @@ def test_a_variant_may_bring_another_codec(tmp_path: Path) -> None:
     config = quick("split.gradients={codec='top_k', ratio=0.5}")
     variants = {
         "quantized": {"split": {"gradients": {"codec": "quantized", "bits": 4}}},
-        "by name": {"split": {"gradients": "small", "activations": {"codec": "top_k", "ratio": 0.9}}},
+        "by name": {"split": {"gradients": "compact", "activations": {"codec": "top_k", "ratio": 0.9}}},
     }
     planned = [run.config.split for run in plan_runs(config, Comparison(["split"], 1, variants=variants))]
-    assert [each.gradients for each in planned if each] == [{"codec": "quantized", "bits": 4}, "small"]
-    assert [each.activations for each in planned if each] == ["small", {"codec": "top_k", "ratio": 0.9}]
+    assert [each.gradients for each in planned if each] == [{"codec": "quantized", "bits": 4}, "compact"]
+    assert [each.activations for each in planned if each] == ["compact", {"codec": "top_k", "ratio": 0.9}]
 
 
 def test_a_run_that_was_stopped_ends_with_the_same_numbers(trained: Path, tmp_path: Path) -> None:

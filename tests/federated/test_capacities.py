@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from building import build_method
 from simulated import fuse_updates, run_rounds
 from test_narrow_method import SETTINGS, images, mlp, same
 from torch import Tensor
@@ -19,7 +20,6 @@ from msfusion.federated.rounds import RoundSettings
 from msfusion.methods.narrow import NarrowMethod
 from msfusion.methods.parts.contrastive import ContrastiveSettings
 from msfusion.methods.small import SmallMethod
-from msfusion.methods.table import build_method
 from msfusion.windows import window_size
 
 MIXED = Capacities((1.0, OneOf((0.5, 0.25)), FromRound(((0, 0.5), (3, 0.125))), 0.25), seed=7)

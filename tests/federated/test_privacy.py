@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from building import AVERAGING, build_method
 from torch import nn
 
 import msfusion
@@ -13,7 +14,6 @@ from msfusion.batch import Batch
 from msfusion.errors import PrivacyError, UpdateError
 from msfusion.federated.privacy import Outbound, Shared, check_figures, forms_of
 from msfusion.federated.training import TrainingSettings
-from msfusion.methods.table import SCHEDULES_BY_METHOD, build_method
 
 DECLARED = Outbound(
     {"weight": (torch.float32, (2, 3)), "count": (torch.int64, ())},
@@ -76,7 +76,7 @@ def test_nobody_else_makes_shared_tensors() -> None:
             Shared(WHOLE, made_by)
 
 
-@pytest.mark.parametrize("name", [name for name in SCHEDULES_BY_METHOD if name != "ensemble"])
+@pytest.mark.parametrize("name", [name for name in AVERAGING if name != "ensemble"])
 def test_narrow_methods_declare_their_sub_model_and_nothing_of_what_they_remember(name: str) -> None:
     model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
     width_map = msfusion.trace(model, (torch.randn(2, 4),))

@@ -11,6 +11,7 @@ from typing import Any, cast
 import pytest
 import torch
 from averaging import Averaging, Counting, Grouped, some_data
+from building import build_method
 from simulated import fuse_updates, run_rounds
 from torch import Tensor, nn
 
@@ -26,7 +27,6 @@ from msfusion.federated.rounds import RoundResult, RoundSettings
 from msfusion.federated.screening import Norm, Screening, absurd_losses, fault_of, norm_of, outliers
 from msfusion.federated.training import TrainingSettings
 from msfusion.methods.parts.batch_norm import pooled
-from msfusion.methods.table import build_method
 from msfusion.width.groups import State
 
 STOP = Screening("stop")

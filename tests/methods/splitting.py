@@ -29,7 +29,7 @@ from msfusion.models.convolutional import ConvNet
 from msfusion.width.groups import WidthMap
 
 TRAINING = TrainingSettings(optimizer="adamw", learning_rate=0.01, batch_size=8)
-SETTINGS = SplitSettings("layers.3", PROFILES["small"], PROFILES["accurate"])
+SETTINGS = SplitSettings("layers.3", PROFILES["compact"], PROFILES["accurate"])
 
 
 def digits(count: int, first: int = 0) -> Batch:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from building import build_method
 from simulated import run_rounds
 from test_contrastive import offset
 from test_narrow_method import SETTINGS, images, mlp, same
@@ -14,7 +15,6 @@ from msfusion.federated.method import Method
 from msfusion.federated.rounds import RoundSettings
 from msfusion.methods.adaptive import OVERLAP, AdaptiveMethod, model_state
 from msfusion.methods.parts.contrastive import ContrastiveSettings
-from msfusion.methods.table import build_method
 from msfusion.windows import Feedback, even_overlap
 
 RATIOS = (0.5,) * 4

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from building import build_method
 from simulated import fuse_updates, run_rounds
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -24,12 +25,11 @@ from msfusion.federated.results import RoundResult
 from msfusion.federated.rounds import RoundSettings
 from msfusion.federated.states import holding, labelled, loaded, model_state, part
 from msfusion.federated.training import TrainingSettings, local_steps
-from msfusion.methods.blocks import BlocksMethod, BlocksSettings, is_one_wide_model, one_wide_state
+from msfusion.methods.blocks import BlocksMethod, is_one_wide_model, one_wide_state
 from msfusion.methods.parts.contrastive import ContrastiveSettings
 from msfusion.methods.parts.phases import Phases, Seen, Versions, finished_label
 from msfusion.methods.parts.silence import silenced
 from msfusion.methods.small import small_method
-from msfusion.methods.table import build_method
 from msfusion.models.sums import label
 from msfusion.models.transformer import DecoderLM
 from msfusion.objectives import cross_entropy, evaluate
@@ -58,8 +58,8 @@ def build(
     rounds: int = 8, ratios: Sequence[float] = (0.25,) * 4, *, model: tuple[nn.Module, WidthMap] | None = None,
     training: TrainingSettings = SETTINGS, **settings: Any,
 ) -> BlocksMethod:  # fmt: skip
-    blocks = BlocksSettings(rounds, **settings)
-    method = build_method("msfusion", *(model or wide()), ratios, training, start="blocks", blocks=blocks)
+    traced = model or wide()
+    method = build_method("msfusion", *traced, ratios, training, start="blocks", rounds=rounds, **settings)
     assert isinstance(method, BlocksMethod)
     return method
 
@@ -473,7 +473,6 @@ def test_the_contrastive_loss_is_refused() -> None:
     with pytest.raises(ConfigError, match="contrastive_weight"):
         build_method(
             "msfusion", *wide(), (0.25,), SETTINGS, contrastive=ContrastiveSettings(1.0), start="blocks",
-            blocks=BlocksSettings(4),
         )  # fmt: skip
 
 
@@ -488,8 +487,7 @@ def test_forward_flops_are_those_that_a_counter_sees() -> None:
 
 
 def build_ensemble(rounds: int, models: int, training: TrainingSettings = SETTINGS) -> Any:
-    blocks = BlocksSettings(rounds, models)
-    return build_method("ensemble", *wide(), (0.25,) * 4, training, blocks=blocks)
+    return build_method("ensemble", *wide(), (0.25,) * 4, training, rounds=rounds, blocks=models)
 
 
 def test_an_ensemble_of_one_is_the_small_model() -> None:

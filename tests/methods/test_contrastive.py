@@ -9,6 +9,7 @@ from functools import cache
 import pytest
 import torch
 import torch.nn.functional as F
+from building import AVERAGING, build_method
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulated import fuse_updates, run_rounds
@@ -19,7 +20,6 @@ from msfusion.errors import ConfigError
 from msfusion.federated.method import Method, Task, Update
 from msfusion.federated.rounds import RoundResult, RoundSettings
 from msfusion.federated.training import TrainingSettings, local_steps
-from msfusion.methods.blocks import BlocksSettings
 from msfusion.methods.narrow import NarrowMethod
 from msfusion.methods.parts.contrastive import (
     ROUND,
@@ -29,7 +29,6 @@ from msfusion.methods.parts.contrastive import (
     fast_contrastive_loss,
 )
 from msfusion.methods.small import SmallMethod
-from msfusion.methods.table import SCHEDULES_BY_METHOD, build_method
 from msfusion.models.transformer import DecoderLM
 from msfusion.objectives import cross_entropy
 from msfusion.scoring import Scoring
@@ -98,8 +97,7 @@ def decoder() -> tuple[nn.Module, WidthMap]:
 
 
 def method_for(name: str = "msfusion", contrastive: ContrastiveSettings = ON) -> NarrowMethod | SmallMethod:
-    blocks = BlocksSettings(8, 2)
-    return build_method(name, *mlp(), (0.5,) * 4, SETTINGS, seed=3, contrastive=contrastive, blocks=blocks)
+    return build_method(name, *mlp(), (0.5,) * 4, SETTINGS, seed=3, contrastive=contrastive)
 
 
 def second_task(method: Method, data: Batch, participant: int = 1) -> Task:
@@ -197,7 +195,7 @@ def test_tokens_without_a_target_do_not_count() -> None:
     assert ContrastiveObjective(received, previous, ON, 0)(model, nothing).detach() == 0.0
 
 
-@pytest.mark.parametrize("name", list(SCHEDULES_BY_METHOD))
+@pytest.mark.parametrize("name", AVERAGING)
 def test_without_a_memory_it_is_plain_cross_entropy_bit_for_bit(name: str) -> None:
     data = examples()
     plain, contrastive = method_for(name, ContrastiveSettings()), method_for(name)
@@ -208,7 +206,7 @@ def test_without_a_memory_it_is_plain_cross_entropy_bit_for_bit(name: str) -> No
     assert same(other.memory, {**other.tensors, ROUND: torch.tensor(0)})
 
 
-@pytest.mark.parametrize("name", list(SCHEDULES_BY_METHOD))
+@pytest.mark.parametrize("name", AVERAGING)
 def test_weight_zero_changes_nothing_even_with_a_memory(name: str) -> None:
     data = examples()
     task = second_task(method_for(name), data)

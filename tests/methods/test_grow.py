@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from building import build_method
 from grow_cases import (
     EXAMPLE,
     INTERMEDIATE,
@@ -39,7 +40,6 @@ from msfusion.methods.fedgrow.costs import grow_costs
 from msfusion.methods.fedgrow.method import GrowMethod
 from msfusion.methods.fedgrow.private import SmallModel, private_stages
 from msfusion.methods.fedgrow.settings import GrowSettings
-from msfusion.methods.table import build_method
 from msfusion.objectives import evaluate, evaluate_for
 
 VARIANTS: dict[str, GrowSettings] = {

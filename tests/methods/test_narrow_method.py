@@ -6,6 +6,7 @@ from functools import cache
 
 import pytest
 import torch
+from building import AVERAGING, build_method
 from simulated import fuse_updates, run_rounds
 from torch import Tensor, nn
 
@@ -15,9 +16,8 @@ from msfusion.federated.method import Method, Update
 from msfusion.federated.rounds import RoundSettings
 from msfusion.federated.states import holding, state_of
 from msfusion.federated.training import TrainingSettings, local_steps
-from msfusion.methods.blocks import BlocksSettings
+from msfusion.methods import HOUSE
 from msfusion.methods.narrow import NarrowMethod
-from msfusion.methods.table import SCHEDULES_BY_METHOD, build_method
 from msfusion.objectives import evaluate
 from msfusion.scoring import Scoring
 from msfusion.width.groups import WidthMap
@@ -79,18 +79,21 @@ def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
-def test_the_table_has_every_method_and_all_are_methods() -> None:
-    assert list(SCHEDULES_BY_METHOD) == [
+def test_the_methods_of_the_house_are_told_in_this_order_and_all_are_methods() -> None:
+    assert HOUSE == (
         "msfusion",
         "fedrolex",
         "heterofl",
         "feddropout",
         "fedavg",
+        "windows",
         "small",
         "ensemble",
-    ]
-    for name in SCHEDULES_BY_METHOD:
-        method = build_method(name, *mlp(), (0.5,) * 4, SETTINGS, blocks=BlocksSettings(8))
+        "split",
+        "fedgrow",
+    )
+    for name in AVERAGING:
+        method = build_method(name, *mlp(), (0.5,) * 4, SETTINGS)
         assert isinstance(method, Method)
         assert method.name == name
         assert not method.recalibrates
@@ -116,7 +119,7 @@ def test_a_round_of_fedavg_is_the_loop_by_hand_bit_for_bit() -> None:
     assert same(state_of(model), start)  # the template is untouched
 
 
-@pytest.mark.parametrize("name", list(SCHEDULES_BY_METHOD))
+@pytest.mark.parametrize("name", AVERAGING)
 def test_one_and_two_workers_and_any_order_give_the_same_bits(name: str) -> None:
     model, width_map = tied()
     ratios = (0.25, 0.5, 1.0, 0.3)
@@ -124,7 +127,6 @@ def test_one_and_two_workers_and_any_order_give_the_same_bits(name: str) -> None
     data = texts()
     outcomes = []
     for workers in (1, 2):
-        blocks = BlocksSettings(3, 2)
         method = build_method(
             name,
             model,
@@ -133,7 +135,7 @@ def test_one_and_two_workers_and_any_order_give_the_same_bits(name: str) -> None
             SETTINGS,
             seed=2,
             scoring=Scoring(language_modelling=True),
-            blocks=blocks,
+            rounds=3,
         )
         outcomes.append(list(run_rounds(method, data, chosen, workers=workers, test=data[0])))
     one, two = outcomes
@@ -259,7 +261,7 @@ def test_holding_reaches_an_lstm_and_copies_nothing() -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("fedprox", (0.5,)), "there is no method 'fedprox': choose one of msfusion, fedrolex"),
+        (("fedprox", (0.5,)), 'there is no method "fedprox": choose msfusion, fedrolex'),
         (("msfusion", ()), "there are no participants"),
         (("msfusion", (0.5, 0.0)), "width ratio of participant 1 is 0.0"),
         (("small", (0.5, 1.5)), "width ratio of participant 1 is 1.5"),

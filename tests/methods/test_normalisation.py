@@ -7,6 +7,7 @@ from functools import cache
 import pytest
 import torch
 import torch.nn.functional as F
+from building import AVERAGING, build_method
 from simulated import fuse_updates, run_rounds
 from torch import Tensor, nn
 
@@ -18,7 +19,6 @@ from msfusion.federated.states import state_of
 from msfusion.federated.training import TrainingSettings
 from msfusion.methods.parts import batch_norm as normalisation
 from msfusion.methods.parts.batch_norm import has_running_statistics, measure, pooled, recalibrate
-from msfusion.methods.table import SCHEDULES_BY_METHOD, build_method
 from msfusion.width.groups import WidthMap
 from msfusion.width.trace import trace
 
@@ -122,7 +122,7 @@ def test_single_values_and_models_without_batch_norm_change_nothing() -> None:
     )
 
 
-@pytest.mark.parametrize("name", [name for name in SCHEDULES_BY_METHOD if name != "ensemble"])
+@pytest.mark.parametrize("name", [name for name in AVERAGING if name != "ensemble"])
 def test_a_run_ends_with_the_fused_models_own_statistics(name: str) -> None:
     data = some_data(16, 8, 24)
     method = build_method(name, *traced(), (0.5,) * 3, SETTINGS)

@@ -7,6 +7,7 @@ from functools import cache
 
 import pytest
 import torch
+from building import build_method
 from simulated import run_rounds
 from torch import nn
 
@@ -15,7 +16,6 @@ from msfusion.federated.rounds import RoundSettings
 from msfusion.federated.states import state_of
 from msfusion.federated.training import TrainingSettings, local_steps
 from msfusion.methods.small import SmallMethod, reinitialised, small_method
-from msfusion.methods.table import build_method
 from msfusion.width.groups import WidthMap
 from msfusion.width.slices import extract
 from msfusion.width.trace import trace

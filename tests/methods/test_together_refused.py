@@ -23,10 +23,9 @@ from msfusion.errors import ConfigError, DataError, TrainingError
 from msfusion.federated.rounds import RoundSettings
 from msfusion.methods.narrow import NarrowMethod
 from msfusion.methods.parts.contrastive import ContrastiveSettings
-from msfusion.methods.table import AnyMethod
 
 
-def both(method: AnyMethod, data: list[Batch]) -> list[str]:
+def both(method: Method, data: list[Batch]) -> list[str]:
     """What the loop and the stack raise."""
     assert isinstance(method, NarrowMethod)
     tasks, raised = tasks_of(method), []

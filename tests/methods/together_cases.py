@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from building import build_method
 from simulated import run_rounds
 from torch import nn
 
@@ -18,7 +19,6 @@ from msfusion.federated.method import Task
 from msfusion.federated.rounds import RoundResult, RoundSettings
 from msfusion.federated.training import TrainingSettings
 from msfusion.methods.narrow import NarrowMethod
-from msfusion.methods.table import AnyMethod, build_method
 from msfusion.width.groups import WidthMap
 from msfusion.width.trace import trace
 
@@ -61,7 +61,7 @@ def texts(keyword: str | None = None) -> list[Batch]:
 
 def method_for(
     model: tuple[nn.Module, WidthMap], training: TrainingSettings = SETTINGS, **options: Any
-) -> AnyMethod:
+) -> Method:
     name, ratios = options.pop("name", "msfusion"), options.pop("ratios", (0.5,) * 5)
     return build_method(name, *model, ratios, training, seed=3, **options)
 
@@ -71,7 +71,7 @@ def traced(model: nn.Module, data: list[Batch]) -> tuple[nn.Module, WidthMap]:
     return model, trace(model, inputs)
 
 
-def rounds(method: AnyMethod, data: list[Batch], together: int, **options: Any) -> list[RoundResult]:
+def rounds(method: Method, data: list[Batch], together: int, **options: Any) -> list[RoundResult]:
     return list(run_rounds(method, data, RoundSettings(rounds=2), together=together, **options))
 
 

@@ -18,7 +18,8 @@ from msfusion.experiment.report.describe import _images, _labelled_text, _runnin
 from msfusion.federated.capacities import Capacities
 from msfusion.federated.states import holding, loaded, with_aliases
 from msfusion.federated.training import TrainingSettings
-from msfusion.methods.copies import CopiesMethod, CopiesSettings, copies_method, moved
+from msfusion.methods.copies import CopiesMethod, CopiesSettings, copies_method, moved, transversals
+from msfusion.methods.narrow import NarrowMethod
 from msfusion.models.build import build_model
 from msfusion.models.spec import ModelSpec
 from msfusion.width.own_scale import folding
@@ -95,14 +96,17 @@ def prepared(entry: Entry) -> tuple[nn.Module, object, CopiesMethod]:
         given, _, width_map = traced(entry.name)
         torch.set_default_dtype(dtype)
         model = copy.deepcopy(given).to(dtype)
-    method = copies_method(
-        CopiesSettings(),
-        model,
-        width_map,
-        Capacities((0.25, 0.5, 0.25)),
-        (TrainingSettings(),) * 3,
+    return model, inputs, of_copies(model, width_map, (0.25, 0.5, 0.25))
+
+
+def of_copies(model: nn.Module, width_map: WidthMap, ratios: tuple[float, ...]) -> CopiesMethod:
+    """The method on a model, whether it is one of copies or not."""
+    capacities, training = Capacities(ratios), (TrainingSettings(),) * len(ratios)
+    windows = transversals(capacities, None, between_rounds=True)
+    slices = NarrowMethod(
+        "msfusion", model, width_map, windows, capacities.typical, training, capacities=capacities
     )
-    return model, inputs, method
+    return copies_method(slices, CopiesSettings())
 
 
 def apart(found: object, expected: object) -> float:
@@ -167,12 +171,6 @@ def test_the_built_in_models_are_their_slices(name: str) -> None:
     batch = data.for_model(model).test
     inputs = in_precision(batch.inputs, torch.float64)
     example = Batch(inputs, batch.targets)
-    method = copies_method(
-        CopiesSettings(),
-        model,
-        trace(model, example.inputs),
-        Capacities((0.25, 0.5)),
-        (TrainingSettings(),) * 2,
-    )
+    method = of_copies(model, trace(model, example.inputs), (0.25, 0.5))
     assert method.left_in_operators() == ()
     assert method.difference(example) < 1e-10

@@ -2,7 +2,7 @@
 
     from msfusion import codecs
 
-    message = codecs.by_name("small").encode(activations)
+    message = codecs.by_name("compact").encode(activations)
     activations = codecs.decode(message)
 
 Messages describe themselves; nothing in them is ever executed, and bytes that are no message raise CodecError
@@ -63,15 +63,18 @@ CODECS: dict[str, type[Codec]] = {
 
 PROFILES: dict[str, Codec] = {
     "paper": MaskEncoded(ratio=0.99, bits=2, rounding="nearest"),
-    "small": MaskEncoded(ratio=0.99, bits=2, rounding="nearest", entropy="zstd"),
+    "compact": MaskEncoded(ratio=0.99, bits=2, rounding="nearest", entropy="zstd"),
     "accurate": MaskEncoded(ratio=0.995, bits=3, values="float16", entropy="zstd"),
     "dense": DeadZone(step=0.85, dead_zone=0.6),
 }
 """Codecs with settings worth a name.
 
 The paper's; the same at half the bytes; half the error for few more; and where no ReLU has made it sparse and positive,
-as in a transformer, the error of the paper's at a fifth fewer bytes than `small`.
+as in a transformer, the error of the paper's at a fifth fewer bytes than `compact`.
 """
+
+FORMER_NAMES: Mapping[str, str] = {"compact": "small"}
+"""What profiles were called before, by their names: `small` is also a method."""
 
 FIRST_OF_OTHERS = 128
 """The numbers from here to 255 are for codecs that are not of this house."""
@@ -102,7 +105,7 @@ def register(codec: Made) -> Made:
 
 
 def by_name(name: str, **settings: Any) -> Codec:
-    """The codec of a profile ("paper", "small", "accurate", "dense"), or one of `CODECS` with settings of its own.
+    """The codec of a profile ("paper", "compact", "accurate", "dense"), or one of `CODECS` with settings of its own.
 
     Raises ConfigError for an unknown name, and for settings that the codec does not have or that are out of range.
     """
@@ -111,6 +114,9 @@ def by_name(name: str, **settings: Any) -> Codec:
     if name in PROFILES:
         behind = PROFILES[name].name
         raise ConfigError(f"codec '{name}' is a profile and takes no settings; set those of '{behind}'.")
+    for now, before in FORMER_NAMES.items():
+        if name == before and name not in CODECS:
+            raise ConfigError(f"the codec profile '{before}' is called '{now}' now, with the same settings.")
     if name not in CODECS:
         raise ConfigError(f"there is no codec '{name}'; there are {', '.join([*PROFILES, *CODECS])}.")
     known = [field.name for field in fields(CODECS[name])]  # type: ignore[arg-type]  # each is a dataclass

@@ -17,9 +17,9 @@ from msfusion.width.groups import State
 class BlocksRun(SlicesRun):
     """What `Prepared` asks for. Raises ConfigError where the method cannot be run as the configuration says."""
 
-    def __init__(self, setup: Setup, method: BlocksMethod, forecast: Forecast) -> None:
+    def __init__(self, setup: Setup, forecast: Forecast) -> None:
         super().__init__(setup)
-        self._method, self._forecast = method, forecast
+        self._method, self._forecast = forecast.method, forecast
 
     def observer(self) -> _Observer:
         """The phase, and what everybody computed."""

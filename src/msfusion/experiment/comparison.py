@@ -12,12 +12,13 @@ from typing import Any, Literal
 from msfusion.errors import ConfigError
 from msfusion.experiment.config import Config
 from msfusion.experiment.config.keys import flattened
-from msfusion.experiment.config.sections import HOUSE
 from msfusion.experiment.figures import mean_flops_per_example
 from msfusion.experiment.kinds import kind_of
 from msfusion.experiment.setup import prepare
 from msfusion.federated.problem import METHODS
 from msfusion.imports import is_reference
+from msfusion.methods import HOUSE
+from msfusion.methods.settings import MSfusion
 from msfusion.quoting import quoted, short
 
 Equal = Literal["rounds", "flops"]
@@ -147,17 +148,17 @@ def _row(method: str, variant: str | None, ratio: float | None, config: Config, 
 
 def holds_everything(method: str) -> bool:
     """Whether everybody trains the whole model with a method, whatever its ratio."""
-    return kind_of(method).title is None and METHODS[method].holds_everything
+    return METHODS[method].holds_everything
 
 
 def role_of(method: str) -> str | None:
     """What a method stands for in a comparison: "floor", "ceiling", or nothing of the kind."""
-    return METHODS[method].role if kind_of(method).title is None else None
+    return METHODS[method].role
 
 
 def _rounds_at_equal_flops(config: Config, whole: Config) -> int:
     """How many rounds a method of whole models can run on what slices of these ratios spend, at least one."""
-    narrow = prepare(config.changed({"method.name": HOUSE[0]}))
+    narrow = prepare(config.changed({"method.name": MSfusion.name}))
     full = prepare(whole.changed({"participants.ratio": 1.0}))
     share = mean_flops_per_example(narrow) / mean_flops_per_example(full)
     return max(1, math.floor(config.rounds * share))

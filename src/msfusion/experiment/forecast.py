@@ -35,13 +35,13 @@ class Forecast:
     """The versions of all blocks as the rounds go on, and what follows from them."""
 
     def __init__(self, setup: Setup, method: BlocksMethod) -> None:
-        self._setup, self._method = setup, method
+        self._setup, self.method = setup, method
         self._begin()
 
     def spent(self, participant: int, round_index: int, versions: Versions | None = None) -> Spent:
         """A participant's round. `versions` are those before it, where they are known: else they are foreseen."""
         versions = self._before(round_index) if versions is None else versions
-        method, setup = self._method, self._setup
+        method, setup = self.method, self._setup
         data = setup.data.participants[participant]
         held, ratio = (
             method.held(participant, round_index),
@@ -81,7 +81,7 @@ class Forecast:
         return rows
 
     def _begin(self) -> None:
-        self._versions = Versions.first(len(self._method.capacities.each), len(self._method.starts))
+        self._versions = Versions.first(len(self.method.capacities.each), len(self.method.starts))
         self._changes: list[int] = [0]  # before each round, up to the one that `_versions` are of
 
     def _before(self, round_index: int) -> Versions:
@@ -100,8 +100,8 @@ class Forecast:
         return [
             Seen(
                 each,
-                self._method.phases.phase(first),
-                self._method.held(each, first),
+                self.method.phases.phase(first),
+                self.method.held(each, first),
                 self._changes[first] == self._changes[round_index],
             )
             for each, first in began
@@ -110,12 +110,12 @@ class Forecast:
     @cached_property
     def _block_bytes(self) -> int:
         """Of one block's tensors."""
-        return self._setup.costs(self._method.capacities.smallest).bytes_down
+        return self._setup.costs(self.method.capacities.smallest).bytes_down
 
     @cached_property
     def _pass_flops(self) -> int:
         """Of one block's forward pass over an example."""
-        return inference_flops(self._method.small.model, self._setup.data.participants[0])
+        return inference_flops(self.method.small.model, self._setup.data.participants[0])
 
 
 _TOTALS = ("finished_blocks", "total_bytes_down", "total_bytes_up", "total_flops", "remembered_bytes")

@@ -19,7 +19,6 @@ from msfusion.experiment.prepared import Prepared
 from msfusion.experiment.setup import Parts
 from msfusion.experiment.slices import SlicesRun
 from msfusion.experiment.split import SplitRun
-from msfusion.methods.blocks import BlocksMethod
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -55,9 +54,7 @@ class Kind:
 
 def _slices(config: Config, parts: Parts | None) -> Prepared:
     made = setup.prepare(config, parts)
-    if isinstance(made.method, BlocksMethod) and made.forecast is not None:
-        return BlocksRun(made, made.method, made.forecast)
-    return SlicesRun(made)
+    return SlicesRun(made) if made.forecast is None else BlocksRun(made, made.forecast)
 
 
 def _split(config: Config, parts: Parts | None) -> Prepared:

@@ -79,6 +79,9 @@ class Settings(ABC):
     role: ClassVar[Literal["floor", "ceiling"] | None] = None
     """In a comparison: what anybody can do at a participant's cost, or what no participant can do."""
 
+    own_table: ClassVar[str | None] = None
+    """The table of a configuration that has its settings, where that is another than [method]."""
+
     @property
     def own_models(self) -> bool | None:
         """Whether participants train small models of their own (`Method.trains_own_models`); None: it depends."""

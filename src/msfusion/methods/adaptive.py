@@ -8,7 +8,7 @@ participants with each task, because the windows depend on it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from msfusion.batch import Batch
 from msfusion.errors import ConfigError
 from msfusion.federated.method import Answered, Task, Update
 from msfusion.federated.states import model_state, with_aliases
-from msfusion.methods.narrow import NarrowMethod, weight_of
+from msfusion.methods.narrow import NarrowMethod, extended, weight_of
 from msfusion.width.groups import State
 from msfusion.windows import Feedback, Overlap, double_shift_for
 
@@ -50,8 +50,7 @@ class AdaptiveMethod(NarrowMethod):
             self._at.clear()  # an overlap seldom comes back
             fixed = Overlap("constant", overlap)
             schedule = double_shift_for(self.ratios, fixed, between_rounds=self.between_rounds)
-            same = {each.name: getattr(self, each.name) for each in fields(NarrowMethod)}
-            self._at[overlap] = NarrowMethod(**{**same, "schedule": schedule, "_windows": {}})
+            self._at[overlap] = extended(self, NarrowMethod, schedule=schedule, _windows={})
         return self._at[overlap]
 
     @property

@@ -26,12 +26,9 @@ from msfusion.errors import ConfigError
 from msfusion.federated.capacities import Capacities
 from msfusion.federated.method import Answered, Task, blamed
 from msfusion.federated.states import holding, loaded, with_aliases, without_aliases
-from msfusion.federated.training import TrainingSettings
-from msfusion.methods.narrow import NarrowMethod, Weighting, weight_of
-from msfusion.methods.parts.contrastive import WITHOUT, ContrastiveSettings
+from msfusion.methods.narrow import NarrowMethod, extended, weight_of
 from msfusion.methods.small import fresh_weights
 from msfusion.objectives import logits_of
-from msfusion.scoring import CROSS_ENTROPY, Scoring
 from msfusion.width.analysis import module_of
 from msfusion.width.copies import Along, Copies, beside, factor_at
 from msfusion.width.groups import State, WidthMap, Window
@@ -39,7 +36,15 @@ from msfusion.width.mode import mode
 from msfusion.width.own_scale import Folding, OwnScale, folding
 from msfusion.width.slices import plan
 from msfusion.width.submodel import narrow, program_of
-from msfusion.windows import Overlap, double_shift_for, held_sizes, small_sizes, transversal, window_size
+from msfusion.windows import (
+    Overlap,
+    Schedule,
+    double_shift_for,
+    held_sizes,
+    small_sizes,
+    transversal,
+    window_size,
+)
 
 FARTHEST = 0.01
 """How far a slice may be from the whole, relative to the spread of the answers, for copies to be of use."""
@@ -184,41 +189,20 @@ class CopiesMethod(NarrowMethod):
         return {name: values for name, values in along.items() if values}
 
 
-def copies_method(
-    settings: CopiesSettings,
-    model: nn.Module,
-    width_map: WidthMap,
-    capacities: Capacities,
-    training: tuple[TrainingSettings, ...],
-    seed: int = 0,
-    weighting: Weighting = "examples",
-    scoring: Scoring = CROSS_ENTROPY,
-    contrastive: ContrastiveSettings = WITHOUT,
-    recalibrate: bool = False,
-    *,
-    overlap: Overlap | None = None,
-    between_rounds: bool = True,
-) -> CopiesMethod:
-    """MSfusion whose model begins as copies of the model of the smallest ratio. Raises ConfigError."""
+def copies_method(slices: NarrowMethod, settings: CopiesSettings) -> CopiesMethod:
+    """A method of slices, whose model begins as copies of that of the smallest ratio instead.
+
+    Its schedule must be one of transversals. Raises ConfigError where the model cannot be one of copies.
+    """
+    assert slices.capacities is not None
+    sizes = small_sizes(slices.width_map, slices.capacities.smallest)
+    return extended(slices, CopiesMethod, copies=Copies(slices.width_map, sizes), settings=settings)
+
+
+def transversals(capacities: Capacities, overlap: Overlap | None, *, between_rounds: bool) -> Schedule:
+    """The windows of MSfusion, each with one copy of every unit of the small model, or several."""
     windows = partial(transversal, smallest=capacities.smallest)
-    return CopiesMethod(
-        name="msfusion",
-        model=model,
-        width_map=width_map,
-        schedule=double_shift_for(
-            capacities.typical, overlap, between_rounds=between_rounds, windows=windows
-        ),
-        ratios=capacities.typical,
-        training=training,
-        seed=seed,
-        weighting=weighting,
-        scoring=scoring,
-        contrastive=contrastive,
-        capacities=capacities,
-        recalibrate=recalibrate,
-        copies=Copies(width_map, small_sizes(width_map, capacities.smallest)),
-        settings=settings,
-    )
+    return double_shift_for(capacities.typical, overlap, between_rounds=between_rounds, windows=windows)
 
 
 def _answers(model: nn.Module, example: Batch) -> Tensor:

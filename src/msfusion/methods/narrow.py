@@ -14,9 +14,9 @@ windows:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from torch import Tensor, nn
 
@@ -234,6 +234,15 @@ class NarrowMethod(Method):
         """Whether a tensor outside the state dict depends on the window: no other window can use it then."""
         places = (place for group in self.width_map.groups for place in group.places)
         return any(place.tensor not in self.width_map.shapes for place in places)
+
+
+Narrow = TypeVar("Narrow", bound=NarrowMethod)
+
+
+def extended(method: NarrowMethod, kind: type[Narrow], **others: Any) -> Narrow:
+    """A method of another class, with the fields of a narrow method but for `others`, which it may have besides."""
+    same = {each.name: getattr(method, each.name) for each in fields(NarrowMethod)}
+    return kind(**{**same, **others})
 
 
 def train_update(

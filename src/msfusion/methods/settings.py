@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 from msfusion.averaging.robust import Average, check_average
@@ -11,16 +13,30 @@ from msfusion.errors import ConfigError
 from msfusion.federated.capacities import Capacities, Capacity
 from msfusion.federated.method import Method
 from msfusion.federated.problem import Chosen, Problem, Settings, method
-from msfusion.methods.blocks import BlocksSettings
-from msfusion.methods.copies import CopiesMethod, CopiesSettings
-from msfusion.methods.narrow import NarrowMethod, Weighting
+from msfusion.methods.adaptive import AdaptiveMethod
+from msfusion.methods.blocks import BlocksSettings, blocks_method
+from msfusion.methods.copies import CopiesSettings, copies_method, transversals
+from msfusion.methods.ensemble import ensemble_method
+from msfusion.methods.narrow import NarrowMethod, Weighting, extended
 from msfusion.methods.parts.contrastive import WITHOUT, ContrastiveSettings
 from msfusion.methods.parts.remembered import REMEMBERED_BYTES
-from msfusion.methods.starts import AUTO, choose_start
-from msfusion.methods.table import Start, build_method, refuse_few_holders, refuse_own_loss
+from msfusion.methods.small import SmallMethod, small_method
+from msfusion.methods.starts import AUTO, Start, choose_start
 from msfusion.methods.windows_of_state import WindowsOfState
 from msfusion.setting import check, setting
-from msfusion.windows import SCHEDULES, CheckedSchedule, Feedback, Overlap, Schedule, full, static
+from msfusion.windows import (
+    SCHEDULES,
+    CheckedSchedule,
+    Feedback,
+    Overlap,
+    Schedule,
+    double_shift_for,
+    even_overlap,
+    full,
+    random,
+    rolling,
+    static,
+)
 
 Ratios = Capacity | tuple[Capacity, ...]
 """One width ratio for all participants, or one for each."""
@@ -58,36 +74,60 @@ class Averaging(Settings):
     def __post_init__(self) -> None:
         check(self)
 
-    def build(self, problem: Problem) -> Method:
-        """The method of the table with this name. Raises ConfigError where it does not fit the problem."""
-        return self._built(problem)
+    def check_fits(self, problem: Problem) -> None:
+        """Raise ConfigError where these settings do not go with a problem."""
+        check_average(self.average)
+        people = len(problem.capacities.each)
+        if len(problem.training) != people:
+            raise ConfigError(
+                f"there are {people} ratios but {len(problem.training)} training settings: give one for each"
+            )
+        if problem.scoring.loss is not None and self.contrastive.weight > 0:
+            raise ConfigError(
+                "the contrastive loss compares logits of classes, which a loss of one's own may not have: set "
+                "method.contrastive_weight to 0"
+            )
 
-    def _built(
-        self,
-        problem: Problem,
-        *,
-        start: Start = "fresh",
-        overlap: Overlap | Feedback | None = None,
-        between_rounds: bool = True,
-        blocks: BlocksSettings | None = None,
-        copies: CopiesSettings | None = None,
-    ) -> Method:
-        return build_method(
+    def slices(self, problem: Problem, schedule: Schedule) -> NarrowMethod:
+        """The method whose participants hold windows of a schedule of the whole model. Raises ConfigError."""
+        self.check_fits(problem)
+        if self.average != "mean" and schedule is not full:
+            raise ConfigError(
+                f"method.average = '{self.average}' needs several holders of each entry, and slices of fresh weights "
+                "often have one: choose method.start = 'blocks' or 'copies', or method.average = 'mean'"
+            )
+        return self._narrow(problem, schedule, recalibrate=self.recalibrate is not False)
+
+    def _narrow(self, problem: Problem, schedule: Schedule, *, recalibrate: bool) -> NarrowMethod:
+        return NarrowMethod(
             self.name,
             problem.model,
             problem.width_map,
-            problem.capacities,
+            schedule,
+            problem.capacities.typical,
             problem.training,
             seed=problem.seed,
             weighting=self.weighting,
             scoring=problem.scoring,
-            overlap=overlap,
             contrastive=self.contrastive,
-            between_rounds=between_rounds,
-            start=start,
-            blocks=blocks,
-            copies=copies,
-            recalibrate=self.recalibrate,
+            capacities=problem.capacities,
+            recalibrate=recalibrate,
+            average=self.average,
+        )
+
+    def small_model(self, problem: Problem) -> SmallMethod:
+        """FedAvg of the model that the smallest participant can hold. Raises ConfigError."""
+        self.check_fits(problem)
+        return small_method(
+            problem.model,
+            problem.width_map,
+            problem.capacities.smallest,
+            problem.training,
+            seed=problem.seed,
+            weighting=self.weighting,
+            scoring=problem.scoring,
+            contrastive=self.contrastive,
+            recalibrate=self.recalibrate is not False,
             average=self.average,
         )
 
@@ -148,21 +188,53 @@ class MSfusion(Averaging):
 
     def with_start(self, problem: Problem, start: Start) -> Method:
         """The method with a start that is known."""
-        blocks = BlocksSettings(
+        builders: Mapping[Start, Callable[[Problem], Method]] = {
+            "fresh": self._fresh,
+            "blocks": self._blocks,
+            "copies": self._copies,
+        }
+        return builders[start](problem)
+
+    def _fresh(self, problem: Problem) -> Method:
+        """Slices of fresh weights."""
+        fixed = self.overlap if isinstance(self.overlap, Overlap) else None
+        ratios = problem.capacities.typical
+        schedule = double_shift_for(ratios, fixed, between_rounds=self.between_rounds)
+        made = replace(self.slices(problem, schedule), overlaps=partial(_overlap_in, fixed, ratios))
+        if isinstance(self.overlap, Feedback):
+            return extended(made, AdaptiveMethod, feedback=self.overlap, between_rounds=self.between_rounds)
+        return made
+
+    def _blocks(self, problem: Problem) -> Method:
+        """A sum of small models."""
+        settings = BlocksSettings(
             problem.rounds, self.blocks, self.passes, self.first_block, self.remembered_bytes
         )
-        copies = CopiesSettings(math.ceil(self.grow_at * problem.rounds), self.apart)
-        made = self._built(
-            problem,
-            start=start,
-            overlap=self.overlap,
-            between_rounds=self.between_rounds,
-            blocks=blocks,
-            copies=copies if start == "copies" else None,
+        small = self.small_model(problem)
+        return blocks_method(self.name, small, problem.model, problem.width_map, settings, problem.capacities)
+
+    def _copies(self, problem: Problem) -> Method:
+        """Slices of copies of the small model."""
+        if isinstance(self.overlap, Feedback):
+            raise ConfigError(
+                "an overlap by feedback goes by how much slices of fresh weights disagree: choose another shape of "
+                "method.overlap, or method.start = 'fresh'"
+            )
+        self.check_fits(problem)
+        capacities = problem.capacities
+        schedule = transversals(capacities, self.overlap, between_rounds=self.between_rounds)
+        slices = self._narrow(problem, schedule, recalibrate=self.recalibrate is True)
+        made = copies_method(
+            replace(slices, overlaps=partial(_overlap_in, self.overlap, capacities.typical)),
+            CopiesSettings(math.ceil(self.grow_at * problem.rounds), self.apart),
         )
-        if isinstance(made, CopiesMethod):
-            made.check(problem.example)
+        made.check(problem.example)
         return made
+
+
+def _overlap_in(overlap: Overlap | None, ratios: tuple[float, ...], round_index: int) -> float:
+    """What neighbours' windows have in common in a round."""
+    return even_overlap(ratios) if overlap is None else overlap.applied(round_index, ratios)
 
 
 @method("fedrolex")
@@ -170,17 +242,29 @@ class MSfusion(Averaging):
 class FedRolex(Averaging):
     """Windows that roll on by one unit from round to round (Alam et al., NeurIPS 2022)."""
 
+    def build(self, problem: Problem) -> Method:
+        """The method. Raises ConfigError where it does not fit the problem."""
+        return self.slices(problem, rolling)
+
 
 @method("heterofl")
 @dataclass(frozen=True, kw_only=True)
 class HeteroFL(Averaging):
     """Everybody holds the first units (Diao et al., ICLR 2021)."""
 
+    def build(self, problem: Problem) -> Method:
+        """The method. Raises ConfigError where it does not fit the problem."""
+        return self.slices(problem, static)
+
 
 @method("feddropout")
 @dataclass(frozen=True, kw_only=True)
 class FederatedDropout(Averaging):
     """Everybody holds random units, others in each round (Caldas et al., arXiv 1812.07210)."""
+
+    def build(self, problem: Problem) -> Method:
+        """The method. Raises ConfigError where it does not fit the problem."""
+        return self.slices(problem, random)
 
 
 @method("fedavg")
@@ -193,18 +277,9 @@ class FedAvg(Averaging):
     holds_everything: ClassVar[bool] = True
     role: ClassVar[Literal["floor", "ceiling"] | None] = "ceiling"
 
-
-@method("small")
-@dataclass(frozen=True, kw_only=True)
-class Small(Averaging):
-    """FedAvg of a small model that everybody can hold: the floor of every comparison."""
-
-    role: ClassVar[Literal["floor", "ceiling"] | None] = "floor"
-
-    @property
-    def own_models(self) -> bool:
-        """One small model."""
-        return True
+    def build(self, problem: Problem) -> Method:
+        """The method. Raises ConfigError where it does not fit the problem."""
+        return self.slices(problem, full)
 
 
 @method("windows")
@@ -223,35 +298,32 @@ class Windows(Averaging):
     def build(self, problem: Problem) -> Method:
         """The method. Raises ConfigError where there is no such schedule."""
         given = SCHEDULES[self.schedule] if isinstance(self.schedule, str) else self.schedule
-        of_state = bool(getattr(given, "of_state", False))
         chosen = given if given is full else CheckedSchedule(given)
-        check_average(self.average)
-        refuse_few_holders(self.average, given)
-        made = NarrowMethod(
-            self.name,
-            problem.model,
-            problem.width_map,
-            static if of_state else chosen,
-            problem.capacities.typical,
-            problem.training,
-            seed=problem.seed,
-            weighting=self.weighting,
-            scoring=problem.scoring,
-            contrastive=self.contrastive,
-            capacities=problem.capacities,
-            recalibrate=self.recalibrate is not False,
-            average=self.average,
-        )
-        refuse_own_loss(problem.scoring, self.name, self.contrastive)
-        if not of_state:
-            return made
+        if not getattr(given, "of_state", False):
+            return self.slices(problem, chosen)
         if self.contrastive.weight > 0:
             raise ConfigError(
                 "the contrastive loss rebuilds the window of an earlier round, which goes by weights that are gone: "
                 "set method.contrastive_weight to 0"
             )
-        same = {each.name: getattr(made, each.name) for each in fields(made)}
-        return WindowsOfState(**same, choose=chosen)
+        return extended(self.slices(problem, static), WindowsOfState, choose=chosen)
+
+
+@method("small")
+@dataclass(frozen=True, kw_only=True)
+class Small(Averaging):
+    """FedAvg of a small model that everybody can hold: the floor of every comparison."""
+
+    role: ClassVar[Literal["floor", "ceiling"] | None] = "floor"
+
+    @property
+    def own_models(self) -> bool:
+        """One small model."""
+        return True
+
+    def build(self, problem: Problem) -> Method:
+        """The small model. Raises ConfigError where it does not fit the problem."""
+        return self.small_model(problem)
 
 
 @method("ensemble")
@@ -268,7 +340,16 @@ class Ensemble(Averaging):
 
     def build(self, problem: Problem) -> Method:
         """The ensemble. Raises ConfigError where it does not fit the problem."""
-        return self._built(problem, blocks=BlocksSettings(problem.rounds, self.blocks))
+        if problem.scoring.loss is not None:
+            raise ConfigError(
+                "an ensemble averages probabilities of classes, which a loss of one's own may not have: choose another "
+                "method"
+            )
+        capacities, settings = problem.capacities, BlocksSettings(problem.rounds, self.blocks)
+        small = self.small_model(problem)
+        return ensemble_method(
+            self.name, small, problem.model, problem.width_map, settings, capacities.smallest
+        )
 
 
 def capacities_of(ratio: Ratios, participants: int, seed: int) -> Capacities:

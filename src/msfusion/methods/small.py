@@ -160,6 +160,7 @@ def small_method(
     scoring: Scoring = CROSS_ENTROPY,
     contrastive: ContrastiveSettings = WITHOUT,
     recalibrate: bool = True,
+    average: Average = "mean",
 ) -> SmallMethod:
     """FedAvg of `model` narrowed to one ratio, from weights that suit that width."""
     window = static(width_map, 0, 0, ratio, participants=1, seed=seed)
@@ -174,6 +175,7 @@ def small_method(
         recalibrate=recalibrate and batch_norm.has_running_statistics(model),
         seed=seed,
         weighting=weighting,
+        average=average,
         scoring=scoring,
         contrastive=contrastive,
     )

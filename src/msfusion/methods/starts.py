@@ -30,6 +30,10 @@ from msfusion.windows import Feedback
 if TYPE_CHECKING:
     from msfusion.methods.settings import MSfusion
 
+Start = Literal["fresh", "blocks", "copies"]
+"""How msfusion begins: slices of a model of fresh weights (the paper), a sum of blocks (`methods.blocks`), or copies of
+a small model (`methods.copies`)."""
+
 AUTO = Literal["auto"]
 
 PASSES_OF_A_BLOCK = 30

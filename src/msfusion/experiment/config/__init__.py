@@ -18,6 +18,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from msfusion.data.spec import DataSpec
 from msfusion.errors import ConfigError, MsfusionError
+from msfusion.experiment.config.codecs import as_before
 from msfusion.experiment.config.declared import Section, key_of
 from msfusion.experiment.config.errors import about_section, first_mistake
 from msfusion.experiment.config.fedgrow import GrowSection
@@ -34,7 +35,7 @@ from msfusion.experiment.config.methods import schema_for, settings_of
 from msfusion.experiment.config.network import NetworkSection
 from msfusion.experiment.config.participants import ParticipantsSection
 from msfusion.experiment.config.sections import (
-    HOUSE,
+    SLICES_ONLY,
     ComparisonSection,
     DataSection,
     EvaluationSection,
@@ -51,6 +52,7 @@ from msfusion.federated.screening import Screening
 from msfusion.federated.training import TrainingSettings
 from msfusion.folders import PREFIX, folder_of, has_tokenizer
 from msfusion.imports import in_one_line
+from msfusion.methods import HOUSE
 from msfusion.methods.fedgrow.settings import GrowSettings
 from msfusion.methods.parts.contrastive import ContrastiveSettings
 from msfusion.methods.split.method import SplitSettings
@@ -63,48 +65,15 @@ BUILT_IN = "the built-in configuration"
 _MOST_BYTES = 2**20
 _MOST_EXTENDED = 32
 
-_SPECIFICATIONS = {
-    "data": "data_spec",
-    "model": "model_spec",
-    "training": "training_settings",
-    "split": "split_settings",
-    "grow": "grow_settings",
-    "method": "method_settings",
+_SECTION_OF = {
+    "data_spec": "data",
+    "model_spec": "model",
+    "training_settings": "training",
+    "split_settings": "split",
+    "grow_settings": "grow",
+    "method_settings": "method",
 }
-_SLICES_ONLY = (
-    "participants.budget",
-    "participants.minimum_ratio",
-    "method.overlap",
-    "method.between_rounds",
-    "method.start",
-    "method.grow_at",
-    "method.apart",
-    "method.recalibrate",
-    "method.average",
-    "method.contrastive_weight",
-    "run.together",
-    "network",
-    "training.loss",
-    "evaluation.metrics",
-)
-"""What is for sub-models alone: keys that must stay as they are by default elsewhere."""
-_OWN_TABLES: Mapping[str, tuple[str, tuple[str, ...]]] = {
-    "split": (
-        "split",
-        (
-            *_SLICES_ONLY,
-            "method.weighting",
-            "participants.fraction",
-            "participants.dropout",
-            "training.precision",
-            "run.workers",
-            "run.engine",
-            "run.device",
-        ),
-    ),
-    "fedgrow": ("grow", _SLICES_ONLY),
-}
-"""The methods that have a table of their own: its name, and what has no meaning for them (yet)."""
+"""The section that each of these properties of a configuration is made of."""
 
 _TURNS = ("method.passes", "method.first_block")
 _BLOCKS_ONLY = (*_TURNS, "method.remembered_bytes")
@@ -166,18 +135,20 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _the_method_has_what_it_needs(self) -> Config:
-        own, meaningless = _OWN_TABLES.get(self.method.name, (None, ()))
-        if own is not None and getattr(self, own) is None:
-            raise ValueError(f"method.name is '{self.method.name}', which needs a [{own}] table")
-        self._refuse_meaningless(meaningless, f"method.name = '{self.method.name}'")
-        if (
-            self.method.name not in HOUSE
-        ):  # keys of [method] that are others' stay, as in a comparison of both
-            self._refuse_meaningless(["participants.budget"], f"method.name = '{self.method.name}'")
+        named = f"method.name = '{self.method.name}'"
+        if self.own_table is not None:
+            section = getattr(self, self.own_table)
+            if section is None:
+                raise ValueError(
+                    f"method.name is '{self.method.name}', which needs a [{self.own_table}] table"
+                )
+            self._refuse_meaningless(section.meaningless, named)
+        if self.method.name not in HOUSE:  # keys of [method] that are others' stay, for a comparison of both
+            self._refuse_meaningless(["participants.budget"], named)
         if self.run.engine is not None:
             self._refuse_meaningless(["run.workers", "run.device"], f"run.engine = '{self.run.engine}'")
-        if self.method.name != "windows" and "method.schedule" not in self.own_keys:
-            self._refuse_meaningless(["method.schedule"], f"method.name = '{self.method.name}'")
+        if "method.schedule" not in self.own_keys:
+            self._refuse_meaningless(["method.schedule"], named)
         if self.method.name in HOUSE and "method.start" in self.own_keys:
             self._refuse_meaningless(_STARTS[self.method.start], f"method.start = '{self.method.start}'")
         return self
@@ -193,7 +164,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _own_labels_are_asked_for_where_participants_answer(self) -> Config:
-        if self.evaluation.own_labels and self.method.name != "fedgrow":
+        if self.evaluation.own_labels and self.own_table != "grow":
             raise ValueError(
                 f"evaluation.own_labels is for method.name = 'fedgrow', not '{self.method.name}'; leave it out"
             )
@@ -224,7 +195,7 @@ class Config(Section):
         """The tokenizer that stands beside trained weights, as `DataSpec.tokenizer` names it, if there is one."""
         model = self.model_spec
         names = [] if model.weights == "random" else [model.name]
-        if self.grow is not None and self.method.name == "fedgrow":
+        if self.grow is not None and self.own_table == "grow":
             names += [small for small in self.grow.small if isinstance(small, str)]
         folders = [folder for folder in map(folder_of, names) if has_tokenizer(folder)]
         return f"{PREFIX}{folders[0]}" if folders else None
@@ -250,9 +221,14 @@ class Config(Section):
         return self.method.made(Screening, max_examples=self.participants.max_examples)
 
     @property
+    def own_table(self) -> str | None:
+        """The table of the method's settings, where that is another than [method]."""
+        return METHODS[self.method.name].own_table
+
+    @property
     def own_keys(self) -> frozenset[str]:
         """The keys of [method] that are settings of the method itself."""
-        if self.method.name in _OWN_TABLES:
+        if self.own_table is not None:
             return frozenset()
         return frozenset(f"method.{name}" for name in settings_of(METHODS[self.method.name]))
 
@@ -263,7 +239,7 @@ class Config(Section):
         Raises ConfigError on an impossible value.
         """
         section = self.method
-        if section.name in _OWN_TABLES:
+        if self.own_table is not None:
             return None
         worked_out: dict[str, Any] = {}
         if section.name in HOUSE:
@@ -288,7 +264,7 @@ class Config(Section):
         A comparison of both has them all; a run of one does not.
         """
         if self.method.name not in HOUSE:
-            slices = [each for each in _SLICES_ONLY if each.startswith("method.")]
+            slices = [each for each in SLICES_ONLY if each.startswith("method.")]
             usual = [*slices, *_BLOCKS_ONLY, "method.blocks", "method.weighting"]
             try:
                 self._refuse_meaningless(usual, f"method.name = '{self.method.name}'")
@@ -339,7 +315,10 @@ class Config(Section):
 
     def fingerprint(self) -> str:
         """Equal for two configurations just when their runs give the same results."""
-        return hashlib.sha256(json.dumps(self.deciding(), sort_keys=True).encode()).hexdigest()
+        table = self.deciding()
+        for key in {"activations", "gradients"} & {*table.get("split", {})}:
+            table["split"][key] = as_before(table["split"][key])
+        return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()
 
     def difference(self, other: Config) -> str | None:
         """One key whose change changes the results, with both values; None where the results are the same."""
@@ -433,7 +412,7 @@ def _checked(table: Mapping[str, Any], origin: str, overrides: Mapping[str, Any]
         config = schema.model_validate(table)
     except ValidationError as error:
         raise ConfigError(first_mistake(error, schema, table, origin, overrides)) from error
-    for section, specification in _SPECIFICATIONS.items():
+    for specification, section in _SECTION_OF.items():
         try:
             getattr(config, specification)
         except ConfigError as error:

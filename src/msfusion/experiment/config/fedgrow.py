@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field
 
 from msfusion.errors import ConfigError, GrowthError
 from msfusion.experiment.config.declared import Section, key_of, section_of
-from msfusion.experiment.config.sections import LocalTrainingSection
+from msfusion.experiment.config.sections import SLICES_ONLY, LocalTrainingSection
 from msfusion.federated.training import TrainingSettings
 from msfusion.folders import digest_of, folder_of
 from msfusion.growth.fit import FitSettings
@@ -68,6 +68,9 @@ class GrowSection(Section):
         default={},
         description="of the folders in small; filled in when a run begins, to notice other weights",
     )
+
+    meaningless: ClassVar[tuple[str, ...]] = SLICES_ONLY
+    """Other keys, which have no meaning for Fed-Grow (yet)."""
 
     def settings(self, training: TrainingSettings) -> GrowSettings:
         """What the method takes; `training` is that of a round. Raises ConfigError for stages that do not fit."""

@@ -10,9 +10,10 @@ from pydantic import BeforeValidator, ConfigDict, PydanticUserError, create_mode
 
 from msfusion.errors import ConfigError
 from msfusion.experiment.config.declared import keys_of
-from msfusion.experiment.config.sections import HOUSE, MethodSection
+from msfusion.experiment.config.sections import MethodSection
 from msfusion.federated.problem import METHODS, Settings
 from msfusion.imports import in_one_line, is_reference
+from msfusion.methods import HOUSE
 
 if TYPE_CHECKING:
     from msfusion.experiment.config import Config

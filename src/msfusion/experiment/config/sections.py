@@ -3,44 +3,46 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, create_model
 
 from msfusion.averaging.robust import AVERAGES, Average
-from msfusion.codecs import CODECS, Codec, by_table
 from msfusion.data.spec import DataSpec
-from msfusion.errors import ConfigError
+from msfusion.experiment.config.codecs import as_now, codec_of
 from msfusion.experiment.config.declared import Section, key_of, keys_of, section_of
 from msfusion.federated.participation import RoundSettings
 from msfusion.federated.problem import METHODS
 from msfusion.federated.screening import Screening
 from msfusion.federated.training import TrainingSettings
-from msfusion.imports import import_function, is_reference
-from msfusion.methods import settings as _house  # noqa: F401  # which registers the methods of the house
+from msfusion.imports import is_reference
+from msfusion.methods import HOUSE
 from msfusion.methods.narrow import Weighting
 from msfusion.methods.parts.contrastive import ContrastiveSettings
 from msfusion.methods.split.method import Clients, ServerStep, SplitSettings
 from msfusion.methods.split.wire import Derivative
-from msfusion.methods.starts import AUTO
-from msfusion.methods.table import Start
+from msfusion.methods.starts import AUTO, Start
 from msfusion.models.spec import ModelSpec
 from msfusion.scoring import LOSSES, METRICS, TORCH_METRICS
 from msfusion.windows.overlap import Feedback, Overlap, OverlapShape
 
-HOUSE = (
-    "msfusion",
-    "fedrolex",
-    "heterofl",
-    "feddropout",
-    "fedavg",
-    "windows",
-    "small",
-    "ensemble",
-    "split",
-    "fedgrow",
+SLICES_ONLY = (
+    "participants.budget",
+    "participants.minimum_ratio",
+    "method.overlap",
+    "method.between_rounds",
+    "method.start",
+    "method.grow_at",
+    "method.apart",
+    "method.recalibrate",
+    "method.average",
+    "method.contrastive_weight",
+    "run.together",
+    "network",
+    "training.loss",
+    "evaluation.metrics",
 )
-"""The methods of the house."""
+"""What is for sub-models alone: keys that must stay as they are by default elsewhere."""
 
 
 def _known_loss(value: Any) -> Any:
@@ -136,7 +138,7 @@ class OverlapSection(Section):
 
 def _known_method(value: Any) -> Any:
     """The name of a method, or of a class of the user's."""
-    if isinstance(value, str) and value not in HOUSE and value not in METHODS and not is_reference(value):
+    if isinstance(value, str) and value not in METHODS and not is_reference(value):
         raise ValueError(f"should be {', '.join(map(repr, HOUSE))}, or module:Class")
     return value
 
@@ -144,9 +146,9 @@ def _known_method(value: Any) -> Any:
 def _keys_of_methods() -> dict[str, Any]:
     """What can be set of the methods of the house, and of every method."""
     keys: dict[str, Any] = {"name": (Annotated[str, BeforeValidator(_known_method)], _METHOD_NAME)}
-    for name in HOUSE:
-        if name in METHODS:
-            keys |= keys_of(METHODS[name], without=("name", "ratio", "contrastive"), read_as=_READ_AS)
+    for settings in (METHODS[name] for name in HOUSE):
+        if settings.own_table is None:
+            keys |= keys_of(settings, without=("name", "ratio", "contrastive"), read_as=_READ_AS)
     keys |= keys_of(ContrastiveSettings, prefix="contrastive_")
     return {**keys, **keys_of(Screening, without=("max_examples",))}
 
@@ -181,38 +183,38 @@ def _true_as_text(value: Any) -> Any:
     return "true" if value is True else value
 
 
+_CodecKey = Annotated[str | dict[str, Any], BeforeValidator(as_now)]
+
+
 class SplitSection(Section):
     """Where split learning cuts the model, and how what crosses becomes bytes."""
 
     at: str = key_of(SplitSettings, "at")
-    activations: str | dict[str, Any] = key_of(SplitSettings, "activations", default="small")
-    gradients: str | dict[str, Any] = key_of(SplitSettings, "gradients", default="scaled")
+    activations: _CodecKey = key_of(SplitSettings, "activations", default="compact")
+    gradients: _CodecKey = key_of(SplitSettings, "gradients", default="scaled")
     server_step: ServerStep = key_of(SplitSettings, "server_step")
     clients: Clients = key_of(SplitSettings, "clients")
     derivative: Annotated[Derivative, BeforeValidator(_true_as_text)] = key_of(SplitSettings, "derivative")
+
+    meaningless: ClassVar[tuple[str, ...]] = (
+        *SLICES_ONLY,
+        "method.weighting",
+        "participants.fraction",
+        "participants.dropout",
+        "training.precision",
+        "run.workers",
+        "run.engine",
+        "run.device",
+    )
+    """Other keys, which have no meaning for split learning (yet)."""
 
     @property
     def settings(self) -> SplitSettings:
         """What the engine takes. Raises ConfigError on an unknown codec or an impossible setting."""
         codecs: dict[str, Any] = {
-            name: _codec(name, getattr(self, name)) for name in ("activations", "gradients")
+            name: codec_of(name, getattr(self, name)) for name in ("activations", "gradients")
         }
         return self.made(SplitSettings, **codecs)
-
-
-def _codec(key: str, given: str | dict[str, Any]) -> Codec:
-    """The codec that stands under a key; `module:Class` is imported, which registers it. Raises ConfigError."""
-    try:
-        name = given.get("codec") if isinstance(given, dict) else given
-        if isinstance(name, str) and is_reference(name):
-            made = import_function(name, f"split.{key}")
-            own = str(getattr(made, "name", None))
-            if CODECS.get(own) is not made:
-                raise ConfigError(f"'{name}' is no codec: decorate its class with msfusion.codecs.register.")
-            given = {**given, "codec": own} if isinstance(given, dict) else own
-        return by_table(given)
-    except (ConfigError, TypeError) as error:
-        raise ConfigError(f"{key}: {error}") from error
 
 
 def _is_accuracy(value: Any) -> bool:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from msfusion.errors import ConfigError
+from msfusion.federated.method import Method
+from msfusion.federated.problem import Problem, Settings, method
 from msfusion.federated.training import TrainingSettings
 from msfusion.growth.fit import FitSettings
 from msfusion.growth.ligo import Form
@@ -20,8 +22,9 @@ PRETRAINING = TrainingSettings("adamw", 1e-3, local_epochs=10, clip_norm=1.0)
 _ROUND = TrainingSettings("adamw", 1e-3, clip_norm=1.0)
 
 
+@method("fedgrow")
 @dataclass(frozen=True)
-class GrowSettings:
+class GrowSettings(Settings):
     """The stages of Dual-LiGO and of its rivals. Raises ConfigError, naming the setting, where they do not go together.
 
     `growth`: how a target comes from a participant's small model. "ligo" is Dual-LiGO: `growth_rounds` rounds of the
@@ -52,6 +55,8 @@ class GrowSettings:
         "full", "of both operators' matrices: full, or padded: [I; C], of which only C trains"
     )
     tied: bool = setting(True, "weights are read through the same matrix as they are written")
+
+    own_table: ClassVar[str | None] = "grow"
 
     def __post_init__(self) -> None:
         check(self)
@@ -84,6 +89,13 @@ class GrowSettings:
             raise ConfigError(
                 f"growth {self.growth!r} has no rounds of growth: leave growth_rounds and share out"
             )
+
+    def build(self, problem: Problem) -> Method:
+        """Raises ConfigError: what participants grow from is no part of a problem. `fedgrow.build` makes the method."""
+        raise ConfigError(
+            "participants that grow a model together have small models of their own, which a problem of one model does "
+            "not have: make the method with msfusion.methods.fedgrow.build.grow_method"
+        )
 
     def growing(self, round_index: int) -> bool:
         """Whether a round trains growth operators; afterwards, rounds train targets."""

@@ -28,7 +28,7 @@ from msfusion.errors import CodecError, ConfigError, MsfusionError
 from msfusion.federated.conversation import Conversation, Request, Response, Turn
 from msfusion.federated.method import Answered, Method, Task, Training, trained_update
 from msfusion.federated.privacy import Outbound
-from msfusion.federated.problem import Problem, Settings
+from msfusion.federated.problem import Problem, Settings, method
 from msfusion.federated.states import state_of
 from msfusion.federated.training import Trained, round_batches
 from msfusion.methods.split import sides
@@ -44,6 +44,7 @@ ServerStep = Literal["each", "joined"]
 Clients = Literal["averaged", "relayed"]
 
 
+@method("split")
 @dataclass(frozen=True)
 class SplitSettings(Settings):
     """How a model is cut and how its parts train together. Raises ConfigError for an unknown way.
@@ -53,7 +54,7 @@ class SplitSettings(Settings):
 
     at: str = setting(meaning="the module after which the model is cut, by its name")
     activations: Codec = setting(
-        PROFILES["small"],
+        PROFILES["compact"],
         "a codec for what goes up: a profile, or a table { codec = 'top_k', ... } with its settings",
     )
     gradients: Codec = setting(Scaled, "a codec for what comes down: blocks of it differ much in size")
@@ -67,7 +68,8 @@ class SplitSettings(Settings):
         "identity", "of the activations' codec: the identity, or the true one, whose gradients are few"
     )
 
-    name: ClassVar[str] = "split"
+    name: ClassVar[str]
+    own_table: ClassVar[str | None] = "split"
 
     def __post_init__(self) -> None:
         check(self)
