@@ -96,10 +96,14 @@ def rounds(
 
 
 def update(
-    loss: object = 0.5, metadata: object = None, seconds: float = 0.1, **tensors: torch.Tensor
+    loss: object = 0.5,
+    metadata: object = None,
+    seconds: float = 0.1,
+    examples: int = 10,
+    **tensors: torch.Tensor,
 ) -> bytes:
-    header = {"participant": 9, "round_index": 9, "examples": 10, "loss": loss, "metadata": metadata or {}}
-    return encode({**header, "seconds": seconds, "remembers": False}, tensors)
+    header = {"participant": 9, "round_index": 9, "loss": loss, "metadata": metadata or {}}
+    return encode({**header, "examples": examples, "seconds": seconds, "remembers": False}, tensors)
 
 
 def give_up(engine: Loopback) -> None:
@@ -318,7 +322,7 @@ def test_withdrawn_in_the_middle_of_a_round(tmp_path: Path) -> None:
             assert thief.refused()[0] == "UNAUTHENTICATED"
         with Hand(engine.address, keys[0]) as hand:
             work, task = hand.work(0, len(DATA[0]))
-            hand.hand_in(work, update(**read(task)[1]))
+            hand.hand_in(work, update(examples=len(DATA[0]), **read(task)[1]))
         with Hand(engine.address, keys[1]) as hand:
             work, _ = hand.work(1, len(DATA[1]))
             withdraw_token(tmp_path, 1)
@@ -333,7 +337,7 @@ def test_withdrawn_in_the_middle_of_a_round(tmp_path: Path) -> None:
         with Hand(engine.address, keys[2]) as hand:
             work, task = hand.work(2, len(DATA[2]))
             assert ssl.get_server_certificate((host, int(port))) != shown
-            hand.hand_in(work, update(**read(task)[1]))
+            hand.hand_in(work, update(examples=len(DATA[2]), **read(task)[1]))
         result = end()
     assert [each.participant for each in result.left_out] == [1]
 
