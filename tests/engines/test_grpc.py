@@ -309,6 +309,12 @@ def test_one_number_is_one_participant() -> None:
         end()
 
 
+def trained(task: bytes, who: int) -> bytes:
+    """An update that changes something."""
+    tensors = {name: tensor + tensor.is_floating_point() for name, tensor in read(task)[1].items()}
+    return update(examples=len(DATA[who]), **tensors)
+
+
 def test_withdrawn_in_the_middle_of_a_round(tmp_path: Path) -> None:
     """And the server's certificate is renewed meanwhile: whoever comes after that is shown the new one."""
     make_certificates(tmp_path, ["127.0.0.1"], 3)
@@ -322,7 +328,7 @@ def test_withdrawn_in_the_middle_of_a_round(tmp_path: Path) -> None:
             assert thief.refused()[0] == "UNAUTHENTICATED"
         with Hand(engine.address, keys[0]) as hand:
             work, task = hand.work(0, len(DATA[0]))
-            hand.hand_in(work, update(examples=len(DATA[0]), **read(task)[1]))
+            hand.hand_in(work, trained(task, 0))
         with Hand(engine.address, keys[1]) as hand:
             work, _ = hand.work(1, len(DATA[1]))
             withdraw_token(tmp_path, 1)
@@ -337,7 +343,7 @@ def test_withdrawn_in_the_middle_of_a_round(tmp_path: Path) -> None:
         with Hand(engine.address, keys[2]) as hand:
             work, task = hand.work(2, len(DATA[2]))
             assert ssl.get_server_certificate((host, int(port))) != shown
-            hand.hand_in(work, update(examples=len(DATA[2]), **read(task)[1]))
+            hand.hand_in(work, trained(task, 2))
         result = end()
     assert [each.participant for each in result.left_out] == [1]
 
