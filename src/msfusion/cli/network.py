@@ -57,9 +57,10 @@ def certificates(
         typer.Option(min=0, metavar="P", help="Only withdraw the token of participant P, at once."),
     ] = None,
 ) -> None:
-    """Make the keys of a server and its participants, a folder for each machine; or renew or withdraw one.
+    """Make the keys of a server and its participants.
 
-    A private authority, a certificate for the server, and a token for each participant.
+    A private authority, a certificate for the server, and a token for each participant, in a folder for each machine; or
+    renew or withdraw one of them.
     """
     from msfusion.engines.grpc import certificates as made
     from msfusion.engines.grpc.tokens import TOKENS
