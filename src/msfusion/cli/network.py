@@ -59,8 +59,8 @@ def certificates(
 ) -> None:
     """Make the keys of a server and its participants.
 
-    A private authority, a certificate for the server, and a token for each participant, in a folder for each machine; or
-    renew or withdraw one of them.
+    A private authority, a certificate for the server, and a token for each participant, in a folder for each
+    machine; or renew or withdraw one of them.
     """
     from msfusion.engines.grpc import certificates as made
     from msfusion.engines.grpc.tokens import TOKENS
