@@ -153,7 +153,13 @@ def test_killed_participants_and_servers_change_nothing(method: str, here: Path)
     assert untouched.count("connected") == 2  # it was never killed, and found the server again
     assert untouched.count("the connection is lost") == 1
     assert "round 3" in untouched
-    assert not list(here.glob("kept/*"))  # of a run that is over, nothing stays
+    (log,) = (here / "kept").glob("participant-2-*.sent.jsonl")
+    sent = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [line["kind"] for line in sent if line["kind"] != "request"][:2] == ["hello", "update"]
+    assert all(line["tensors"] for line in sent if line["kind"] == "request")
+    assert {each.suffix for each in (here / "kept").iterdir()} == {
+        ".jsonl"
+    }  # of a run that is over, nothing stays
     assert f"continued after round {done}" in (here / "server.txt").read_text()
 
 

@@ -161,7 +161,7 @@ def join(
         typer.Option(
             metavar="DIR",
             help="Where to keep what the method keeps on this machine between rounds, so that a participant that is "
-            "killed can go on. Default: in memory.",
+            "killed can go on, and a log of what has left it. Default: in memory, and no log.",
         ),
     ] = None,
     certificates: Certificates = None,

@@ -74,8 +74,8 @@ def join(
     """Take part in all rounds with the data of one participant; how many there were.
 
     What the method has it keep between rounds goes to a folder of its own in `folder`, so several participants and runs
-    may be given the same. Raises ConfigError where there is no such participant, RunDirectoryError where another
-    process is this participant, and what `take_part` raises.
+    may be given the same; beside it a log says what has left this participant. Raises ConfigError where there is no
+    such participant, RunDirectoryError where another process is this participant, and what `take_part` raises.
     """
     count = config.participants.count
     if not 0 <= participant < count:
@@ -84,8 +84,10 @@ def join(
         )
     prepared = _prepared(config.pinned(), None)
     agreement = agreement_of(prepared)
+    log = None
     if folder is not None:
         folder /= f"participant-{participant}-{digest_of_json(agreement)[:8]}"
+        log = folder.with_name(f"{folder.name}.sent.jsonl")
     with locked(folder) if folder is not None else nullcontext():
         rounds = take_part(
             prepared.method,
@@ -98,6 +100,7 @@ def join(
             # the server may have to go back to the checkpoint before last
             rounds_kept=2 * config.run.checkpoint_every + 1,
             threads=config.run.threads,
+            log=log,
         )
     if folder is not None:
         with suppress(OSError):

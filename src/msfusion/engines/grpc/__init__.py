@@ -13,6 +13,7 @@
     network       the engine: it hands out tasks and brings back updates
     calling       a participant's stream, found again whenever it is lost
     participant   a participant's work
+    sent          what has left a participant, in a log of its own
     kept          what a participant keeps on its own machine between rounds
 
 A stream is a conversation: the participant says something, the server answers it, and nothing else is sent.

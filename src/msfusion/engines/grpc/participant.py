@@ -30,6 +30,7 @@ from msfusion.engines.grpc.frames import (
 from msfusion.engines.grpc.kept import Kept
 from msfusion.engines.grpc.messages import read, response_in
 from msfusion.engines.grpc.packing import Agreement
+from msfusion.engines.grpc.sent import SentLog
 from msfusion.errors import MsfusionError, StreamError, TrainingError
 from msfusion.federated.conversation import Request, Response
 from msfusion.federated.engine import Finished, Talk, perform, say_next, talk, threads_set
@@ -52,16 +53,18 @@ def take_part(
     folder: Path | None = None,
     rounds_kept: int = 1,
     threads: int = 1,
+    log: Path | None = None,
 ) -> int:
     """Take part in all rounds of a server with the same method, as one of its participants; how many there were.
 
     `test` is the common test data, for methods that ask participants for a report. What the method has a participant
     keep between rounds goes to files in `folder`, so that a participant that is killed can go on (default: it stays in
-    this process's memory); as many rounds of it stay as the server may go back, `rounds_kept`. Raises StreamError where
+    this process's memory); as many rounds of it stay as the server may go back, `rounds_kept`. What leaves
+    the participant is told in the file `log`, a line for each message. Raises StreamError where
     the server refuses us or is away for too long, RunDirectoryError where what was kept is not there.
     """
     kept = Kept(folder, digest_of_json([agreement, participant]), rounds_kept)
-    worker = _Worker(method, data, test, participant, agreement, kept, connecting)
+    worker = _Worker(method, data, test, participant, agreement, kept, connecting, SentLog(log))
     with threads_set(threads):
         return persistently(connecting, worker.converse)
 
@@ -78,7 +81,9 @@ class _Worker:
         agreement: Agreement,
         kept: Kept,
         connecting: Connecting,
+        log: SentLog,
     ) -> None:
+        self._log = log
         self._method, self._data, self._test = method, data, test
         self._participant, self._kept, self._tell = participant, kept, connecting.on_event
         self._hello = Hello(FORMAT, participant, os.urandom(16), len(data), agreement)
@@ -88,6 +93,7 @@ class _Worker:
 
     def converse(self, stream: Stream) -> int:
         """Do what is handed out until all rounds are done; how many there were. Raises Lost; can be called again."""
+        self._log.hello(self._hello)
         stream.ask(self._hello, Welcome)
         self._tell("connected")
         while True:
@@ -109,7 +115,8 @@ class _Worker:
         talking = self._talking
         if talking is None or not talking.goes_on(work):
             task = replace(task, memory=self._kept.load(work.kept))
-            talking = self._talking = Talking(work.work, talk(self._method, task, self._data), self._largest)
+            training = talk(self._method, task, self._data)
+            talking = self._talking = Talking(work.work, training, self._largest, self._log)
         finished = talking.go_on(stream)
         return self._message("train", task, finished.answer, finished.seconds)
 
@@ -117,6 +124,7 @@ class _Worker:
         if update is None:
             stream.ask(Failed(work), Thanks)
         elif isinstance(stream.ask(Done(work, len(update)), Send, Thanks), Send):
+            self._log.message("update", update)
             stream.send(update, Thanks)
 
     def _do(self, kind: Kind, task: Task) -> bytes | None:
@@ -160,8 +168,8 @@ class _Worker:
 class Talking:
     """A task in the middle of which the server is asked, as far as it has come."""
 
-    def __init__(self, work: bytes, talk: Talk, largest: int) -> None:
-        self._work, self._talk, self._largest = work, talk, largest
+    def __init__(self, work: bytes, talk: Talk, largest: int, log: SentLog) -> None:
+        self._work, self._talk, self._largest, self._log = work, talk, largest, log
         self._step = 0
         self._said = say_next(talk, None)
 
@@ -181,6 +189,7 @@ class Talking:
         say, expected = Say(self._work, self._step, len(request)), (Reply, Unanswered, Thanks)
         answer = stream.ask(say, Send, *expected)
         if isinstance(answer, Send):
+            self._log.message("request", request)
             answer = stream.send(request, *expected)
         if isinstance(answer, Reply):
             return response_in(stream.receive(answer.size, self._largest))
