@@ -42,6 +42,7 @@ def at(ratio: float) -> Costs:
 RATIOS = sorted({units / size for size in (8, 12) for units in range(1, size + 1)})
 
 
+@pytest.mark.release
 @pytest.mark.slow
 @pytest.mark.parametrize("limit", ["memory", "flops_per_example", "bytes_per_round"])
 def test_it_is_the_largest_of_all_that_fit(limit: str) -> None:

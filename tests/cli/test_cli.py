@@ -186,6 +186,7 @@ def test_a_progress_bar_in_a_terminal(here: Path) -> None:
     assert "━".encode() in shown
 
 
+@pytest.mark.release
 @pytest.mark.slow
 def test_a_full_disk(tmp_path: Path) -> None:
     place = tmp_path / "tiny"

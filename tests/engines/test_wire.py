@@ -76,6 +76,7 @@ def run(method: GrowMethod) -> list[Tensor]:
     ]
 
 
+@pytest.mark.release
 @pytest.mark.parametrize(
     "settings",
     [LIGO, replace(LIGO, further="alone", growth_rounds=1), replace(LIGO, share="nothing")],

@@ -196,6 +196,7 @@ def test_metrics_after_the_checkpoint_and_torn_lines_are_dropped(run: RunDirecto
     assert run.read_metrics() == kept
 
 
+@pytest.mark.release
 def test_equal_states_give_equal_bytes_in_every_process(tmp_path: Path) -> None:
     program = (
         "import sys, torch; from pathlib import Path; from msfusion.files import write_tensors;"

@@ -85,7 +85,7 @@ def without_seconds(path: Path) -> list[dict[str, object]]:
     [
         "split",
         "msfusion",
-        "fedgrow",
+        pytest.param("fedgrow", marks=pytest.mark.release),
         pytest.param("contrastive", marks=pytest.mark.release),
         pytest.param("small", marks=pytest.mark.release),
     ],

@@ -118,6 +118,7 @@ def test_what_cannot_be_trained_at_once_is_refused_before_there_is_a_directory(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.release
 def test_a_run_with_the_contrastive_loss_ends_with_the_same_bytes(
     parts: Parts, undisturbed: Path, tmp_path: Path
 ) -> None:

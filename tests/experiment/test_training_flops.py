@@ -85,6 +85,7 @@ class Counted:
         monkeypatch.setattr(maker, "materialise", counted)
 
 
+@pytest.mark.release
 def test_reported_flops_are_those_that_are_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counted = Counted(monkeypatch)
     train(load_config(None, SETTINGS), tmp_path / "out")

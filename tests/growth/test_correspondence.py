@@ -83,6 +83,7 @@ def test_layers_are_matched_by_their_number() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.release
 def test_queries_keys_and_values_in_one_matrix_have_a_space_each() -> None:
     plan = planned(gpt2, SHALLOW, ODD)
     parts = plan.parts["transformer.h.0.attn.c_attn.weight"]
@@ -160,12 +161,14 @@ def refused(family_source: tuple, family_target: tuple) -> str:
     return message
 
 
+@pytest.mark.release
 def test_families_that_differ_are_refused() -> None:
     assert "'transformer.wte.weight'" in refused((bert_classifier, SMALL), (gpt2, ODD))
     assert "not of one family" in refused((decoder, SMALL), (gpt2, ODD))
     assert "'classifier.weight'" in refused((bert_masked_lm, SHALLOW), (bert_classifier, SMALL))
 
 
+@pytest.mark.release
 def test_a_target_smaller_than_the_source_is_refused() -> None:
     assert "is 48 long in the source and 24 in the target" in refused(
         (decoder, LARGE), (decoder, SMALL_BUT_DEEP)
@@ -177,6 +180,7 @@ def test_fewer_layers_are_refused() -> None:
     assert "2 layers in 'decoder.blocks' where the source has 4" in message
 
 
+@pytest.mark.release
 def test_another_vocabulary_is_refused() -> None:
     message = refused((decoder, SMALL), (decoder_of_more_words, SMALL))
     assert "50 long in the source and 60 in the target" in message

@@ -45,6 +45,7 @@ def saved(folder: Path, **settings: Any) -> nn.Module:
     return model
 
 
+@pytest.mark.release
 def test_from_a_folder_and_back(tmp_path: Path) -> None:
     """The grown model computes what the small one does, and loads in transformers as the same type."""
     import transformers

@@ -119,6 +119,7 @@ def test_stacking_and_ligo_start_exact_too(small: Size, large: Size) -> None:
         )
 
 
+@pytest.mark.release
 def test_too_few_key_value_heads_are_refused_with_the_sizes_that_could_be() -> None:
     """Three queries for each of two keys do not fit into three heads of two: one would have to lose a query."""
     small, large = heads(6, 2), heads(6, 3)

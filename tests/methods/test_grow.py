@@ -120,6 +120,7 @@ def test_the_private_stages_come_once_whenever_a_participant_appears() -> None:
     )
 
 
+@pytest.mark.release
 def test_participants_differ_and_say_how_good_their_models_are() -> None:
     method = replace(method_of(), own_labels=True)
     results = rounds(method, 3, conditions=Conditions(dropout=(0.0, 0.0, 0.9)))
@@ -194,6 +195,7 @@ def test_resumed_after_any_round_with_participants_absent_it_gives_the_same_bits
             assert one.evaluation == other.evaluation
 
 
+@pytest.mark.release
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_what_travels_and_what_is_kept(variant: str) -> None:
     settings = VARIANTS[variant]
@@ -253,6 +255,7 @@ def test_late_updates_are_merged_and_an_operator_is_let_go_where_targets_are_ave
         assert torch.allclose(tensor, (state[name] + late.tensors[name]) / 2, atol=1e-6)
 
 
+@pytest.mark.release
 def test_the_costs_are_those_of_the_wire() -> None:
     target = sum(p.numel() for p in classifier(TARGET).parameters())
     for variant in ("dual-ligo", "net2net, federated"):

@@ -202,6 +202,7 @@ def test_scaled_sub_models_answer_as_the_model_on_average() -> None:
         assert distance(call(model, inputs), mean) < 1e-4, name
 
 
+@pytest.mark.release
 def test_called_by_position_or_by_name() -> None:
     model, inputs, width_map = traced("film")
     sub = narrow(model, width_map, half_window(width_map))
