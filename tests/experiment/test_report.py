@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from msfusion.cli.console import PlainConsole
+from msfusion.experiment.report.comparison import comparison_table
 from msfusion.experiment.report.table import Column, Table
 from msfusion.experiment.report.usual import closing_table, coverage_line
 from msfusion.experiment.report.words import count, mean_and_sd, percent, quality, size
@@ -166,3 +167,21 @@ def test_what_is_whole_stays_on_a_line_unless_it_is_long() -> None:
         assert sorted(int(each) for each in shown.replace(",", " ").split() if each.isdigit()) == [
             *range(100)
         ]
+
+
+def test_figures_of_a_method_s_own_are_columns_of_a_comparison() -> None:
+    spread = {"mean": 0.5, "sd": None}
+    cell = {
+        "method": "mine",
+        "variant": None,
+        "ratio_label": "1",
+        "rounds": 1,
+        "accuracy": spread,
+        "loss": spread,
+        "within_budget": True,
+        "parameters": 1,
+        "share": 1.0,
+    }
+    cells = [{**cell, "metrics": {"drift": {"mean": 0.25, "sd": 0.01}}}, cell]
+    headings, rows = comparison_table({"seeds": [0], "cells": cells}).texts()
+    assert [row[headings.index("drift")] for row in rows] == ["0.25 ± 0.01", "-"]

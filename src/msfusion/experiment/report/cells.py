@@ -126,6 +126,10 @@ def _cell(path: Path, runs: Sequence[Planned]) -> dict[str, Any]:
     for key in (*_QUALITY, "accuracy_sd", "own_accuracy", "own_accuracy_sd", "simulated_seconds"):
         if key in summary:
             cell[key] = spread([summary[key] for summary, _ in results])
+    if "metrics" in summary:
+        cell["metrics"] = {
+            name: spread([each["metrics"].get(name) for each, _ in results]) for name in summary["metrics"]
+        }
     all_metrics = [metrics for _, metrics in results]
     cell["targets"] = [
         spread_to(all_metrics, accuracy, len(participants)) for accuracy in first.config.evaluation.targets

@@ -24,8 +24,9 @@ def comparison_table(comparison: Row) -> Table:
 
 
 def _columns(cells: list[Row]) -> list[Column]:
-    """What is left out where nothing is known of it."""
+    """What is left out where nothing is known of it: a method's own figures have columns by their names."""
     form = ".2f" if any("perplexity" in cell for cell in cells) else ".1%"
+    own = dict.fromkeys(name for cell in cells for name in cell.get("metrics", {}))
     return [
         Column("method", lambda cell: cell["method"] + ("" if cell["within_budget"] else " *"), align="left"),
         Column("variant", "variant", align="left", missing="", optional=True),
@@ -37,6 +38,7 @@ def _columns(cells: list[Row]) -> list[Column]:
         Column("own labels", "own_accuracy", _PERCENT, optional=True),
         Column("between participants", "own_accuracy_sd", _PERCENT, optional=True),
         Column("loss", "loss", mean_and_sd("{:.3f}".format)),
+        *(_own_column(name) for name in own),
         Column("behind", "behind", mean_and_sd(f"{{:+{form}}}".format, f"{{:{form}}}".format)),
         Column("gap closed", "gap_closed", _gap, optional=True),
         Column("holds", lambda cell: f"{count(cell['parameters'])} ({percent(cell['share'])})"),
@@ -45,6 +47,10 @@ def _columns(cells: list[Row]) -> list[Column]:
         Column("bytes in all", "total_bytes", size),
         Column("FLOPs/answer", "inference_flops_per_example", count),
     ]
+
+
+def _own_column(name: str) -> Column:
+    return Column(name, lambda cell: cell.get("metrics", {}).get(name), mean_and_sd("{:.4g}".format))
 
 
 def _gap(closed: Row) -> str:
