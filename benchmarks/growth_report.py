@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from msfusion.experiment.report.spreads import spread
-from msfusion.experiment.report.table import spread_text
+from msfusion.experiment.report.words import mean_and_sd
 
 Point = Mapping[str, float]
 """step, flops (until then), loss."""
@@ -87,4 +87,4 @@ def _spread(values: Sequence[float | None], scale: float, digits: int) -> str:
     got = [scale * value for value in values if value is not None]
     if len(got) < len(values):
         return f"got there in {len(got)} of {len(values)} runs"
-    return spread_text(spread(got), f"{{:.{digits}f}}")
+    return mean_and_sd(f"{{:.{digits}f}}".format)(spread(got))

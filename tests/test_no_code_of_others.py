@@ -16,7 +16,6 @@ ALLOWED = {
     ("__init__.py", "importlib"): "our own modules, by names that stand in the file",
     ("engines/__init__.py", "importlib"): "the same",
     ("cli/main.py", "importlib"): "metadata: the version of what is installed",
-    ("experiment/kinds.py", "importlib"): "our own tables of a kind of run, by names that stand in the file",
     ("experiment/config/__init__.py", "importlib"): "resources: the default configuration",
     ("data/builtin.py", "importlib"): "Python's own help texts",
     (

@@ -21,8 +21,8 @@ from msfusion.experiment.comparison import Comparison
 from msfusion.experiment.config import Config, load_config
 from msfusion.experiment.directory import RunDirectory
 from msfusion.experiment.kinds import prepare
+from msfusion.experiment.report.comparison import comparison_table
 from msfusion.experiment.report.fedgrow import closing_table, plan_tables
-from msfusion.experiment.report.table import comparison_table
 from msfusion.experiment.train import train
 
 pytestmark = pytest.mark.slow
@@ -119,7 +119,7 @@ def test_rivals_are_variants(tmp_path: Path, figures: dict[str, Any]) -> None:
     apart = RunDirectory(tmp_path / "out" / run["directory"]).read_summary()["accuracy_sd"]
     assert alone["accuracy_sd"]["values"] == [apart]
     assert "accuracy_sd" not in stack  # all have the averaged target
-    headers = [column.header for column in comparison_table(result).columns]
+    headers, _ = comparison_table(result).texts()
     assert headers.index("between participants") == headers.index("accuracy") + 1
     moved = figures["full_model"]["bytes_up"]  # nothing comes down before the first target has gone up
     assert stack["total_bytes"] == moved
@@ -155,10 +155,10 @@ def test_what_a_model_is_worth_to_its_owner_stands_beside_what_it_is_worth_in_ge
     assert operator["own_accuracy_sd"]["mean"] > 0
     assert target["accuracy_sd"]["mean"] == 0  # of one model
     assert target["own_accuracy_sd"]["mean"] > 0  # which is worth more to some than to others
-    headers = [column.header for column in comparison_table(result).columns]
+    headers, _ = comparison_table(result).texts()
     assert headers[headers.index("own labels") + 1] == "between participants"
     summary = RunDirectory(tmp_path / "out" / operator["runs"][0]["directory"]).read_summary()
-    assert "in participants' own proportions of labels" in str(closing_table(summary).title)
+    assert "in participants' own proportions of labels" in closing_table(summary).title
 
 
 @pytest.mark.release
@@ -179,10 +179,10 @@ def test_the_tables_say_what_leaves(trained: Path) -> None:
     assert line["measuring_bytes"] > 0
     (table,) = plan_tables(plan)
     assert table.title == "fedgrow, 2 rounds; what leaves a participant: operator"
-    assert "in the messages of training (" in str(table.caption)
-    assert table.row_count == 3  # two sizes of small models, and the target
+    assert "in the messages of training (" in table.notes[0]
+    assert len(table.texts()[1]) == 3  # two sizes of small models, and the target
     done = closing_table(RunDirectory(trained).read_summary())
-    assert "between participants" in str(done.title)
+    assert "between participants" in done.title
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import pytest
-from rich.console import Console
-from rich.table import Table
 
-from msfusion.experiment.report.table import closing_table, count, coverage_line, percent, quality, size
+from msfusion.cli.console import PlainConsole
+from msfusion.experiment.report.comparison import comparison_table
+from msfusion.experiment.report.table import Column, Table
+from msfusion.experiment.report.usual import closing_table, coverage_line
+from msfusion.experiment.report.words import count, mean_and_sd, percent, quality, size
 
 
 @pytest.mark.parametrize(
@@ -29,8 +32,15 @@ def test_large_numbers_have_three_digits(number: float, text: str) -> None:
 
 
 def test_bytes_and_shares() -> None:
-    assert [size(number) for number in (12, 1500, 2e6)] == ["12 B", "1.5 kB", "2 MB"]
+    assert [size(number) for number in (12, 1500, 2e6, 4e15)] == ["12 B", "1.5 kB", "2 MB", "4 PB"]
     assert [percent(share) for share in (None, 0.25)] == ["-", "25.0%"]
+
+
+def test_the_mean_of_several_seeds_has_its_standard_deviation() -> None:
+    told = mean_and_sd("{:+.1%}".format, "{:.1%}".format)
+    assert told({"mean": 0.5, "sd": 0.02}) == "+50.0% ± 2.0%"
+    assert told({"mean": 0.5, "sd": None}) == "+50.0%"
+    assert told({"mean": None, "sd": None}) == "-"
 
 
 def test_quality_tells_what_there_is() -> None:
@@ -81,5 +91,97 @@ def test_participants_with_equal_costs_share_a_line() -> None:
 
 def printed(table: Table, width: int) -> str:
     output = io.StringIO()
-    Console(file=output, width=width).print(table)
+    PlainConsole(file=output, width=width).print(table)
     return output.getvalue()
+
+
+WHO = Column("who", "who", align="left")
+BYTES = Column("bytes", "bytes", size)
+SPEED = Column("speed", lambda row: row.get("speed"), "{:.1f} GFLOP/s".format, optional=True)
+
+
+def test_a_table_is_handed_on_as_texts() -> None:
+    rows = [{"who": 0, "bytes": 1500, "speed": 2.0}, {"who": 1, "bytes": None}]
+    table = Table("sent", [WHO, BYTES, SPEED], rows, below=[{"who": "all", "bytes": 0, "speed": 0.0}])
+    headings, cells = table.texts()
+    assert headings == ["who", "bytes", "speed"]
+    assert cells == [["0", "1.5 kB", "2.0 GFLOP/s"], ["1", "-", "-"], ["all", "0 B", "0.0 GFLOP/s"]]
+
+
+def test_a_column_without_a_value_is_left_out_if_it_is_optional() -> None:
+    rows = [{"who": "a", "bytes": None}, {"who": "b", "speed": None}]
+    assert Table("", [WHO, BYTES, SPEED], rows).texts() == (["who", "bytes"], [["a", "-"], ["b", "-"]])
+    assert Table("", [WHO, BYTES, SPEED], rows, below=[{"speed": 1.0}]).texts()[0] == [
+        "who",
+        "bytes",
+        "speed",
+    ]
+
+
+def test_a_table_is_printed_with_numbers_to_the_right_and_what_is_apart_below() -> None:
+    rows = [{"who": "a", "bytes": 2}, {"who": "b", "bytes": 1500}]
+    table = Table("sent", [WHO, BYTES], rows, below=[{"who": "all", "bytes": 1502}], notes=["In one round."])
+    assert [line.rstrip() for line in printed(table, 80).splitlines()] == [
+        "sent",
+        "",
+        " who   bytes",
+        " ───────────",
+        " a       2 B",
+        " b    1.5 kB",
+        "",
+        " all  1.5 kB",
+        "",
+        "In one round.",
+    ]
+
+
+@pytest.mark.parametrize("name", ["[red]x[/red]", "[/]", ":smile:"])
+def test_a_name_in_a_table_is_text(name: str) -> None:
+    table = Table(name, [WHO, Column(name, "bytes")], [{"who": name, "bytes": name}], notes=[name])
+    assert printed(table, 80).count(name) == 5
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_a_table_that_is_too_wide_loses_nothing(width: int) -> None:
+    names = [f"{letter * 9}{number:02}" for number, letter in enumerate("abcdefghijklmno")]
+    row = {name: name.upper() for name in names}
+    shown = printed(Table("", [Column(name, name) for name in names], [row, row]), width)
+    words = [word for line in shown.splitlines() for word in line.split()]
+    assert max(map(len, shown.splitlines())) <= width
+    for name in names[1:]:
+        assert words.count(name) == 1
+        assert words.count(name.upper()) == 2
+
+
+def test_a_word_that_is_too_long_is_folded() -> None:
+    shown = printed(Table("", [WHO, BYTES], [{"who": "x" * 100, "bytes": 1}]), 40)
+    assert shown.count("x") == 100
+
+
+def test_what_is_whole_stays_on_a_line_unless_it_is_long() -> None:
+    columns = [replace(WHO, whole=True), Column("said", "said", align="left")]
+    short, long = "full model", ", ".join(map(str, range(100)))
+    for width in (30, 60):
+        assert short in printed(Table("", columns, [{"who": short, "said": "word " * 50}]), width)
+        shown = printed(Table("", columns, [{"who": long, "said": "word"}]), width)
+        assert sorted(int(each) for each in shown.replace(",", " ").split() if each.isdigit()) == [
+            *range(100)
+        ]
+
+
+def test_figures_of_a_method_s_own_are_columns_of_a_comparison() -> None:
+    spread = {"mean": 0.5, "sd": None}
+    cell = {
+        "method": "mine",
+        "variant": None,
+        "ratio_label": "1",
+        "rounds": 1,
+        "accuracy": spread,
+        "loss": spread,
+        "within_budget": True,
+        "parameters": 1,
+        "share": 1.0,
+    }
+    cells = [{**cell, "metrics": {"drift": {"mean": 0.25, "sd": 0.01}}}, cell]
+    headings, rows = comparison_table({"seeds": [0], "cells": cells}).texts()
+    assert [row[headings.index("drift")] for row in rows] == ["0.25 ± 0.01", "-"]

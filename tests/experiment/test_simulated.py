@@ -20,9 +20,10 @@ from msfusion.experiment.comparison import Comparison, plan_runs
 from msfusion.experiment.config import Config, load_config
 from msfusion.experiment.directory import RunDirectory
 from msfusion.experiment.plan import plan_run
-from msfusion.experiment.report.network import attendance_table, targets_table
-from msfusion.experiment.report.table import closing_table, duration, plan_tables
-from msfusion.experiment.report.targets import first_reached
+from msfusion.experiment.report.comparison import targets_table
+from msfusion.experiment.report.spreads import first_reached
+from msfusion.experiment.report.usual import attendance_tables, closing_table, plan_tables
+from msfusion.experiment.report.words import duration
 from msfusion.experiment.setup import Parts, prepare, prepare_parts
 from msfusion.experiment.train import Silent, Watcher, train
 from msfusion.files import read_tensors
@@ -124,7 +125,7 @@ def test_a_plan_is_what_the_run_then_is(parts: Parts, unsteady: dict[str, Path],
     assert any(line.get("arriving") for line in lines) == (late == "downweight")
     assert all(line["simulated_seconds"] <= 3 for line in lines)
     json.dumps(plan, allow_nan=False)
-    shown = text_of(*plan_tables(plan), attendance_table(plan))
+    shown = text_of(*plan_tables(plan))
     assert "0.25-0.5" in shown  # the ratio that changes
     assert "time of a round" in shown
 
@@ -153,7 +154,7 @@ def test_bytes_of_the_late_are_counted(unsteady: dict[str, Path]) -> None:
 
 
 def test_there_is_nothing_to_show_of_participants_that_are_always_there(parts: Parts) -> None:
-    assert attendance_table(plan_run(prepare(quick(), parts))) is None
+    assert attendance_tables(plan_run(prepare(quick(), parts))) == []
 
 
 def test_late_updates_under_a_changing_overlap_are_refused(parts: Parts) -> None:
@@ -205,7 +206,7 @@ def test_time_to_accuracy_in_summary_table_and_comparison(parts: Parts, tmp_path
     other = config.changed({"evaluation.target_accuracy": 0.02})
     again = compare(other, tmp_path, Comparison(["msfusion", "small"], 2), resume=True, watch=silent)
     assert [cell["targets"][0]["accuracy"] for cell in again["cells"]] == [0.02, 0.02]
-    assert targets_table({**first, "cells": [{**cell, "targets": []} for cell in first["cells"]]}) is None
+    assert not targets_table({**first, "cells": [{**cell, "targets": []} for cell in first["cells"]]}).rows
 
 
 def test_leaving_the_weak_out_is_a_row_of_the_table(parts: Parts, tmp_path: Path) -> None:

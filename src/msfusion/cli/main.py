@@ -16,6 +16,8 @@ from msfusion.cli.network import network
 from msfusion.errors import ConfigError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from msfusion.experiment.setup import Setup
 
 app = typer.Typer(
@@ -89,45 +91,40 @@ def plan(
 ) -> None:
     """Say what a run will ask of each participant. Nothing is trained; shown is also who holds which units when."""
     from msfusion.experiment.config import load_config
-    from msfusion.experiment.kinds import prepare
+    from msfusion.experiment.kinds import kind_of, prepare
     from msfusion.experiment.slices import SlicesRun
 
     settings = load_config(config, overrides or ())
     settings.refuse_ignored()
     prepared = prepare(settings)
     planned = prepared.plan()
-    if isinstance(prepared, SlicesRun):
-        _show_slices(prepared.setup, planned, as_json, out)
-    elif out is not None:
-        raise ConfigError(
-            f"--out saves a picture of windows, and {planned['method']} has none; leave it out."
-        )
-    elif as_json:
-        _print_json(planned)
-    else:
-        from msfusion.experiment.kinds import kind_of
-
-        for table in kind_of(planned["method"]).plan_tables(planned):
-            console_of_user().print(table)
-
-
-def _show_slices(setup: Setup, planned: dict[str, Any], as_json: bool, out: Path | None) -> None:
-    """The plan of a method of sub-models, with the picture of its windows."""
-    from msfusion.experiment.report.network import attendance_table
-    from msfusion.experiment.report.picture import save_picture, terminal_picture
-    from msfusion.experiment.report.table import checkpointing_line, copies_lines, coverage_line, plan_tables
-
-    rounds = range(min(4, setup.config.rounds))
+    setup = prepared.setup if isinstance(prepared, SlicesRun) else None
+    rounds = range(min(4, settings.rounds))
     if out is not None:
+        if setup is None:
+            raise ConfigError(
+                f"--out saves a picture of windows, and {planned['method']} has none; leave it out."
+            )
+        from msfusion.experiment.report.picture import save_picture
+
         save_picture(setup, rounds, out)
     if as_json:
         _print_json(planned)
         return
     console = console_of_user()
-    for table in plan_tables(planned):
+    for table in kind_of(planned["method"]).plan_tables(planned):
         console.print(table)
-    if (attendance := attendance_table(planned)) is not None:
-        console.print(attendance)
+    if setup is not None:
+        _show_windows(setup, planned, rounds, console)
+    if out is not None:
+        print_line(console, out)
+
+
+def _show_windows(setup: Setup, planned: dict[str, Any], rounds: range, console: Console) -> None:
+    """What the plan of a method of sub-models says beside its tables: in sentences, and as a picture."""
+    from msfusion.experiment.report.picture import terminal_picture
+    from msfusion.experiment.report.usual import checkpointing_line, copies_lines, coverage_line
+
     if planned["checkpointing"]:
         print_line(console, checkpointing_line(planned["checkpointing"]))
     for line in copies_lines(planned["copies"], planned["rounds"]) if "copies" in planned else ():
@@ -135,8 +132,6 @@ def _show_slices(setup: Setup, planned: dict[str, Any], as_json: bool, out: Path
     if planned["entry_coverage"] is not None:
         console.print(f"Entries held by someone, by round: {coverage_line(planned['entry_coverage'])}\n")
     console.print(terminal_picture(setup, rounds, width=console.width))
-    if out is not None:
-        print_line(console, out)
 
 
 @app.command()
@@ -149,8 +144,9 @@ def inspect(
     overrides: Overrides = None,
 ) -> None:
     """Show the width map of a model in words. What can be narrowed, where it stands, what cannot and why."""
-    from msfusion.experiment.report.describe import describe, frozen_lines
-    from msfusion.experiment.report.table import checkpointing_line, count, groups_table
+    from msfusion.experiment.report.describe import describe, frozen_lines, groups_table
+    from msfusion.experiment.report.usual import checkpointing_line
+    from msfusion.experiment.report.words import count
 
     description = describe(model, overrides or ())
     if as_json:
@@ -193,10 +189,8 @@ def compare(
     from msfusion.experiment.compare import compare as run
     from msfusion.experiment.comparison import Comparison
     from msfusion.experiment.config import load_config
-    from msfusion.experiment.report.network import targets_table
+    from msfusion.experiment.report.comparison import comparison_tables
     from msfusion.experiment.report.plot import save_plot
-    from msfusion.experiment.report.split import traffic_table
-    from msfusion.experiment.report.table import comparison_table
     from msfusion.experiment.train import Silent
     from msfusion.experiment.watch import watcher
 
@@ -211,10 +205,8 @@ def compare(
     )
     save_plot(result, out / "compare.png")
     if not quiet:
-        console.print(comparison_table(result))
-        for table in (targets_table(result), traffic_table(result)):
-            if table is not None:
-                console.print(table)
+        for table in comparison_tables(result):
+            console.print(table)
     print_line(console, out / "compare.json")
 
 

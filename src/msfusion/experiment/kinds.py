@@ -8,48 +8,36 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
 from msfusion.experiment import setup
 from msfusion.experiment.blocks import BlocksRun
 from msfusion.experiment.config import Config
 from msfusion.experiment.grow import GrowRun
 from msfusion.experiment.prepared import Prepared
+from msfusion.experiment.report import fedgrow, split, usual
+from msfusion.experiment.report.table import Row, Table
 from msfusion.experiment.setup import Parts
 from msfusion.experiment.slices import SlicesRun
 from msfusion.experiment.split import SplitRun
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 
 @dataclass(frozen=True)
 class Kind:
     """What a family of methods has for its runs.
 
-    `prepare` makes one. `tables` is the module with its `plan_tables` and `closing_table`. `shares_parts`: runs of the
-    same data and model can share both and the width map. `title`: what stands where others have a width ratio.
-    `personal`: every participant may end with a model of its own. `compresses`: what crosses is compressed, and a
-    comparison tells what it took to be as good as the first row.
+    `prepare` makes one. `plan_tables` say what a run would ask of everybody, `closing_table` how it ended.
+    `shares_parts`: runs of the same data and model can share both and the width map. `title`: what stands where others
+    have a width ratio. `personal`: every participant may end with a model of its own. `compresses`: what crosses is
+    compressed, and a comparison tells what it took to be as good as the first row.
     """
 
     prepare: Callable[[Config, Parts | None], Prepared]
-    tables: str
+    plan_tables: Callable[[Row], list[Table]]
+    closing_table: Callable[[Row], Table]
     shares_parts: bool = True
     title: str | None = None
     personal: bool = False
     compresses: bool = False
-
-    def plan_tables(self, plan: Mapping[str, Any]) -> list[Table]:
-        """What a run would ask of everybody."""
-        found: list[Table] = import_module(self.tables).plan_tables(plan)
-        return found
-
-    def closing_table(self, summary: Mapping[str, Any]) -> Table:
-        """The end of a run."""
-        found: Table = import_module(self.tables).closing_table(summary)
-        return found
 
 
 def _slices(config: Config, parts: Parts | None) -> Prepared:
@@ -57,20 +45,23 @@ def _slices(config: Config, parts: Parts | None) -> Prepared:
     return SlicesRun(made) if made.forecast is None else BlocksRun(made, made.forecast)
 
 
-def _split(config: Config, parts: Parts | None) -> Prepared:
-    return SplitRun(config, parts or setup.prepare_parts(config))
-
-
-def _fedgrow(config: Config, parts: Parts | None) -> Prepared:
-    return GrowRun(config)
-
-
-USUAL = Kind(_slices, "msfusion.experiment.report.table")
+USUAL = Kind(_slices, usual.plan_tables, usual.closing_table)
 
 KINDS: Mapping[str, Kind] = {
-    "split": Kind(_split, "msfusion.experiment.report.split", title="split learning", compresses=True),
+    "split": Kind(
+        lambda config, parts: SplitRun(config, parts or setup.prepare_parts(config)),
+        split.plan_tables,
+        split.closing_table,
+        title="split learning",
+        compresses=True,
+    ),
     "fedgrow": Kind(
-        _fedgrow, "msfusion.experiment.report.fedgrow", shares_parts=False, title="Fed-Grow", personal=True
+        lambda config, parts: GrowRun(config),
+        fedgrow.plan_tables,
+        fedgrow.closing_table,
+        shares_parts=False,
+        title="Fed-Grow",
+        personal=True,
     ),
 }
 """By a method's name; all others are of the usual kind."""

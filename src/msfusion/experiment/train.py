@@ -20,7 +20,7 @@ from msfusion.experiment.events import Events
 from msfusion.experiment.fingerprint import Fingerprint, code_of
 from msfusion.experiment.kinds import prepare
 from msfusion.experiment.prepared import Prepared
-from msfusion.experiment.report.targets import first_reached
+from msfusion.experiment.report.spreads import first_reached
 from msfusion.experiment.setup import Parts
 from msfusion.experiment.simulated import attendance_figures, simulated_figures
 from msfusion.federated.results import LeftOut, ParticipantResult, RoundResult

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from msfusion.experiment.prepared import Prepared
-from msfusion.experiment.report.table import duration, left_out_lines, quality
+from msfusion.experiment.report.words import duration, left_out_lines, quality
 from msfusion.federated.participation import Calendar
 from msfusion.federated.results import ParticipantResult
 

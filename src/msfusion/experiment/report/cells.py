@@ -11,11 +11,10 @@ from msfusion.experiment.comparison import Planned, role_of
 from msfusion.experiment.config import Config
 from msfusion.experiment.directory import RunDirectory
 from msfusion.experiment.kinds import kind_of
-from msfusion.experiment.report.spreads import curve, spread
-from msfusion.experiment.report.targets import spread_to
-from msfusion.experiment.report.traffic import times_less, until_as_good
+from msfusion.experiment.report.spreads import curve, spread, spread_to, times_less, until_as_good
+from msfusion.experiment.report.table import Row
 
-Row = Mapping[str, Any]
+_QUALITY = ("accuracy", "loss", "perplexity")
 
 
 def collect_cells(path: Path, planned: Sequence[Planned]) -> list[dict[str, Any]]:
@@ -116,25 +115,27 @@ def _cell(path: Path, runs: Sequence[Planned]) -> dict[str, Any]:
         "inference_flops_per_example": summary.get("trained_model", {}).get("inference_flops_per_example"),
         "total_bytes": statistics.fmean(_total_bytes(metrics) / len(participants) for _, metrics in results),
         "runs": [
-            {"seed": run.seed, "directory": run.name, **_quality(summary), "seconds": summary["seconds"]}
+            {
+                "seed": run.seed,
+                "directory": run.name,
+                **{key: summary[key] for key in (*_QUALITY, "seconds") if key in summary},
+            }
             for run, (summary, _) in zip(runs, results, strict=True)
         ],
     }
-    for key in ("accuracy", "loss", "perplexity", "accuracy_sd", "own_accuracy", "own_accuracy_sd"):
+    for key in (*_QUALITY, "accuracy_sd", "own_accuracy", "own_accuracy_sd", "simulated_seconds"):
         if key in summary:
             cell[key] = spread([summary[key] for summary, _ in results])
-    if "simulated_seconds" in summary:
-        cell["simulated_seconds"] = spread([summary["simulated_seconds"] for summary, _ in results])
+    if "metrics" in summary:
+        cell["metrics"] = {
+            name: spread([each["metrics"].get(name) for each, _ in results]) for name in summary["metrics"]
+        }
     all_metrics = [metrics for _, metrics in results]
     cell["targets"] = [
         spread_to(all_metrics, accuracy, len(participants)) for accuracy in first.config.evaluation.targets
     ]
     cell["curve"] = curve(all_metrics, "perplexity" if "perplexity" in summary else "accuracy")
     return cell
-
-
-def _quality(summary: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: summary[key] for key in ("accuracy", "loss", "perplexity") if key in summary}
 
 
 def _total_flops(summary: Mapping[str, Any], metrics: Iterable[Mapping[str, Any]], config: Config) -> float:

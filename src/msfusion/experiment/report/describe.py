@@ -13,10 +13,11 @@ from msfusion.batch import Batch
 from msfusion.data.federated import FederatedData
 from msfusion.errors import ConfigError, DataError, MsfusionError
 from msfusion.experiment.config import Config, load_config
+from msfusion.experiment.report.table import Column, Row, Table
 from msfusion.experiment.setup import prepare_parts, settle_process, traced
 from msfusion.models.build import BUILT_IN, build_model
 from msfusion.models.huggingface import is_transformers
-from msfusion.width.groups import Frozen, WidthMap
+from msfusion.width.groups import WidthMap
 
 
 def describe(name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -51,40 +52,19 @@ def description(name: str, model: nn.Module, width_map: WidthMap) -> dict[str, A
                 "name": group.name,
                 "units": group.units,
                 "thickness": sorted({place.thickness * place.repeat for place in group.places}),
-                "places": [
-                    {
-                        "tensor": place.tensor,
-                        "axis": place.axis,
-                        "offset": place.offset,
-                        "units": place.units,
-                        "thickness": place.thickness,
-                        "repeat": place.repeat,
-                    }
-                    for place in group.places
-                ],
+                "places": [dict(vars(place)) for place in group.places],
             }
             for group in width_map.groups
         ],
-        "frozen": [
-            {"reason": reason, "axes": [_axis(frozen) for frozen in together]}
-            for reason, together in _by_reason(width_map).items()
-        ],
+        "frozen": [{"reason": reason, "axes": axes} for reason, axes in _frozen_by_reason(width_map).items()],
     }
 
 
-def _axis(frozen: Frozen) -> dict[str, Any]:
-    return {
-        "tensor": frozen.tensor,
-        "axis": frozen.axis,
-        "offset": frozen.offset,
-        "length": frozen.length,
-    }
-
-
-def _by_reason(width_map: WidthMap) -> dict[str, list[Frozen]]:
-    reasons: dict[str, list[Frozen]] = {}
+def _frozen_by_reason(width_map: WidthMap) -> dict[str, list[dict[str, Any]]]:
+    reasons: dict[str, list[dict[str, Any]]] = {}
     for frozen in width_map.frozen:
-        reasons.setdefault(frozen.reason, []).append(frozen)
+        axis = dict(vars(frozen))
+        reasons.setdefault(axis.pop("reason"), []).append(axis)
     return reasons
 
 
@@ -148,3 +128,31 @@ def frozen_lines(description: dict[str, Any], most: int = 4) -> Iterator[str]:
         axes = [f"{axis['tensor']}[{axis['axis']}]" for axis in entry["axes"]]
         more = f" and {len(axes) - most} more" if len(axes) > most else ""
         yield f"{entry['reason']}: {', '.join(axes[:most])}{more}"
+
+
+def groups_table(description: Row) -> Table:
+    """The width groups of a model in words."""
+    return Table(f"{len(description['groups'])} width groups", _GROUPS, description["groups"])
+
+
+def _where(places: Sequence[Row]) -> str:
+    """Tensor[axis] of every place, with what all names begin with said once."""
+    names = [place["tensor"].split(".") for place in places]
+    shared = 0
+    while len(names) > 1 and len({(*name[: shared + 1],) for name in names if len(name) > shared + 1}) == 1:
+        if any(len(name) <= shared + 1 for name in names):
+            break
+        shared += 1
+    inside = ", ".join(
+        f"{'.'.join(name[shared:])}[{place['axis']}]" for name, place in zip(names, places, strict=True)
+    )
+    return f"{'.'.join(names[0][:shared])}: {inside}" if shared else inside
+
+
+_GROUPS = (
+    Column("group", "name", align="left"),
+    Column("units", "units"),
+    Column("rows a unit", "thickness", lambda thickness: ", ".join(map(str, thickness))),
+    Column("places", "places", lambda places: str(len(places))),
+    Column("where", "places", _where, align="left"),
+)

@@ -2,48 +2,22 @@
 
 from __future__ import annotations
 
-from rich.table import Table
+from functools import partial
 
-from msfusion.experiment.report.table import Row, count, percent, quality, simple_table, size, span
+from msfusion.experiment.report.table import Column, Row, Table
+from msfusion.experiment.report.words import count, percent, quality, size, span
 
-
-def grow_table(figures: Row, title: str) -> Table:
-    """Who trains and sends what, one line for each kind of participant, and FedAvg of the target."""
-    table = simple_table(title)
-    table.add_column("who", no_wrap=True)
-    headers = ("small model", "examples", "trains", "share", "FLOPs per example", "own FLOPs before")
-    for header in (*headers, "down per round", "up per round"):
-        table.add_column(header, justify="right")
-    kinds: dict[object, list[Row]] = {}
-    for row in figures["participants"]:
-        kinds.setdefault(row["small_parameters"], []).append(row)
-    for small, rows in kinds.items():
-        before = [row["private_flops"] for row in rows]
-        table.add_row(
-            ", ".join(str(row["participant"]) for row in rows),
-            "-" if small is None else count(rows[0]["small_parameters"]),
-            span([row["examples"] for row in rows]),
-            count(rows[0]["parameters"]),
-            percent(rows[0]["share"]),
-            count(rows[0]["flops_per_example"]),
-            span(before, count),
-            size(rows[0]["bytes_down"]),
-            size(rows[0]["bytes_up"]),
-        )
-    table.add_section()
-    whole = figures["full_model"]
-    table.add_row(
-        "target by FedAvg",
-        "",
-        "",
-        count(whole["parameters"]),
-        "100.0%",
-        count(whole["flops_per_example"]),
-        "",
-        size(whole["bytes_down"]),
-        size(whole["bytes_up"]),
-    )
-    return table
+_COLUMNS = (
+    Column("who", "who", align="left", whole=True),
+    Column("small model", "small_parameters", count, missing="", optional=True),
+    Column("examples", "examples", span, missing=""),
+    Column("trains", "parameters", count),
+    Column("share", "share", percent),
+    Column("FLOPs per example", "flops_per_example", count),
+    Column("own FLOPs before", "private_flops", partial(span, told=count), missing=""),
+    Column("down per round", "bytes_down", size),
+    Column("up per round", "bytes_up", size),
+)
 
 
 def closing_table(summary: Row) -> Table:
@@ -54,20 +28,34 @@ def closing_table(summary: Row) -> Table:
     if "own_accuracy" in summary:
         own = f"; in participants' own proportions of labels {summary['own_accuracy']:.1%}"
         own += f" (± {summary['own_accuracy_sd']:.1%})" if "own_accuracy_sd" in summary else ""
-    return grow_table(
-        summary, f"{summary['method']} after {summary['rounds']} rounds: {quality(summary)}{apart}{own}"
-    )
+    title = f"{summary['method']} after {summary['rounds']} rounds: {quality(summary)}{apart}{own}"
+    return Table(title, _COLUMNS, *_rows(summary))
 
 
 def plan_tables(plan: Row) -> list[Table]:
     """What a run would ask of each participant."""
     leaves = ", ".join(plan["leaves_participants"]) or "nothing"
-    table = grow_table(
-        plan, f"{plan['method']}, {plan['rounds']} rounds; what leaves a participant: {leaves}"
-    )
-    table.caption = (
+    title = f"{plan['method']}, {plan['rounds']} rounds; what leaves a participant: {leaves}"
+    beside = (
         f"against FedAvg of the target: {plan['fewer_parameters']:.1%} fewer trained parameters, "
         f"{plan['fewer_bytes']:.1%} fewer bytes a round in the messages of training "
         f"({plan['fewer_bytes_evaluated']:.1%} with those of evaluation)"
     )
-    return [table]
+    return [Table(title, _COLUMNS, *_rows(plan), [beside])]
+
+
+def _rows(figures: Row) -> tuple[list[Row], list[Row]]:
+    """Who trains and sends what, a row for each kind of participant; and, apart, FedAvg of the target."""
+    kinds: dict[object, list[Row]] = {}
+    for row in figures["participants"]:
+        kinds.setdefault(row["small_parameters"], []).append(row)
+    rows: list[Row] = [
+        {
+            **alike[0],
+            "who": ", ".join(str(row["participant"]) for row in alike),
+            "examples": [row["examples"] for row in alike],
+            "private_flops": [row["private_flops"] for row in alike],
+        }
+        for alike in kinds.values()
+    ]
+    return rows, [{**figures["full_model"], "who": "target by FedAvg"}]

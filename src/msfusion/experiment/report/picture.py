@@ -14,7 +14,7 @@ from rich.text import Text
 from torch import Tensor
 
 from msfusion.errors import ConfigError
-from msfusion.experiment.report.figure_text import figures, label
+from msfusion.experiment.report.plot import figures, label
 from msfusion.experiment.setup import Setup
 from msfusion.files import write_with
 from msfusion.width.groups import Group, WidthMap, held

@@ -1,15 +1,18 @@
-"""A comparison as one picture: mean over the seeds after each round, with a band of one sd."""
+"""A comparison as one picture: mean over the seeds after each round, with a band of one sd. Names in it are text."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from msfusion.errors import ConfigError
 from msfusion.experiment.comparison import role_of
 from msfusion.experiment.kinds import kind_of
-from msfusion.experiment.report.figure_text import figures, label
 from msfusion.files import write_with
+from msfusion.quoting import short
 
 
 def save_plot(comparison: Mapping[str, Any], path: Path) -> None:
@@ -78,3 +81,26 @@ def _draw(panel: Any, cell: Mapping[str, Any], colour: int, name: str) -> None:
 def _label(cell: Mapping[str, Any], by_variant: bool) -> str:
     """The method, or the variant where each has one method; the panel's title has the variant otherwise."""
     return str(cell["method"] if by_variant or not cell["variant"] else cell["variant"])
+
+
+@contextmanager
+def figures(what: str) -> Iterator[Any]:
+    """The class Figure of matplotlib, for pictures that are made and saved inside the `with` statement.
+
+    Names are taken as text: `$` and `_` begin no formulas, and nobody disappears from a legend.
+    Raises ConfigError without matplotlib; `what` needs it.
+    """
+    try:
+        from matplotlib import rc_context
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ConfigError(f"{what} needs matplotlib: pip install 'msfusion[plot]'.") from error
+    with rc_context({"text.parse_math": False, "text.usetex": False}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Glyph .* missing from", category=UserWarning)
+        yield Figure
+
+
+def label(name: str) -> str:
+    """A name for a title or legend: not long, and not one that matplotlib leaves out for its first character."""
+    shown = short(name, 60)
+    return f" {shown}" if shown.startswith("_") else shown
