@@ -35,7 +35,7 @@ def percent(share: int | float | None) -> str:
     return "-" if share is None else f"{share:.1%}"
 
 
-def span(values: Sequence[int], told: Callable[[int], str] = str, between: str = "-") -> str:
+def span(values: Sequence[int | float], told: Callable[[Any], str] = str, between: str = "-") -> str:
     """The least and the largest of some values, or the one that all are."""
     least, largest = told(min(values)), told(max(values))
     return least if least == largest else f"{least}{between}{largest}"
