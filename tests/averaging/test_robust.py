@@ -152,22 +152,23 @@ def by_the_definition(
                 value -= float(each.received[name][here]) * each.share
             change[there] = value
         changes.append(change)
+    of_kin: defaultdict[object, list[tuple[int, ...]]] = defaultdict(list)
+    for there, origin in kin.items():
+        of_kin[origin].append(there)
     result = old.clone()
-    for there in kin:
-        alike = [{e: v for e, v in change.items() if kin[e] == kin[there]} for change in changes]
+    for entries_alike in of_kin.values():
+        alike = [{e: change[e] for e in entries_alike if e in change} for change in changes]
         values = kept([statistics.fmean(each.values()) for each in alike], average)
         low, high, common = min(values), max(values), statistics.fmean(values)
-
-        def weight(entry: tuple[int, ...], alike: list[dict[tuple[int, ...], float]] = alike) -> float:
-            return sum(1 / len(each) for each in alike if entry in each)
-
-        own = sum(min(max(each[there], low), high) / len(each) for each in alike if there in each)
-        if trained:
-            most = max(weight(entry) for entry in kin if kin[entry] == kin[there])
-            result[there] = old[there] + common + apart * (own - weight(there) * common) / most
-        else:
-            mine = own / weight(there) if weight(there) else common
-            result[there] = common + apart * (mine - common)
+        weights = {there: sum(1 / len(each) for each in alike if there in each) for there in entries_alike}
+        for there in entries_alike:
+            own = sum(min(max(each[there], low), high) / len(each) for each in alike if there in each)
+            if trained:
+                most = max(weights.values())
+                result[there] = old[there] + common + apart * (own - weights[there] * common) / most
+            else:
+                mine = own / weights[there] if weights[there] else common
+                result[there] = common + apart * (mine - common)
     return result
 
 
