@@ -21,8 +21,9 @@ from msfusion.engines.processes import WorkerError
 from msfusion.errors import ConfigError, DataError, MsfusionError, PrivacyError, TrainingError, UpdateError
 from msfusion.federated.capacities import Capacities
 from msfusion.federated.held import Held
-from msfusion.federated.method import Task, Update
+from msfusion.federated.method import Kind, Task, Update
 from msfusion.federated.participation import Conditions
+from msfusion.federated.privacy import Outbound
 from msfusion.federated.rounds import RoundResult, RoundSettings
 from msfusion.federated.screening import Norm, Screening, absurd_losses, fault_of, norm_of, outliers
 from msfusion.federated.training import TrainingSettings
@@ -43,6 +44,10 @@ def spoilt(update: Update, how: str) -> Update:
         return replace(update, loss=math.nan)
     if how == "steps":
         return replace(update, tensors={**update.tensors, "steps": torch.tensor(2**40)})
+    if how == "lacking":
+        return replace(update, tensors={"weight": weight})
+    if how == "empty":
+        return replace(update, tensors={})
     bad = {
         "nan": weight * math.nan,
         "infinite": weight + math.inf,
@@ -113,8 +118,11 @@ class Malformed(Grouped):
         return MALFORMED[self.failure][0](update) if task.participant in self.failing else update
 
 
-ALL = ["count", "fewer", "loss", "steps", "nan", "infinite", "absurd", "large", "diverges"]
+ALL = ["count", "fewer", "loss", "steps", "lacking", "empty"]
+ALL += ["nan", "infinite", "absurd", "large", "diverges"]
 WORD = {
+    "lacking": "lacks 1 tensors, among them 'steps'",
+    "empty": "lacks 2 tensors",
     "count": "examples",
     "fewer": "examples",
     "steps": "counts",
@@ -142,6 +150,24 @@ def test_a_bad_update_counts_for_nothing_and_is_named(how: str) -> None:
     (left_out,) = result.left_out
     assert (left_out.participant, left_out.bytes_down) == (3, 4 * 4 + 8)
     assert WORD.get(how, "") in left_out.reason
+
+
+@dataclass(frozen=True)
+class Counted(Averaging):
+    """Averaging whose participants may leave out how many steps they made."""
+
+    def train(self, task: Task, data: Batch) -> Update:
+        return spoilt(super().train(task, data), "lacking")
+
+    def outbound(self, kind: Kind, task: Task) -> Outbound:
+        return replace(super().outbound(kind, task), optional=frozenset({"steps"}))
+
+
+def test_what_a_method_calls_optional_may_be_missing() -> None:
+    settings = RoundSettings(rounds=2)
+    found, expected = (list(run_rounds(each, some_data(), settings)) for each in (Counted(), Averaging()))
+    assert states(found) == states(expected)
+    assert not any(told(found))
 
 
 @pytest.mark.parametrize("how", ["large", "nan", "diverges", "count"])

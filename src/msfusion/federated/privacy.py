@@ -55,7 +55,8 @@ class Outbound:
 
     `tensors`: names, with type and shape. `metadata`: names of numbers. `words`: the strings that metadata may have
     as values. `pieces`: how many pieces of bytes a request may have, and `most_bytes` how many bytes it may have in
-    all, where that is known. It may hold less.
+    all, where that is known. It may hold less; but an update of training that lacks a tensor is no good, unless
+    that is among the `optional` ones.
     """
 
     tensors: Mapping[str, OpenForm]
@@ -63,6 +64,7 @@ class Outbound:
     words: frozenset[str] = frozenset()
     pieces: int = 0
     most_bytes: int | None = None
+    optional: frozenset[str] = frozenset()
 
     @classmethod
     def like(cls, tensors: State, metadata: frozenset[str] = frozenset()) -> Outbound:

@@ -22,7 +22,16 @@ from msfusion.federated.method import Evaluation, Method, Task, Update
 from msfusion.federated.participation import Attendance, Calendar, Conditions, RoundSettings
 from msfusion.federated.reporting import Report, mean_of, reports_of
 from msfusion.federated.results import LeftOut, ParticipantResult, RoundResult
-from msfusion.federated.screening import DEFAULT, Answers, Norm, Screening, fault_of, fault_of_count, norm_of
+from msfusion.federated.screening import (
+    DEFAULT,
+    Answers,
+    Norm,
+    Screening,
+    fault_of,
+    fault_of_count,
+    fault_of_names,
+    norm_of,
+)
 from msfusion.federated.states import payload_bytes
 from msfusion.width.groups import State
 
@@ -278,7 +287,9 @@ class _Federation:
         """Note an update as it comes, for this round or for the one in which it will arrive."""
         who = update.participant
         task = self.method.assign(state, update.round_index, who)
-        fault = fault_of(update, task.tensors, len(self.data[who]))
+        fault = fault_of_names(update, self.method.outbound("train", task)) or fault_of(
+            update, task.tensors, len(self.data[who])
+        )
         norm = Norm() if fault else norm_of(update.tensors, task.tensors)
         memory, update = _copies(update.memory), replace(update, memory={})
         if late:

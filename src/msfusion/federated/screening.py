@@ -3,8 +3,8 @@
 A round is judged when all its answers are there, and in the order of the participants' numbers. So the order of arrival
 and the number of workers decide nothing, and neither does a resume.
 
-    1.  an update is bad by itself      the training came to no end, values are not finite or absurd, the number of
-                                        examples is not the one known at the start
+    1.  an update is bad by itself      the training came to no end, a tensor is missing, values are not finite or
+                                        absurd, the number of examples is not the one known at the start
     2.  an update is too large          it changes what was sent by more than `max_update_norm` times the median of the
                                         round, and by more than what was sent is itself; or its loss is a million times
                                         the median of the round
@@ -32,6 +32,7 @@ from torch import Tensor
 from msfusion.errors import DataError, MsfusionError, UpdateError
 from msfusion.federated.held import Held
 from msfusion.federated.method import ABSURD, Update
+from msfusion.federated.privacy import Outbound
 from msfusion.federated.results import LeftOut
 from msfusion.setting import check, setting
 from msfusion.width.groups import State
@@ -252,6 +253,12 @@ def fault_of_count(update: Update, examples: int) -> str | None:
     if update.examples == examples:
         return None
     return f"it says that it has {update.examples} examples, and had {examples} at the start"
+
+
+def fault_of_names(update: Update, declared: Outbound) -> str | None:
+    """What an update lacks of the tensors that its method declares, as `fault_of` says it."""
+    missing = declared.tensors.keys() - declared.optional - update.tensors.keys()
+    return f"its update lacks {len(missing)} tensors, among them {min(missing)!r}" if missing else None
 
 
 def fault_of_values(tensors: State, sent: State) -> str | None:

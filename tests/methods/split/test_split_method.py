@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import pytest
@@ -13,9 +13,10 @@ from splitting import SETTINGS, TRAINING, Job, digits, drawing_network, same
 from msfusion.batch import Batch
 from msfusion.codecs import Identity, TopK
 from msfusion.engines.processes import Processes
-from msfusion.errors import CodecError, ConfigError, MsfusionError, TrainingError
+from msfusion.errors import CodecError, ConfigError, MsfusionError, TrainingError, UpdateError
 from msfusion.federated.conversation import Request
-from msfusion.federated.engine import Engine
+from msfusion.federated.engine import Answer, Ask, Engine, InProcess
+from msfusion.federated.method import Method, Released
 from msfusion.federated.participation import RoundSettings
 from msfusion.federated.screening import Screening
 from msfusion.methods.split.method import SplitSettings
@@ -55,6 +56,31 @@ def test_whoever_cannot_train_is_left_out_as_in_the_loop(way: str) -> None:
     assert [[each.participant for each in one.left_out] for one in theirs] == [[1], [1]]
     with pytest.raises(TrainingError, match="participant 1"):
         replace(job, screening=Screening("stop")).run()
+
+
+class Stripping(InProcess):
+    """Brings back, of one participant, an update that has only its first tensors."""
+
+    def __init__(self, participant: int, kept: int) -> None:
+        super().__init__()
+        self._participant, self._kept = participant, kept
+
+    def run(self, method: Method, asks: Sequence[Ask]) -> Iterator[Answer]:
+        for each in super().run(method, asks):
+            some = dict(list(each.update.tensors.items())[: self._kept])
+            stripped = replace(each.update, tensors=some)
+            mine = each.update.participant == self._participant
+            yield replace(each, update=Released(stripped)) if mine else each
+
+
+@pytest.mark.parametrize("way", ["each", "joined", "relayed"])
+@pytest.mark.parametrize("kept", [0, 1])
+def test_an_update_that_lacks_layers_is_left_out(way: str, kept: int) -> None:
+    found = Job(settings=WAYS[way]).run(Stripping(1, kept))
+    assert [[each.participant for each in one.left_out] for one in found] == [[1], [1]]
+    assert "its update lacks" in found[0].left_out[0].reason
+    with pytest.raises(UpdateError, match="participant 1: its update lacks"):
+        Job(settings=WAYS[way], screening=Screening("stop")).run(Stripping(1, kept))
 
 
 @pytest.mark.parametrize("way", ["each", "relayed"])
