@@ -121,7 +121,7 @@ class Malformed(Grouped):
 ALL = ["count", "fewer", "loss", "steps", "lacking", "empty"]
 ALL += ["nan", "infinite", "absurd", "large", "diverges"]
 WORD = {
-    "lacking": "lacks 1 tensors, among them 'steps'",
+    "lacking": "lacks 1 tensors that the method declares, among them 'steps'",
     "empty": "lacks 2 tensors",
     "count": "examples",
     "fewer": "examples",

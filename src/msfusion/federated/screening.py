@@ -258,7 +258,12 @@ def fault_of_count(update: Update, examples: int) -> str | None:
 def fault_of_names(update: Update, declared: Outbound) -> str | None:
     """What an update lacks of the tensors that its method declares, as `fault_of` says it."""
     missing = declared.tensors.keys() - declared.optional - update.tensors.keys()
-    return f"its update lacks {len(missing)} tensors, among them {min(missing)!r}" if missing else None
+    if not missing:
+        return None
+    return (
+        f"its update lacks {len(missing)} tensors that the method declares, among them {min(missing)!r}: they have to "
+        "come back, or to be among the optional ones of `outbound`"
+    )
 
 
 def fault_of_values(tensors: State, sent: State) -> str | None:
