@@ -40,10 +40,12 @@ def load_classification(
     columns: Columns,
     keys: Shaped[ndarray, " examples"] | None,
     spec: DataSpec,
+    holder: str = "the test split",
 ) -> Loaded:
     """The examples of a training and a test split (or, without one, a held-out share of each label).
 
-    `keys`, one for each row of the training split, are what a partition goes by; by default the labels.
+    `keys`, one for each row of the training split, are what a partition goes by; by default the labels. `holder` is
+    what the test split is called in messages.
     Labels are texts or integers; those other than 0 ... k - 1 become the classes 0 ... k - 1 in sorted order, whose
     names are the labels.
     Raises DataError for labels that are missing or unknown to the training split, and inputs that cannot be read.
@@ -57,14 +59,14 @@ def load_classification(
         test, test_labels = train, train_labels
     else:
         kept, held_out = torch.arange(len(train)), torch.arange(len(test))
-        test_values = _label_values(test, columns.label, "the test split")
-        _require_same_classes(train, test, columns.label)
-        test_labels = _numbered(test_values, classes, "the test split")
+        test_values = _label_values(test, columns.label, holder)
+        named = _by_name(test_values, _declared(test, columns.label), classes)
+        test_labels = _numbered(named, classes, holder)
     train_rows, test_rows = (
         chosen_rows(kept, spec.max_train, spec),
         chosen_rows(held_out, spec.max_test, spec),
     )
-    train_inputs, test_inputs, encoder = inputs_of(train, test, columns, train_rows, test_rows, spec)
+    train_inputs, test_inputs, encoder = inputs_of(train, test, columns, train_rows, test_rows, spec, holder)
     description = f"{spec.source}: {columns.kind} classification, {_told(classes)}"
     return Loaded(
         Batch((train_inputs,), train_labels[train_rows]),
@@ -83,18 +85,22 @@ def load_classification(
 
 
 def inputs_of(
-    train: Any, test: Any, columns: Columns, train_rows: Tensor, test_rows: Tensor, spec: DataSpec
+    train: Any,
+    test: Any,
+    columns: Columns,
+    train_rows: Tensor,
+    test_rows: Tensor,
+    spec: DataSpec,
+    holder: str,
 ) -> tuple[Tensor, Tensor, Encoder | None]:
     """The input column of both splits as tensors; for text also how it was encoded."""
     if columns.kind == "image":
-        return *_images(train, test, columns, train_rows, test_rows, spec), None
+        return *_images(train, test, columns, train_rows, test_rows, spec, holder), None
     if columns.kind == "numbers":
         train_numbers = _numbers(train, columns.input, train_rows)
         return train_numbers, _numbers(test, columns.input, test_rows), None
     train_texts = _texts(train, columns.input, train_rows, "the training split")
-    test_texts = _texts(
-        test, columns.input, test_rows, "the training split" if test is train else "the test split"
-    )
+    test_texts = _texts(test, columns.input, test_rows, "the training split" if test is train else holder)
     tokenizer = spec.tokenizer or "words"
     train_ids, test_ids, encoder = encode_texts(
         tokenizer, train_texts, test_texts, spec.vocabulary_size, spec.length
@@ -166,14 +172,19 @@ def _declared(split: Any, column: str) -> tuple[str, ...] | None:
     return tuple(names) if names else None
 
 
-def _require_same_classes(train: Any, test: Any, column: str) -> None:
-    """Raise DataError where two splits number the same classes differently."""
-    ours, theirs = _declared(train, column), _declared(test, column)
-    if ours is not None and theirs is not None and ours != theirs:
-        raise DataError(
-            f"the label column '{column}' declares the classes {', '.join(theirs[:5])} for the test split, other ones "
-            f"than for the training split ({', '.join(ours[:5])}), or in another order: make them equal."
-        )
+def _by_name(
+    values: list[int | str], declared: Sequence[str] | None, classes: Classes
+) -> Sequence[int | str]:
+    """The labels by the names that their own column declares: another split may number the classes otherwise.
+
+    Where the classes have no names but numbers, those it is.
+    """
+    if declared is None or not any(isinstance(label, str) for label in classes.numbers):
+        return values
+    return [
+        declared[value] if isinstance(value, int) and 0 <= value < len(declared) else value
+        for value in values
+    ]
 
 
 def _told(classes: Classes) -> str:
@@ -201,7 +212,13 @@ def _in_file_order(split: Any, column: str, rows: Tensor) -> tuple[list[Any], Te
 
 
 def _images(
-    train: Any, test: Any, columns: Columns, train_rows: Tensor, test_rows: Tensor, spec: DataSpec
+    train: Any,
+    test: Any,
+    columns: Columns,
+    train_rows: Tensor,
+    test_rows: Tensor,
+    spec: DataSpec,
+    holder: str,
 ) -> tuple[Tensor, Tensor]:
     def decoded(split: Any, rows: Tensor, holder: str, channels: int | None) -> Tensor:
         cells, back, numbers = _in_file_order(split, columns.input, rows)
@@ -209,12 +226,27 @@ def _images(
         return decode_images(cells, numbers, spec, holder, channels, mode)[back]
 
     train_images = decoded(train, train_rows, "the training split", spec.channels)
-    test_images = decoded(test, test_rows, "the test split", train_images.shape[1])
+    test_images = decoded(test, test_rows, holder, train_images.shape[1])
     if train_images.dtype != test_images.dtype:
         raise DataError(
-            "the images of one split have 8 bits a pixel and those of the other 16: bring all to one depth."
+            f"the images of the training split have {_bits(train_images)} bits a pixel and those of {holder} "
+            f"{_bits(test_images)}: bring all to one depth."
+        )
+    if train_images.shape[2:] != test_images.shape[2:]:
+        raise DataError(
+            f"the images of the training split are {_size(train_images)} pixels and those of {holder} "
+            f"{_size(test_images)}: set data.image_size to bring all to one size."
         )
     return normalised(train_images, test_images, spec)
+
+
+def _bits(images: Tensor) -> int:
+    """Of a pixel, before it was decoded."""
+    return 8 if images.dtype == torch.uint8 else 16
+
+
+def _size(images: Tensor) -> str:
+    return f"{images.shape[3]}x{images.shape[2]}"
 
 
 def _texts(split: Any, column: str, rows: Tensor, holder: str) -> Sequence[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,16 +26,7 @@ def load_function(spec: DataSpec) -> FederatedData | Loaded:
     for integer inputs, the vocabulary are read off the tensors. (train, test) is to be shared out by label.
     Raises ConfigError when there is no such function; DataError when it fails or returns anything else.
     """
-    function = import_function(spec.source, "data.source")
-    try:
-        with without_ending(DataError, f"data.source = '{spec.source}': "):
-            given = function(**spec.options)
-    except MsfusionError:
-        raise
-    except Exception as error:  # whatever a user's function raises
-        raise DataError(
-            f"data.source = '{spec.source}' failed with {type(error).__name__}: {in_one_line(error)}"
-        ) from error
+    given = _called(spec.source, "data.source", spec.options)
     if isinstance(given, FederatedData):
         return given
     if not (isinstance(given, tuple) and len(given) == 2 and isinstance(given[1], Batch)):
@@ -47,6 +38,28 @@ def load_function(spec: DataSpec) -> FederatedData | Loaded:
         known = _known([*first, test], spec)
         return FederatedData(tuple(first), test, name=spec.source, description=spec.source, **known)
     raise DataError(f"data.source = '{spec.source}' returned ({_described(first)}, Batch): {EXPECTED}.")
+
+
+def call_function(reference: str, key: str, options: Mapping[str, Any]) -> Batch:
+    """The examples that a function returns. Raises as `load_function`; `key` is the setting that names it."""
+    given = _called(reference, key, options)
+    if not isinstance(given, Batch):
+        raise DataError(f"{key} = '{reference}' returned {_described(given)}: it must return a Batch.")
+    return given
+
+
+def _called(reference: str, key: str, options: Mapping[str, Any]) -> Any:
+    """What the function returns. Raises ConfigError where there is none, DataError where it fails."""
+    function = import_function(reference, key)
+    try:
+        with without_ending(DataError, f"{key} = '{reference}': "):
+            return function(**options)
+    except MsfusionError:
+        raise
+    except Exception as error:  # whatever a user's function raises
+        raise DataError(
+            f"{key} = '{reference}' failed with {type(error).__name__}: {in_one_line(error)}"
+        ) from error
 
 
 def _loaded(train: Batch, test: Batch, spec: DataSpec) -> Loaded:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
+from msfusion.batch import Batch
 from msfusion.data.classified import load_classification
 from msfusion.data.columns import column_values, find_columns, partition_keys, text_values
 from msfusion.data.delimited import settings_of, typed_splits
@@ -60,6 +62,47 @@ def load_hub(spec: DataSpec) -> Loaded:
     return load(train, test, columns, keys, spec)
 
 
+def load_own_split(source: str, participant: int, spec: DataSpec) -> Batch:
+    """A participant's own examples, from the training split of `source`, encoded as those of `spec.source` are.
+
+    They are read as the test split of `spec.source` would be: by the labels, words and pixels of its training split.
+    Raises DataError, naming the participant, where they cannot be.
+    """
+    reference, _ = _splits(spec)
+    columns = find_columns(reference, spec)
+    holder, own = f"participant {participant}", _own_rows(source, participant, spec, columns.label)
+    for name in filter(None, (columns.input, columns.label)):
+        if name not in own.features:
+            raise DataError(
+                f"the data of {holder} ({source}) has no column '{name}', as that of data.source has; it has "
+                f"{', '.join(own.features)}."
+            )
+    limits = replace(spec, max_test=spec.max_train)
+    if columns.label is None:
+        texts = text_values(reference, columns.input, "the training split")
+        return load_running_text(texts, text_values(own, columns.input, holder), None, limits).test
+    load = load_measured if spec.task == "regression" else load_classification
+    return load(reference, own, columns, None, limits, holder).test
+
+
+def _own_rows(source: str, participant: int, spec: DataSpec, label: str | None) -> Any:
+    """The training split of a participant's own source."""
+    place = replace(spec, source=source)
+    try:
+        splits = _open(place)
+        if spec.train_split in splits and label not in (None, *splits[spec.train_split].features):
+            splits = _open(place, labels=True)
+    except DataError as error:
+        told = str(error).replace("data.source =", f"data.own of participant {participant} =")
+        raise DataError(told) from error
+    if spec.train_split not in splits:
+        raise DataError(
+            f"the data of participant {participant} ({source}) has no split '{spec.train_split}'; it has "
+            f"{', '.join(splits)}."
+        )
+    return splits[spec.train_split]
+
+
 def _splits(spec: DataSpec) -> tuple[Any, Any | None]:
     """The training split, and the test split where there is one."""
     splits = _open(spec)
@@ -97,7 +140,8 @@ def _labels_hidden(split: Any, train: Any, spec: DataSpec) -> bool:
     return hidden and -1 not in column_values(train, label)
 
 
-def _open(spec: DataSpec) -> Any:
+def _open(spec: DataSpec, labels: bool = False) -> Any:
+    """All splits of a source. `labels`: those of a folder's folders too where they are all of one class."""
     try:
         import datasets
     except ImportError as error:
@@ -115,6 +159,8 @@ def _open(spec: DataSpec) -> Any:
             make = datasets.load_dataset_builder
             safely = {"trust_remote_code": False} if "trust_remote_code" in signature(make).parameters else {}
             builder = make(name, spec.subset, **arguments, **safely)
+            if labels and hasattr(builder.config, "drop_labels"):
+                arguments |= {"drop_labels": False}
             delimited = hasattr(builder.config, "keep_default_na")
             if delimited:
                 arguments |= settings_of(builder.config, spec)

@@ -14,6 +14,7 @@ from msfusion.data.function import load_function
 from msfusion.data.hub import load_hub
 from msfusion.data.images import normalised
 from msfusion.data.loaded import Loaded, check_batches
+from msfusion.data.own import with_own
 from msfusion.data.partition import NEEDS_KEYS, partition
 from msfusion.data.running_text import load_running_text
 from msfusion.data.spec import DataSpec
@@ -26,12 +27,15 @@ def load_data(spec: DataSpec | None = None) -> FederatedData:
 
     Sources: `digits` and `python-docs` (built in); a Hub name or folder (`msfusion.data.hub`);
     `module:function` (`msfusion.data.function`). By default labels are shared out by Dirichlet(0.5), and
-    running text in stretches.
+    running text in stretches; with `spec.own` nothing is shared out (`msfusion.data.own`).
     Raises ConfigError for impossible settings, DataError for data that cannot be loaded or shared out.
     """
     spec = spec or DataSpec()
     loaded = _load(spec)
-    data = loaded if isinstance(loaded, FederatedData) else _share_out(loaded, spec)
+    if spec.own is not None:
+        data = with_own(loaded, spec)
+    else:
+        data = loaded if isinstance(loaded, FederatedData) else _share_out(loaded, spec)
     if not data.participants:
         raise DataError(f"data.source = '{spec.source}' gives no participants.")
     if len(data.participants) != spec.participants:

@@ -25,11 +25,13 @@ def load_measured(
     columns: Columns,
     keys: Shaped[ndarray, " examples"] | None,
     spec: DataSpec,
+    holder: str = "the test split",
 ) -> Loaded:
     """The examples of a training and a test split (or, without one, a share that is held out at random).
 
     The label column holds a number, or a list of numbers of one length, for each example; targets are float32 of shape
-    [examples, numbers]. `keys`, one for each row of the training split, are what a partition goes by.
+    [examples, numbers]. `keys`, one for each row of the training split, are what a partition goes by; `holder` is what
+    the test split is called in messages.
     Raises DataError, naming the example, for one without a number, and for inputs that cannot be read.
     """
     assert columns.label is not None
@@ -41,17 +43,17 @@ def load_measured(
         test, test_targets = train, train_targets
     else:
         kept, held_out = torch.arange(len(train)), torch.arange(len(test))
-        test_targets = _targets(test, columns.label, "the test split")
+        test_targets = _targets(test, columns.label, holder)
     if train_targets.shape[1] != test_targets.shape[1]:
         raise DataError(
             f"the column '{columns.label}' holds {train_targets.shape[1]} numbers in the training split and "
-            f"{test_targets.shape[1]} in the test split: make them equal."
+            f"{test_targets.shape[1]} in {holder}: make them equal."
         )
     train_rows, test_rows = (
         chosen_rows(kept, spec.max_train, spec),
         chosen_rows(held_out, spec.max_test, spec),
     )
-    train_inputs, test_inputs, encoder = inputs_of(train, test, columns, train_rows, test_rows, spec)
+    train_inputs, test_inputs, encoder = inputs_of(train, test, columns, train_rows, test_rows, spec, holder)
     count = train_targets.shape[1]
     return Loaded(
         Batch((train_inputs,), train_targets[train_rows]),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from msfusion.imports import is_reference
 from msfusion.setting import check, one_of, setting
 
 TASKS = ("classification", "language_modelling", "regression", "other")
@@ -14,6 +15,9 @@ TASKS = ("classification", "language_modelling", "regression", "other")
 TOKENIZERS = ("words", "spaces", "characters")
 FOLDER = "transformers:"
 """What the name of a tokenizer in a folder starts with."""
+
+PARTICIPANT = "{participant}"
+"""What stands for a participant's number in the name of its own data."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,14 @@ class DataSpec:
         "module:function",
     )
     options: Mapping[str, Any] = setting(dict, "keyword arguments of that function")
+    own: str | tuple[str | int, ...] | None = setting(
+        None,
+        "where each participant has its own examples: a list of folders, files or module:function, or one name with "
+        f"{PARTICIPANT} in it; a number is how many it has on another machine. The source then only says what labels, "
+        "words and pixels mean, and has the test set",
+        fits=lambda own: _names_own_data(own),
+        wanted=f"a name with {PARTICIPANT} in it, or a list with a name (or a number of examples) for each participant",
+    )
     subset: str | None = setting(None, "the Hub's name of a configuration, such as wikitext-2-raw-v1")
     task: str | None = setting(
         None,
@@ -96,3 +108,13 @@ class DataSpec:
 def is_pretrained(tokenizer: str) -> bool:
     """Whether this names a tokenizer in a folder, as `save_pretrained` of transformers writes it."""
     return tokenizer.startswith(FOLDER)
+
+
+def _names_own_data(own: object) -> bool:
+    """Whether this says of every participant where its data is, or how many examples it has elsewhere."""
+    if isinstance(own, str):
+        return PARTICIPANT in own or is_reference(own)
+    return isinstance(own, Sequence) and all(
+        each > 0 if isinstance(each, int) and not isinstance(each, bool) else isinstance(each, str) and each
+        for each in own
+    )

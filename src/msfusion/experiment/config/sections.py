@@ -68,6 +68,11 @@ def _known_metrics(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _as_tuple(value: Any) -> Any:
+    """A list as the tuple that it stands for: TOML has no tuples."""
+    return tuple(value) if isinstance(value, list) else value
+
+
 if TYPE_CHECKING:
 
     class DataSection(Section):
@@ -84,7 +89,11 @@ if TYPE_CHECKING:
 
         loss: str = "cross_entropy"
 else:
-    DataSection = section_of(DataSpec, without=("participants", "seed"))
+    DataSection = section_of(
+        DataSpec,
+        without=("participants", "seed"),
+        read_as={"own": Annotated[str | tuple[str | int, ...] | None, BeforeValidator(_as_tuple)]},
+    )
     ModelSection = section_of(ModelSpec, without=("seed",))
     LocalTrainingSection = section_of(TrainingSettings, without=("rounds",))
     TrainingSection = create_model(

@@ -1,0 +1,88 @@
+"""Data that participants have of their own, encoded by a reference that all of them know.
+
+Labels, words and pixels become numbers by what the training split of `data.source` has, for everybody alike: the
+classes in its order, its vocabulary, its mean and variance. Nobody trains on it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+from torch import Tensor
+
+from msfusion.batch import Batch
+from msfusion.data.federated import FederatedData
+from msfusion.data.function import call_function
+from msfusion.data.hub import load_own_split
+from msfusion.data.loaded import Loaded, check_batches
+from msfusion.data.spec import PARTICIPANT, DataSpec
+from msfusion.errors import ConfigError, DataError
+from msfusion.imports import is_reference
+
+
+def with_own(reference: Loaded | FederatedData, spec: DataSpec) -> FederatedData:
+    """What each participant has at the place that `spec.own` says, and the reference's test set.
+
+    Raises ConfigError where settings say how to share out what is not shared, or a built-in source is the reference;
+    DataError, naming the participant, where its data cannot be loaded or is no such data as the reference.
+    """
+    shares = {"data.partition": spec.partition, "data.partition_column": spec.partition_column}
+    for key, value in shares.items():
+        if value is not None:
+            raise ConfigError(
+                f"{key} shares out data.source, but by data.own each has its own: leave it out."
+            )
+    if not isinstance(reference, Loaded):
+        raise DataError(
+            f"data.source = '{spec.source}' gives each participant its examples, and data.own too: leave one out."
+        )
+    both = {"the training set": reference.train, "the test set": reference.test}
+    check_batches(both, reference.classes, reference.vocabulary_size, reference.task)
+    places = places_of(spec)
+    participants = tuple(_own(place, who, reference, spec) for who, place in enumerate(places))
+    shared = {field.name for field in fields(Loaded)} & {field.name for field in fields(FederatedData)}
+    known = {name: getattr(reference, name) for name in shared}
+    return FederatedData(participants, **known)
+
+
+def places_of(spec: DataSpec) -> tuple[str | int, ...]:
+    """For each participant where its data is, or how many examples it has elsewhere.
+
+    Raises ConfigError where these are more or fewer than there are participants.
+    """
+    own, count = spec.own, spec.participants
+    assert own is not None
+    if isinstance(own, str):
+        return tuple(own.replace(PARTICIPANT, str(who)) for who in range(count))
+    if len(own) != count:
+        raise ConfigError(
+            f"data.own names the data of {len(own)} participants, but participants.count = {count}: make them equal."
+        )
+    return tuple(own)
+
+
+def _own(place: str | int, participant: int, reference: Loaded, spec: DataSpec) -> Batch:
+    if isinstance(place, int):
+        return stand_in(reference.test, place)
+    if is_reference(place):
+        return call_function(
+            place, f"data.own of participant {participant}", {**spec.options, "participant": participant}
+        )
+    if is_reference(spec.source) or spec.source in ("digits", "python-docs"):
+        raise ConfigError(
+            f"data.own = '{place}' is a folder or file, which data.source = '{spec.source}' cannot say how to read: "
+            "let data.source be a folder or file of such data, or data.own a module:function."
+        )
+    return load_own_split(place, participant, spec)
+
+
+def stand_in(like: Batch, count: int) -> Batch:
+    """So many examples like the first of these, which take no memory: for data that is on another machine."""
+
+    def repeated(tensor: Tensor) -> Tensor:
+        return tensor[:1].expand(count, *(-1,) * (tensor.ndim - 1))
+
+    inputs = like.inputs
+    if isinstance(inputs, dict):
+        return Batch({name: repeated(tensor) for name, tensor in inputs.items()}, repeated(like.targets))
+    return Batch(tuple(map(repeated, inputs)), repeated(like.targets))
