@@ -18,10 +18,11 @@ from split_processes import Forge
 
 from msfusion.engines.grpc.access import Access
 from msfusion.engines.grpc.calling import Connecting
+from msfusion.engines.grpc.listening import Listening
 from msfusion.errors import RunDirectoryError
 from msfusion.experiment.config import load_config
 from msfusion.experiment.directory import RunDirectory
-from msfusion.experiment.network import _told, join
+from msfusion.experiment.network import _told, join, serve
 from msfusion.experiment.train import train
 
 SHORT = [*QUICK_JOB, "rounds=3", "training.batch_size=4", "training.local_epochs=1"]
@@ -216,6 +217,29 @@ def test_how_one_machine_works_is_not_for_many(setting: str, here: Path) -> None
     refused(msfusion("serve", "job.toml", "--out", "x", *where), setting.partition("=")[0])
     refused(msfusion("join", "job.toml", "--participant", "0", *where), setting.partition("=")[0])
     assert not (here / "x").exists()
+
+
+@pytest.mark.parametrize(("there", "expected"), [([], 11), ([10, 12], 11), ([10, 20], 16), ([20], 11)])
+def test_participants_are_told_how_far_the_server_may_go_back(
+    there: list[int], expected: int, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the checkpoint before last; those that are there may be further apart than those that will be made."""
+
+    class Told(Exception):
+        """Instead of a server."""
+
+    def network(*_: object, rounds_kept: int) -> None:
+        raise Told(rounds_kept)
+
+    (here / "run" / "checkpoints").mkdir(parents=True)
+    for each in there:
+        (here / "run" / "checkpoints" / f"round-{each:06d}.safetensors").touch()
+    monkeypatch.setattr(RunDirectory, "check_free", lambda _: None)
+    monkeypatch.setattr("msfusion.experiment.network.Network", network)
+    config = load_config(None, [*METHODS["small"], "run.checkpoint_every=5"])
+    with pytest.raises(Told) as told:
+        serve(config, here / "run", Listening("127.0.0.1:0", Access()))
+    assert told.value.args == (expected,)
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from msfusion.engines.grpc.participant import take_part
 from msfusion.errors import ConfigError
 from msfusion.experiment.config import Config
 from msfusion.experiment.config.keys import flattened
+from msfusion.experiment.directory import RunDirectory
 from msfusion.experiment.grow import GrowRun
 from msfusion.experiment.kinds import prepare
 from msfusion.experiment.lock import locked
@@ -52,7 +53,8 @@ def serve(
         def preparing(settings: Config, parts: Parts | None) -> Run:
             prepared = _prepared(settings, parts)
             examples = [len(own) for own in prepared.data.participants]
-            network = Network(listening, examples, agreement_of(prepared))
+            back = RunDirectory(path).furthest_back(settings.run.checkpoint_every)
+            network = Network(listening, examples, agreement_of(prepared), rounds_kept=back + 1)
             networks.append(stack.enter_context(network))
             prepared.engine = network
             return prepared
@@ -97,8 +99,6 @@ def join(
             agreement=agreement,
             test=prepared.data.test,
             folder=folder,
-            # the server may have to go back to the checkpoint before last
-            rounds_kept=2 * config.run.checkpoint_every + 1,
             threads=config.run.threads,
             log=log,
         )

@@ -21,7 +21,7 @@ from msfusion.engines.grpc.packing import Agreement
 
 METHOD = "/msfusion.Federation/TakePart"
 
-FORMAT = 1
+FORMAT = 2
 """The version of the conversation: both sides must have the same."""
 
 LARGEST_HELLO = 2**17
@@ -78,7 +78,9 @@ class Goodbye:
 
 @dataclass(frozen=True)
 class Welcome:
-    """The participant is known."""
+    """The participant is known. `rounds_kept` is how many rounds the server may go back when it is started again."""
+
+    rounds_kept: int
 
 
 @dataclass(frozen=True)

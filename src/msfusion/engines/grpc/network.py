@@ -64,12 +64,15 @@ class Network(Engine):
 
     `examples` are how many each participant has, `agreement` everything on which both sides must agree. A participant
     that is away for longer than `listening.patience` seconds, or has a task for longer than `listening.deadline`, is
-    left out of the round (or ends the run, as `Screening.bad_update` says).
+    left out of the round (or ends the run, as `Screening.bad_update` says). `rounds_kept` is how many rounds the run
+    may go back when it is started again: participants keep for so long what they go on from.
     """
 
     converses: ClassVar[bool] = True
 
-    def __init__(self, listening: Listening, examples: Sequence[int], agreement: Agreement) -> None:
+    def __init__(
+        self, listening: Listening, examples: Sequence[int], agreement: Agreement, rounds_kept: int = 1
+    ) -> None:
         self._listening, self._count = listening, len(examples)
         self._events: queue.SimpleQueue[tuple[str, tuple[Any, ...]]] = queue.SimpleQueue()
         self._places = Places(
@@ -77,6 +80,7 @@ class Network(Engine):
             agreement,
             lambda name, *values: self._events.put((name, values)),
             listening.scratch,
+            rounds_kept,
         )
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._serve, daemon=True)

@@ -57,7 +57,8 @@ class Places:
     """The places of all participants. `tell` passes on to the engine what happens.
 
     `examples` are how many each has, by the server's own configuration. What participants were answered in the middle
-    of a task is kept in a file in `scratch`, for those that begin it again.
+    of a task is kept in a file in `scratch`, for those that begin it again. `rounds_kept` is how many rounds a server
+    that is started again may go back.
     """
 
     def __init__(
@@ -66,8 +67,9 @@ class Places:
         agreement: Agreement,
         tell: Callable[..., None],
         scratch: Path | None = None,
+        rounds_kept: int = 1,
     ) -> None:
-        self.rounds = 0
+        self.rounds, self.rounds_kept = 0, rounds_kept
         self._places = [Place(each, Responses(scratch)) for each in examples]
         self._agreement, self._tell = agreement, tell
         self._over = False
