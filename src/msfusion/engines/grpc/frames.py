@@ -24,6 +24,9 @@ METHOD = "/msfusion.Federation/TakePart"
 FORMAT = 2
 """The version of the conversation: both sides must have the same."""
 
+PASSING = ("UNAVAILABLE", "CANCELLED", "DEADLINE_EXCEEDED", "UNKNOWN", "INTERNAL")
+"""How a stream ends that may be taken up again: the names of gRPC's statuses."""
+
 LARGEST_HELLO = 2**17
 """The most bytes of a Hello: whoever says it is not known yet."""
 

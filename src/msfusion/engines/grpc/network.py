@@ -18,12 +18,13 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, ClassVar
 
+from msfusion.engines.grpc.frames import PASSING
 from msfusion.engines.grpc.listening import Listening
 from msfusion.engines.grpc.messages import most_bytes, receipt, request_in, round_of, update_in
 from msfusion.engines.grpc.packing import Agreement
 from msfusion.engines.grpc.places import Job, Places
 from msfusion.engines.grpc.service import Service
-from msfusion.errors import MsfusionError, StreamError, TrainingError
+from msfusion.errors import MsfusionError, RunDirectoryError, StreamError, TrainingError
 from msfusion.federated.conversation import Response
 from msfusion.federated.engine import Answer, Ask, Engine, Finished, Said, Told, answer_of, turn_by_turn
 from msfusion.federated.messages import response_message, task_message
@@ -103,11 +104,10 @@ class Network(Engine):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End all streams. Participants look for the server again, unless an error of ours ended it."""
-        reason = StreamError("the server has stopped", "UNAVAILABLE")
-        if isinstance(error, MsfusionError):
-            reason = StreamError(f"the server has stopped: {error}", "ABORTED")
-        self._call(self._places.end, reason)
+        """End all streams. Participants look for the server again, unless it would end in the same way again."""
+        told = f": {error}" if isinstance(error, MsfusionError) else ""
+        status = "UNAVAILABLE" if _may_pass(error) else "ABORTED"
+        self._call(self._places.end, StreamError(f"the server has stopped{told}", status))
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(END_SECONDS)
 
@@ -219,12 +219,11 @@ class Network(Engine):
     def _missing(self, owed: Owed) -> Finished:
         """Of a participant that is away, or takes too long."""
         where, who = self._listening, f"participant {owed.participant}"
-        why = (
-            f"{who} has been away for {where.patience:g} seconds"
-            if owed.participant in self._away
-            else f"{who} has had its task for {where.deadline:g} seconds"
-        )
-        return Finished(StreamError(why, "ABORTED"), owed.seconds)
+        if owed.participant in self._away:
+            error = StreamError(f"{who} has been away for {where.patience:g} seconds", "UNAVAILABLE")
+        else:
+            error = StreamError(f"{who} has had its task for {where.deadline:g} seconds", "DEADLINE_EXCEEDED")
+        return Finished(error, owed.seconds)
 
     def _said(self, name: str, owed: Owed, what: Any) -> Said:
         """What a participant has sent for its task, looked at."""
@@ -275,6 +274,19 @@ class Network(Engine):
             self._places.close()
             self._loop.run_until_complete(self._loop.shutdown_asyncgens())
             self._loop.close()
+
+
+def _may_pass(error: BaseException | None) -> bool:
+    """Whether the run may go on when the server is started again, after an error that has ended it.
+
+    A disk can be emptied, a server that was interrupted started again, and participants that were late or away come
+    back. With a configuration that cannot be run, or in a training that diverges, it would end in the same way.
+    """
+    while isinstance(error, TrainingError) and error.__cause__ is not None:  # a round's error names its cause
+        error = error.__cause__
+    if isinstance(error, StreamError):
+        return error.status in PASSING
+    return isinstance(error, RunDirectoryError) or not isinstance(error, MsfusionError)
 
 
 def _most_of_request(outbound: Outbound) -> int:
