@@ -15,9 +15,9 @@ from typing import Any
 import grpc
 import pytest
 import torch
+from asking import Asking
 from hypothesis import given
 from hypothesis import strategies as st
-from asking import Asking
 from loopback import AGREED, HERE, Hand, Loopback, hello
 
 import msfusion
@@ -250,7 +250,7 @@ def test_whoever_went_away_finds_its_task_again() -> None:
 
 @pytest.mark.parametrize(
     ("settings", "comes", "expected"),
-    [({"patience": 0.5}, False, "has been away"), ({"deadline": 0.5}, True, "has had its task")],
+    [({"begin_after": 0.5}, False, "has not come"), ({"deadline": 0.5}, True, "has had its task")],
     ids=["away", "slow"],
 )
 def test_nobody_is_waited_for_for_ever(settings: dict[str, float], comes: bool, expected: str) -> None:
@@ -389,10 +389,25 @@ def test_participants_hear_whether_the_server_may_go_on(error: BaseException, st
 @pytest.mark.parametrize("method", [PROBE, Asking()], ids=["a round", "a conversation"])
 def test_a_round_for_which_all_are_late_may_be_run_again(method: Method) -> None:
     """Its error is told to participants as one that passes, in the middle of a conversation too."""
-    engine = Loopback(replace(HERE, patience=0.3), absent=(0, 1, 2))
-    with pytest.raises(MsfusionError, match="away") as error:
+    engine = Loopback(replace(HERE, deadline=0.3), absent=(0, 1, 2))
+    comes = threading.Thread(target=all_come_and_stall, args=(engine,))
+    comes.start()
+    with pytest.raises(MsfusionError, match="has had its task") as error:
         list(run_rounds(method, DATA, RoundSettings(1), engine=engine))
+    comes.join()
     assert _may_pass(error.value)
+
+
+def all_come_and_stall(engine: Loopback) -> None:
+    """Once the server listens; until it ends their streams."""
+    while not engine.address:
+        time.sleep(0.01)
+    hands = [Hand(engine.address) for _ in DATA]
+    for who, hand in enumerate(hands):
+        hand.work(who, len(DATA[who]))
+    for hand in hands:
+        with hand:
+            assert hand.refused()[0] == "UNAVAILABLE"
 
 
 def test_nobody_is_told_that_it_is_over_before_it_is() -> None:

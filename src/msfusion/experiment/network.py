@@ -44,10 +44,13 @@ def serve(
 ) -> dict[str, Any]:
     """Serve a whole run, leaving everything in the directory `path` as `train` does, and return the summary.
 
-    A run that is there is continued from its last checkpoint; of a finished one, participants that have not heard of
-    its end are told. Raises what `train` raises, and StreamError where the address cannot be had.
+    A run that is there is continued from its last checkpoint, and everybody has the server's patience anew; of a
+    finished one, participants that have not heard of its end are told. Raises what `train` raises, and StreamError
+    where the address cannot be had, or nobody comes.
     """
-    listening, networks = replace(listening, scratch=path), list[Network]()
+    begun, networks = bool(RunDirectory(path).read_metrics()), list[Network]()
+    begin_after = listening.patience if begun else listening.begin_after
+    listening = replace(listening, scratch=path, begin_after=begin_after)
     with ExitStack() as stack:
 
         def preparing(settings: Config, parts: Parts | None) -> Run:

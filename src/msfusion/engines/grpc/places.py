@@ -7,7 +7,6 @@ to the engine, on another thread. If it goes away in between, it finds the same 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -118,7 +117,7 @@ class Places:
         place = self._places[participant]
         if place.evict is evict:
             place.session, place.evict, place.waiting, place.listening = None, None, None, None
-            self._tell("left", participant, time.monotonic())
+            self._tell("left", participant)
 
     async def next(self, participant: int) -> Job | None:
         """What a participant is to do, once there is something; None when all rounds are done. Raises StreamError."""
