@@ -78,7 +78,6 @@ class Loopback(Engine):
                 participant=participant,
                 agreement=AGREED,
                 test=self._test,
-                rounds_kept=10,
             )
 
     def close(self) -> None:

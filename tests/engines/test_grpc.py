@@ -15,6 +15,7 @@ from typing import Any
 import grpc
 import pytest
 import torch
+from asking import Asking
 from hypothesis import given
 from hypothesis import strategies as st
 from loopback import AGREED, HERE, Hand, Loopback, hello
@@ -31,10 +32,18 @@ from msfusion.engines.grpc.certificates import (
 )
 from msfusion.engines.grpc.frames import Done, Failed, Goodbye, Hello, Ready, Send, Thanks, Welcome
 from msfusion.engines.grpc.messages import PIECE, Gathering, most_bytes, pieces_of, read, update_in
+from msfusion.engines.grpc.network import Network, _may_pass
 from msfusion.engines.grpc.packing import pack, unpack
 from msfusion.engines.grpc.participant import take_part
 from msfusion.engines.grpc.places import Places
-from msfusion.errors import ConfigError, PrivacyError, StreamError
+from msfusion.errors import (
+    ConfigError,
+    MsfusionError,
+    PrivacyError,
+    RunDirectoryError,
+    StreamError,
+    TrainingError,
+)
 from msfusion.federated.messages import encode
 from msfusion.federated.method import Method
 from msfusion.federated.participation import RoundSettings
@@ -241,7 +250,7 @@ def test_whoever_went_away_finds_its_task_again() -> None:
 
 @pytest.mark.parametrize(
     ("settings", "comes", "expected"),
-    [({"patience": 0.5}, False, "has been away"), ({"deadline": 0.5}, True, "has had its task")],
+    [({"begin_after": 0.5}, False, "has not come"), ({"deadline": 0.5}, True, "has had its task")],
     ids=["away", "slow"],
 )
 def test_nobody_is_waited_for_for_ever(settings: dict[str, float], comes: bool, expected: str) -> None:
@@ -346,6 +355,59 @@ def test_withdrawn_in_the_middle_of_a_round(tmp_path: Path) -> None:
             hand.hand_in(work, trained(task, 2))
         result = end()
     assert [each.participant for each in result.left_out] == [1]
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (RunDirectoryError("checkpoint cannot be written: No space left on device"), "UNAVAILABLE"),
+        (OSError(28, "No space left on device", "scratch"), "UNAVAILABLE"),
+        (KeyboardInterrupt(), "UNAVAILABLE"),
+        (StreamError("participant 0 has been away", "UNAVAILABLE"), "UNAVAILABLE"),
+        (StreamError("participant 0 has had its task", "DEADLINE_EXCEEDED"), "UNAVAILABLE"),
+        (StreamError("a message is damaged"), "ABORTED"),
+        (ConfigError("run.workers is -1"), "ABORTED"),
+        (TrainingError("the loss is not finite"), "ABORTED"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else value,
+)
+def test_participants_hear_whether_the_server_may_go_on(error: BaseException, status: str) -> None:
+    """Started again: then they look for it; where it would end in the same way again, they end too."""
+    where = list[str]()
+    network = Network(replace(HERE, on_listening=where.append), [8], AGREED)
+    with suppress(type(error)), network:
+        hand = Hand(where[0])
+        hand.say(hello(0, 8))
+        hand.heard(Welcome)
+        hand.say(Ready())
+        time.sleep(0.2)
+        raise error
+    with hand:
+        assert hand.refused()[0] == status
+
+
+@pytest.mark.parametrize("method", [PROBE, Asking()], ids=["a round", "a conversation"])
+def test_a_round_for_which_all_are_late_may_be_run_again(method: Method) -> None:
+    """Its error is told to participants as one that passes, in the middle of a conversation too."""
+    engine = Loopback(replace(HERE, deadline=0.3), absent=(0, 1, 2))
+    comes = threading.Thread(target=all_come_and_stall, args=(engine,))
+    comes.start()
+    with pytest.raises(MsfusionError, match="has had its task") as error:
+        list(run_rounds(method, DATA, RoundSettings(1), engine=engine))
+    comes.join()
+    assert _may_pass(error.value)
+
+
+def all_come_and_stall(engine: Loopback) -> None:
+    """Once the server listens; until it ends their streams."""
+    while not engine.address:
+        time.sleep(0.01)
+    hands = [Hand(engine.address) for _ in DATA]
+    for who, hand in enumerate(hands):
+        hand.work(who, len(DATA[who]))
+    for hand in hands:
+        with hand:
+            assert hand.refused()[0] == "UNAVAILABLE"
 
 
 def test_nobody_is_told_that_it_is_over_before_it_is() -> None:

@@ -72,6 +72,21 @@ def test_a_new_process_finds_what_the_killed_one_kept(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["kept-000001.safetensors"]
 
 
+def test_the_server_says_how_much_is_to_be_kept(tmp_path: Path) -> None:
+    """Its configuration may have another `checkpoint_every` than ours: it is the server that goes back."""
+    tasks = [task_message("train", replace(TASK, round_index=each)) for each in range(7)]
+    said: queue.SimpleQueue[list[bytes]] = queue.SimpleQueue()
+    said.put([pack(Welcome(3))])
+    for each, task in enumerate(tasks):
+        for answer in ([pack(Work(b"%d" % each, len(task), each, 0)), task], [pack(Thanks())]):
+            said.put(answer)
+    said.put([b"rubbish"])
+    with server(lambda _: said.get()) as address, pytest.raises(StreamError, match="damaged"):
+        joins(address, folder=tmp_path)
+    kept = sorted(int(path.stem.removeprefix("kept-")) for path in tmp_path.glob("kept-*"))
+    assert kept == [3, 4, 5, 6, 7]
+
+
 def test_what_another_run_kept_is_refused(tmp_path: Path) -> None:
     Kept(tmp_path, "one run", 1).save(1, one(1.0))
     with pytest.raises(RunDirectoryError, match="another run"):
@@ -127,7 +142,7 @@ def server(answers: Callable[[bytes], list[bytes]]) -> Iterator[str]:
 def handing_out(*frames: bytes) -> Callable[[bytes], list[bytes]]:
     """Welcome, and then these; and then it is over."""
     left: queue.SimpleQueue[list[bytes]] = queue.SimpleQueue()
-    for each in ([pack(Welcome())], list(frames), [pack(Thanks())], [pack(Over(1))], []):
+    for each in ([pack(Welcome(1))], list(frames), [pack(Thanks())], [pack(Over(1))], []):
         left.put(each)
     return lambda _: left.get()
 
@@ -181,7 +196,7 @@ def test_the_very_same_work_is_not_done_twice(monkeypatch: pytest.MonkeyPatch) -
     """As after a connection that was lost before the update had arrived."""
     said: queue.SimpleQueue[list[bytes]] = queue.SimpleQueue()
     work = [pack(Work(b"w", len(GOOD), 0, 0)), GOOD]
-    for each in ([pack(Welcome())], work, [pack(Thanks())], work, [pack(Thanks())], [pack(Over(1))], []):
+    for each in ([pack(Welcome(1))], work, [pack(Thanks())], work, [pack(Thanks())], [pack(Over(1))], []):
         said.put(each)
     trained = list[int]()
     train = type(PROBE).train
@@ -195,7 +210,7 @@ def test_a_server_that_does_not_end_the_stream_holds_nobody(monkeypatch: pytest.
     monkeypatch.setattr(calling, "GOODBYE_SECONDS", 0.2)
     monkeypatch.setattr(sys.modules[__name__], "kind_of", lambda _: None)
     said: queue.SimpleQueue[list[bytes]] = queue.SimpleQueue()
-    for each in ([pack(Welcome())], [pack(Over(3))], []):
+    for each in ([pack(Welcome(1))], [pack(Over(3))], []):
         said.put(each)
     with server(lambda _: said.get()) as address:
         assert joins(address) == 3

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,10 +19,11 @@ from split_processes import Forge
 
 from msfusion.engines.grpc.access import Access
 from msfusion.engines.grpc.calling import Connecting
+from msfusion.engines.grpc.listening import Listening
 from msfusion.errors import RunDirectoryError
 from msfusion.experiment.config import load_config
 from msfusion.experiment.directory import RunDirectory
-from msfusion.experiment.network import _told, join
+from msfusion.experiment.network import _told, join, serve
 from msfusion.experiment.train import train
 
 SHORT = [*QUICK_JOB, "rounds=3", "training.batch_size=4", "training.local_epochs=1"]
@@ -216,6 +218,71 @@ def test_how_one_machine_works_is_not_for_many(setting: str, here: Path) -> None
     refused(msfusion("serve", "job.toml", "--out", "x", *where), setting.partition("=")[0])
     refused(msfusion("join", "job.toml", "--participant", "0", *where), setting.partition("=")[0])
     assert not (here / "x").exists()
+
+
+class Told(Exception):
+    """What a server's network was told, instead of a server."""
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Listening, int]]:
+    """Serve in a directory as far as the network: how it listens, and how many rounds are kept."""
+
+    def network(listening: Listening, *_: object, rounds_kept: int) -> None:
+        raise Told(listening, rounds_kept)
+
+    monkeypatch.setattr(RunDirectory, "check_free", lambda _: None)
+    monkeypatch.setattr("msfusion.experiment.network.Network", network)
+
+    def tried(path: Path, **settings: float) -> tuple[Listening, int]:
+        config = load_config(None, [*METHODS["small"], "run.checkpoint_every=5"])
+        with pytest.raises(Told) as error:
+            serve(config, path, Listening("127.0.0.1:0", Access(), **settings))
+        listening, rounds_kept = error.value.args
+        return listening, rounds_kept
+
+    return tried
+
+
+@pytest.mark.parametrize(("there", "expected"), [([], 11), ([10, 12], 11), ([10, 20], 16), ([20], 11)])
+def test_participants_are_told_how_far_the_server_may_go_back(
+    there: list[int], expected: int, here: Path, told: Callable[..., tuple[Listening, int]]
+) -> None:
+    """To the checkpoint before last; those that are there may be further apart than those that will be made."""
+    (here / "run" / "checkpoints").mkdir(parents=True)
+    for each in there:
+        (here / "run" / "checkpoints" / f"round-{each:06d}.safetensors").touch()
+    assert told(here / "run")[1] == expected
+
+
+def test_only_a_new_run_waits_without_end_for_those_that_have_not_come(
+    here: Path, told: Callable[..., tuple[Listening, int]]
+) -> None:
+    """When a server is started again, somebody may have gone for good."""
+    assert told(here / "run", patience=7.0)[0].begin_after == math.inf
+    assert told(here / "run", patience=7.0, begin_after=3.0)[0].begin_after == 3.0
+    (here / "run").mkdir()
+    (here / "run" / "metrics.jsonl").write_text('{"round": 1}\n')
+    assert told(here / "run", patience=7.0)[0].begin_after == 7.0
+
+
+@pytest.mark.slow
+def test_a_server_that_was_stopped_reads_before_it_calls_anybody_late(here: Path) -> None:
+    """It stands still for longer than the deadline, while a participant finishes its part of the round."""
+    config, address, path = written(here, METHODS["split"]), free_address(), here / "served"
+    where = [config, "--address", address, "--plain-text"]
+    with Forge(METHODS["split"], environment()) as forge:
+        server = forge.start(here / "server.txt", "serve", *where, "--out", str(path), "--deadline", "3")
+        participants = [
+            forge.start(here / f"{each}.txt", "join", *where, "--participant", str(each)) for each in range(3)
+        ]
+        wait_for_round(path, 1)
+        with stopped(participants[2]):  # so that the round cannot end
+            os.kill(server, signal.SIGSTOP)
+        time.sleep(5.0)
+        os.kill(server, signal.SIGCONT)
+        assert [forge.code(each) for each in [server, *participants]] == [0, 0, 0, 0]
+    assert "left_out" not in (path / "metrics.jsonl").read_text()
 
 
 @pytest.mark.slow

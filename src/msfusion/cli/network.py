@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -117,6 +118,14 @@ def serve(
         ),
     ] = 3600.0,
     patience: Patience = 600.0,
+    begin_after: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS",
+            help="When to go on without those that have not come yet since a new run began. Default: never.",
+            show_default=False,
+        ),
+    ] = math.inf,
     overrides: Overrides = None,
     quiet: Quiet = False,
 ) -> None:
@@ -140,6 +149,7 @@ def serve(
         _access(certificates, plain_text, of_server=True),
         deadline=deadline,
         patience=patience,
+        begin_after=begin_after,
         on_listening=lambda where: say(f"listening on {where}"),
         on_event=say,
     )

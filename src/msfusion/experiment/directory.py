@@ -271,6 +271,15 @@ class RunDirectory:
             tell(f"{flaw}: {where}")
         return found
 
+    def furthest_back(self, every: int) -> int:
+        """How many rounds a run may have to go back that leaves a checkpoint every so many: to the one before last.
+
+        Those that are there may lie further apart: how often checkpoints are made may change whenever a run goes on.
+        """
+        there = [int(path.stem.removeprefix("round-")) for path in self._checkpoints()]
+        apart = max(there, default=0) - min(there, default=0)
+        return every + max(every, apart)
+
     def _metrics_flaw(self, rounds: int) -> str:
         """What is wrong with the metrics of so many rounds, which are not as they were."""
         whole = len(self.read_metrics())

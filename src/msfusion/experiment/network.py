@@ -20,6 +20,7 @@ from msfusion.engines.grpc.participant import take_part
 from msfusion.errors import ConfigError
 from msfusion.experiment.config import Config
 from msfusion.experiment.config.keys import flattened
+from msfusion.experiment.directory import RunDirectory
 from msfusion.experiment.grow import GrowRun
 from msfusion.experiment.kinds import prepare
 from msfusion.experiment.lock import locked
@@ -43,16 +44,20 @@ def serve(
 ) -> dict[str, Any]:
     """Serve a whole run, leaving everything in the directory `path` as `train` does, and return the summary.
 
-    A run that is there is continued from its last checkpoint; of a finished one, participants that have not heard of
-    its end are told. Raises what `train` raises, and StreamError where the address cannot be had.
+    A run that is there is continued from its last checkpoint, and everybody has the server's patience anew; of a
+    finished one, participants that have not heard of its end are told. Raises what `train` raises, and StreamError
+    where the address cannot be had, or nobody comes.
     """
-    listening, networks = replace(listening, scratch=path), list[Network]()
+    begun, networks = bool(RunDirectory(path).read_metrics()), list[Network]()
+    begin_after = listening.patience if begun else listening.begin_after
+    listening = replace(listening, scratch=path, begin_after=begin_after)
     with ExitStack() as stack:
 
         def preparing(settings: Config, parts: Parts | None) -> Run:
             prepared = _prepared(settings, parts)
             examples = [len(own) for own in prepared.data.participants]
-            network = Network(listening, examples, agreement_of(prepared))
+            back = RunDirectory(path).furthest_back(settings.run.checkpoint_every)
+            network = Network(listening, examples, agreement_of(prepared), rounds_kept=back + 1)
             networks.append(stack.enter_context(network))
             prepared.engine = network
             return prepared
@@ -97,8 +102,6 @@ def join(
             agreement=agreement,
             test=prepared.data.test,
             folder=folder,
-            # the server may have to go back to the checkpoint before last
-            rounds_kept=2 * config.run.checkpoint_every + 1,
             threads=config.run.threads,
             log=log,
         )

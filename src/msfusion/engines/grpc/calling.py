@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, overload
 
 from msfusion.engines.grpc.access import Access, speaks_tls, why_refused
-from msfusion.engines.grpc.frames import METHOD, Goodbye
+from msfusion.engines.grpc.frames import METHOD, PASSING, Goodbye
 from msfusion.engines.grpc.listening import seconds_of
 from msfusion.engines.grpc.messages import LARGEST_FRAME, Gathering, pieces_of
 from msfusion.engines.grpc.packing import pack, unpack
@@ -22,9 +22,6 @@ from msfusion.setting import check
 
 Answer = TypeVar("Answer")
 Result = TypeVar("Result")
-
-_PASSING = ("UNAVAILABLE", "CANCELLED", "DEADLINE_EXCEEDED", "UNKNOWN", "INTERNAL")
-"""How a stream ends that may be taken up again."""
 
 _LONGEST_PAUSE = 5.0
 
@@ -141,7 +138,7 @@ class Stream:
         except grpc.RpcError as error:
             status, details = error.code().name, " ".join((error.details() or "").split())
             busy = status == "RESOURCE_EXHAUSTED" and "larger than max" not in details
-            if status in _PASSING or busy:
+            if status in PASSING or busy:
                 raise Lost(details) from error
             raise StreamError(f"the server refuses: {details}", status) from error
         self.heard = True

@@ -21,8 +21,11 @@ from msfusion.engines.grpc.packing import Agreement
 
 METHOD = "/msfusion.Federation/TakePart"
 
-FORMAT = 1
+FORMAT = 2
 """The version of the conversation: both sides must have the same."""
+
+PASSING = ("UNAVAILABLE", "CANCELLED", "DEADLINE_EXCEEDED", "UNKNOWN", "INTERNAL")
+"""How a stream ends that may be taken up again: the names of gRPC's statuses."""
 
 LARGEST_HELLO = 2**17
 """The most bytes of a Hello: whoever says it is not known yet."""
@@ -78,7 +81,9 @@ class Goodbye:
 
 @dataclass(frozen=True)
 class Welcome:
-    """The participant is known."""
+    """The participant is known. `rounds_kept` is how many rounds the server may go back when it is started again."""
+
+    rounds_kept: int
 
 
 @dataclass(frozen=True)

@@ -26,16 +26,19 @@ from msfusion.width.groups import State
 
 FILES = f"kept-{'[0-9]' * 6}.safetensors"
 
+ALL = 2**63
+"""As many rounds as there can be."""
+
 
 class Kept:
     """What one participant keeps, by the number of the round, from 1. `run` is a digest of the run and the participant.
 
-    `rounds` is how far the server may go back. Raises RunDirectoryError where the folder has files of another run or
-    participant, or cannot be written.
+    `rounds` is how far the server may go back, as it says itself when it is met: until then nothing is forgotten.
+    Raises RunDirectoryError where the folder has files of another run or participant, or cannot be written.
     """
 
-    def __init__(self, folder: Path | None, run: str, rounds: int) -> None:
-        self._folder, self._run, self._rounds = folder, run, rounds
+    def __init__(self, folder: Path | None, run: str, rounds: int = ALL) -> None:
+        self._folder, self._run, self.rounds = folder, run, rounds
         self._in_memory: dict[int, dict[str, Tensor]] = {}
         if folder is not None:
             with refusing_write_errors(folder):
@@ -56,7 +59,7 @@ class Kept:
         if number == 0:
             return {}
         found = self._found(number)
-        self._forget_before(number - self._rounds)
+        self._forget_before(number - self.rounds)
         return found
 
     def _check(self, path: Path, metadata: Mapping[str, Any]) -> None:

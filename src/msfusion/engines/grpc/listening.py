@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,16 +22,18 @@ class Listening:
     """Where a server is reached and how patient it is. Raises ConfigError for plain text from other machines.
 
     A participant that takes longer than `deadline` seconds for its task, or in the middle of one for its next request,
-    is not waited for in this round, nor is one that is away longer than `patience`. After the last round the server
-    waits at most `farewell` seconds for those that have not heard of it. `scratch` is where the answers of a round are
-    kept (by default where the system keeps temporary files). `on_listening` is told the address, `on_event` what
-    happens to connections.
+    is not waited for in this round, nor is one that has been away for `patience` seconds, in this round and in those
+    after it, until it comes. Who has not come yet since the server was started is waited for until that was
+    `begin_after` seconds ago. After the last round the server waits at most `farewell` seconds for those that have not
+    heard of it. `scratch` is where the answers of a round are kept (by default where the system keeps temporary files).
+    `on_listening` is told the address, `on_event` what happens to connections.
     """
 
     address: str
     access: Access
     deadline: float = seconds_of(3600.0, "which a participant may take")
     patience: float = seconds_of(600.0, "for which somebody who is away is waited for")
+    begin_after: float = seconds_of(math.inf, "for which those that have not come yet are waited for")
     farewell: float = 10.0
     scratch: Path | None = None
     on_listening: Callable[[str], None] = lambda _: None

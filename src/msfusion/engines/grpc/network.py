@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import queue
 import threading
 import time
@@ -18,12 +19,14 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, ClassVar
 
+from msfusion.engines.grpc.clock import BEAT_SECONDS, Clock
+from msfusion.engines.grpc.frames import PASSING
 from msfusion.engines.grpc.listening import Listening
 from msfusion.engines.grpc.messages import most_bytes, receipt, request_in, round_of, update_in
 from msfusion.engines.grpc.packing import Agreement
 from msfusion.engines.grpc.places import Job, Places
 from msfusion.engines.grpc.service import Service
-from msfusion.errors import MsfusionError, StreamError, TrainingError
+from msfusion.errors import MsfusionError, RunDirectoryError, StreamError, TrainingError
 from msfusion.federated.conversation import Response
 from msfusion.federated.engine import Answer, Ask, Engine, Finished, Said, Told, answer_of, turn_by_turn
 from msfusion.federated.messages import response_message, task_message
@@ -34,8 +37,14 @@ from msfusion.federated.states import payload_bytes
 END_SECONDS = 10.0
 """How long the streams may take to end: they have two seconds to do so by themselves."""
 
-LONGEST_WAIT = 3600.0
+LONGEST_WAIT = 5.0
 """For how long one look at what participants say may take; a deadline may be longer, or without end."""
+
+FIRST_WORD, WORDS_APART = 10.0, 60.0
+"""After how many seconds it is said who has not come yet, and how often."""
+
+MOST_NAMED = 20
+"""How many of them are named."""
 
 LARGEST_REQUEST = 2**28
 """The most bytes of a request in the middle of a task. Room is taken as bytes arrive."""
@@ -53,34 +62,37 @@ class Owed:
     bytes_down: int
     since: float
 
-    @property
-    def seconds(self) -> float:
-        """For how long it has been there."""
-        return time.monotonic() - self.since
-
 
 class Network(Engine):
     """Participants that come over the network; to be used in a `with`, which ends all streams.
 
     `examples` are how many each participant has, `agreement` everything on which both sides must agree. A participant
-    that is away for longer than `listening.patience` seconds, or has a task for longer than `listening.deadline`, is
-    left out of the round (or ends the run, as `Screening.bad_update` says).
+    that has been away for `listening.patience` seconds, or has a task for longer than `listening.deadline`, is left out
+    of the round (or ends the run, as `Screening.bad_update` says); those that have not come yet have
+    `listening.begin_after` seconds. `rounds_kept` is how many rounds the run
+    may go back when it is started again: participants keep for so long what they go on from.
     """
 
     converses: ClassVar[bool] = True
 
-    def __init__(self, listening: Listening, examples: Sequence[int], agreement: Agreement) -> None:
+    def __init__(
+        self, listening: Listening, examples: Sequence[int], agreement: Agreement, rounds_kept: int = 1
+    ) -> None:
         self._listening, self._count = listening, len(examples)
-        self._events: queue.SimpleQueue[tuple[str, tuple[Any, ...]]] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[tuple[str, float, tuple[Any, ...]]] = queue.SimpleQueue()
+        self._clock = Clock()
         self._places = Places(
             list(examples),
             agreement,
-            lambda name, *values: self._events.put((name, values)),
+            self._tell,
             listening.scratch,
+            rounds_kept,
         )
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._serve, daemon=True)
-        self._away: dict[int, float] = {}
+        self._away: dict[int, float] = {}  # since when
+        self._unseen: set[int] = set()  # who has not come yet
+        self._next_word = math.inf  # when it is said who that is
         self._came: dict[bytes, float] = {}  # when somebody was first there for its task
         self._early: dict[int, tuple[str, bytes, Any]] = {}  # what somebody said that was not listened to
         self._all_know = False
@@ -88,22 +100,22 @@ class Network(Engine):
     def __enter__(self) -> Network:
         """Listen. Raises StreamError where the address cannot be had."""
         self._thread.start()
-        name, values = self._events.get()
+        name, now, values = self._events.get()
         if name == "failed":
             self._thread.join()
             raise values[0]
-        self._away = dict.fromkeys(range(self._count), time.monotonic())
+        self._away = dict.fromkeys(range(self._count), now)
+        self._unseen, self._next_word = set(self._away), now + FIRST_WORD
         self._listening.on_listening(values[0])
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End all streams. Participants look for the server again, unless an error of ours ended it."""
-        reason = StreamError("the server has stopped", "UNAVAILABLE")
-        if isinstance(error, MsfusionError):
-            reason = StreamError(f"the server has stopped: {error}", "ABORTED")
-        self._call(self._places.end, reason)
+        """End all streams. Participants look for the server again, unless it would end in the same way again."""
+        told = f": {error}" if isinstance(error, MsfusionError) else ""
+        status = "UNAVAILABLE" if _may_pass(error) else "ABORTED"
+        self._call(self._places.end, StreamError(f"the server has stopped{told}", status))
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(END_SECONDS)
 
@@ -113,8 +125,7 @@ class Network(Engine):
         end = time.monotonic() + self._listening.farewell
         while not self._all_know and (left := end - time.monotonic()) > 0:
             with suppress(queue.Empty):
-                name, values = self._events.get(timeout=left)
-                self._note(name, *values)
+                self._note(*self._events.get(timeout=left))
 
     def run(self, method: Method, asks: Sequence[Ask]) -> Iterator[Answer]:
         """Each participant gets its tasks one after the other; all work at the same time."""
@@ -147,7 +158,7 @@ class Network(Engine):
                 owed[who] = self._hand_out(method, "train", word, converses=True)
             elif isinstance(word, Response):
                 self._call(self._places.respond, who, response_message(word))
-                owed[who] = replace(owed[who], since=time.monotonic())
+                owed[who] = replace(owed[who], since=self._clock.now())
             else:
                 self._call(self._places.leave_unanswered, who, str(word))
                 refused[who] = word
@@ -155,7 +166,7 @@ class Network(Engine):
         def hear(among: Sequence[int]) -> tuple[int, Said]:
             for who in among:
                 if who in refused:
-                    return who, Finished(refused[who], owed[who].seconds)
+                    return who, Finished(refused[who], self._seconds(owed[who]))
             return self._next({who: owed[who] for who in among})
 
         yield from turn_by_turn(asks, tell, hear)
@@ -169,9 +180,8 @@ class Network(Engine):
         job = Job(work.digest()[:16], message, kept, most_bytes(outbound), _most_of_request(outbound_request))
         self._call(self._places.give, task.participant, job)
         down = payload_bytes(task.tensors)
-        return Owed(
-            job, task.participant, task.round_index, outbound, outbound_request, down, time.monotonic()
-        )
+        now = self._clock.now()
+        return Owed(job, task.participant, task.round_index, outbound, outbound_request, down, now)
 
     def _next(self, owed: Mapping[int, Owed]) -> tuple[int, Said]:
         """What one of these participants says next; or that it stays away, or takes too long.
@@ -183,16 +193,19 @@ class Network(Engine):
                 name, work, what = self._early.pop(participant)
                 if owed[participant].job.work == work:
                     return participant, self._heard(name, owed[participant], what)
+            self._say_who_is_missing(owed)
             until, late = min((self._until(each, owed[each]), each) for each in owed)
-            left = until - time.monotonic()
+            left = until - self._clock.now()
+            waits = left > 0 or self._clock.interrupted
+            seconds = min(max(left, BEAT_SECONDS), LONGEST_WAIT) if waits else 0.0
             try:
-                name, values = self._events.get(timeout=min(max(0.0, left), LONGEST_WAIT))
+                name, when, values = self._events.get(timeout=seconds)
             except queue.Empty:
-                if left > LONGEST_WAIT:
+                if waits:
                     continue
                 self._call(self._places.give, late, None)
                 return late, self._missing(owed[late])
-            self._note(name, *values)
+            self._note(name, when, values)
             if name in ("done", "said", "refused"):
                 participant, work, what = values
                 self._early[participant] = name, work, what
@@ -207,20 +220,45 @@ class Network(Engine):
         """When a participant is no longer waited for."""
         where = self._listening
         if participant in self._away:
-            return max(self._away[participant], owed.since) + where.patience
+            return self._away[participant] + self._patience(participant)
         # whoever was away when its task was made has its time from when it comes, but only once
-        came = self._came.setdefault(owed.job.work, time.monotonic())
+        came = self._came.setdefault(owed.job.work, self._clock.now())
         return max(came, owed.since) + where.deadline
 
+    def _patience(self, participant: int) -> float:
+        """For how many seconds a participant is waited for while it is away, in all rounds together."""
+        return self._listening.begin_after if participant in self._unseen else self._listening.patience
+
     def _missing(self, owed: Owed) -> Finished:
-        """Of a participant that is away, or takes too long."""
-        where, who = self._listening, f"participant {owed.participant}"
-        why = (
-            f"{who} has been away for {where.patience:g} seconds"
-            if owed.participant in self._away
-            else f"{who} has had its task for {where.deadline:g} seconds"
-        )
-        return Finished(StreamError(why, "ABORTED"), owed.seconds)
+        """Of a participant that is away, or takes too long. Raises StreamError where nobody has ever come."""
+        who, patience = f"participant {owed.participant}", self._patience(owed.participant)
+        if len(self._unseen) == self._count:
+            raise StreamError(
+                f"nobody has come for {patience:g} seconds: start the participants with 'msfusion join', and see that "
+                f"they can reach {self._listening.address}",
+                "UNAVAILABLE",
+            )
+        if owed.participant in self._unseen:
+            error = StreamError(f"{who} has not come for {patience:g} seconds", "UNAVAILABLE")
+        elif owed.participant in self._away:
+            error = StreamError(f"{who} has been away for {patience:g} seconds", "UNAVAILABLE")
+        else:
+            deadline = self._listening.deadline
+            error = StreamError(f"{who} has had its task for {deadline:g} seconds", "DEADLINE_EXCEEDED")
+        return Finished(error, self._seconds(owed))
+
+    def _seconds(self, owed: Owed) -> float:
+        """For how long a task has been with its participant."""
+        return self._clock.now() - owed.since
+
+    def _say_who_is_missing(self, owed: Mapping[int, Owed]) -> None:
+        """Now and then, of those that are waited for."""
+        missing, now = sorted(self._unseen & owed.keys()), self._clock.now()
+        if missing and now >= self._next_word:
+            self._next_word = now + WORDS_APART
+            more = f" and {len(missing) - MOST_NAMED} more" if len(missing) > MOST_NAMED else ""
+            named = ", ".join(map(str, missing[:MOST_NAMED]))
+            self._listening.on_event(f"waiting for those who have not come yet: participants {named}{more}")
 
     def _said(self, name: str, owed: Owed, what: Any) -> Said:
         """What a participant has sent for its task, looked at."""
@@ -234,17 +272,18 @@ class Network(Engine):
                 raise TrainingError(f"{source} failed: why is told on its own machine")
             update, seconds, keeps = update_in(what, owed.outbound, owed.participant, owed.round_index)
         except MsfusionError as error:
-            return Finished(error, owed.seconds)
+            return Finished(error, self._seconds(owed))
         if keeps:
             update = replace(update, memory=receipt(owed.round_index + 1))
         return Finished(Released(update), seconds)
 
-    def _note(self, name: str, *values: Any) -> None:
+    def _note(self, name: str, when: float, values: tuple[Any, ...]) -> None:
         """What happens to connections."""
         if name == "came":
             self._away.pop(values[0], None)
+            self._unseen.discard(values[0])
         elif name == "left":
-            self._away[values[0]] = values[1]
+            self._away[values[0]] = when
         elif name == "all_know":
             self._all_know = True
         elif name == "unwritable":
@@ -253,24 +292,42 @@ class Network(Engine):
 
     # The thread of the streams.
 
+    def _tell(self, name: str, *values: Any) -> None:
+        self._events.put((name, self._clock.now(), values))
+
     def _call(self, function: Callable[..., None], *values: Any) -> None:
         self._loop.call_soon_threadsafe(function, *values)
 
     def _serve(self) -> None:
         asyncio.set_event_loop(self._loop)
         service = Service(self._places, self._count, self._listening)
+        beats = self._loop.create_task(self._clock.run())
         try:
             address = self._loop.run_until_complete(service.start())
         except StreamError as error:
-            self._events.put(("failed", (error,)))
+            self._tell("failed", error)
         else:
-            self._events.put(("listens", (address,)))
+            self._tell("listens", address)
             self._loop.run_forever()
             self._loop.run_until_complete(service.stop())
         finally:
+            beats.cancel()
             self._places.close()
             self._loop.run_until_complete(self._loop.shutdown_asyncgens())
             self._loop.close()
+
+
+def _may_pass(error: BaseException | None) -> bool:
+    """Whether the run may go on when the server is started again, after an error that has ended it.
+
+    A disk can be emptied, a server that was interrupted started again, and participants that were late or away come
+    back. With a configuration that cannot be run, or in a training that diverges, it would end in the same way.
+    """
+    while isinstance(error, TrainingError) and error.__cause__ is not None:  # a round's error names its cause
+        error = error.__cause__
+    if isinstance(error, StreamError):
+        return error.status in PASSING
+    return isinstance(error, RunDirectoryError) or not isinstance(error, MsfusionError)
 
 
 def _most_of_request(outbound: Outbound) -> int:

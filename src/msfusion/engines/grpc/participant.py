@@ -51,7 +51,6 @@ def take_part(
     agreement: Agreement,
     test: Batch | None = None,
     folder: Path | None = None,
-    rounds_kept: int = 1,
     threads: int = 1,
     log: Path | None = None,
 ) -> int:
@@ -59,11 +58,11 @@ def take_part(
 
     `test` is the common test data, for methods that ask participants for a report. What the method has a participant
     keep between rounds goes to files in `folder`, so that a participant that is killed can go on (default: it stays in
-    this process's memory); as many rounds of it stay as the server may go back, `rounds_kept`. What leaves
-    the participant is told in the file `log`, a line for each message. Raises StreamError where
-    the server refuses us or is away for too long, RunDirectoryError where what was kept is not there.
+    this process's memory); as many rounds of it stay as the server says that it may go back. What leaves the
+    participant is told in the file `log`, a line for each message. Raises StreamError where the server refuses us or is
+    away for too long, RunDirectoryError where what was kept is not there.
     """
-    kept = Kept(folder, digest_of_json([agreement, participant]), rounds_kept)
+    kept = Kept(folder, digest_of_json([agreement, participant]))
     worker = _Worker(method, data, test, participant, agreement, kept, connecting, SentLog(log))
     with threads_set(threads):
         return persistently(connecting, worker.converse)
@@ -94,7 +93,7 @@ class _Worker:
     def converse(self, stream: Stream) -> int:
         """Do what is handed out until all rounds are done; how many there were. Raises Lost; can be called again."""
         self._log.hello(self._hello)
-        stream.ask(self._hello, Welcome)
+        self._kept.rounds = stream.ask(self._hello, Welcome).rounds_kept
         self._tell("connected")
         while True:
             work: Work | Over = stream.ask(Ready(), Work, Over)

@@ -7,7 +7,6 @@ to the engine, on another thread. If it goes away in between, it finds the same 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -57,7 +56,8 @@ class Places:
     """The places of all participants. `tell` passes on to the engine what happens.
 
     `examples` are how many each has, by the server's own configuration. What participants were answered in the middle
-    of a task is kept in a file in `scratch`, for those that begin it again.
+    of a task is kept in a file in `scratch`, for those that begin it again. `rounds_kept` is how many rounds a server
+    that is started again may go back.
     """
 
     def __init__(
@@ -66,8 +66,9 @@ class Places:
         agreement: Agreement,
         tell: Callable[..., None],
         scratch: Path | None = None,
+        rounds_kept: int = 1,
     ) -> None:
-        self.rounds = 0
+        self.rounds, self.rounds_kept = 0, rounds_kept
         self._places = [Place(each, Responses(scratch)) for each in examples]
         self._agreement, self._tell = agreement, tell
         self._over = False
@@ -116,7 +117,7 @@ class Places:
         place = self._places[participant]
         if place.evict is evict:
             place.session, place.evict, place.waiting, place.listening = None, None, None, None
-            self._tell("left", participant, time.monotonic())
+            self._tell("left", participant)
 
     async def next(self, participant: int) -> Job | None:
         """What a participant is to do, once there is something; None when all rounds are done. Raises StreamError."""

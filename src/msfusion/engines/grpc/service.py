@@ -130,7 +130,7 @@ class Service:
         self._places.take(hello, evict)
         self._say(f"participant {who} has come from {context.peer()}")
         try:
-            await _write(context, pack(Welcome()))
+            await _write(context, pack(Welcome(self._places.rounds_kept)))
             while await self._answered(context, who):
                 pass
         except asyncio.CancelledError:
