@@ -174,6 +174,13 @@ def join(
             "killed can go on, and a log of what has left it. Default: in memory, and no log.",
         ),
     ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SOURCE",
+            help="Where its own data is: a folder, a file or module:function. Default: where data.own says.",
+        ),
+    ] = None,
     certificates: Certificates = None,
     plain_text: PlainText = False,
     patience: Patience = 600.0,
@@ -189,7 +196,7 @@ def join(
     settings = load_config(config, overrides or ())
     settings.refuse_ignored()
     access = _access(certificates, plain_text, of_server=False)
-    rounds = run(settings, Connecting(address, access, patience, say), participant, out)
+    rounds = run(settings, Connecting(address, access, patience, say), participant, out, data)
     say(f"has taken part in all {rounds} rounds")
 
 

@@ -15,7 +15,7 @@ A task or an update follows its frame as bytes, in pieces (`messages`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from msfusion.engines.grpc.packing import Agreement
 
@@ -81,9 +81,14 @@ class Goodbye:
 
 @dataclass(frozen=True)
 class Welcome:
-    """The participant is known. `rounds_kept` is how many rounds the server may go back when it is started again."""
+    """The participant is known. `rounds_kept` is how many rounds the server may go back when it is started again.
+
+    `examples` are how many each of all participants has, where they have data of their own: then it is said when all
+    have come. Elsewhere it is empty.
+    """
 
     rounds_kept: int
+    examples: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -66,7 +66,8 @@ class Owed:
 class Network(Engine):
     """Participants that come over the network; to be used in a `with`, which ends all streams.
 
-    `examples` are how many each participant has, `agreement` everything on which both sides must agree. A participant
+    `examples` are how many each participant has, None where only it knows (see `examples_of_all`; with `own_data`
+    participants are told), and `agreement` is everything on which both sides must agree. A participant
     that has been away for `listening.patience` seconds, or has a task for longer than `listening.deadline`, is left out
     of the round (or ends the run, as `Screening.bad_update` says); those that have not come yet have
     `listening.begin_after` seconds. `rounds_kept` is how many rounds the run
@@ -76,7 +77,12 @@ class Network(Engine):
     converses: ClassVar[bool] = True
 
     def __init__(
-        self, listening: Listening, examples: Sequence[int], agreement: Agreement, rounds_kept: int = 1
+        self,
+        listening: Listening,
+        examples: Sequence[int | None],
+        agreement: Agreement,
+        rounds_kept: int = 1,
+        own_data: bool = False,
     ) -> None:
         self._listening, self._count = listening, len(examples)
         self._events: queue.SimpleQueue[tuple[str, float, tuple[Any, ...]]] = queue.SimpleQueue()
@@ -87,7 +93,10 @@ class Network(Engine):
             self._tell,
             listening.scratch,
             rounds_kept,
+            own_data,
         )
+        self._unknown = {who for who, count in enumerate(examples) if count is None}
+        self._examples = list(examples)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._away: dict[int, float] = {}  # since when
@@ -126,6 +135,21 @@ class Network(Engine):
         while not self._all_know and (left := end - time.monotonic()) > 0:
             with suppress(queue.Empty):
                 self._note(*self._events.get(timeout=left))
+
+    def examples_of_all(self) -> list[int]:
+        """How many examples each participant has, once all have come. Raises StreamError where one does not."""
+        while self._unknown:
+            self._say_who_is_missing(self._unknown)
+            if self._clock.now() - min(self._away.values(), default=math.inf) > self._listening.begin_after:
+                who = min(self._unknown)
+                raise StreamError(
+                    f"participant {who} has not come for {self._listening.begin_after:g} seconds, and only it knows "
+                    "how many examples it has: start it, or leave it out of participants.count and data.own",
+                    "UNAVAILABLE",
+                )
+            with suppress(queue.Empty):
+                self._note(*self._events.get(timeout=BEAT_SECONDS))
+        return [count or 0 for count in self._examples]
 
     def run(self, method: Method, asks: Sequence[Ask]) -> Iterator[Answer]:
         """Each participant gets its tasks one after the other; all work at the same time."""
@@ -251,9 +275,9 @@ class Network(Engine):
         """For how long a task has been with its participant."""
         return self._clock.now() - owed.since
 
-    def _say_who_is_missing(self, owed: Mapping[int, Owed]) -> None:
+    def _say_who_is_missing(self, waited_for: Iterable[int]) -> None:
         """Now and then, of those that are waited for."""
-        missing, now = sorted(self._unseen & owed.keys()), self._clock.now()
+        missing, now = sorted(self._unseen.intersection(waited_for)), self._clock.now()
         if missing and now >= self._next_word:
             self._next_word = now + WORDS_APART
             more = f" and {len(missing) - MOST_NAMED} more" if len(missing) > MOST_NAMED else ""
@@ -282,6 +306,9 @@ class Network(Engine):
         if name == "came":
             self._away.pop(values[0], None)
             self._unseen.discard(values[0])
+        elif name == "has":
+            self._examples[values[0]] = values[1]
+            self._unknown.discard(values[0])
         elif name == "left":
             self._away[values[0]] = when
         elif name == "all_know":

@@ -90,6 +90,7 @@ _CHECKS: dict[Any, Callable[[Any], bool]] = {
     float: lambda value: isinstance(value, float) and math.isfinite(value),
     bytes: lambda value: isinstance(value, bytes),
     str: lambda value: isinstance(value, str),
+    list[int]: lambda value: isinstance(value, list) and all(map(_is_count, value)),
     list[bytes]: lambda value: isinstance(value, list) and all(isinstance(each, bytes) for each in value),
     Agreement: _is_agreement,
 }

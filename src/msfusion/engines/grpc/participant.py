@@ -7,7 +7,9 @@ both sides must agree on.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 from msfusion.batch import Batch
@@ -42,8 +44,12 @@ from msfusion.files import digest_of_json
 KINDS: tuple[Kind, ...] = ("train", "measure", "report")
 
 
+MethodOf = Callable[[Sequence[int]], Method]
+"""Makes the method of how many examples each participant has."""
+
+
 def take_part(
-    method: Method,
+    method: Method | MethodOf,
     data: Batch,
     connecting: Connecting,
     *,
@@ -56,6 +62,7 @@ def take_part(
 ) -> int:
     """Take part in all rounds of a server with the same method, as one of its participants; how many there were.
 
+    Where participants have data of their own, `method` is made of how many examples each has, as the server says.
     `test` is the common test data, for methods that ask participants for a report. What the method has a participant
     keep between rounds goes to files in `folder`, so that a participant that is killed can go on (default: it stays in
     this process's memory); as many rounds of it stay as the server says that it may go back. What leaves the
@@ -73,7 +80,7 @@ class _Worker:
 
     def __init__(
         self,
-        method: Method,
+        method: Method | MethodOf,
         data: Batch,
         test: Batch | None,
         participant: int,
@@ -83,17 +90,32 @@ class _Worker:
         log: SentLog,
     ) -> None:
         self._log = log
-        self._method, self._data, self._test = method, data, test
+        self._data, self._test = data, test
+        self._method: Method | None = method if isinstance(method, Method) else None
+        self._make: MethodOf | None = None if isinstance(method, Method) else method
         self._participant, self._kept, self._tell = participant, kept, connecting.on_event
         self._hello = Hello(FORMAT, participant, os.urandom(16), len(data), agreement)
-        self._largest = max(2**30, 8 * payload_bytes(method.initial_state()))
         self._done: tuple[bytes, bytes | None] = (b"", None)  # the last work, and what came of it
         self._talking: Talking | None = None
+
+    @property
+    def method(self) -> Method:
+        """There once the server has been met."""
+        assert self._method is not None
+        return self._method
+
+    @cached_property
+    def _largest(self) -> int:
+        """The most bytes of a message from the server."""
+        return max(2**30, 8 * payload_bytes(self.method.initial_state()))
 
     def converse(self, stream: Stream) -> int:
         """Do what is handed out until all rounds are done; how many there were. Raises Lost; can be called again."""
         self._log.hello(self._hello)
-        self._kept.rounds = stream.ask(self._hello, Welcome).rounds_kept
+        welcome = stream.ask(self._hello, Welcome)
+        self._kept.rounds = welcome.rounds_kept
+        if self._make is not None:
+            self._method, self._make = self._make(welcome.examples), None
         self._tell("connected")
         while True:
             work: Work | Over = stream.ask(Ready(), Work, Over)
@@ -114,7 +136,7 @@ class _Worker:
         talking = self._talking
         if talking is None or not talking.goes_on(work):
             task = replace(task, memory=self._kept.load(work.kept))
-            training = talk(self._method, task, self._data)
+            training = talk(self.method, task, self._data)
             talking = self._talking = Talking(work.work, training, self._largest, self._log)
         finished = talking.go_on(stream)
         return self._message("train", task, finished.answer, finished.seconds)
@@ -129,7 +151,7 @@ class _Worker:
     def _do(self, kind: Kind, task: Task) -> bytes | None:
         """The update as a message; None where the participant could not do it."""
         everybody = [self._data] * (self._participant + 1)  # nobody else's place is looked at
-        (answer,), seconds = perform(self._method, kind, [task], everybody, test=self._test)
+        (answer,), seconds = perform(self.method, kind, [task], everybody, test=self._test)
         return self._message(kind, task, answer, seconds)
 
     def _message(

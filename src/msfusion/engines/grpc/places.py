@@ -7,7 +7,7 @@ to the engine, on another thread. If it goes away in between, it finds the same 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,9 +39,12 @@ class Job:
 
 @dataclass
 class Place:
-    """A participant's. `session` is that of the process which has it, None while nobody does."""
+    """A participant's. `session` is that of the process which has it, None while nobody does.
 
-    examples: int
+    `examples` is how many it has, None where only it knows and it has not come yet.
+    """
+
+    examples: int | None
     responses: Responses
     session: bytes | None = None
     evict: Evict | None = None
@@ -55,23 +58,27 @@ class Place:
 class Places:
     """The places of all participants. `tell` passes on to the engine what happens.
 
-    `examples` are how many each has, by the server's own configuration. What participants were answered in the middle
-    of a task is kept in a file in `scratch`, for those that begin it again. `rounds_kept` is how many rounds a server
-    that is started again may go back.
+    `examples` are how many each has, None where only the participant knows: then everybody waits until all are known.
+    What participants were answered in the middle of a task is kept in a file in `scratch`, for those that begin it
+    again. `rounds_kept` is how many rounds a server that is started again may go back. With `own_data` participants
+    are told how many examples each of them has.
     """
 
     def __init__(
         self,
-        examples: list[int],
+        examples: Sequence[int | None],
         agreement: Agreement,
         tell: Callable[..., None],
         scratch: Path | None = None,
         rounds_kept: int = 1,
+        own_data: bool = False,
     ) -> None:
         self.rounds, self.rounds_kept = 0, rounds_kept
         self._places = [Place(each, Responses(scratch)) for each in examples]
-        self._agreement, self._tell = agreement, tell
+        self._agreement, self._tell, self._own_data = agreement, tell, own_data
         self._over = False
+        self._all_known = asyncio.Event()
+        self._note_examples()
         self._closed: StreamError | None = None
 
     # What streams ask.
@@ -87,7 +94,26 @@ class Places:
         if place.evict is not None:
             place.evict(StreamError("the participant has connected anew", "ABORTED"))
         place.session, place.evict, place.waiting, place.listening = hello.session, evict, None, None
+        if place.examples is None:
+            place.examples = hello.examples
+            self._tell("has", hello.participant, hello.examples)
+            self._note_examples()
         self._tell("came", hello.participant)
+
+    async def examples_of_all(self) -> list[int]:
+        """How many examples everybody has, once all have said it; nothing where the configuration says it.
+
+        Raises StreamError where the server ends before.
+        """
+        if not self._own_data:
+            return []
+        await self._all_known.wait()
+        self._check_open()
+        return [place.examples or 0 for place in self._places]
+
+    def _note_examples(self) -> None:
+        if all(place.examples is not None for place in self._places):
+            self._all_known.set()
 
     def _check_hello(self, hello: Hello) -> None:
         check_agreement({"version of the streams": FORMAT}, {"version of the streams": hello.format})
@@ -99,10 +125,12 @@ class Places:
             )
         check_agreement(self._agreement, hello.agreement)
         place = self._places[hello.participant]
-        if hello.examples != place.examples:
+        if hello.examples == 0:
+            raise StreamError(f"participant {hello.participant} has no examples", "FAILED_PRECONDITION")
+        if place.examples is not None and hello.examples != place.examples:
             raise StreamError(
-                f"participant {hello.participant} has {hello.examples} examples, and by the server's configuration "
-                f"{place.examples}: both need the same [data]",
+                f"participant {hello.participant} has {hello.examples} examples, and for the server {place.examples}: "
+                "both need the same [data], and data of one's own stay the same for the whole run",
                 "FAILED_PRECONDITION",
             )
         if place.session is not None and place.session != hello.session:
@@ -230,6 +258,7 @@ class Places:
     def end(self, error: StreamError) -> None:
         """Whatever is asked from now on, this is the answer."""
         self._closed = error
+        self._all_known.set()
         for place in self._places:
             for future in (place.waiting, place.listening):
                 if future is not None and not future.done():

@@ -130,7 +130,8 @@ class Service:
         self._places.take(hello, evict)
         self._say(f"participant {who} has come from {context.peer()}")
         try:
-            await _write(context, pack(Welcome(self._places.rounds_kept)))
+            examples = await self._places.examples_of_all()
+            await _write(context, pack(Welcome(self._places.rounds_kept, examples)))
             while await self._answered(context, who):
                 pass
         except asyncio.CancelledError:

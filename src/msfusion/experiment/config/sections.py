@@ -78,6 +78,8 @@ if TYPE_CHECKING:
     class DataSection(Section):
         """The keys of DataSpec."""
 
+        own: str | tuple[str | int, ...] | None = None
+
     class ModelSection(Section):
         """The keys of ModelSpec."""
 
