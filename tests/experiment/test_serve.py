@@ -21,9 +21,10 @@ from msfusion.engines.grpc.access import Access
 from msfusion.engines.grpc.calling import Connecting
 from msfusion.engines.grpc.listening import Listening
 from msfusion.errors import RunDirectoryError
+from msfusion.experiment.agreement import _told
 from msfusion.experiment.config import load_config
 from msfusion.experiment.directory import RunDirectory
-from msfusion.experiment.network import _told, join, serve
+from msfusion.experiment.network import join, serve
 from msfusion.experiment.train import train
 
 SHORT = [*QUICK_JOB, "rounds=3", "training.batch_size=4", "training.local_epochs=1"]

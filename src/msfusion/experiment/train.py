@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from msfusion.errors import MsfusionError, RunDirectoryError
+from msfusion.errors import ConfigError, MsfusionError, RunDirectoryError
 from msfusion.experiment.config import Config, load_config
 from msfusion.experiment.directory import RunDirectory
 from msfusion.experiment.events import Events
@@ -78,14 +78,14 @@ def train(
     resume: bool = False,
     watcher: Watcher | None = None,
     parts: Parts | None = None,
-    preparing: Callable[[Config, Parts | None], Prepared] = prepare,
+    preparing: Callable[[Config, Parts | None], Prepared] | None = None,
 ) -> dict[str, Any]:
     """Train, leaving everything in the directory `path`, and return the summary.
 
     With `resume`, a run that is there is continued from its last checkpoint; a finished one is checked and left as it
     is, and one that has not begun is begun. The result is the same as if it had never stopped:
     model.safetensors bit for bit. `parts` are data, model and width map where they are known already;
-    `preparing` makes the run of them.
+    `preparing` makes the run of them (by default for participants that are all here).
 
     Raises RunDirectoryError where the directory is in use, holds something else, or a run of another configuration,
     other data or other code, where a finished run is damaged, or it cannot be written; and what loading, tracing,
@@ -99,7 +99,7 @@ def train(
         begun = _begun(directory, config, resume)  # once more, as another run may have come first
         if begun and directory.finished:
             return _end(directory)
-        prepared = preparing(config, parts)
+        prepared = (preparing or _here)(config, parts)
         prepared.figures()  # a model whose costs cannot be counted is refused before it is trained
         fingerprint = Fingerprint(
             prepared.config.fingerprint(), prepared.data.digests, code_of(config), prepared.model_digest
@@ -114,6 +114,18 @@ def train(
             if not begun and not directory.read_metrics():
                 directory.remove()
             raise
+
+
+def _here(config: Config, parts: Parts | None) -> Prepared:
+    """The run in this process. Raises ConfigError where somebody's data is on another machine."""
+    own = config.data.own
+    elsewhere = [who for who, each in enumerate(own or ()) if isinstance(each, int)]
+    if elsewhere:
+        raise ConfigError(
+            f"data.own says only how many examples participant {elsewhere[0]} has: its data is on another machine, so "
+            "use 'msfusion serve'"
+        )
+    return prepare(config, parts)
 
 
 def _begun(directory: RunDirectory, config: Config, resume: bool) -> bool:
