@@ -28,7 +28,7 @@ from msfusion.experiment.setup import Parts
 from msfusion.experiment.slices import SlicesRun
 from msfusion.experiment.split import SplitRun
 from msfusion.experiment.train import Watcher, train
-from msfusion.files import digest_of_json
+from msfusion.files import allow_many_files, digest_of_json
 
 Run = SlicesRun | GrowRun | SplitRun
 
@@ -48,6 +48,7 @@ def serve(
     finished one, participants that have not heard of its end are told. Raises what `train` raises, and StreamError
     where the address cannot be had, or nobody comes.
     """
+    allow_many_files()
     begun, networks = bool(RunDirectory(path).read_metrics()), list[Network]()
     begin_after = listening.patience if begun else listening.begin_after
     listening = replace(listening, scratch=path, begin_after=begin_after)
