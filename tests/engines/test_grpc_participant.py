@@ -228,6 +228,26 @@ def test_patience_is_above_zero(patience: float) -> None:
     assert Connecting("127.0.0.1:9", NOTHING, math.inf).patience == math.inf
 
 
+def test_a_method_is_one_participants() -> None:
+    """Two would train in the same working space; afterwards it is free again."""
+    refused = list[ConfigError]()
+
+    def answers(question: bytes) -> list[bytes]:
+        if kind_of(question) == "Hello":
+            with pytest.raises(ConfigError, match="another participant") as error:
+                take_part(PROBE, DATA[1], where, participant=1, agreement=AGREED)
+            refused.append(error.value)
+            return [pack(Welcome(1))]
+        return [pack(Over(4))] if kind_of(question) == "Ready" else []
+
+    with server(answers) as address:
+        where = Connecting(address, NOTHING, 10.0)
+        assert take_part(PROBE, DATA[0], where, participant=0, agreement=AGREED) == 4
+    assert len(refused) == 1
+    with server(occupied(0)) as address:
+        assert joins(address) == 4
+
+
 def test_nobody_is_looked_for_for_ever() -> None:
     with pytest.raises(StreamError, match="no server was found"):
         take_part(

@@ -7,6 +7,8 @@ both sides must agree on.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,7 +33,7 @@ from msfusion.engines.grpc.kept import Kept
 from msfusion.engines.grpc.messages import read, response_in
 from msfusion.engines.grpc.packing import Agreement
 from msfusion.engines.grpc.sent import SentLog
-from msfusion.errors import MsfusionError, StreamError, TrainingError
+from msfusion.errors import ConfigError, MsfusionError, StreamError, TrainingError
 from msfusion.federated.conversation import Request, Response
 from msfusion.federated.engine import Finished, Talk, perform, say_next, talk, threads_set
 from msfusion.federated.messages import request_message, task_of, update_message
@@ -59,13 +61,33 @@ def take_part(
     `test` is the common test data, for methods that ask participants for a report. What the method has a participant
     keep between rounds goes to files in `folder`, so that a participant that is killed can go on (default: it stays in
     this process's memory); as many rounds of it stay as the server says that it may go back. What leaves the
-    participant is told in the file `log`, a line for each message. Raises StreamError where the server refuses us or is
-    away for too long, RunDirectoryError where what was kept is not there.
+    participant is told in the file `log`, a line for each message. A method trains in working space of its own, so
+    participants in threads of one process need one each. Raises StreamError where the server refuses us or is away for
+    too long, RunDirectoryError where what was kept is not there, ConfigError where another participant has the method.
     """
     kept = Kept(folder, digest_of_json([agreement, participant]))
     worker = _Worker(method, data, test, participant, agreement, kept, connecting, SentLog(log))
-    with threads_set(threads):
+    with _taken(method), threads_set(threads):
         return persistently(connecting, worker.converse)
+
+
+_in_use: dict[int, object] = {}
+"""The methods of the participants in this process, by their identity."""
+
+
+@contextmanager
+def _taken(method: Method) -> Iterator[None]:
+    """The method for one participant alone. Raises ConfigError where another one has it."""
+    mine = object()
+    if _in_use.setdefault(id(method), mine) is not mine:
+        raise ConfigError(
+            f"this {method.name} is the method of another participant in this process, and would train for both at "
+            "once: build one for each"
+        )
+    try:
+        yield
+    finally:
+        del _in_use[id(method)]
 
 
 class _Worker:
