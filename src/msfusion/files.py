@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import functools
 import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from safetensors import SafetensorError
 from torch import Tensor
@@ -22,6 +25,57 @@ TEMPORARY = ".tmp"
 
 _METADATA = "msfusion"
 _DIGEST = "sha256"
+
+
+OPENING_SECONDS = 60.0
+"""For how long files cannot be opened before a run is ended by it."""
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def allow_many_files() -> None:
+    """Let this process have as many files and connections open as the system lets it: at first it is far fewer."""
+    with suppress(
+        ImportError, OSError, ValueError
+    ):  # Windows has no such limit, and some systems refuse their own
+        import resource
+
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def when_files_can_be_opened(function: Callable[P, R]) -> Callable[P, R]:
+    """Call a function again while too many files are open for it, for at most OPENING_SECONDS.
+
+    Strangers may take what a server can open for as long as their connections are let be. The function must leave
+    nothing half done where it fails.
+    """
+
+    @functools.wraps(function)
+    def called(*arguments: P.args, **options: P.kwargs) -> R:
+        end = time.monotonic() + OPENING_SECONDS
+        while True:
+            try:
+                return function(*arguments, **options)
+            except (OSError, RunDirectoryError) as error:
+                if not too_many_are_open(error) or time.monotonic() > end:
+                    raise
+            time.sleep(0.2)
+
+    return called
+
+
+def too_many_are_open(error: BaseException | None) -> bool:
+    """Whether an error, or what it came from, is that this process or system has too many files open."""
+    numbers = (errno.EMFILE, errno.ENFILE)
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in numbers:
+            return True
+        if isinstance(error, SafetensorError) and any(f"(os error {each})" in str(error) for each in numbers):
+            return True
+        error = error.__cause__
+    return False
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import queue
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -63,8 +64,9 @@ class Loopback(Engine):
         if not self._threads:
             for participant in range(len(self._data)):
                 if participant not in self._absent:
+                    own = own_method(method)
                     self._threads.append(
-                        threading.Thread(target=self._take_part, args=(method, participant), daemon=True)
+                        threading.Thread(target=self._take_part, args=(own, participant), daemon=True)
                     )
                     self._threads[-1].start()
         yield from self.network.run(method, asks)
@@ -90,6 +92,11 @@ class Loopback(Engine):
             thread.join(30)
             assert not thread.is_alive()
         self._threads = []
+
+
+def own_method(method: Method) -> Method:
+    """One for each participant, which trains in working space of its own."""
+    return method.build(method.problem) if hasattr(method, "problem") else deepcopy(method)
 
 
 class Hand:

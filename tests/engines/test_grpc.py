@@ -22,6 +22,7 @@ from loopback import AGREED, HERE, Hand, Loopback, hello
 
 import msfusion
 from msfusion import checks
+from msfusion.batch import Batch
 from msfusion.engines.grpc.access import Access
 from msfusion.engines.grpc.calling import Connecting
 from msfusion.engines.grpc.certificates import (
@@ -45,7 +46,7 @@ from msfusion.errors import (
     TrainingError,
 )
 from msfusion.federated.messages import encode
-from msfusion.federated.method import Method
+from msfusion.federated.method import Method, Task, Update
 from msfusion.federated.participation import RoundSettings
 from msfusion.federated.privacy import Outbound
 from msfusion.federated.results import RoundResult
@@ -109,10 +110,11 @@ def update(
     metadata: object = None,
     seconds: float = 0.1,
     examples: int = 10,
+    remembers: bool = False,
     **tensors: torch.Tensor,
 ) -> bytes:
     header = {"participant": 9, "round_index": 9, "loss": loss, "metadata": metadata or {}}
-    return encode({**header, "examples": examples, "seconds": seconds, "remembers": False}, tensors)
+    return encode({**header, "examples": examples, "seconds": seconds, "remembers": remembers}, tensors)
 
 
 def give_up(engine: Loopback) -> None:
@@ -188,6 +190,30 @@ def test_a_bad_update_is_left_out(message: bytes, expected: str) -> None:
     assert [each.participant for each in result.left_out] == [1]
     assert expected in result.left_out[0].reason
     assert [each.participant for each in result.participants] == [0, 2]
+
+
+class Forgetful(checks._Probe):
+    """Whose participants keep nothing."""
+
+    @property
+    def remembers(self) -> bool:
+        return False
+
+    def train(self, task: Task, data: Batch) -> Update:
+        return replace(super().train(task, data), memory={})
+
+
+def test_nobody_keeps_what_there_is_not() -> None:
+    """Else the server would take it for a run in which something was learned."""
+    with rounds(absent=(1,), method=Forgetful()) as (engine, end):
+        with Hand(engine.address) as hand:
+            work, task = hand.work(1, len(DATA[1]))
+            tensors = {name: tensor + tensor.is_floating_point() for name, tensor in read(task)[1].items()}
+            hand.hand_in(work, update(examples=len(DATA[1]), remembers=True, **tensors))
+        result = end()
+    assert [each.participant for each in result.left_out] == [1]
+    assert "nothing to keep" in result.left_out[0].reason
+    assert not result.memories
 
 
 @pytest.mark.parametrize(

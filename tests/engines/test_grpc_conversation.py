@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -194,3 +195,23 @@ def test_a_full_disk_ends_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     with pytest.raises(OSError, match="No space left") as error:
         list(run_rounds(Asking(), DATA, RoundSettings(1), engine=engine))
     assert error.value.filename == str(tmp_path)
+
+
+def test_answers_wait_until_a_file_can_be_opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Strangers have all that may be opened, for a while: what was answered is kept in memory until then."""
+    opened, tried = tempfile.TemporaryFile, list[str]()
+
+    def refused(**given: Any) -> Any:
+        tried.append("")
+        if len(tried) <= 3:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return opened(**given)
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refused)
+    expected = list(run_rounds(Asking(), DATA, RoundSettings(1)))
+    (found,) = run_rounds(
+        Asking(), DATA, RoundSettings(1), engine=Loopback(replace(HERE, scratch=tmp_path), absent=(5,))
+    )
+    assert len(tried) > 3
+    assert not found.left_out
+    assert all(torch.equal(tensor, found.state[name]) for name, tensor in expected[0].state.items())

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import queue
+import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -123,9 +125,12 @@ def kind_of(question: bytes) -> object:
 def server(answers: Callable[[bytes], list[bytes]]) -> Iterator[str]:
     """A server that answers whatever comes as it likes; its address."""
 
-    def stream(questions: Iterator[bytes], _: Any) -> Iterator[bytes]:
+    def stream(questions: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
         for question in questions:
-            yield from answers(question)
+            try:
+                yield from answers(question)
+            except StreamError as error:
+                context.abort(grpc.StatusCode[error.status], str(error))
             if kind_of(question) == "Goodbye":
                 return
 
@@ -223,8 +228,100 @@ def test_patience_is_above_zero(patience: float) -> None:
     assert Connecting("127.0.0.1:9", NOTHING, math.inf).patience == math.inf
 
 
+def test_a_method_is_one_participants() -> None:
+    """Two would train in the same working space; afterwards it is free again."""
+    refused = list[ConfigError]()
+
+    def answers(question: bytes) -> list[bytes]:
+        if kind_of(question) == "Hello":
+            with pytest.raises(ConfigError, match="another participant") as error:
+                take_part(PROBE, DATA[1], where, participant=1, agreement=AGREED)
+            refused.append(error.value)
+            return [pack(Welcome(1))]
+        return [pack(Over(4))] if kind_of(question) == "Ready" else []
+
+    with server(answers) as address:
+        where = Connecting(address, NOTHING, 10.0)
+        assert take_part(PROBE, DATA[0], where, participant=0, agreement=AGREED) == 4
+    assert len(refused) == 1
+    with server(occupied(0)) as address:
+        assert joins(address) == 4
+
+
 def test_nobody_is_looked_for_for_ever() -> None:
     with pytest.raises(StreamError, match="no server was found"):
         take_part(
             PROBE, DATA[0], Connecting("127.0.0.1:9", NOTHING, patience=0.3), participant=0, agreement=AGREED
         )
+
+
+@contextmanager
+def silent(accepts: bool) -> Iterator[str]:
+    """A machine that takes connections and says nothing, or lets what it is sent fall; its address."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listening, ExitStack() as filled:
+        address: tuple[str, int] = listening.getsockname()
+        for _ in range(0 if accepts else 3):  # nobody takes these up, and there is room for no more
+            waiting = filled.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(address)
+        yield f"127.0.0.1:{address[1]}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("accepts", [False, True])
+def test_patience_holds_where_nothing_answers(accepts: bool) -> None:
+    """One attempt of gRPC's would take twenty seconds. Why there is no server is said once, and soon."""
+    events, begin = list[str](), time.monotonic()
+    with silent(accepts) as address:
+        where = Connecting(address, NOTHING, 2.0, events.append)
+        with pytest.raises(StreamError, match="no server was found") as error:
+            take_part(PROBE, DATA[0], where, participant=0, agreement=AGREED)
+    assert error.value.status == "UNAVAILABLE"
+    assert time.monotonic() - begin < 5.0
+    looking, *reasons = events
+    assert "looking for the server" in looking
+    assert len(reasons) <= 1
+
+
+def test_why_there_is_no_server_is_said_at_once() -> None:
+    events = list[tuple[float, str]]()
+    begin = time.monotonic()
+    where = Connecting(
+        "127.0.0.1:9", NOTHING, 1.0, lambda text: events.append((time.monotonic() - begin, text))
+    )
+    with pytest.raises(StreamError):
+        take_part(PROBE, DATA[0], where, participant=0, agreement=AGREED)
+    _, (seconds, told) = events
+    assert "refused" in told
+    assert seconds < 0.7
+
+
+def occupied(times: int) -> Callable[[bytes], list[bytes]]:
+    """A place that is taken so many times, and then free."""
+    left = [times]
+
+    def answers(question: bytes) -> list[bytes]:
+        if kind_of(question) == "Hello":
+            left[0] -= 1
+            if left[0] >= 0:
+                raise StreamError("participant 0 is connected already", "ALREADY_EXISTS")
+            return [pack(Welcome(1))]
+        return [pack(Over(4))] if kind_of(question) == "Ready" else []
+
+    return answers
+
+
+def test_a_place_is_waited_for_until_the_server_sees_that_it_is_free() -> None:
+    """As after a power cut: to the server the connection from before is still there."""
+    with server(occupied(times=2)) as address:
+        assert joins(address) == 4
+
+
+def test_a_place_that_is_somebody_elses_is_not_waited_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calling, "OCCUPIED_SECONDS", 0.3)
+    with (
+        server(occupied(times=99)) as address,
+        pytest.raises(StreamError, match="connected already") as error,
+    ):
+        joins(address)
+    assert error.value.status == "ALREADY_EXISTS"

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -337,3 +340,37 @@ def test_what_damage_costs_is_told_once(
     run.load_checkpoint("same", notes.append)
     assert len(notes) == 1
     assert re.search(told, notes[0])
+
+
+@pytest.mark.parametrize("held", ["checkpoint", "metrics"])
+def test_a_run_waits_for_files_that_cannot_be_opened(held: str, tmp_path: Path) -> None:
+    """All that this process may open is open elsewhere, for a moment."""
+    directory = RunDirectory(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    directory.save_checkpoint(1, {"w": torch.ones(2)}, "run")  # nothing is imported from here on
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    give_back = threading.Timer(0.5, resource.setrlimit, (resource.RLIMIT_NOFILE, (soft, hard)))
+    give_back.start()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    begin = time.monotonic()
+    try:
+        if held == "metrics":
+            directory.add_metrics({"round": 1})
+        else:
+            directory.save_checkpoint(2, {"w": torch.ones(2)}, "run")
+    finally:
+        give_back.join()
+    assert time.monotonic() - begin >= 0.4
+    written = ["metrics.jsonl"] if held == "metrics" else []
+    assert [each.name for each in tmp_path.iterdir() if each.is_file()] == written
+
+
+def test_a_run_does_not_wait_for_files_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("msfusion.files.OPENING_SECONDS", 0.3)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        with pytest.raises(RunDirectoryError, match="Too many open files"):
+            RunDirectory(tmp_path).add_metrics({"round": 1})
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 import os
+import resource
 import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -273,17 +274,62 @@ def test_a_server_that_was_stopped_reads_before_it_calls_anybody_late(here: Path
     config, address, path = written(here, METHODS["split"]), free_address(), here / "served"
     where = [config, "--address", address, "--plain-text"]
     with Forge(METHODS["split"], environment()) as forge:
-        server = forge.start(here / "server.txt", "serve", *where, "--out", str(path), "--deadline", "3")
+        server = forge.start(here / "server.txt", "serve", *where, "--out", str(path), "--deadline", "5")
         participants = [
             forge.start(here / f"{each}.txt", "join", *where, "--participant", str(each)) for each in range(3)
         ]
         wait_for_round(path, 1)
         with stopped(participants[2]):  # so that the round cannot end
             os.kill(server, signal.SIGSTOP)
-        time.sleep(5.0)
+        time.sleep(8.0)
         os.kill(server, signal.SIGCONT)
         assert [forge.code(each) for each in [server, *participants]] == [0, 0, 0, 0]
     assert "left_out" not in (path / "metrics.jsonl").read_text()
+
+
+@contextmanager
+def idle_connections(address: str, count: int) -> Iterator[None]:
+    """Strangers that connect and say nothing: half of them only greet, as HTTP/2 has it."""
+    host, _, port = address.partition(":")
+    strangers = [socket.create_connection((host, int(port)), 5.0) for _ in range(count)]
+    for each in strangers[::2]:
+        each.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
+    time.sleep(0.5)
+    yield
+    for each in strangers:
+        each.close()
+
+
+def greets(address: str) -> bool:
+    """Whether the server answers a stranger that greets."""
+    host, _, port = address.partition(":")
+    with socket.create_connection((host, int(port)), 5.0) as connection, suppress(OSError):
+        connection.settimeout(2.0)
+        return bool(connection.recv(9))
+    return False
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="the limit of another process is set")
+def test_idle_connections_end_no_run(here: Path) -> None:
+    """They have all files that the server may open, when it is to write what came of a round."""
+    config, address, path = written(here, METHODS["small"]), free_address(), here / "served"
+    where = [config, "--address", address, "--plain-text"]
+    with Forge(METHODS["small"], environment()) as forge:
+        server = forge.start(here / "server.txt", "serve", *where, "--out", str(path))
+        participants = [
+            forge.start(here / f"{each}.txt", "join", *where, "--participant", str(each)) for each in range(3)
+        ]
+        wait_for_round(path, 1)
+        with stopped(participants[2]):  # so that the round cannot end
+            most = 8 + max(int(each.name) for each in Path(f"/proc/{server}/fd").iterdir())
+            resource.prlimit(server, resource.RLIMIT_NOFILE, (most, most))
+            strangers = idle_connections(address, 50)
+            strangers.__enter__()
+            assert not greets(address)
+        assert [forge.code(each) for each in [server, *participants]] == [0, 0, 0, 0]
+        strangers.__exit__(None, None, None)
+    assert rounds_done(path) == 3
 
 
 @pytest.mark.slow

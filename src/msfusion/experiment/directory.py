@@ -37,6 +37,7 @@ from msfusion.files import (
     read_tensors,
     refusing_write_errors,
     remove_unfinished,
+    when_files_can_be_opened,
     write_bytes,
     write_sealed_json,
     write_tensors,
@@ -191,6 +192,7 @@ class RunDirectory:
                 "go on with --resume, which makes the end again from the last checkpoint that is whole."
             ) from error
 
+    @when_files_can_be_opened
     def read_metrics(self) -> list[dict[str, Any]]:
         """The lines of all rounds so far, up to one that was cut short or is out of order."""
         lines: list[dict[str, Any]] = []
@@ -204,6 +206,7 @@ class RunDirectory:
             lines.append(line)
         return lines
 
+    @when_files_can_be_opened
     def add_metrics(self, line: Mapping[str, Any]) -> None:
         """Add one round's line. Raises RunDirectoryError."""
         append_line(self.metrics, json.dumps(dict(line)))
@@ -223,6 +226,7 @@ class RunDirectory:
         with io.BytesIO(self.metrics.read_bytes()) as file:
             return file.readlines()
 
+    @when_files_can_be_opened
     def save_checkpoint(
         self, rounds: int, state: Mapping[str, Tensor], fingerprint: str, memories: Memories | None = None
     ) -> None:
@@ -289,10 +293,12 @@ class RunDirectory:
             return f"{self.metrics} ends after line {whole}"
         return f"{self.metrics} is damaged in line {whole + 1}"
 
+    @when_files_can_be_opened
     def save_model(self, state: Mapping[str, Tensor]) -> None:
         """Write the final state. Raises RunDirectoryError."""
         write_tensors(self.model, state, {"format": 1})
 
+    @when_files_can_be_opened
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write the final figures, and digests of the files that belong to the end. Raises RunDirectoryError.
 

@@ -26,7 +26,7 @@ from msfusion.experiment.lock import locked
 from msfusion.experiment.own_data import OwnData, counts_in, place_of
 from msfusion.experiment.setup import Parts
 from msfusion.experiment.train import Watcher, train
-from msfusion.files import digest_of_json
+from msfusion.files import allow_many_files, digest_of_json
 
 
 def serve(
@@ -44,6 +44,7 @@ def serve(
     Where participants have data of their own (data.own), a run begins when all have come: only they know how many
     examples they have. From then on the run's own configuration says it.
     """
+    allow_many_files()
     begun, networks = bool(RunDirectory(path).read_metrics()), list[Network]()
     begin_after = listening.patience if begun else listening.begin_after
     listening = replace(listening, scratch=path, begin_after=begin_after)

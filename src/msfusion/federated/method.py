@@ -214,6 +214,13 @@ class Method(Settings):
         """
         return False
 
+    @property
+    def remembers(self) -> bool:
+        """Whether a participant may keep something for its next round (`Update.memory`). Over a network an update that
+        says so is refused where nobody may; a method that keeps nothing says it here.
+        """
+        return True
+
     def evaluate(self, state: State, data: Batch) -> Evaluation:
         """How good the global state's model is."""
         with holding(self.model, model_state(state)) as model:

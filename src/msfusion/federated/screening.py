@@ -6,14 +6,14 @@ and the number of workers decide nothing, and neither does a resume.
     1.  an update is bad by itself      the training came to no end, a tensor is missing, values are not finite or
                                         absurd, the number of examples is not the one known at the start
     2.  an update is too large          it changes what was sent by more than `max_update_norm` times the median of the
-                                        round, and by more than what was sent is itself; or its loss is a million times
-                                        the median of the round
+                                        round, and by more than what was sent is itself, or by 2**40 times that; or its
+                                        loss is a million times the median of the round
     3.  the method cannot use it        `aggregate` raises an UpdateError that names its participant
 
 The *norm* of an update is the root mean square of its changes: the l2 norm of (what came back - what was sent), divided
 by the square root of the number of entries, so that sub-models of different widths compare. The median is that of the
 updates which passed 1 and changed anything (of an even number the lower of the two in the middle, so that half of them
-cannot raise it); of fewer than three it says nothing, and 2 does not apply. The second half
+cannot raise it); of fewer than three it says nothing. The second half
 of 2 is for honest rounds in which most participants have nothing left to learn: with stochastic gradient descent on
 labels that hardly mix, one norm was seen to be 10.5 times the median, and still smaller than the model's own.
 """
@@ -44,6 +44,9 @@ ABSURD_COUNT = 2.0**31
 
 ABSURD_LOSS = 1e6
 """A loss that is so many times the median of its round, and 1, is none: the round's mean would say nothing else."""
+
+ABSURD_CHANGE = 2.0**40
+"""No training changes tensors by so many times what they were, and 1: not even the variances of raw figures."""
 
 FEWEST = 3
 """Of fewer updates the median says nothing: of two, nobody knows which is the odd one."""
@@ -126,7 +129,7 @@ class Answers:
         Raises UpdateError, or why a participant's training came to no end, where a bad one is to stop the run: of
         several, that of the lowest number.
         """
-        too_large = outliers(self.norms, self.screening.max_update_norm)
+        too_large = too_large_in(self.norms, self.screening.max_update_norm)
         for participant, reason in {**absurd_losses(self.losses), **too_large}.items():
             self.leave_out(participant, reason)
         self.norms, self.losses = {}, {}
@@ -183,6 +186,24 @@ class Norm:
 
     change: float = 0.0
     sent: float = 0.0
+
+
+def too_large_in(norms: Mapping[int, Norm], factor: float) -> dict[int, str]:
+    """The participants whose updates change too much: by themselves, or for their round. Nobody where `factor` is 0."""
+    return {**absurd_changes(norms), **outliers(norms, factor)} if factor else {}
+
+
+def absurd_changes(norms: Mapping[int, Norm]) -> dict[int, str]:
+    """The participants whose updates change more than any training does, each with the reason, however few there are.
+
+    Where participants come one after the other there is nobody to compare with.
+    """
+    return {
+        participant: f"the norm of its update is {norm.change:.3g}, and that of what it was sent {norm.sent:.3g} "
+        "(method.max_update_norm = 0 is any)"
+        for participant, norm in sorted(norms.items())
+        if norm.change > ABSURD_CHANGE * max(1.0, norm.sent)
+    }
 
 
 def outliers(norms: Mapping[int, Norm], factor: float) -> dict[int, str]:

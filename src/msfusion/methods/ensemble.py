@@ -98,6 +98,11 @@ class EnsembleMethod(Method):
         """One small model, whatever the ratio."""
         return self.small.model
 
+    @property
+    def remembers(self) -> bool:
+        """What `small` does."""
+        return self.small.remembers
+
     @cached_property
     def whole(self) -> MeanOfModels:
         """All models as one: working space, its tensors are to be overwritten."""

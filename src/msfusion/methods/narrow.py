@@ -119,7 +119,12 @@ class NarrowMethod(Method):
         submodel = loaded(self._submodel(window), with_aliases(task.tensors, self.width_map.aliases))
         settings, objective = self.training[task.participant], self._objective(task, window)
         update = train_update(submodel, task, data, settings, self.seed, self.width_map, objective)
-        return with_memory(update) if self.contrastive.weight > 0 else update
+        return with_memory(update) if self.remembers else update
+
+    @property
+    def remembers(self) -> bool:
+        """What the contrastive loss compares with."""
+        return self.contrastive.weight > 0
 
     def check_together(self) -> None:
         """Raise ConfigError where sub-models cannot be stacked."""

@@ -80,7 +80,12 @@ class SmallMethod(Method):
         loaded(self.model, with_aliases(task.tensors, self.width_map.aliases))
         settings, objective = self.training[task.participant], self._objective(task)
         update = train_update(self.model, task, data, settings, self.seed, self.width_map, objective)
-        return with_memory(update) if self.contrastive.weight > 0 else update
+        return with_memory(update) if self.remembers else update
+
+    @property
+    def remembers(self) -> bool:
+        """What the contrastive loss compares with."""
+        return self.contrastive.weight > 0
 
     def check_together(self) -> None:
         """Raise ConfigError where the participants' models cannot be stacked."""

@@ -13,9 +13,10 @@ from torch import Tensor
 from msfusion.batch import Batch
 from msfusion.codecs import Identity
 from msfusion.errors import DataError, TrainingError
+from msfusion.federated.method import Task, Training
 from msfusion.federated.screening import Screening
 from msfusion.federated.training import epoch_sizes
-from msfusion.methods.split.method import SplitSettings
+from msfusion.methods.split.method import SplitMethod, SplitSettings
 from msfusion.methods.split.rounds import SplitRound
 from msfusion.methods.split.turnout import Turnout
 
@@ -76,3 +77,29 @@ def test_first_layers_that_moved_too_far_do_not_count() -> None:
 )
 def test_the_mini_batches_of_an_epoch(examples: int, size: int, sizes: tuple[int, int]) -> None:
     assert epoch_sizes(examples, size) == sizes
+
+
+def test_layers_that_are_relayed_may_not_hold_absurd_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is there to compare with; whoever comes next would get no further with them."""
+    train = SplitMethod.train
+
+    def lying(self: SplitMethod, task: Task, data: Batch) -> Training:
+        update = yield from train(self, task, data)
+        if task.participant == 1:
+            tensors = {
+                name: torch.full_like(tensor, 1e19) if tensor.is_floating_point() else tensor
+                for name, tensor in update.tensors.items()
+            }
+            update = replace(update, tensors=tensors)
+        return update
+
+    monkeypatch.setattr(SplitMethod, "train", lying)
+    found = Job(settings=replace(PLAIN, clients="relayed")).run()
+    assert [[each.participant for each in one.left_out] for one in found] == [[1], [1]]
+    assert "norm of its update is 1e+19" in found[0].left_out[0].reason
+    assert [[each.participant for each in one.participants] for one in found] == [[0, 2], [0, 2]]
+    layers, before = {"w": torch.full((2,), 1e19)}, {"w": torch.ones(2)}
+    with closing(Turnout(Screening(), 3, 0)) as turnout:
+        assert turnout.relayed(1, layers, before) is before
+    with closing(Turnout(Screening(max_update_norm=0.0), 3, 0)) as turnout:
+        assert turnout.relayed(1, layers, before) is layers

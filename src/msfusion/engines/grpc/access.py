@@ -32,6 +32,9 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what goes wrong is told in ou
 _SCHEME = "Bearer "
 _MOST_BYTES = 2**20
 
+CHECKING_SECONDS = 5.0
+"""How long it may take to see why a server cannot be used."""
+
 
 @dataclass(frozen=True)
 class Access:
@@ -145,7 +148,7 @@ def _is_name(host: str) -> bool:
         return False
 
 
-def why_refused(access: Access, address: str, seconds: float = 5.0) -> str | None:
+def why_refused(access: Access, address: str, seconds: float = CHECKING_SECONDS) -> str | None:
     """What is wrong with the server's certificate, in words; None where nothing is, or nobody is there."""
     if access.is_plain:
         return None
@@ -167,7 +170,7 @@ def why_refused(access: Access, address: str, seconds: float = 5.0) -> str | Non
         return None
 
 
-def speaks_tls(address: str, seconds: float = 5.0) -> bool:
+def speaks_tls(address: str, seconds: float = CHECKING_SECONDS) -> bool:
     """Whether a server that closed a connection in plain text wants TLS."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # nothing is sent over it

@@ -59,6 +59,7 @@ class Owed:
     round_index: int
     outbound: Outbound
     outbound_request: Outbound
+    remembers: bool
     bytes_down: int
     since: float
 
@@ -205,7 +206,8 @@ class Network(Engine):
         self._call(self._places.give, task.participant, job)
         down = payload_bytes(task.tensors)
         now = self._clock.now()
-        return Owed(job, task.participant, task.round_index, outbound, outbound_request, down, now)
+        may_leave = outbound, outbound_request, method.remembers
+        return Owed(job, task.participant, task.round_index, *may_leave, down, now)
 
     def _next(self, owed: Mapping[int, Owed]) -> tuple[int, Said]:
         """What one of these participants says next; or that it stays away, or takes too long.
@@ -295,6 +297,10 @@ class Network(Engine):
             if what is None:
                 raise TrainingError(f"{source} failed: why is told on its own machine")
             update, seconds, keeps = update_in(what, owed.outbound, owed.participant, owed.round_index)
+            if keeps and not owed.remembers:
+                raise StreamError(
+                    f"{source} says that it keeps something, and its method has nothing to keep"
+                )
         except MsfusionError as error:
             return Finished(error, self._seconds(owed))
         if keeps:

@@ -7,7 +7,8 @@ both sides must agree on.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -33,7 +34,7 @@ from msfusion.engines.grpc.kept import Kept
 from msfusion.engines.grpc.messages import read, response_in
 from msfusion.engines.grpc.packing import Agreement
 from msfusion.engines.grpc.sent import SentLog
-from msfusion.errors import MsfusionError, StreamError, TrainingError
+from msfusion.errors import ConfigError, MsfusionError, StreamError, TrainingError
 from msfusion.federated.conversation import Request, Response
 from msfusion.federated.engine import Finished, Talk, perform, say_next, talk, threads_set
 from msfusion.federated.messages import request_message, task_of, update_message
@@ -66,13 +67,34 @@ def take_part(
     `test` is the common test data, for methods that ask participants for a report. What the method has a participant
     keep between rounds goes to files in `folder`, so that a participant that is killed can go on (default: it stays in
     this process's memory); as many rounds of it stay as the server says that it may go back. What leaves the
-    participant is told in the file `log`, a line for each message. Raises StreamError where the server refuses us or is
-    away for too long, RunDirectoryError where what was kept is not there.
+    participant is told in the file `log`, a line for each message. A method trains in working space of its own, so
+    participants in threads of one process need one each. Raises StreamError where the server refuses us or is away for
+    too long, RunDirectoryError where what was kept is not there, ConfigError where another participant has the method.
     """
     kept = Kept(folder, digest_of_json([agreement, participant]))
     worker = _Worker(method, data, test, participant, agreement, kept, connecting, SentLog(log))
-    with threads_set(threads):
+    shared = _taken(method) if isinstance(method, Method) else nullcontext()  # what is made here is nobody else's
+    with shared, threads_set(threads):
         return persistently(connecting, worker.converse)
+
+
+_in_use: dict[int, object] = {}
+"""The methods of the participants in this process, by their identity."""
+
+
+@contextmanager
+def _taken(method: Method) -> Iterator[None]:
+    """The method for one participant alone. Raises ConfigError where another one has it."""
+    mine = object()
+    if _in_use.setdefault(id(method), mine) is not mine:
+        raise ConfigError(
+            f"this {method.name} is the method of another participant in this process, and would train for both at "
+            "once: build one for each"
+        )
+    try:
+        yield
+    finally:
+        del _in_use[id(method)]
 
 
 class _Worker:
@@ -91,8 +113,7 @@ class _Worker:
     ) -> None:
         self._log = log
         self._data, self._test = data, test
-        self._method: Method | None = method if isinstance(method, Method) else None
-        self._make: MethodOf | None = None if isinstance(method, Method) else method
+        self._method: Method | MethodOf = method
         self._participant, self._kept, self._tell = participant, kept, connecting.on_event
         self._hello = Hello(FORMAT, participant, os.urandom(16), len(data), agreement)
         self._done: tuple[bytes, bytes | None] = (b"", None)  # the last work, and what came of it
@@ -101,7 +122,7 @@ class _Worker:
     @property
     def method(self) -> Method:
         """There once the server has been met."""
-        assert self._method is not None
+        assert isinstance(self._method, Method)
         return self._method
 
     @cached_property
@@ -114,8 +135,8 @@ class _Worker:
         self._log.hello(self._hello)
         welcome = stream.ask(self._hello, Welcome)
         self._kept.rounds = welcome.rounds_kept
-        if self._make is not None:
-            self._method, self._make = self._make(welcome.examples), None
+        if not isinstance(self._method, Method):
+            self._method = self._method(welcome.examples)
         self._tell("connected")
         while True:
             work: Work | Over = stream.ask(Ready(), Work, Over)

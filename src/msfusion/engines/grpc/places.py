@@ -7,8 +7,7 @@ to the engine, on another thread. If it goes away in between, it finds the same 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +15,12 @@ from msfusion.engines.grpc.frames import FORMAT, Hello
 from msfusion.engines.grpc.packing import Agreement, check_agreement
 from msfusion.engines.grpc.responses import Responses
 from msfusion.errors import StreamError
+from msfusion.files import OPENING_SECONDS, too_many_are_open
 
 TOO_LATE = "nobody waits for this task any more"
+
+SAVE_AGAIN_SECONDS = 0.2
+"""How soon a response is brought to the disk again for which no file could be opened."""
 
 Evict = Callable[[StreamError], None]
 """Ends the stream that has a place."""
@@ -223,22 +226,24 @@ class Places:
         """What a participant's request was answered; kept until it has another task."""
         place = self._places[participant]
         place.asked = False
-        with self._told_if_it_fails():
-            place.responses.append(response)
-            self._hear(place, response)
-            asyncio.get_running_loop().call_soon(self._save, place)  # after it has been sent
+        place.responses.append(response)
+        self._hear(place, response)
+        loop = asyncio.get_running_loop()
+        loop.call_soon(self._save, place, loop.time() + OPENING_SECONDS)  # after it has been sent
 
-    def _save(self, place: Place) -> None:
-        with self._told_if_it_fails():
-            place.responses.save()
+    def _save(self, place: Place, end: float) -> None:
+        """Bring a response to the disk; `end` is until when it may be tried while too many files are open.
 
-    @contextmanager
-    def _told_if_it_fails(self) -> Iterator[None]:
-        """Tells the engine that there is no room for responses: participants could not hear them again."""
+        Tells the engine where there is no room for it: participants could not hear it again.
+        """
+        loop = asyncio.get_running_loop()
         try:
-            yield
+            place.responses.save()
         except OSError as error:
-            self._tell("unwritable", error)
+            if too_many_are_open(error) and loop.time() < end:
+                loop.call_later(SAVE_AGAIN_SECONDS, self._save, place, end)
+            else:
+                self._tell("unwritable", error)
 
     def leave_unanswered(self, participant: int, why: str) -> None:
         """A participant's request is not answered, and its task is over."""

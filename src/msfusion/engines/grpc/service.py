@@ -43,6 +43,9 @@ HELLO_SECONDS = 15.0
 PIECE_SECONDS = 120.0
 """How long a piece of a message may take, in both directions."""
 
+IDLE_SECONDS = 10
+"""How long somebody may be connected without a stream."""
+
 PORT_SECONDS = 2.0
 """How long a port may be taken before we give up."""
 
@@ -243,6 +246,7 @@ def _options(participants: int) -> list[tuple[str, int]]:
         ("grpc.compression_enabled_algorithms_bitset", 1),  # none: what is sent small must not grow here
         ("grpc.max_concurrent_streams", participants + 8),
         ("grpc.server_handshake_timeout_ms", 10_000),
+        ("grpc.max_connection_idle_ms", 1000 * IDLE_SECONDS),
         ("grpc.keepalive_time_ms", 1000 * KEEPALIVE_SECONDS),
         ("grpc.keepalive_timeout_ms", 1000 * KEEPALIVE_SECONDS),
         ("grpc.keepalive_permit_without_calls", 1),

@@ -149,6 +149,11 @@ class SplitMethod(Method):
         """Whether the first layers go from hand to hand."""
         return self.settings.clients == "relayed"
 
+    @property
+    def remembers(self) -> bool:
+        """Nobody keeps anything."""
+        return False
+
     def fuse(self, state: State, answered: Answered) -> dict[str, Tensor]:
         """The mean of the first layers, weighted by examples; the rest is as the server has learned it."""
         layers: list[tuple[State, float]] = []

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from msfusion.errors import CodecError, MsfusionError, TrainingError
 from msfusion.federated.method import Update
-from msfusion.federated.screening import Answers, Screening, fault_of_values, norm_of
+from msfusion.federated.screening import Answers, Screening, fault_of_values, norm_of, too_large_in
 from msfusion.methods.split.sides import averaged
 from msfusion.width.groups import State
 
@@ -20,6 +20,7 @@ class Turnout:
     def __init__(self, screening: Screening, participants: int, round_index: int) -> None:
         self._answers = Answers(screening)
         self._participants, self._round = participants, round_index
+        self._max_norm = screening.max_update_norm
         self._stops = screening.bad_update == "stop"
 
     @property
@@ -61,6 +62,9 @@ class Turnout:
         """The first layers that the next participant gets: those `before`, where these are no good."""
         if participant not in self.reasons:
             fault = fault_of_values(layers, before)
+            if fault is None:
+                norms = {participant: norm_of(layers, before)}
+                fault = too_large_in(norms, self._max_norm).get(participant)
             if fault is None:
                 return layers
             self.leave_out(participant, TrainingError(fault))
