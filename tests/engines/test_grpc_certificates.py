@@ -17,6 +17,7 @@ from msfusion.engines.grpc.certificates import (
     renew_token,
     withdraw_token,
 )
+from msfusion.engines.grpc.tokens import digest_of, read_tokens, written_tokens
 from msfusion.errors import ConfigError, StreamError
 
 
@@ -155,14 +156,27 @@ def test_what_is_no_host_is_refused(host: str, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_missing_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="tokens"):
-        Access.of_server(tmp_path)
+def test_missing_files_are_named(made: Path, tmp_path: Path) -> None:
+    for name in ("server.pem", "server.key", "tokens"):
+        with pytest.raises(ConfigError, match=f"{name} cannot be read"):
+            Access.of_server(tmp_path)
+        (tmp_path / name).write_bytes((made / "server" / name).read_bytes())
+        (tmp_path / name).chmod(0o600)
     (tmp_path / "token").write_text("short")
     (tmp_path / "token").chmod(0o600)
     (tmp_path / "authority.pem").write_text("x")
     with pytest.raises(ConfigError, match="no token"):
         Access.of_participant(tmp_path)
+
+
+def test_many_participants_have_tokens(tmp_path: Path) -> None:
+    digests = {who: digest_of(str(who)) for who in range(20_000)}  # more than a megabyte of them
+    (tmp_path / "tokens").write_bytes(written_tokens(digests))
+    (tmp_path / "tokens").chmod(0o600)
+    assert read_tokens(tmp_path / "tokens") == digests
+    (tmp_path / "tokens").chmod(0o644)
+    with pytest.raises(ConfigError, match="others on this machine can read"):
+        read_tokens(tmp_path / "tokens")
 
 
 def test_a_token_is_wanted_whole(made: Path) -> None:

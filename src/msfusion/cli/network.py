@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -64,7 +64,6 @@ def certificates(
     machine; or renew or withdraw one of them.
     """
     from msfusion.engines.grpc import certificates as made
-    from msfusion.engines.grpc.tokens import TOKENS
 
     wanted = [participants is not None, renew, new_token is not None, withdraw is not None]
     if sum(wanted) != 1 or (host and (new_token is not None or withdraw is not None)):
@@ -73,31 +72,35 @@ def certificates(
         )
     if participants is not None:
         made.make_certificates(out, host or (), participants)
-        told = [
-            f"for the server: {out / 'server'}",
-            *(
-                f"for participant {each}: {out / made.of_participant(each)}"
-                for each in range(min(participants, 20))
-            ),
-            *(["and so on"] if participants > 20 else []),
-            f"to keep, for renewing the server's certificate: {out / 'authority'}",
-        ]
+        changed = [made.SERVER, *map(made.of_participant, range(participants)), made.AUTHORITY_FOLDER]
     elif renew:
         made.renew_certificate(out, host or ())
-        told = [f"for the server: {out / 'server'}"]
+        changed = [made.SERVER]
     elif new_token is not None:
         made.renew_token(out, new_token)
-        told = [
-            f"for participant {new_token}: {out / made.of_participant(new_token)}",
-            f"for the server: {out / 'server' / TOKENS}",
-        ]
+        changed = [made.SERVER, made.of_participant(new_token)]
     else:
         assert withdraw is not None
         made.withdraw_token(out, withdraw)
-        told = [f"withdrawn; for the server: {out / 'server' / TOKENS}"]
+        changed = [made.SERVER]
+    _tell_where(out, changed)
+
+
+MOST_TOLD = 20
+
+
+def _tell_where(out: Path, folders: Sequence[str]) -> None:
+    """Which folders are new or changed, and whom each is for."""
+    from msfusion.engines.grpc.certificates import AUTHORITY_FOLDER, SERVER
+
+    for_whom = {SERVER: "for the server", AUTHORITY_FOLDER: "to keep, for renewing the server's certificate"}
     console = console_of_user()
-    for line in told:
-        print_line(console, line)
+    for number, folder in enumerate(folders):
+        if folder in for_whom or number <= MOST_TOLD:
+            whom = for_whom.get(folder) or f"for {folder.replace('-', ' ')}"
+            print_line(console, f"{whom}: {out / folder}")
+        elif number == MOST_TOLD + 1:
+            print_line(console, "and so on")
 
 
 @network.command()

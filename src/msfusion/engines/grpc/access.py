@@ -6,7 +6,6 @@ import ipaddress
 import os
 import socket
 import ssl
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,14 +14,15 @@ from msfusion.engines.grpc.certificates import (
     AUTHORITY,
     CERTIFICATE,
     KEY,
+    SERVER,
     TOKEN,
     check_certificates,
     check_server,
     of_participant,
 )
+from msfusion.engines.grpc.key_files import read_key_file, read_secret
 from msfusion.engines.grpc.tokens import TOKENS, Tokens
 from msfusion.errors import ConfigError
-from msfusion.reading import read_at_most
 
 if TYPE_CHECKING:
     import grpc
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what goes wrong is told in our own words
 
 _SCHEME = "Bearer "
-_MOST_BYTES = 2**20
 
 CHECKING_SECONDS = 5.0
 """How long it may take to see why a server cannot be used."""
@@ -62,13 +61,11 @@ class Access:
 
         Raises ConfigError where something is missing, no certificate or key, out of date, or open to others.
         """
-        if (directory / "server").is_dir():
+        if (directory / SERVER).is_dir():
             raise ConfigError(
-                f"{directory} has a folder for each machine: for the server give {directory / 'server'}"
+                f"{directory} has a folder for each machine: for the server give {directory / SERVER}"
             )
-        _read_secret(directory / TOKENS)
-        certificate, key = _read(directory / CERTIFICATE), _read_secret(directory / KEY)
-        check_server(certificate, key, directory)
+        certificate, key = _of_server(directory)
         return cls(certificate=certificate, key=key, tokens=Tokens(directory / TOKENS), folder=directory)
 
     @classmethod
@@ -79,7 +76,10 @@ class Access:
             raise ConfigError(
                 f"{directory} has a folder for each machine: for a participant give its own, as {one}"
             )
-        token, authority = _token(directory, _read_secret(directory / TOKEN)), _read(directory / AUTHORITY)
+        token, authority = (
+            _token(directory, read_secret(directory / TOKEN)),
+            read_key_file(directory / AUTHORITY),
+        )
         check_certificates(authority, directory / AUTHORITY)
         return cls(token, authority=authority)
 
@@ -107,21 +107,21 @@ class Access:
         """For a gRPC server. A certificate that is renewed meanwhile is taken for connections from then on."""
         import grpc
 
-        current = [self.key, self.certificate]
+        current = self.certificate, self.key
 
         def renewed() -> grpc.ServerCertificateConfiguration | None:
             """None where nothing has changed, or what is there cannot be used: half of it may have been written."""
+            nonlocal current
             try:
-                found = Access.of_server(self.folder) if self.folder is not None else self
+                found = current if self.folder is None else _of_server(self.folder)
             except ConfigError:
                 return None
-            if [found.key, found.certificate] == current:
+            if found == current:
                 return None
-            current[:] = [found.key, found.certificate]
-            return grpc.ssl_server_certificate_configuration([(found.key, found.certificate)])
+            current = found
+            return _configuration(*found)
 
-        first = grpc.ssl_server_certificate_configuration([(self.key, self.certificate)])
-        return grpc.dynamic_ssl_server_credentials(first, renewed)
+        return grpc.dynamic_ssl_server_credentials(_configuration(*current), renewed)
 
     def channel(self, address: str, options: list[tuple[str, int]]) -> grpc.Channel:
         """A new channel to a server. Nothing is connected yet."""
@@ -130,6 +130,19 @@ class Access:
         if self.is_plain:
             return grpc.insecure_channel(address, options)
         return grpc.secure_channel(address, grpc.ssl_channel_credentials(self.authority), options)
+
+
+def _of_server(directory: Path) -> tuple[bytes, bytes]:
+    """The server's certificate and its key. Raises ConfigError where they cannot be used."""
+    certificate, key = read_key_file(directory / CERTIFICATE), read_secret(directory / KEY)
+    check_server(certificate, key, directory)
+    return certificate, key
+
+
+def _configuration(certificate: bytes, key: bytes) -> grpc.ServerCertificateConfiguration:
+    import grpc
+
+    return grpc.ssl_server_certificate_configuration([(key, certificate)])
 
 
 def host_and_port(address: str) -> tuple[str, int]:
@@ -189,34 +202,6 @@ def _is_here(host: str) -> bool:
     except OSError:
         return False
     return all(ipaddress.ip_address(str(each[4][0]).partition("%")[0]).is_loopback for each in found)
-
-
-def _read(path: Path) -> bytes:
-    try:
-        content = read_at_most(path, _MOST_BYTES)
-    except OSError as error:
-        raise ConfigError(
-            f"{path} cannot be read ({error.strerror}): make certificates with 'msfusion certificates'"
-        ) from error
-    if content is None:
-        raise ConfigError(
-            f"{path} is longer than any certificate, key or token: more than {_MOST_BYTES} bytes"
-        )
-    return content
-
-
-def _read_secret(path: Path) -> bytes:
-    """A file that only its owner may see. Raises ConfigError where others can read it, as ssh does."""
-    content = _read(path)
-    status = path.stat()
-    others = stat.S_IMODE(status.st_mode) & 0o077
-    if os.name == "posix" and status.st_uid == os.getuid() and others:
-        raise ConfigError(
-            f"{path} is a secret that others on this machine can read (its mode is "
-            f"{stat.S_IMODE(status.st_mode):04o}): run 'chmod 600 {path}'; if anybody may have read it, make new "
-            "certificates"
-        )
-    return content
 
 
 def _token(directory: Path, content: bytes) -> str:

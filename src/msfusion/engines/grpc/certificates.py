@@ -21,6 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from msfusion.engines.grpc.key_files import REMEDY, read_key_file
 from msfusion.engines.grpc.tokens import TOKENS, digest_of, read_tokens, written_tokens
 from msfusion.errors import ConfigError
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 AUTHORITY, CERTIFICATE, KEY, TOKEN = "authority.pem", "server.pem", "server.key", "token"
 AUTHORITY_KEY = "authority.key"
+AUTHORITY_FOLDER, SERVER = "authority", "server"
 
 AUTHORITY_DAYS = 3650
 SERVER_DAYS = 825
@@ -58,7 +60,7 @@ def make_certificates(directory: Path, hosts: Sequence[str], participants: int) 
     names = _names(hosts)
     if not 1 <= participants <= MOST_PARTICIPANTS:
         raise ConfigError(f"there are {participants} participants: it must be at least 1")
-    for folder in ("authority", "server", of_participant(0)):
+    for folder in (AUTHORITY_FOLDER, SERVER, of_participant(0)):
         if (directory / folder).exists():
             raise ConfigError(f"{directory / folder} is there already; choose another --out")
     key = ec.generate_private_key(ec.SECP256R1())
@@ -66,10 +68,13 @@ def make_certificates(directory: Path, hosts: Sequence[str], participants: int) 
     tokens = {each: secrets.token_urlsafe(32) for each in range(participants)}
     public = _pem(authority)
     files: Files = {
-        f"authority/{AUTHORITY}": (public, 0o644),
-        f"authority/{AUTHORITY_KEY}": (_private(key), 0o600),
+        f"{AUTHORITY_FOLDER}/{AUTHORITY}": (public, 0o644),
+        f"{AUTHORITY_FOLDER}/{AUTHORITY_KEY}": (_private(key), 0o600),
         **_server_files(hosts[0], names, key, authority),
-        f"server/{TOKENS}": (written_tokens({who: digest_of(token) for who, token in tokens.items()}), 0o600),
+        f"{SERVER}/{TOKENS}": (
+            written_tokens({who: digest_of(token) for who, token in tokens.items()}),
+            0o600,
+        ),
     }
     for who, token in tokens.items():
         files[f"{of_participant(who)}/{AUTHORITY}"] = public, 0o644
@@ -86,17 +91,17 @@ def renew_certificate(directory: Path, hosts: Sequence[str] = ()) -> None:
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
     authority = check_certificates(
-        _read(directory / "authority" / AUTHORITY), directory / "authority" / AUTHORITY
+        read_key_file(directory / AUTHORITY_FOLDER / AUTHORITY), directory / AUTHORITY_FOLDER / AUTHORITY
     )[0]
     try:
-        key = load_pem_private_key(_read(directory / "authority" / AUTHORITY_KEY), password=None)
-        old = x509.load_pem_x509_certificate(_read(directory / "server" / CERTIFICATE))
+        key = load_pem_private_key(read_key_file(directory / AUTHORITY_FOLDER / AUTHORITY_KEY), password=None)
+        old = x509.load_pem_x509_certificate(read_key_file(directory / SERVER / CERTIFICATE))
         known = list(old.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
     except ConfigError:
         raise
     except Exception as error:  # several kinds: of PEM, of ASN.1, of algorithms
         raise ConfigError(
-            f"{directory} holds no authority's key, or no server's certificate: {_REMEDY}"
+            f"{directory} holds no authority's key, or no server's certificate: {REMEDY}"
         ) from error
     names = _names(hosts) if hosts else known
     for name, (content, rights) in _server_files(str(names[0].value), names, key, authority).items():  # type: ignore[arg-type]  # ours is of an elliptic curve
@@ -105,27 +110,27 @@ def renew_certificate(directory: Path, hosts: Sequence[str] = ()) -> None:
 
 def renew_token(directory: Path, participant: int) -> None:
     """Another token for a participant, perhaps a new one; the old one is withdrawn. Raises ConfigError."""
-    known, token = read_tokens(directory / "server" / TOKENS), secrets.token_urlsafe(32)
+    known, token = read_tokens(directory / SERVER / TOKENS), secrets.token_urlsafe(32)
     own = directory / of_participant(participant)
     if not 0 <= participant < MOST_PARTICIPANTS:
         raise ConfigError(f"there is no participant {participant}: they count from 0")
-    public = _read(directory / "authority" / AUTHORITY)
+    public = read_key_file(directory / AUTHORITY_FOLDER / AUTHORITY)
     try:
         own.mkdir(exist_ok=True)
     except OSError as error:
         raise ConfigError(f"{own} cannot be written: {error.strerror}") from error
     _replace(own / AUTHORITY, public, 0o644)
     _replace(own / TOKEN, token.encode() + b"\n", 0o600)
-    _replace(directory / "server" / TOKENS, written_tokens({**known, participant: digest_of(token)}), 0o600)
+    _replace(directory / SERVER / TOKENS, written_tokens({**known, participant: digest_of(token)}), 0o600)
 
 
 def withdraw_token(directory: Path, participant: int) -> None:
     """The server does not believe this participant's token any more. Raises ConfigError where it has none."""
-    known = read_tokens(directory / "server" / TOKENS)
+    known = read_tokens(directory / SERVER / TOKENS)
     if participant not in known:
         raise ConfigError(f"participant {participant} has no token in {directory / 'server' / TOKENS}")
     rest = {who: digest for who, digest in known.items() if who != participant}
-    _replace(directory / "server" / TOKENS, written_tokens(rest), 0o600)
+    _replace(directory / SERVER / TOKENS, written_tokens(rest), 0o600)
 
 
 def _server_files(
@@ -138,7 +143,7 @@ def _server_files(
 
     key = ec.generate_private_key(ec.SECP256R1())
     certificate = _signed(subject, key.public_key(), signer, authority, names)
-    return {f"server/{CERTIFICATE}": (_pem(certificate), 0o644), f"server/{KEY}": (_private(key), 0o600)}
+    return {f"{SERVER}/{CERTIFICATE}": (_pem(certificate), 0o644), f"{SERVER}/{KEY}": (_private(key), 0o600)}
 
 
 def _pem(certificate: x509.Certificate) -> bytes:
@@ -165,14 +170,14 @@ def check_certificates(content: bytes, path: Path) -> list[x509.Certificate]:
         found = x509.load_pem_x509_certificates(content)
         begin, end = found[0].not_valid_before_utc, found[0].not_valid_after_utc
     except Exception as error:  # several kinds: of PEM, of ASN.1, of algorithms, of dates
-        raise ConfigError(f"{path} holds no certificate in PEM: {_REMEDY}") from error
+        raise ConfigError(f"{path} holds no certificate in PEM: {REMEDY}") from error
     now = datetime.datetime.now(datetime.UTC)
     if now > end:
-        raise ConfigError(f"the certificate in {path} expired on {end:%Y-%m-%d}: {_REMEDY}")
+        raise ConfigError(f"the certificate in {path} expired on {end:%Y-%m-%d}: {REMEDY}")
     if now < begin:
         raise ConfigError(
             f"the certificate in {path} is not valid before {begin:%Y-%m-%d %H:%M} UTC, and this machine's clock says "
-            f"{now:%Y-%m-%d %H:%M}: set the clock, or {_REMEDY}"
+            f"{now:%Y-%m-%d %H:%M}: set the clock, or {REMEDY}"
         )
     return found
 
@@ -187,16 +192,13 @@ def check_server(certificate: bytes, key: bytes, directory: Path) -> None:
         public = serialization.load_pem_private_key(key, password=None).public_key().public_bytes(*form)
     except Exception as error:  # several kinds, as above; and of one that is locked with a password
         raise ConfigError(
-            f"{directory / KEY} holds no private key in PEM without a password: {_REMEDY}"
+            f"{directory / KEY} holds no private key in PEM without a password: {REMEDY}"
         ) from error
     if public != first.public_key().public_bytes(*form):
         raise ConfigError(
             f"{directory / KEY} is not the key of {directory / CERTIFICATE}: take two that were made together, "
-            f"or {_REMEDY}"
+            f"or {REMEDY}"
         )
-
-
-_REMEDY = "make new ones with 'msfusion certificates'"
 
 
 def _names(hosts: Sequence[str]) -> list[x509.GeneralName]:
@@ -299,13 +301,6 @@ def _replace(path: Path, content: bytes, rights: int) -> None:
         with suppress(OSError):
             temporary.unlink()
         raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read ({error.strerror}): {_REMEDY}") from error
 
 
 def _write(path: Path, content: bytes, rights: int) -> None:

@@ -73,7 +73,9 @@ def take_part(
     """
     kept = Kept(folder, digest_of_json([agreement, participant]))
     worker = _Worker(method, data, test, participant, agreement, kept, connecting, SentLog(log))
-    shared = _taken(method) if isinstance(method, Method) else nullcontext()  # what is made here is nobody else's
+    shared = (
+        _taken(method) if isinstance(method, Method) else nullcontext()
+    )  # what is made here is nobody else's
     with shared, threads_set(threads):
         return persistently(connecting, worker.converse)
 

@@ -8,8 +8,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from msfusion.engines.grpc.key_files import REMEDY, read_secret
 from msfusion.errors import ConfigError, StreamError
-from msfusion.reading import read_at_most
 
 TOKENS = "tokens"
 
@@ -28,17 +28,13 @@ def written_tokens(digests: Mapping[int, str]) -> bytes:
 
 
 def read_tokens(path: Path) -> dict[int, str]:
-    """The digest of each participant's token. Raises ConfigError where the file cannot be read, or is none."""
-    remedy = "make new certificates with 'msfusion certificates'"
-    try:
-        content = read_at_most(path, _MOST_BYTES)
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read ({error.strerror}): {remedy}") from error
-    lines = [_LINE.fullmatch(line) for line in (content or b"?").decode("ascii", "replace").splitlines()]
+    """The digest of each participant's token. Raises ConfigError where the file is none, or not the owner's alone."""
+    content = read_secret(path, _MOST_BYTES)
+    lines = [_LINE.fullmatch(line) for line in content.decode("ascii", "replace").splitlines()]
     found = {int(line[1]): line[2] for line in lines if line is not None}
     if len(found) != len(lines):
         raise ConfigError(
-            f"{path} holds no tokens, a participant's number and a digest in each line: {remedy}"
+            f"{path} holds no tokens, a participant's number and a digest in each line: {REMEDY}"
         )
     return found
 
@@ -48,7 +44,7 @@ class Tokens:
 
     def __init__(self, path: Path) -> None:
         """Raises ConfigError as `read_tokens` does."""
-        self._path, self._seen = path, state_of(path)
+        self._path, self._seen = path, _state_of(path)
         self._digests = read_tokens(path)
 
     def check(self, token: str, participant: int | None = None) -> None:
@@ -60,7 +56,7 @@ class Tokens:
             raise StreamError(f"the token is missing, wrong or withdrawn{whose}", "UNAUTHENTICATED")
 
     def _now(self) -> Mapping[int, str]:
-        state = state_of(self._path)
+        state = _state_of(self._path)
         if state != self._seen:
             try:
                 self._digests = read_tokens(self._path)
@@ -70,7 +66,7 @@ class Tokens:
         return self._digests
 
 
-def state_of(path: Path) -> tuple[int, ...]:
+def _state_of(path: Path) -> tuple[int, ...]:
     """What changes whenever the file does; nothing where there is none."""
     try:
         status = path.stat()
