@@ -32,9 +32,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from traced_once import once
-
-from msfusion.width.trace import trace
+from commands import environment
+from forge import Forge
+from traced_once import trace_once_each
 
 torch.set_num_threads(1)
 
@@ -109,17 +109,17 @@ def _same_seed() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _runs_trace_each_model_once() -> Iterator[None]:
-    remembered = once(trace)
     with pytest.MonkeyPatch.context() as patch:
-        for name in (
-            "msfusion.checks",
-            "msfusion.experiment.setup",
-            "msfusion.federated.problem",
-            "msfusion.growth.pretrained",
-            "msfusion.models.several",
-        ):
-            patch.setattr(import_module(name), "trace", remembered)
+        trace_once_each(patch.setattr)
         yield
+
+
+@pytest.fixture(scope="session")
+def forge() -> Iterator[Forge]:
+    """Starts commands as processes, without the ten seconds that each would import."""
+    given = {name: value for name, value in environment().items() if name != "COLUMNS"}
+    with Forge(given) as forge:
+        yield forge
 
 
 @pytest.fixture
