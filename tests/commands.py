@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import subprocess
 import sys
+import warnings
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from click.testing import Result
@@ -29,6 +33,15 @@ def environment(**more: str) -> dict[str, str]:
 def process(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "msfusion.cli.main", *arguments]
     return subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True)
+
+
+def forked(function: Callable[..., object], *arguments: object, **options: object) -> BaseProcess:
+    """A function at work in a process that can be killed; it has all that this one has imported and traced."""
+    process = multiprocessing.get_context("fork").Process(target=function, args=arguments, kwargs=options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: of forking beside other threads
+        process.start()
+    return process
 
 
 def refused(result: Result, expected: str) -> None:

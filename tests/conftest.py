@@ -27,14 +27,15 @@ if CHECKED:
         import_module("beartype._check.code.codemain")
     install_import_hook("msfusion", "beartype.beartype")
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from traced_once import once
-
-from msfusion.width.trace import trace
+from commands import environment
+from forge import Forge
+from traced_once import trace_once_each
 
 torch.set_num_threads(1)
 
@@ -80,7 +81,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.release)
         elif _function(item.nodeid) in slow or item.get_closest_marker("release"):
             item.add_marker(pytest.mark.slow)
+        if "forge" in getattr(item, "fixturenames", ()):
+            group = "forge"  # which takes ten seconds to be made
         item.add_marker(pytest.mark.xdist_group(folder if folder == "growth" else group))
+
+
+LONGEST = ("forge", "growth", "test_grow_run", "test_train", "test_export")
+"""Groups of few tests that take long, some because they wait for processes."""
+
+
+@pytest.hookimpl(specname="pytest_collection_modifyitems", trylast=True)  # after pytest-randomly has shuffled
+def _longest_first(items: list[pytest.Item]) -> None:
+    """Begin with the groups that take longest, so that no core is idle at the end; then with those of most tests.
+
+    pytest-xdist itself would sort by the number of tests alone (`--no-loadscope-reorder` has it leave the order).
+    """
+    tests = Counter(map(_group, items))
+    items.sort(key=lambda item: (_group(item) not in LONGEST, -tests[_group(item)]))
+
+
+def _group(item: pytest.Item) -> str:
+    marker = item.get_closest_marker("xdist_group")
+    return str(marker.args[0]) if marker else ""
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
@@ -109,17 +131,17 @@ def _same_seed() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _runs_trace_each_model_once() -> Iterator[None]:
-    remembered = once(trace)
     with pytest.MonkeyPatch.context() as patch:
-        for name in (
-            "msfusion.checks",
-            "msfusion.experiment.setup",
-            "msfusion.federated.problem",
-            "msfusion.growth.pretrained",
-            "msfusion.models.several",
-        ):
-            patch.setattr(import_module(name), "trace", remembered)
+        trace_once_each(patch.setattr)
         yield
+
+
+@pytest.fixture(scope="session")
+def forge() -> Iterator[Forge]:
+    """Starts commands as processes, without the ten seconds that each would import."""
+    given = {name: value for name, value in environment().items() if name != "COLUMNS"}
+    with Forge(given) as forge:
+        yield forge
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
@@ -71,6 +73,10 @@ def resnet18_map(classes: int = 10) -> WidthMap:
     return map_of(shapes, places, parameters=tuple(n for n in shapes if not n.endswith(buffers)))
 
 
+MOST_ENTRIES = 2000
+"""Of a drawn tensor: references go through each, and three long axes would have a hundred thousand."""
+
+
 def draw_map(data: st.DataObject) -> WidthMap:
     """A small map: up to three groups, axes made of several places with gaps, thick and repeated units."""
     # made outside the strategy: beartype draws random numbers, which hypothesis forbids inside one
@@ -92,6 +98,8 @@ def _shapes_and_places(draw: st.DrawFn) -> tuple[dict[str, tuple[int, ...]], dic
                 place = Place(
                     f"t{number}", axis, length, units[group], draw(st.integers(1, 2)), draw(st.integers(1, 2))
                 )
+                if math.prod(shape) * (place.offset + place.length + 1) > MOST_ENTRIES:
+                    break
                 places[group].append(place)
                 length = place.offset + place.length + draw(st.integers(0, 1))
             shape.append(max(length, 1))

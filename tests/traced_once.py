@@ -11,11 +11,13 @@ import hashlib
 import io
 import pickle
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 from torch import Tensor, nn
 
 from msfusion.width.groups import WidthMap
+from msfusion.width.trace import trace
 
 Trace = Callable[..., WidthMap]
 
@@ -43,6 +45,22 @@ def _content(model: nn.Module, inputs: Any) -> bytes | None:
     except (pickle.PicklingError, AttributeError, TypeError):
         return None
     return hashlib.sha256(content.getvalue()).digest()
+
+
+_TRACING = (
+    "msfusion.checks",
+    "msfusion.experiment.setup",
+    "msfusion.federated.problem",
+    "msfusion.growth.pretrained",
+    "msfusion.models.several",
+)
+
+
+def trace_once_each(put: Callable[[Any, str, Trace], None]) -> None:
+    """Have the package's modules remember, with `put(module, name, function)`."""
+    remembered = once(trace)
+    for name in _TRACING:
+        put(import_module(name), "trace", remembered)
 
 
 def once(trace: Trace) -> Trace:

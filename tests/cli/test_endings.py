@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 from averaging import Averaging, some_data
 from commands import QUICK, environment, msfusion, refused
+from forge import Forge
 from simulated import run_rounds
 
 from msfusion.batch import Batch
@@ -83,18 +85,6 @@ def test_training_that_would_end_the_program_fails(error: BaseException, workers
         list(run_rounds(Ending(error), some_data(3), RoundSettings(rounds=1), workers=workers))
 
 
-def started(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
-    """The command as a process that is not deaf to Ctrl-C; a shell's background jobs are."""
-    script = (
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-        "from msfusion.cli.main import app; app()"
-    )
-    return subprocess.Popen(
-        [sys.executable, "-c", script, *arguments], cwd=cwd, env=environment(), stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL, text=True,
-    )  # fmt: skip
-
-
 def children_of(process: int) -> list[int]:
     found = subprocess.run(["pgrep", "-P", str(process)], capture_output=True, text=True, check=False)
     return [int(number) for number in found.stdout.split()]
@@ -121,16 +111,17 @@ LONG = [*QUICK, "--set", "rounds=40", "--set", "training.local_epochs=1", "--set
     ids=["Ctrl-C", "SIGTERM", "Ctrl-C twice"],
 )
 def test_a_run_that_is_stopped_leaves_no_worker_and_can_go_on(
-    here: Path, signals: Sequence[int], code: int
+    here: Path, forge: Forge, signals: Sequence[int], code: int
 ) -> None:
-    with started("train", *LONG, "--workers", "2", "--out", "run", cwd=here) as running:
-        wait_for(here / "run" / "metrics.jsonl")
-        workers = children_of(running.pid)
-        for number in signals:
-            running.send_signal(number)
-            time.sleep(0.01)
-        _, told = running.communicate(timeout=60)
-    assert running.returncode == code
+    said = here / "said.txt"
+    running = forge.start(said, "train", *LONG, "--workers", "2", "--out", "run", out=here / "shown.txt")
+    wait_for(here / "run" / "metrics.jsonl")
+    workers = children_of(running)
+    for number in signals:
+        os.kill(running, number)
+        time.sleep(0.01)
+    assert forge.code(running) == code
+    told = said.read_text()
     assert told.count("msfusion: ") in (1, len(signals))
     assert "Traceback" not in told
     assert len(workers) == 2
@@ -187,20 +178,14 @@ def test_the_second_signal_does_not_wait_for_the_first(here: Path, number: int) 
         ),
     ],
 )
-def test_a_reader_who_leaves_ends_the_command_quietly(here: Path, command: list[str]) -> None:
+def test_a_reader_who_leaves_ends_the_command_quietly(here: Path, forge: Forge, command: list[str]) -> None:
     settings = [] if "inspect" in command else QUICK
-    with subprocess.Popen(
-        [sys.executable, "-m", "msfusion.cli.main", *command, *settings],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        cwd=here,
-        env=environment(),
-    ) as running:
-        assert running.stdout is not None
-        assert running.stderr is not None
-        running.stdout.close()
-        assert running.stderr.read() == b""
-    assert running.returncode == 128 + signal.SIGPIPE
+    said, pipe = here / "said.txt", here / "pipe"
+    os.mkfifo(pipe)
+    running = forge.start(said, *command, *settings, out=pipe)
+    os.close(os.open(pipe, os.O_RDONLY))  # opened when the command opens its end
+    assert forge.code(running) == 128 + signal.SIGPIPE
+    assert said.read_text() == ""
 
 
 def test_nothing_to_resume(here: Path) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from averaging import Averaging, some_data
+from commands import forked
 from simulated import Job, opened, run_rounds
 
 from msfusion.engines.processes import Processes, WorkerError
@@ -171,29 +172,24 @@ def test_closing_between_rounds_ends_the_workers() -> None:
 @pytest.mark.timeout(60)
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes in /proc")
 def test_workers_leave_with_a_killed_parent_even_while_they_work() -> None:
-    script = (
-        "import sys\n"
-        f"sys.path[:0] = {PATH!r}\n"
-        "import multiprocessing\n"
-        "from averaging import Averaging, some_data\n"
-        "from simulated import opened\n"
-        "from msfusion.engines.processes import Processes\n"
-        "method = Averaging((0, 1), 'sleep')\n"
-        "with opened(Processes(2), method, some_data(2)) as pool:\n"
-        "    print(*(child.pid for child in multiprocessing.active_children()), flush=True)\n"
-        "    list(pool.run('train', [lambda p=p: [method.assign({}, 0, p)] for p in (0, 1)]))\n"
-    )
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as parent:
-        assert parent.stdout is not None
-        workers = [int(word) for word in parent.stdout.readline().split()]
-        time.sleep(0.2)
-        parent.kill()
-        parent.wait()
-        deadline = time.monotonic() + 10
-        while any(alive(worker) for worker in workers) and time.monotonic() < deadline:
-            time.sleep(0.02)
-        assert len(workers) == 2
-        assert not any(alive(worker) for worker in workers)
+    ours, theirs = multiprocessing.Pipe()
+
+    def train() -> None:
+        method = Averaging((0, 1), "sleep")
+        with opened(Processes(2), method, some_data(2)) as pool:
+            theirs.send([child.pid for child in multiprocessing.active_children()])
+            list(pool.run("train", jobs(method, 2)))
+
+    parent = forked(train)
+    workers = ours.recv()
+    time.sleep(0.2)
+    parent.kill()
+    parent.join()
+    deadline = time.monotonic() + 10
+    while any(alive(worker) for worker in workers) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert len(workers) == 2
+    assert not any(alive(worker) for worker in workers)
 
 
 @pytest.mark.slow

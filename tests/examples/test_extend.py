@@ -168,8 +168,14 @@ RUNS: dict[str, Sequence[str]] = {
 }
 
 
+def runs() -> list[Any]:
+    """A second method and the schedule, whose own numbers are tested above, are left to `scripts/check --all`."""
+    longer = ("momentum", "top k")
+    return [pytest.param(name, marks=pytest.mark.release if name in longer else ()) for name in RUNS]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", runs())
 def test_from_the_command_line(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Trained, planned, resumed and (a model of its own aside) exported, with nothing written for it anywhere else."""
     monkeypatch.chdir(FOLDER)

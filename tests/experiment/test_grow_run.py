@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import pkgutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from commands import environment, msfusion, refused
+from commands import forked, msfusion, refused
 from quick import QUICK_GROW
 from safetensors.torch import load_file
 from watching import Stopping, silent
@@ -76,26 +76,23 @@ def test_a_run_that_was_stopped_ends_with_the_same_numbers(trained: Path, tmp_pa
 @pytest.mark.parametrize(
     "stage", ["private.fit_operator", pytest.param("method.local_steps", marks=pytest.mark.release)]
 )
-def test_killed_in_a_stage_it_ends_with_the_same_bits(stage: str, trained: Path, tmp_path: Path) -> None:
+def test_killed_in_a_stage_it_ends_with_the_same_bits(
+    stage: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """SIGKILL while the second participant fits its private operator; and in the second round of the shared one."""
-    script = f"""
-import os, signal
-from pathlib import Path
-import msfusion.methods.fedgrow.method, msfusion.methods.fedgrow.private
-from msfusion.experiment.config import load_config
-from msfusion.experiment.train import train
-module, calls = msfusion.methods.fedgrow.{stage.partition(".")[0]}, []
-real = module.{stage.partition(".")[2]}
-def killing(*given, **more):
-    calls.append(1)
-    return real(*given, **more) if len(calls) < {2 if "fit" in stage else 5} else os.kill(os.getpid(), signal.SIGKILL)
-module.{stage.partition(".")[2]} = killing
-train(load_config(None, {[*QUICK_GROW]}), Path("out"))
-"""
-    killed = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, env=environment(), capture_output=True
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    place = f"msfusion.methods.fedgrow.{stage}"
+    real, calls = pkgutil.resolve_name(place), list[int]()
+
+    def killing(*given: Any, **more: Any) -> Any:
+        calls.append(1)
+        last = 2 if "fit" in stage else 5
+        return real(*given, **more) if len(calls) < last else os.kill(os.getpid(), signal.SIGKILL)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place, killing)
+        killed = forked(train, quick(), tmp_path / "out")
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
     assert len(RunDirectory(tmp_path / "out").read_metrics()) == (0 if "fit" in stage else 1)
     train(quick(), tmp_path / "out", resume=True)
     ours, theirs = (path / "model.safetensors" for path in (tmp_path / "out", trained))

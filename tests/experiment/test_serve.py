@@ -14,9 +14,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from commands import environment, msfusion, refused
+from commands import msfusion, refused
+from forge import Forge
 from quick import QUICK_GROW, QUICK_JOB
-from split_processes import Forge
 
 from msfusion.engines.grpc.access import Access
 from msfusion.engines.grpc.calling import Connecting
@@ -94,7 +94,7 @@ def without_seconds(path: Path) -> list[dict[str, object]]:
         pytest.param("small", marks=pytest.mark.release),
     ],
 )
-def test_killed_participants_and_servers_change_nothing(method: str, here: Path) -> None:
+def test_killed_participants_and_servers_change_nothing(method: str, here: Path, forge: Forge) -> None:
     """SIGKILL to a participant and to the server in the middle of rounds; the same commands go on."""
     config, address, path = written(here, METHODS[method]), free_address(), here / "served"
     for directory in ("keys", "other"):
@@ -112,32 +112,29 @@ def test_killed_participants_and_servers_change_nothing(method: str, here: Path)
         own = ("--certificates", f"keys/participant-{participant}", *kept)
         return ["join", config, *where, *(protection or own)]
 
-    with Forge(METHODS[method], environment()) as forge:
-        server = forge.start(here / "server.txt", *serve)
-        strangers = [
-            forge.start(here / "other.txt", *join(0, "--certificates", "other/participant-0")),
-            forge.start(here / "plain.txt", *join(0, "--plain-text")),
-            forge.start(here / "wrong.txt", *join(0, "--certificates", "wrong")),
-            forge.start(here / "neighbour.txt", *join(0, "--certificates", "keys/participant-1")),
-        ]
-        assert [forge.code(each) for each in strangers] == [2, 2, 2, 2]
+    server = forge.start(here / "server.txt", *serve)
+    strangers = [
+        forge.start(here / "other.txt", *join(0, "--certificates", "other/participant-0")),
+        forge.start(here / "plain.txt", *join(0, "--plain-text")),
+        forge.start(here / "wrong.txt", *join(0, "--certificates", "wrong")),
+        forge.start(here / "neighbour.txt", *join(0, "--certificates", "keys/participant-1")),
+    ]
+    assert [forge.code(each) for each in strangers] == [2, 2, 2, 2]
 
-        participants = [forge.start(here / f"{each}.txt", *join(each)) for each in range(3)]
-        wait_for_round(path, 1)
-        with stopped(participants[2]):  # so that the round cannot end
-            os.kill(participants[1], signal.SIGKILL)
-            assert forge.code(participants[1]) == -signal.SIGKILL
-            participants[1] = forge.start(here / "1.txt", *join(1))
-        wait_for_round(path, 2)
-        with stopped(participants[2]):
-            os.kill(server, signal.SIGKILL)
-            assert forge.code(server) == -signal.SIGKILL
-        # a round's line may be there without its checkpoint, which is written after it
-        done = max(
-            int(each.stem.removeprefix("round-")) for each in path.glob("checkpoints/round-*.safetensors")
-        )
-        server = forge.start(here / "server.txt", *serve)
-        assert [forge.code(each) for each in [server, *participants]] == [0, 0, 0, 0]
+    participants = [forge.start(here / f"{each}.txt", *join(each)) for each in range(3)]
+    wait_for_round(path, 1)
+    with stopped(participants[2]):  # so that the round cannot end
+        os.kill(participants[1], signal.SIGKILL)
+        assert forge.code(participants[1]) == -signal.SIGKILL
+        participants[1] = forge.start(here / "1.txt", *join(1))
+    wait_for_round(path, 2)
+    with stopped(participants[2]):
+        os.kill(server, signal.SIGKILL)
+        assert forge.code(server) == -signal.SIGKILL
+    # a round's line may be there without its checkpoint, which is written after it
+    done = max(int(each.stem.removeprefix("round-")) for each in path.glob("checkpoints/round-*.safetensors"))
+    server = forge.start(here / "server.txt", *serve)
+    assert [forge.code(each) for each in [server, *participants]] == [0, 0, 0, 0]
 
     train(load_config(Path(config)), here / "trained")
     assert (path / "model.safetensors").read_bytes() == (here / "trained" / "model.safetensors").read_bytes()
@@ -333,18 +330,17 @@ def test_idle_connections_end_no_run(here: Path) -> None:
 
 
 @pytest.mark.slow
-def test_whoever_missed_the_end_of_a_run_hears_of_it(here: Path) -> None:
+def test_whoever_missed_the_end_of_a_run_hears_of_it(here: Path, forge: Forge) -> None:
     """The server of a finished run is started again, and tells them."""
     config, address = written(here, METHODS["small"]), free_address()
     train(load_config(Path(config)), here / "served")
     where = ["--address", address, "--plain-text"]
-    with Forge(METHODS["small"], environment()) as forge:
-        server = forge.start(here / "server.txt", "serve", config, *where, "--out", str(here / "served"))
-        joins = [
-            forge.start(here / f"{each}.txt", "join", config, *where, "--participant", str(each))
-            for each in range(3)
-        ]
-        assert [forge.code(each) for each in [server, *joins]] == [0, 0, 0, 0]
+    server = forge.start(here / "server.txt", "serve", config, *where, "--out", str(here / "served"))
+    joins = [
+        forge.start(here / f"{each}.txt", "join", config, *where, "--participant", str(each))
+        for each in range(3)
+    ]
+    assert [forge.code(each) for each in [server, *joins]] == [0, 0, 0, 0]
     assert "has taken part in all 3 rounds" in (here / "2.txt").read_text()
 
 

@@ -136,9 +136,17 @@ def settings(*given: str) -> list[str]:
     return [part for each in (*USUAL, *given) for part in ("--set", each)]
 
 
+def every_start() -> list[Any]:
+    """Each task with slices and one of them with each start; the other pairs are left to `scripts/check --all`."""
+    return [
+        pytest.param(task, start, marks=() if start == "fresh" or task == "pixels" else pytest.mark.release)
+        for task in TASKS
+        for start in ("fresh", "blocks", "copies")
+    ]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("start", ["fresh", "blocks", "copies"])
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize(("task", "start"), every_start())
 def test_a_task_is_trained_and_told(task: str, start: str, theirs: Path) -> None:
     chosen, figure, least = TASKS[task]
     blocks = ("method.blocks=2",) if start == "blocks" else ()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import forked
 from quick import QUICK_SETTINGS
 from watching import Stopping
 
@@ -80,7 +81,7 @@ def test_predicted_bytes_are_those_that_were_moved(undisturbed: Path) -> None:
         assert line["bytes_up"] == sum(each["bytes_up"] for each in summary["participants"])
 
 
-@pytest.mark.parametrize("after", [1, 3, 4])
+@pytest.mark.parametrize("after", [1, pytest.param(3, marks=pytest.mark.release), 4])
 def test_stopped_and_resumed_ends_with_the_same_bytes(
     parts: Parts, undisturbed: Path, tmp_path: Path, after: int
 ) -> None:
@@ -430,24 +431,14 @@ def test_what_cannot_be_trained_leaves_no_directory(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_killed_by_the_system_and_resumed(parts: Parts, undisturbed: Path, tmp_path: Path) -> None:
     """One real kill in the middle of a run; benchmarks/kill_resume.py does many at random moments."""
-    overrides = [part for override in (*QUICK, "run.workers=2") for part in ("--set", override)]
-    command = [
-        sys.executable,
-        "-m",
-        "msfusion.cli.main",
-        "train",
-        "--resume",
-        "--out",
-        str(tmp_path),
-        *overrides,
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = forked(train, quick("run.workers=2"), tmp_path, parts=parts)
     deadline = time.monotonic() + 120
-    while process.poll() is None and not list(tmp_path.glob("checkpoints/round-*")):
+    while process.is_alive() and not list(tmp_path.glob("checkpoints/round-*")):
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert not (tmp_path / "summary.json").exists()
     train(quick("run.workers=2"), tmp_path, resume=True, parts=parts)
     assert (tmp_path / "model.safetensors").read_bytes() == (undisturbed / "model.safetensors").read_bytes()

@@ -33,7 +33,17 @@ def without_times(path: Path) -> list[dict[str, Any]]:
     return [{**line, "seconds": 0} for line in RunDirectory(path).read_metrics()]
 
 
-@pytest.mark.parametrize("method", ["fedrolex", "heterofl", "feddropout", "fedavg", "small", "ensemble"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "heterofl",
+        "fedavg",
+        "small",
+        "ensemble",
+        # other windows, in the same runs: tests/test_checks.py has each of these methods in CI
+        *(pytest.param(each, marks=pytest.mark.release) for each in ("fedrolex", "feddropout")),
+    ],
+)
 def test_every_method_runs(parts: Parts, tmp_path: Path, method: str) -> None:
     summary = train(quick(f"method.name={method}", "rounds=2"), tmp_path, parts=parts)
     assert 0 <= summary["accuracy"] <= 1

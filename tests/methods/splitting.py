@@ -7,12 +7,12 @@ from functools import cache
 from typing import Any
 
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import msfusion
 from msfusion.batch import Batch
 from msfusion.codecs import PROFILES
+from msfusion.data.builtin import read_digits
 from msfusion.federated.capacities import Capacities
 from msfusion.federated.engine import Engine
 from msfusion.federated.participation import RoundSettings
@@ -33,10 +33,9 @@ SETTINGS = SplitSettings("layers.3", PROFILES["compact"], PROFILES["accurate"])
 
 
 def digits(count: int, first: int = 0) -> Batch:
-    pixels, labels = load_digits(return_X_y=True)
+    images, labels = read_digits()
     chosen = slice(first, first + count)
-    images = torch.tensor(pixels[chosen], dtype=torch.float32).view(-1, 1, 8, 8) / 16 - 0.3
-    return Batch((images,), torch.tensor(labels[chosen]))
+    return Batch((images[chosen] - 0.3,), labels[chosen])
 
 
 @cache

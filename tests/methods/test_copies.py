@@ -154,7 +154,7 @@ def math_product(along: Any) -> float:
     return product
 
 
-@pytest.mark.parametrize("name", ["images", "text"])
+@pytest.mark.parametrize("name", ["images", pytest.param("text", marks=pytest.mark.release)])
 def test_while_copies_stay_equal_ten_rounds_are_fedavg_of_the_small_model(name: str) -> None:
     method = copies(name, apart=0.0)
     assert method.left_in_operators() == ()

@@ -1,5 +1,7 @@
 """The command line. What it needs beyond the library (typer, rich, pydantic, tomli-w) is the extra `cli`."""
 
+import atexit
+import gc
 import sys
 
 NEEDED = ("typer", "rich", "pydantic", "tomli_w")
@@ -7,6 +9,7 @@ NEEDED = ("typer", "rich", "pydantic", "tomli_w")
 
 def start() -> None:
     """The console script `msfusion`. Without its packages it says what to install, exit code 2."""
+    atexit.register(gc.freeze)  # or Python looks through all of PyTorch for garbage once more: a second
     try:
         from msfusion.cli.main import app
 
