@@ -266,21 +266,20 @@ def test_only_a_new_run_waits_without_end_for_those_that_have_not_come(
 
 
 @pytest.mark.slow
-def test_a_server_that_was_stopped_reads_before_it_calls_anybody_late(here: Path) -> None:
+def test_a_server_that_was_stopped_reads_before_it_calls_anybody_late(here: Path, forge: Forge) -> None:
     """It stands still for longer than the deadline, while a participant finishes its part of the round."""
     config, address, path = written(here, METHODS["split"]), free_address(), here / "served"
     where = [config, "--address", address, "--plain-text"]
-    with Forge(METHODS["split"], environment()) as forge:
-        server = forge.start(here / "server.txt", "serve", *where, "--out", str(path), "--deadline", "5")
-        participants = [
-            forge.start(here / f"{each}.txt", "join", *where, "--participant", str(each)) for each in range(3)
-        ]
-        wait_for_round(path, 1)
-        with stopped(participants[2]):  # so that the round cannot end
-            os.kill(server, signal.SIGSTOP)
-        time.sleep(8.0)
-        os.kill(server, signal.SIGCONT)
-        assert [forge.code(each) for each in [server, *participants]] == [0, 0, 0, 0]
+    server = forge.start(here / "server.txt", "serve", *where, "--out", str(path), "--deadline", "5")
+    participants = [
+        forge.start(here / f"{each}.txt", "join", *where, "--participant", str(each)) for each in range(3)
+    ]
+    wait_for_round(path, 1)
+    with stopped(participants[2]):  # so that the round cannot end
+        os.kill(server, signal.SIGSTOP)
+    time.sleep(8.0)
+    os.kill(server, signal.SIGCONT)
+    assert [forge.code(each) for each in [server, *participants]] == [0, 0, 0, 0]
     assert "left_out" not in (path / "metrics.jsonl").read_text()
 
 
@@ -308,24 +307,23 @@ def greets(address: str) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="the limit of another process is set")
-def test_idle_connections_end_no_run(here: Path) -> None:
+def test_idle_connections_end_no_run(here: Path, forge: Forge) -> None:
     """They have all files that the server may open, when it is to write what came of a round."""
     config, address, path = written(here, METHODS["small"]), free_address(), here / "served"
     where = [config, "--address", address, "--plain-text"]
-    with Forge(METHODS["small"], environment()) as forge:
-        server = forge.start(here / "server.txt", "serve", *where, "--out", str(path))
-        participants = [
-            forge.start(here / f"{each}.txt", "join", *where, "--participant", str(each)) for each in range(3)
-        ]
-        wait_for_round(path, 1)
-        with stopped(participants[2]):  # so that the round cannot end
-            most = 8 + max(int(each.name) for each in Path(f"/proc/{server}/fd").iterdir())
-            resource.prlimit(server, resource.RLIMIT_NOFILE, (most, most))
-            strangers = idle_connections(address, 50)
-            strangers.__enter__()
-            assert not greets(address)
-        assert [forge.code(each) for each in [server, *participants]] == [0, 0, 0, 0]
-        strangers.__exit__(None, None, None)
+    server = forge.start(here / "server.txt", "serve", *where, "--out", str(path))
+    participants = [
+        forge.start(here / f"{each}.txt", "join", *where, "--participant", str(each)) for each in range(3)
+    ]
+    wait_for_round(path, 1)
+    with stopped(participants[2]):  # so that the round cannot end
+        most = 8 + max(int(each.name) for each in Path(f"/proc/{server}/fd").iterdir())
+        resource.prlimit(server, resource.RLIMIT_NOFILE, (most, most))
+        strangers = idle_connections(address, 50)
+        strangers.__enter__()
+        assert not greets(address)
+    assert [forge.code(each) for each in [server, *participants]] == [0, 0, 0, 0]
+    strangers.__exit__(None, None, None)
     assert rounds_done(path) == 3
 
 

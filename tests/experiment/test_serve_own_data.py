@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import environment, msfusion, refused
-from split_processes import Forge
+from commands import msfusion, refused
+from forge import Forge
 from test_serve import free_address, stopped, wait_for_round
 
 from msfusion.errors import ConfigError
@@ -36,9 +36,6 @@ def own(participant):
     file = Path(f"private-{participant}")     # which nobody else has
     return images(int(file.read_text()), participant)
 """
-JOB_OVERRIDES = ["data.max_train=120", "participants.count=3", "model.name=convnet", "rounds=1"]
-"""Of any job: what takes long at its start is then there in all processes."""
-
 COUNTS = (12, 20, 7)
 JOB = """
 rounds = 3
@@ -96,7 +93,7 @@ def test_all_sides_make_the_same_method_of_what_they_know(job: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_in_which_the_server_has_nobodys_data(job: Path, here: Path) -> None:
+def test_a_run_in_which_the_server_has_nobodys_data(job: Path, here: Path, forge: Forge) -> None:
     address, path = free_address(), here / "served"
     serve = ["serve", str(job), "--address", address, "--plain-text", "--out", str(path)]
 
@@ -106,37 +103,35 @@ def test_a_run_in_which_the_server_has_nobodys_data(job: Path, here: Path) -> No
 
     train(load_config(job), here / "trained")
     take_data_away(here)
-    with Forge(JOB_OVERRIDES, environment()) as forge:
-        server = forge.start(here / "server.txt", *serve)
-        wait_until(here / "server.txt", "listening")
-        put_data(here)
-        participants = [forge.start(here / f"{each}.txt", *join(each)) for each in (0, 2)]
-        participants.append(forge.start(here / "1.txt", *join(1, "--data", "private:own")))
-        wait_for_round(path, 1)
-        take_data_away(here)  # participants have theirs, and the server needs none
-        with stopped(participants[2]):  # so that the round cannot end
-            os.kill(server, signal.SIGKILL)
-            assert forge.code(server) == -signal.SIGKILL
-        server = forge.start(here / "server.txt", *serve)
-        assert [forge.code(each) for each in [server, *participants]] == [0, 0, 0, 0]
+    server = forge.start(here / "server.txt", *serve)
+    wait_until(here / "server.txt", "listening")
+    put_data(here)
+    participants = [forge.start(here / f"{each}.txt", *join(each)) for each in (0, 2)]
+    participants.append(forge.start(here / "1.txt", *join(1, "--data", "private:own")))
+    wait_for_round(path, 1)
+    take_data_away(here)  # participants have theirs, and the server needs none
+    with stopped(participants[2]):  # so that the round cannot end
+        os.kill(server, signal.SIGKILL)
+        assert forge.code(server) == -signal.SIGKILL
+    server = forge.start(here / "server.txt", *serve)
+    assert [forge.code(each) for each in [server, *participants]] == [0, 0, 0, 0]
     assert (path / "model.safetensors").read_bytes() == (here / "trained" / "model.safetensors").read_bytes()
     assert load_config(RunDirectory(path).config).data.own == COUNTS
     assert "continued after round" in (here / "server.txt").read_text()
 
 
 @pytest.mark.slow
-def test_whoever_comes_back_with_other_data_is_refused(job: Path, here: Path) -> None:
+def test_whoever_comes_back_with_other_data_is_refused(job: Path, here: Path, forge: Forge) -> None:
     address = free_address()
     where = ["--address", address, "--plain-text"]
-    with Forge(JOB_OVERRIDES, environment()) as forge:
-        forge.start(here / "server.txt", "serve", str(job), *where, "--out", str(here / "served"))
-        first = forge.start(here / "first.txt", "join", str(job), *where, "--participant", "0")
-        wait_until(here / "server.txt", "participant 0 has come")
-        os.kill(first, signal.SIGKILL)
-        forge.code(first)
-        (here / "private-0").write_text("13")
-        again = forge.start(here / "again.txt", "join", str(job), *where, "--participant", "0")
-        assert forge.code(again) == 2
+    forge.start(here / "server.txt", "serve", str(job), *where, "--out", str(here / "served"))
+    first = forge.start(here / "first.txt", "join", str(job), *where, "--participant", "0")
+    wait_until(here / "server.txt", "participant 0 has come")
+    os.kill(first, signal.SIGKILL)
+    forge.code(first)
+    (here / "private-0").write_text("13")
+    again = forge.start(here / "again.txt", "join", str(job), *where, "--participant", "0")
+    assert forge.code(again) == 2
     assert "participant 0 has 13 examples, and for the server 12" in (here / "again.txt").read_text()
 
 
