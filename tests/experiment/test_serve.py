@@ -340,6 +340,9 @@ def test_whoever_missed_the_end_of_a_run_hears_of_it(here: Path, forge: Forge) -
     ]
     assert [forge.code(each) for each in [server, *joins]] == [0, 0, 0, 0]
     assert "has taken part in all 3 rounds" in (here / "2.txt").read_text()
+    assert (here / "2.txt").read_text().startswith("participant 2: loading")
+    assert "participant 2 has finished" in (here / "server.txt").read_text()
+    assert "has gone" not in (here / "server.txt").read_text()
 
 
 def test_two_cannot_be_one_participant_on_one_machine(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -198,8 +198,9 @@ def join(
     say = _teller(console_of_user(), quiet, f"participant {participant}: ")
     settings = load_config(config, overrides or ())
     settings.refuse_ignored()
-    access = _access(certificates, plain_text, of_server=False)
-    rounds = run(settings, Connecting(address, access, patience, say), participant, out, data)
+    connecting = Connecting(address, _access(certificates, plain_text, of_server=False), patience, say)
+    say("loading the data and the model")
+    rounds = run(settings, connecting, participant, out, data)
     say(f"has taken part in all {rounds} rounds")
 
 

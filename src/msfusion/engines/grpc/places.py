@@ -212,6 +212,10 @@ class Places:
         if all(place.knows for place in self._places):
             self._tell("all_know")
 
+    def knows(self, participant: int) -> bool:
+        """Whether a participant has heard that all rounds are done."""
+        return self._places[participant].knows
+
     # What the engine says.
 
     def give(self, participant: int, job: Job | None) -> None:

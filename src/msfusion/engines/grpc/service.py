@@ -143,7 +143,7 @@ class Service:
             raise
         finally:
             self._places.leave(who, evict)
-            self._say(f"participant {who} has gone")
+            self._say(f"participant {who} has {'finished' if self._places.knows(who) else 'gone'}")
 
     async def _answered(self, context: Context, who: int) -> bool:
         """Answer what a participant says next; whether it may say more. Training takes as long as it takes."""

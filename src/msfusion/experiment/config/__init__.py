@@ -397,7 +397,9 @@ def _text_of(path: Path) -> str:
             f"{short(path)} cannot be read: it is no configuration, which is shorter than 1 MiB."
         )
     if not text.strip():
-        raise ConfigError(f"{short(path)} is empty: without a CONFIG the built-in one is taken.")
+        raise ConfigError(
+            f"{short(path)} is empty: it should hold a configuration, with at least one setting."
+        )
     return text
 
 
