@@ -49,6 +49,7 @@ BERT_LAYER = {
 }
 
 
+@pytest.mark.slow  # alone it takes seconds: the slow tests share its traces
 def test_the_ties_of_bert_are_those_of_the_paper() -> None:
     plan = planned(bert_classifier, SMALL, LARGE)
     for layer in (0, 1):
@@ -73,6 +74,7 @@ def test_the_ties_of_bert_are_those_of_the_paper() -> None:
     assert len(plan.spaces) == 2 + 2 * 4
 
 
+@pytest.mark.slow  # alone it takes seconds: the slow tests share its traces
 def test_layers_are_matched_by_their_number() -> None:
     plan = planned(decoder, SMALL, LARGE)
     assert set(plan.layers.values()) == {(2, 4)}
@@ -91,6 +93,7 @@ def test_queries_keys_and_values_in_one_matrix_have_a_space_each() -> None:
     assert parts[1][2].space == plan.parts["transformer.h.0.attn.c_proj.weight"][0][0].space
 
 
+@pytest.mark.slow  # alone it takes seconds: the slow tests share its traces
 def test_grouped_queries_are_units_of_units() -> None:
     plan = planned(llama, GROUPED, GROUPED_LARGE)
     layer = "model.layers.0.self_attn."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 from zoo_checks import half_window, smallest_window, traced
@@ -10,6 +11,7 @@ from msfusion.width.submodel import narrow
 from msfusion.width.trace import trace
 
 
+@pytest.mark.slow  # seconds, where no other test has traced its model before
 def test_attention_runs_with_fewer_heads_on_any_device_and_kernel() -> None:
     """Export drops nanoGPT's `.contiguous()`, and other kernels give other strides."""
     model, inputs, width_map = traced("nanogpt")
@@ -55,6 +57,7 @@ def test_what_is_written_through_a_view_is_read_behind_it() -> None:
     assert len(views) == 3  # each is written on one side and read on the other
 
 
+@pytest.mark.slow  # seconds, where no other test has traced its model before
 def test_a_view_whose_other_side_is_not_read_becomes_a_reshape() -> None:
     _, _, width_map = traced("nanogpt_slow")
     operators = {n.target for n in width_map.program.graphs[True].graph.nodes}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from msfusion.federated.method import Method, Released
 from msfusion.federated.participation import RoundSettings
 from msfusion.federated.screening import Screening
 from msfusion.methods.split.method import SplitSettings
+from msfusion.methods.split.rounds import SplitRound
 
 WAYS = {
     "each": SETTINGS,
@@ -31,21 +33,30 @@ LAST = replace(digits(12, 300), inputs=(digits(12, 300).inputs[0] * torch.nan,))
 """The examples of a participant that cannot train."""
 
 
+@cache
+def job_and_loop(way: str, draws: bool = False) -> tuple[Job, list[SplitRound]]:
+    """A job and what the loop makes of it, which several engines are compared with."""
+    job = Job(settings=WAYS[way])
+    if draws:
+        training = replace(TRAINING, local_epochs=2, clip_norm=1.0)
+        job = replace(job, training=training, whole=drawing_network())
+    return job, job.reference()
+
+
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(
     "engine", [lambda: None, lambda: Processes(2), Loopback], ids=["one process", "two", "network"]
 )
 def test_the_bits_of_the_loop(way: str, engine: Callable[[], Engine | None]) -> None:
-    job = Job(settings=WAYS[way])
-    same(job.reference(), job.run(engine()))
+    job, loop = job_and_loop(way)
+    same(loop, job.run(engine()))
 
 
 @pytest.mark.parametrize("way", ["each", "joined", "relayed"])
 @pytest.mark.parametrize("workers", [1, 2])
 def test_statistics_and_dropout_are_the_same(way: str, workers: int) -> None:
-    training = replace(TRAINING, local_epochs=2, clip_norm=1.0)
-    job = Job(settings=WAYS[way], training=training, whole=drawing_network())
-    same(job.reference(), job.run(None if workers == 1 else Processes(workers)))
+    job, loop = job_and_loop(way, draws=True)
+    same(loop, job.run(None if workers == 1 else Processes(workers)))
 
 
 @pytest.mark.parametrize("way", ["each", "joined", "relayed"])
