@@ -227,7 +227,7 @@ class Told(Exception):
 def told(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Listening, int]]:
     """Serve in a directory as far as the network: how it listens, and how many rounds are kept."""
 
-    def network(listening: Listening, *_: object, rounds_kept: int, **__: object) -> None:
+    def network(listening: Listening, *_: object, rounds_kept: int, most_examples: int) -> None:
         raise Told(listening, rounds_kept)
 
     monkeypatch.setattr(RunDirectory, "check_free", lambda _: None)

@@ -18,6 +18,7 @@ from msfusion.engines.grpc.listening import Listening
 from msfusion.engines.grpc.network import Network
 from msfusion.engines.grpc.packing import Agreement
 from msfusion.engines.grpc.participant import take_part
+from msfusion.engines.grpc.places import MOST_EXAMPLES
 from msfusion.errors import ConfigError
 from msfusion.experiment.agreement import Run, agreement_of, prepared_for_network
 from msfusion.experiment.config import Config
@@ -52,8 +53,8 @@ def serve(
 
         def listen(examples: Sequence[int | None], agreement: Agreement) -> Network:
             back = RunDirectory(path).furthest_back(config.run.checkpoint_every)
-            own = config.data.own is not None
-            network = Network(listening, examples, agreement, rounds_kept=back + 1, own_data=own)
+            most = config.screening.max_examples or MOST_EXAMPLES
+            network = Network(listening, examples, agreement, rounds_kept=back + 1, most_examples=most)
             networks.append(stack.enter_context(network))
             return network
 

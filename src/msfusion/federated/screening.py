@@ -70,7 +70,7 @@ class Screening:
     max_examples: int | None = setting(
         None,
         "the most examples that one may have; by default any number in one process, and over a network as many as the "
-        "server's own [data] has in all",
+        "server's own [data] has in all (by data.own 10 million)",
         ge=1,
     )
 

@@ -3,6 +3,7 @@
 Up, from a participant, each but the last answered by one frame down:
 
     Hello     who I am and what I count on             Welcome
+    HowMany   how many examples has everybody?         Examples
     Ready     what am I to do?                         Work and a task, or Over
     Done      I have done it                           Send, then an update up, then Thanks; or Thanks at once
     Failed    I could not do it                        Thanks
@@ -15,7 +16,7 @@ A task or an update follows its frame as bytes, in pieces (`messages`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from msfusion.engines.grpc.packing import Agreement
 
@@ -43,6 +44,11 @@ class Hello:
     session: bytes
     examples: int
     agreement: Agreement
+
+
+@dataclass(frozen=True)
+class HowMany:
+    """How many examples has everybody? Asked where participants have data of their own, before anything else."""
 
 
 @dataclass(frozen=True)
@@ -81,14 +87,16 @@ class Goodbye:
 
 @dataclass(frozen=True)
 class Welcome:
-    """The participant is known. `rounds_kept` is how many rounds the server may go back when it is started again.
-
-    `examples` are how many each of all participants has, where they have data of their own: then it is said when all
-    have come. Elsewhere it is empty.
-    """
+    """The participant is known. `rounds_kept` is how many rounds the server may go back when it is started again."""
 
     rounds_kept: int
-    examples: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """How many examples each participant has. It is said when all have come."""
+
+    counts: list[int]
 
 
 @dataclass(frozen=True)

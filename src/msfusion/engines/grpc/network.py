@@ -24,7 +24,7 @@ from msfusion.engines.grpc.frames import PASSING
 from msfusion.engines.grpc.listening import Listening
 from msfusion.engines.grpc.messages import most_bytes, receipt, request_in, round_of, update_in
 from msfusion.engines.grpc.packing import Agreement
-from msfusion.engines.grpc.places import Job, Places
+from msfusion.engines.grpc.places import MOST_EXAMPLES, Job, Places
 from msfusion.engines.grpc.service import Service
 from msfusion.errors import MsfusionError, RunDirectoryError, StreamError, TrainingError
 from msfusion.federated.conversation import Response
@@ -67,12 +67,12 @@ class Owed:
 class Network(Engine):
     """Participants that come over the network; to be used in a `with`, which ends all streams.
 
-    `examples` are how many each participant has, None where only it knows (see `examples_of_all`; with `own_data`
-    participants are told), and `agreement` is everything on which both sides must agree. A participant
-    that has been away for `listening.patience` seconds, or has a task for longer than `listening.deadline`, is left out
-    of the round (or ends the run, as `Screening.bad_update` says); those that have not come yet have
-    `listening.begin_after` seconds. `rounds_kept` is how many rounds the run
+    `examples` are how many each participant has, None where only it knows (see `examples_of_all`), and `agreement` is
+    everything on which both sides must agree. A participant that has been away for `listening.patience` seconds, or has
+    a task for longer than `listening.deadline`, is left out of the round (or ends the run, as `Screening.bad_update`
+    says); those that have not come yet have `listening.begin_after` seconds. `rounds_kept` is how many rounds the run
     may go back when it is started again: participants keep for so long what they go on from.
+    `most_examples` is the most that a participant may say that it has.
     """
 
     converses: ClassVar[bool] = True
@@ -83,7 +83,7 @@ class Network(Engine):
         examples: Sequence[int | None],
         agreement: Agreement,
         rounds_kept: int = 1,
-        own_data: bool = False,
+        most_examples: int = MOST_EXAMPLES,
     ) -> None:
         self._listening, self._count = listening, len(examples)
         self._events: queue.SimpleQueue[tuple[str, float, tuple[Any, ...]]] = queue.SimpleQueue()
@@ -94,7 +94,7 @@ class Network(Engine):
             self._tell,
             listening.scratch,
             rounds_kept,
-            own_data,
+            most_examples,
         )
         self._unknown = {who for who, count in enumerate(examples) if count is None}
         self._examples = list(examples)

@@ -18,8 +18,10 @@ from msfusion.engines.grpc.calling import Connecting, Stream, persistently
 from msfusion.engines.grpc.frames import (
     FORMAT,
     Done,
+    Examples,
     Failed,
     Hello,
+    HowMany,
     Over,
     Ready,
     Reply,
@@ -135,11 +137,10 @@ class _Worker:
     def converse(self, stream: Stream) -> int:
         """Do what is handed out until all rounds are done; how many there were. Raises Lost; can be called again."""
         self._log.hello(self._hello)
-        welcome = stream.ask(self._hello, Welcome)
-        self._kept.rounds = welcome.rounds_kept
-        if not isinstance(self._method, Method):
-            self._method = self._method(welcome.examples)
+        self._kept.rounds = stream.ask(self._hello, Welcome).rounds_kept
         self._tell("connected")
+        if not isinstance(self._method, Method):
+            self._method = self._method(stream.ask(HowMany(), Examples).counts)
         while True:
             work: Work | Over = stream.ask(Ready(), Work, Over)
             if isinstance(work, Over):

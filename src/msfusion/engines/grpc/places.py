@@ -19,6 +19,9 @@ from msfusion.files import OPENING_SECONDS, too_many_are_open
 
 TOO_LATE = "nobody waits for this task any more"
 
+MOST_EXAMPLES = 10**7
+"""As many as a participant may say that it has, unless the server allows more: what it says is its weight."""
+
 SAVE_AGAIN_SECONDS = 0.2
 """How soon a response is brought to the disk again for which no file could be opened."""
 
@@ -61,10 +64,10 @@ class Place:
 class Places:
     """The places of all participants. `tell` passes on to the engine what happens.
 
-    `examples` are how many each has, None where only the participant knows: then everybody waits until all are known.
+    `examples` are how many each has, None where only the participant knows, which says it when it comes.
     What participants were answered in the middle of a task is kept in a file in `scratch`, for those that begin it
-    again. `rounds_kept` is how many rounds a server that is started again may go back. With `own_data` participants
-    are told how many examples each of them has.
+    again. `rounds_kept` is how many rounds a server that is started again may go back, `most_examples` the most that
+    a participant may say that it has.
     """
 
     def __init__(
@@ -74,11 +77,11 @@ class Places:
         tell: Callable[..., None],
         scratch: Path | None = None,
         rounds_kept: int = 1,
-        own_data: bool = False,
+        most_examples: int = MOST_EXAMPLES,
     ) -> None:
         self.rounds, self.rounds_kept = 0, rounds_kept
         self._places = [Place(each, Responses(scratch)) for each in examples]
-        self._agreement, self._tell, self._own_data = agreement, tell, own_data
+        self._agreement, self._tell, self._most_examples = agreement, tell, most_examples
         self._over = False
         self._all_known = asyncio.Event()
         self._note_examples()
@@ -104,12 +107,7 @@ class Places:
         self._tell("came", hello.participant)
 
     async def examples_of_all(self) -> list[int]:
-        """How many examples everybody has, once all have said it; nothing where the configuration says it.
-
-        Raises StreamError where the server ends before.
-        """
-        if not self._own_data:
-            return []
+        """How many examples everybody has, once all have said it. Raises StreamError where the server ends before."""
         await self._all_known.wait()
         self._check_open()
         return [place.examples or 0 for place in self._places]
@@ -128,8 +126,12 @@ class Places:
             )
         check_agreement(self._agreement, hello.agreement)
         place = self._places[hello.participant]
-        if hello.examples == 0:
-            raise StreamError(f"participant {hello.participant} has no examples", "FAILED_PRECONDITION")
+        if place.examples is None and not 0 < hello.examples <= self._most_examples:
+            raise StreamError(
+                f"participant {hello.participant} has {hello.examples} examples: it must be from 1 to "
+                f"{self._most_examples} (participants.max_examples of the server)",
+                "FAILED_PRECONDITION",
+            )
         if place.examples is not None and hello.examples != place.examples:
             raise StreamError(
                 f"participant {hello.participant} has {hello.examples} examples, and for the server {place.examples}: "

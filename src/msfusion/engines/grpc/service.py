@@ -12,9 +12,11 @@ from msfusion.engines.grpc.frames import (
     LARGEST_HELLO,
     METHOD,
     Done,
+    Examples,
     Failed,
     Goodbye,
     Hello,
+    HowMany,
     Over,
     Ready,
     Reply,
@@ -133,8 +135,7 @@ class Service:
         self._places.take(hello, evict)
         self._say(f"participant {who} has come from {context.peer()}")
         try:
-            examples = await self._places.examples_of_all()
-            await _write(context, pack(Welcome(self._places.rounds_kept, examples)))
+            await _write(context, pack(Welcome(self._places.rounds_kept)))
             while await self._answered(context, who):
                 pass
         except asyncio.CancelledError:
@@ -151,7 +152,11 @@ class Service:
         if data is None:
             return False
         self._check_token(context, who)
-        asked: Ready | Done | Failed | Say | Goodbye = unpack(data, Ready, Done, Failed, Say, Goodbye)
+        asked: HowMany | Ready | Done | Failed | Say | Goodbye
+        asked = unpack(data, HowMany, Ready, Done, Failed, Say, Goodbye)
+        if isinstance(asked, HowMany):
+            await _write(context, pack(Examples(await self._places.examples_of_all())))
+            return True
         if isinstance(asked, Goodbye):
             self._places.goodbye(who)
             return False
