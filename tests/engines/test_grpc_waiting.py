@@ -99,7 +99,31 @@ def test_those_that_have_not_come_yet_are_waited_for(monkeypatch: pytest.MonkeyP
             hand.hand_in(work, trained(task, 1))
         assert not end().left_out
     (said,) = [each for each in engine.events if "not come yet" in each]
-    assert said.endswith("participants 1")
+    assert said.startswith("2 of 3 are here; waiting for 1 (not come yet); 0.0 MB sent")
+
+
+def test_it_is_said_whom_a_long_round_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One is at work, one has gone away."""
+    monkeypatch.setattr(network, "WORDS_APART", 0.3)
+    monkeypatch.setattr(network, "LONGEST_WAIT", 0.1)
+    with rounds(absent=(1, 2), patience=30.0) as (engine, end), Hand(engine.address) as hand:
+        work, task = hand.work(1, len(DATA[1]))
+        with Hand(engine.address) as other:
+            gone, its = other.work(2, len(DATA[2]))
+        wait_for(engine, "waiting for 1 (at work), 2 (away)")
+        hand.hand_in(work, trained(task, 1))
+        wait_for(engine, "2 of 3 are here; waiting for 2 (away)")
+        with Hand(engine.address) as other:
+            gone, its = other.work(2, len(DATA[2]))
+            other.hand_in(gone, trained(its, 2))
+            assert not end().left_out
+
+
+def wait_for(engine: Loopback, words: str) -> None:
+    until = time.monotonic() + 20
+    while not any(words in each for each in engine.events):
+        assert time.monotonic() < until, engine.events
+        time.sleep(0.02)
 
 
 def test_a_run_may_begin_without_those_that_have_not_come() -> None:

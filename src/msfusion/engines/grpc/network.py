@@ -41,7 +41,7 @@ LONGEST_WAIT = 5.0
 """For how long one look at what participants say may take; a deadline may be longer, or without end."""
 
 FIRST_WORD, WORDS_APART = 10.0, 60.0
-"""After how many seconds it is said who has not come yet, and how often."""
+"""After how many seconds it is said who has not come yet, and how often who is waited for."""
 
 MOST_NAMED = 20
 """How many of them are named."""
@@ -102,7 +102,8 @@ class Network(Engine):
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._away: dict[int, float] = {}  # since when
         self._unseen: set[int] = set()  # who has not come yet
-        self._next_word = math.inf  # when it is said who that is
+        self._next_word = math.inf  # when it is said who is waited for
+        self._sent, self._received = 0, 0  # bytes
         self._came: dict[bytes, float] = {}  # when somebody was first there for its task
         self._early: dict[int, tuple[str, bytes, Any]] = {}  # what somebody said that was not listened to
         self._all_know = False
@@ -140,7 +141,7 @@ class Network(Engine):
     def examples_of_all(self) -> list[int]:
         """How many examples each participant has, once all have come. Raises StreamError where one does not."""
         while self._unknown:
-            self._say_who_is_missing(self._unknown)
+            self._say_who_is_waited_for(self._unknown)
             if self._clock.now() - min(self._away.values(), default=math.inf) > self._listening.begin_after:
                 who = min(self._unknown)
                 raise StreamError(
@@ -156,6 +157,8 @@ class Network(Engine):
         """Each participant gets its tasks one after the other; all work at the same time."""
         self._came.clear()
         self._early.clear()
+        if not self._unseen:
+            self._next_word = self._clock.now() + WORDS_APART
         if any(ask.conversation for ask in asks):
             yield from self._turn_by_turn(method, asks)
             return
@@ -182,7 +185,9 @@ class Network(Engine):
             if isinstance(word, Task):
                 owed[who] = self._hand_out(method, "train", word, converses=True)
             elif isinstance(word, Response):
-                self._call(self._places.respond, who, response_message(word))
+                response = response_message(word)
+                self._sent += len(response)
+                self._call(self._places.respond, who, response)
                 owed[who] = replace(owed[who], since=self._clock.now())
             else:
                 self._call(self._places.leave_unanswered, who, str(word))
@@ -204,6 +209,7 @@ class Network(Engine):
         work.update(str(kept).encode())
         job = Job(work.digest()[:16], message, kept, most_bytes(outbound), _most_of_request(outbound_request))
         self._call(self._places.give, task.participant, job)
+        self._sent += len(message)
         down = payload_bytes(task.tensors)
         now = self._clock.now()
         may_leave = outbound, outbound_request, method.remembers
@@ -219,7 +225,7 @@ class Network(Engine):
                 name, work, what = self._early.pop(participant)
                 if owed[participant].job.work == work:
                     return participant, self._heard(name, owed[participant], what)
-            self._say_who_is_missing(owed)
+            self._say_who_is_waited_for(owed)
             until, late = min((self._until(each, owed[each]), each) for each in owed)
             left = until - self._clock.now()
             waits = left > 0 or self._clock.interrupted
@@ -234,6 +240,7 @@ class Network(Engine):
             self._note(name, when, values)
             if name in ("done", "said", "refused"):
                 participant, work, what = values
+                self._received += len(what) if isinstance(what, bytes) else 0
                 self._early[participant] = name, work, what
 
     def _heard(self, name: str, owed: Owed, what: Any) -> Said:
@@ -277,14 +284,24 @@ class Network(Engine):
         """For how long a task has been with its participant."""
         return self._clock.now() - owed.since
 
-    def _say_who_is_missing(self, waited_for: Iterable[int]) -> None:
-        """Now and then, of those that are waited for."""
-        missing, now = sorted(self._unseen.intersection(waited_for)), self._clock.now()
-        if missing and now >= self._next_word:
-            self._next_word = now + WORDS_APART
-            more = f" and {len(missing) - MOST_NAMED} more" if len(missing) > MOST_NAMED else ""
-            named = ", ".join(map(str, missing[:MOST_NAMED]))
-            self._listening.on_event(f"waiting for those who have not come yet: participants {named}{more}")
+    def _say_who_is_waited_for(self, waited_for: Iterable[int]) -> None:
+        """Now and then: who is awaited, and why it is not here yet; and what has crossed."""
+        now = self._clock.now()
+        if now < self._next_word:
+            return
+        self._next_word = now + WORDS_APART
+        by_state: dict[str, list[int]] = {}
+        for who in sorted(waited_for):
+            by_state.setdefault(self._state(who), []).append(who)
+        told = ", ".join(f"{_named(people)} ({state})" for state, people in by_state.items())
+        here = self._count - len(self._away)
+        crossed = f"{self._sent / 1e6:,.1f} MB sent, {self._received / 1e6:,.1f} MB received"
+        self._listening.on_event(f"{here} of {self._count} are here; waiting for {told}; {crossed}")
+
+    def _state(self, participant: int) -> str:
+        if participant in self._unseen:
+            return "not come yet"
+        return "away" if participant in self._away else "at work"
 
     def _said(self, name: str, owed: Owed, what: Any) -> Said:
         """What a participant has sent for its task, looked at."""
@@ -348,6 +365,12 @@ class Network(Engine):
             self._places.close()
             self._loop.run_until_complete(self._loop.shutdown_asyncgens())
             self._loop.close()
+
+
+def _named(participants: Sequence[int]) -> str:
+    """Their numbers, or as many as can be read."""
+    more = f" and {len(participants) - MOST_NAMED} more" if len(participants) > MOST_NAMED else ""
+    return ", ".join(map(str, participants[:MOST_NAMED])) + more
 
 
 def _may_pass(error: BaseException | None) -> bool:
