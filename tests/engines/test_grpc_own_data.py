@@ -61,18 +61,32 @@ def test_nobody_has_none_or_more_than_the_server_allows(count: int) -> None:
         assert "from 1 to 10" in refused.value.details()
 
 
-def test_a_count_is_for_the_whole_run_and_one_who_never_comes_is_named() -> None:
+def test_a_count_may_change_until_all_have_come() -> None:
+    addresses: list[str] = []
+
+    def comes(participant: int, count: int) -> Hand:
+        hand = Hand(addresses[0])
+        hand.say(Hello(FORMAT, participant, bytes([participant]) * 16, count, AGREED))
+        return hand
+
+    with Network(replace(HERE, on_listening=addresses.append), [None, None], AGREED) as network:
+        for count in (3, 4):
+            with comes(0, count) as hand:
+                hand.heard(Welcome)
+        with comes(1, 7) as hand:
+            hand.heard(Welcome)
+            hand.say(HowMany())
+            assert hand.heard(Examples).counts == [4, 7]
+            assert network.examples_of_all() == [4, 7]
+        with comes(0, 5) as hand, pytest.raises(grpc.RpcError, match="has 5 examples, and for the server 4"):
+            hand.heard(Welcome)
+
+
+def test_one_who_never_comes_is_named() -> None:
     addresses: list[str] = []
     listening = replace(HERE, on_listening=addresses.append, begin_after=1.0)
-    with Network(listening, [None, None], AGREED) as network:
-        for count, welcome in ((3, True), (4, False), (3, True)):
-            with Hand(addresses[0]) as hand:
-                hand.say(Hello(FORMAT, 0, b"s" * 16, count, AGREED))
-                if welcome:
-                    hand.heard(Welcome)
-                    hand.say(HowMany())
-                else:
-                    with pytest.raises(grpc.RpcError, match="has 4 examples, and for the server 3"):
-                        hand.heard(Welcome, Examples)
+    with Network(listening, [None, None], AGREED) as network, Hand(addresses[0]) as hand:
+        hand.say(Hello(FORMAT, 0, b"s" * 16, 3, AGREED))
+        hand.heard(Welcome)
         with pytest.raises(StreamError, match="participant 1 has not come for 1 seconds"):
             network.examples_of_all()

@@ -21,6 +21,7 @@ from quick import QUICK_GROW, QUICK_JOB
 from msfusion.engines.grpc.access import Access
 from msfusion.engines.grpc.calling import Connecting
 from msfusion.engines.grpc.listening import Listening
+from msfusion.engines.grpc.network import Network
 from msfusion.errors import RunDirectoryError
 from msfusion.experiment.agreement import _told
 from msfusion.experiment.config import load_config
@@ -227,11 +228,11 @@ class Told(Exception):
 def told(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Listening, int]]:
     """Serve in a directory as far as the network: how it listens, and how many rounds are kept."""
 
-    def network(listening: Listening, *_: object, rounds_kept: int, most_examples: int) -> None:
+    def told_all(_: Network, listening: Listening, *__: object, rounds_kept: int, **___: object) -> None:
         raise Told(listening, rounds_kept)
 
     monkeypatch.setattr(RunDirectory, "check_free", lambda _: None)
-    monkeypatch.setattr("msfusion.experiment.network.Network", network)
+    monkeypatch.setattr(Network, "__init__", told_all)
 
     def tried(path: Path, **settings: float) -> tuple[Listening, int]:
         config = load_config(None, [*METHODS["small"], "run.checkpoint_every=5"])

@@ -120,21 +120,6 @@ def test_a_run_in_which_the_server_has_nobodys_data(job: Path, here: Path, forge
     assert "continued after round" in (here / "server.txt").read_text()
 
 
-@pytest.mark.slow
-def test_whoever_comes_back_with_other_data_is_refused(job: Path, here: Path, forge: Forge) -> None:
-    address = free_address()
-    where = ["--address", address, "--plain-text"]
-    forge.start(here / "server.txt", "serve", str(job), *where, "--out", str(here / "served"))
-    first = forge.start(here / "first.txt", "join", str(job), *where, "--participant", "0")
-    wait_until(here / "server.txt", "participant 0 has come")
-    os.kill(first, signal.SIGKILL)
-    forge.code(first)
-    (here / "private-0").write_text("13")
-    again = forge.start(here / "again.txt", "join", str(job), *where, "--participant", "0")
-    assert forge.code(again) == 2
-    assert "participant 0 has 13 examples, and for the server 12" in (here / "again.txt").read_text()
-
-
 def wait_until(file: Path, words: str) -> None:
     end = time.monotonic() + 60
     while not file.exists() or words not in file.read_text():
@@ -152,6 +137,11 @@ def test_a_participant_says_where_its_data_is(job: Path) -> None:
     assert place_of(listed, 0, None) == "a"
     with pytest.raises(ConfigError, match="participant 1 is must be said with --data"):
         place_of(listed, 1, None)
+    with pytest.raises(ConfigError, match="--data is empty"):
+        place_of(listed, 1, "")
+    for own in ([], ["a", "b"]):
+        with pytest.raises(ConfigError, match="participants, but participants.count = 3"):
+            place_of(config.changed({"data.own": own}), 2, None)
     shared = load_config(None, [])
     assert place_of(shared, 0, None) is None
     with pytest.raises(ConfigError, match=r"data\.own"):

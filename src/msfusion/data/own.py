@@ -37,9 +37,14 @@ def with_own(reference: Loaded | FederatedData, spec: DataSpec) -> FederatedData
             f"data.source = '{spec.source}' gives each participant its examples, and data.own too: leave one out."
         )
     both = {"the training set": reference.train, "the test set": reference.test}
-    check_batches(both, reference.classes, reference.vocabulary_size, reference.task)
+    meant = reference.classes, reference.vocabulary_size, reference.task
+    check_batches(both, *meant)
     places = places_of(spec)
     participants = tuple(_own(place, who, reference, spec) for who, place in enumerate(places))
+    here = {f"participant {who}": own for who, own in enumerate(participants) if isinstance(places[who], str)}
+    check_batches(
+        {"the test set": reference.test, **here}, *meant
+    )  # that first, so that a participant is to blame
     shared = {field.name for field in fields(Loaded)} & {field.name for field in fields(FederatedData)}
     known = {name: getattr(reference, name) for name in shared}
     return FederatedData(participants, **known)

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from msfusion.data.own import stand_in
-from msfusion.data.spec import PARTICIPANT
+from msfusion.data.own import places_of, stand_in
 from msfusion.engines.grpc.packing import Agreement
 from msfusion.errors import ConfigError, RunDirectoryError
 from msfusion.experiment.agreement import Run, agreement_of, prepared_for_network
@@ -68,14 +67,15 @@ def place_of(config: Config, participant: int, data: str | None) -> str | None:
 
     Raises ConfigError where nobody says it.
     """
-    own = config.data.own
-    if own is None:
+    if config.data.own is None:
         if data is not None:
             raise ConfigError(
                 "--data is for participants with data of their own, and here data.source is shared out: set data.own"
             )
         return None
-    place = data or (own.replace(PARTICIPANT, str(participant)) if isinstance(own, str) else own[participant])
+    if data == "":
+        raise ConfigError("--data is empty: say where the participant's own data is")
+    place = data or places_of(config.data_spec)[participant]
     if isinstance(place, int):
         raise ConfigError(f"where the data of participant {participant} is must be said with --data")
     return place

@@ -100,7 +100,7 @@ class Places:
         if place.evict is not None:
             place.evict(StreamError("the participant has connected anew", "ABORTED"))
         place.session, place.evict, place.waiting, place.listening = hello.session, evict, None, None
-        if place.examples is None:
+        if not self._all_known.is_set():  # until then it may come again with other data
             place.examples = hello.examples
             self._tell("has", hello.participant, hello.examples)
             self._note_examples()
@@ -126,13 +126,13 @@ class Places:
             )
         check_agreement(self._agreement, hello.agreement)
         place = self._places[hello.participant]
-        if place.examples is None and not 0 < hello.examples <= self._most_examples:
+        if not self._all_known.is_set() and not 0 < hello.examples <= self._most_examples:
             raise StreamError(
                 f"participant {hello.participant} has {hello.examples} examples: it must be from 1 to "
                 f"{self._most_examples} (participants.max_examples of the server)",
                 "FAILED_PRECONDITION",
             )
-        if place.examples is not None and hello.examples != place.examples:
+        if self._all_known.is_set() and hello.examples != place.examples:
             raise StreamError(
                 f"participant {hello.participant} has {hello.examples} examples, and for the server {place.examples}: "
                 "both need the same [data], and data of one's own stay the same for the whole run",
