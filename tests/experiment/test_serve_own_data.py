@@ -140,7 +140,7 @@ def test_a_participant_says_where_its_data_is(job: Path) -> None:
     with pytest.raises(ConfigError, match="--data is empty"):
         place_of(listed, 1, "")
     for own in ([], ["a", "b"]):
-        with pytest.raises(ConfigError, match="participants, but participants.count = 3"):
+        with pytest.raises(ConfigError, match=r"participants, but participants\.count = 3"):
             place_of(config.changed({"data.own": own}), 2, None)
     shared = load_config(None, [])
     assert place_of(shared, 0, None) is None
