@@ -132,6 +132,10 @@ def of_participant(participant: int, rows: int = 2) -> Batch:
     )
 
 
+def other_shape(participant: int) -> Batch:
+    return Batch((torch.zeros(2, 4),), torch.zeros(2).long())
+
+
 def reference_batches(rows: int = 4, participant: int = 0) -> tuple[Batch, Batch]:
     batch = Batch((torch.rand(rows, 3),), torch.arange(rows) % 2)
     return batch, batch
@@ -163,6 +167,11 @@ def test_what_is_elsewhere_takes_no_memory(reference: Path) -> None:
     [
         ({"own": ("a", "b", "c")}, "data of 3 participants, but participants.count = 2"),
         ({"own": ("nowhere/a/b", 3)}, "data.own of participant 0 = 'nowhere/a/b': there is no such folder"),
+        ({"own": ("user/name-on-the-hub", 3)}, "there is no such folder or file"),
+        (
+            {"own": ("test_own:other_shape", 3), "source": "test_own:reference_batches"},
+            "participant 0 are .*, those of the test set",
+        ),
         ({"partition": "iid"}, "data.partition shares out"),
         ({"source": "digits", "own": ("a", 3)}, "data.source = 'digits' cannot say how to read"),
         ({"own": ("{odd}", 3)}, "participant 0 has label 'bird', which is none of the 2 classes"),
@@ -186,7 +195,7 @@ def test_what_cannot_be_is_refused(
         load_data(DataSpec(**settings))
 
 
-@pytest.mark.parametrize("own", ["folder", [], [0], [True], [""]])
+@pytest.mark.parametrize("own", ["folder", [], [0], [True], [""], [2**62]])
 def test_impossible_places_are_refused(own: Any) -> None:
     with pytest.raises((ConfigError, DataError), match=r"data\.own"):
         load_data(DataSpec("digits", own=own if isinstance(own, str) else tuple(own), participants=1))

@@ -139,13 +139,31 @@ def test_a_participant_says_where_its_data_is(job: Path) -> None:
         place_of(listed, 1, None)
     with pytest.raises(ConfigError, match="--data is empty"):
         place_of(listed, 1, "")
-    for own in ([], ["a", "b"]):
-        with pytest.raises(ConfigError, match=r"participants, but participants\.count = 3"):
-            place_of(config.changed({"data.own": own}), 2, None)
+    with pytest.raises(ConfigError, match=r"participants, but participants\.count = 3"):
+        place_of(config.changed({"data.own": ["a", "b"]}), 2, None)
     shared = load_config(None, [])
     assert place_of(shared, 0, None) is None
     with pytest.raises(ConfigError, match=r"data\.own"):
         place_of(shared, 0, "folder")
+
+
+@pytest.mark.parametrize(
+    "own", ["7", "[1.5, 2, 3]", "[true, 2, 3]", "[]", "[4611686018427387904, 2, 3]", "['']"]
+)
+def test_what_says_nothing_of_participants_is_told_in_words(own: str, job: Path) -> None:
+    told = msfusion("plan", str(job), "--set", f"data.own={own}")
+    refused(told, "a list with a name (or a number of examples) for each participant")
+
+
+def test_what_both_sides_refuse_before_they_meet(job: Path) -> None:
+    with pytest.raises(ConfigError, match="data of 2 participants, but"):
+        OwnData(load_config(job, ["data.own=['a', 'b']"]))
+    with pytest.raises(ConfigError, match="at most 4096 participants"):
+        OwnData(load_config(job, ["participants.count=5000"]))
+    own = OwnData(load_config(job))
+    for counts in ([1, 2], [2**62, 1, 1], [0, 1, 1]):  # which a server might say
+        with pytest.raises(ConfigError, match=r"data\.own"):
+            own.run(counts)
 
 
 def test_what_is_elsewhere_cannot_be_trained_on_here(job: Path, here: Path) -> None:

@@ -88,6 +88,11 @@ def load_own_split(source: str, participant: int, spec: DataSpec) -> Batch:
 def _own_rows(source: str, participant: int, spec: DataSpec, label: str | None) -> Any:
     """The training split of a participant's own source."""
     place = replace(spec, source=source)
+    if not Path(source).expanduser().exists():  # nobody else is told what private data is called
+        raise DataError(
+            f"data.own of participant {participant} = '{source}': there is no such folder or file (seen from "
+            f"{Path.cwd()})."
+        )
     try:
         splits = _open(place)
         if spec.train_split in splits and label not in (None, *splits[spec.train_split].features):

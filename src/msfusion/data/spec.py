@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,12 @@ TASKS = ("classification", "language_modelling", "regression", "other")
 TOKENIZERS = ("words", "spaces", "characters")
 FOLDER = "transformers:"
 """What the name of a tokenizer in a folder starts with."""
+
+OWN_DATA = (
+    "a name with {participant} in it, or a list with a name (or a number of examples) for each participant"
+)
+MOST_ELSEWHERE = 10**9
+"""More examples than that nobody has; to count up to a number without end would only fill the memory."""
 
 PARTICIPANT = "{participant}"
 """What stands for a participant's number in the name of its own data."""
@@ -39,8 +45,8 @@ class DataSpec:
         "where each participant has its own examples: a list of folders, files or module:function, or one name with "
         f"{PARTICIPANT} in it; a number is how many it has on another machine. The source then only says what labels, "
         "words and pixels mean, and has the test set",
-        fits=lambda own: _names_own_data(own),
-        wanted=f"a name with {PARTICIPANT} in it, or a list with a name (or a number of examples) for each participant",
+        fits=lambda own: names_own_data(own),
+        wanted=OWN_DATA,
     )
     subset: str | None = setting(None, "the Hub's name of a configuration, such as wikitext-2-raw-v1")
     task: str | None = setting(
@@ -110,11 +116,14 @@ def is_pretrained(tokenizer: str) -> bool:
     return tokenizer.startswith(FOLDER)
 
 
-def _names_own_data(own: object) -> bool:
+def names_own_data(own: object) -> bool:
     """Whether this says of every participant where its data is, or how many examples it has elsewhere."""
     if isinstance(own, str):
         return PARTICIPANT in own or is_reference(own)
-    return isinstance(own, Sequence) and all(
-        each > 0 if isinstance(each, int) and not isinstance(each, bool) else isinstance(each, str) and each
-        for each in own
-    )
+    return isinstance(own, list | tuple) and bool(own) and all(map(_is_place, own))
+
+
+def _is_place(place: object) -> bool:
+    if isinstance(place, int) and not isinstance(place, bool):
+        return 0 < place <= MOST_ELSEWHERE
+    return isinstance(place, str) and bool(place)

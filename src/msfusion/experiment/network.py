@@ -26,7 +26,7 @@ from msfusion.experiment.directory import RunDirectory
 from msfusion.experiment.lock import locked
 from msfusion.experiment.own_data import OwnData, counts_in, place_of
 from msfusion.experiment.setup import Parts
-from msfusion.experiment.train import Watcher, train
+from msfusion.experiment.train import Watcher, refuse_change, train
 from msfusion.files import allow_many_files, digest_of_json
 
 
@@ -86,6 +86,8 @@ def _of_their_own(listen: Listen, config: Config, path: Path) -> tuple[Config, P
     own, known = OwnData(config.pinned()), counts_in(path)
     if known is None:
         RunDirectory.check_free(path)
+    else:
+        refuse_change(RunDirectory(path), config.changed({"data.own": known}).pinned())
     network = listen(known or [None] * config.participants.count, own.agreement)
     counts = network.examples_of_all()
 

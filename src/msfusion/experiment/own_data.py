@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from msfusion.data.own import places_of, stand_in
-from msfusion.engines.grpc.packing import Agreement
+from msfusion.engines.grpc.packing import MOST_ENTRIES, Agreement
 from msfusion.errors import ConfigError, RunDirectoryError
 from msfusion.experiment.agreement import Run, agreement_of, prepared_for_network
 from msfusion.experiment.config import Config, load_config
@@ -21,9 +21,18 @@ from msfusion.experiment.setup import Parts
 
 
 class OwnData:
-    """What is here of such a run: on the server nobody's data, on a participant's machine its own, at `place`."""
+    """What is here of such a run: on the server nobody's data, on a participant's machine its own, at `place`.
+
+    Raises ConfigError where data.own does not say of each participant where its data is, and what loading raises.
+    """
 
     def __init__(self, config: Config, participant: int | None = None, place: str | None = None) -> None:
+        places_of(config.data_spec)  # are they as many as participants?
+        if config.participants.count > MOST_ENTRIES:
+            raise ConfigError(
+                f"at most {MOST_ENTRIES} participants can have data of their own over a network, and "
+                f"participants.count = {config.participants.count}"
+            )
         self._config, self._participant, self._place = config, participant, place
         self._parts = shared_parts(self._with(self._nothing))
 
@@ -34,13 +43,15 @@ class OwnData:
         return agreement_of(prepared_for_network(config, self._stood_in(self._nothing)))
 
     def run(self, counts: Sequence[int]) -> Run:
-        """The run where the participants have so many examples."""
+        """The run where the participants have so many examples. Raises ConfigError where these are no such numbers."""
+        config = self._with(counts)
+        places_of(config.data_spec)
         parts = self._stood_in(counts)
         if parts is not None and self._parts is not None and self._participant is not None:
             people = list(parts.data.participants)
             people[self._participant] = self._parts.data.participants[self._participant]
             parts = replace(parts, data=replace(parts.data, participants=tuple(people)))
-        return prepared_for_network(self._with(counts), parts)
+        return prepared_for_network(config, parts)
 
     @property
     def _nothing(self) -> list[int]:

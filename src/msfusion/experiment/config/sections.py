@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, create_model
 
 from msfusion.averaging.robust import AVERAGES, Average
-from msfusion.data.spec import DataSpec
+from msfusion.data.spec import OWN_DATA, DataSpec, names_own_data
 from msfusion.experiment.config.codecs import as_now, codec_of
 from msfusion.experiment.config.declared import Section, key_of, keys_of, section_of
 from msfusion.federated.participation import RoundSettings
@@ -68,8 +68,10 @@ def _known_metrics(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _as_tuple(value: Any) -> Any:
-    """A list as the tuple that it stands for: TOML has no tuples."""
+def _known_own(value: Any) -> Any:
+    """Where participants have data of their own, a list as a tuple: TOML has none."""
+    if value is not None and not names_own_data(value):
+        raise ValueError(f"should be {OWN_DATA}")
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -94,7 +96,7 @@ else:
     DataSection = section_of(
         DataSpec,
         without=("participants", "seed"),
-        read_as={"own": Annotated[str | tuple[str | int, ...] | None, BeforeValidator(_as_tuple)]},
+        read_as={"own": Annotated[str | tuple[str | int, ...] | None, BeforeValidator(_known_own)]},
     )
     ModelSection = section_of(ModelSpec, without=("seed",))
     LocalTrainingSection = section_of(TrainingSettings, without=("rounds",))
