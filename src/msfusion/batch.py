@@ -54,6 +54,20 @@ class Batch:
         """The examples at the given indices, in that order."""
         return self._each(lambda tensor: tensor[indices])
 
+    def repeated(self, count: int) -> Batch:
+        """The first example so many times, in no more memory: it stands in for data that is on another machine."""
+        return self._each(lambda tensor: tensor[:1].expand(count, *(-1,) * (tensor.ndim - 1)))
+
+    @property
+    def is_repeated(self) -> bool:
+        """Whether it is one example many times, as `repeated` makes it."""
+        return len(self) > 1 and self.targets.stride(0) == 0
+
+    @property
+    def distinct(self) -> Batch:
+        """The same examples, but one that is repeated only once: to be looked at."""
+        return self.take(slice(0, 1)) if self.is_repeated else self
+
     def split(self, size: int) -> Iterator[Batch]:
         """The examples in order, in mini-batches of at most `size`."""
         for start in range(0, len(self), size):

@@ -17,6 +17,8 @@ def digest_of_tensors(tensors: Mapping[str, Tensor], beside: str = "") -> str:
     digest = hashlib.sha256(beside.encode())
     for name in sorted(tensors):
         tensor = tensors[name].detach().contiguous()
+        if tensor.numel() == 1:  # of an expanded one it may have the stride 0, and cannot be seen as bytes
+            tensor = tensor.clone(memory_format=torch.contiguous_format)
         digest.update(f"\n{name!r} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         for piece in torch.split(tensor.reshape(-1).view(torch.uint8), _PIECE):
             digest.update(piece.cpu().numpy().data)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from msfusion.batch import Batch
+from msfusion.data.federated import FederatedData
 from msfusion.data.load import load_data
-from msfusion.data.own import stand_in
+from msfusion.data.loaded import check_batches
 from msfusion.data.spec import DataSpec
 from msfusion.errors import ConfigError, DataError
 
@@ -159,7 +161,26 @@ def test_what_is_elsewhere_takes_no_memory(reference: Path) -> None:
     assert isinstance(inputs, Tensor)
     assert [len(batch) for batch in data.participants] == [100_000, 5]
     assert inputs.untyped_storage().nbytes() <= 16 * 4 * 4
-    assert stand_in(data.test, 3).targets.tolist() == data.test.targets[:1].tolist() * 3
+    assert data.test.repeated(3).targets.tolist() == data.test.targets[:1].tolist() * 3
+
+
+def test_much_that_is_elsewhere_is_looked_at_in_a_moment() -> None:
+    """A hundred million images would take terabytes, and their digest a day."""
+    image = Batch((torch.rand(2, 3, 32, 32),), torch.tensor([1, 0]))
+    data = FederatedData((image.repeated(10**8), image), image, "classification", 2)
+    other = replace(data, participants=(image.repeated(10**8 + 1), image))
+    assert len(data.by_holder["participant 0"]) == 1
+    check_batches(data.by_holder, 2, None)
+    assert data.digests["training"] != other.digests["training"]
+    assert data.digests["training"] == replace(data).digests["training"]
+    model = TakesPixels()
+    assert len(data.for_model(model).participants[0]) == 10**8
+    assert image.repeated(1).distinct.targets.tolist() == [1]
+
+
+class TakesPixels(nn.Module):
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return pixel_values
 
 
 @pytest.mark.parametrize(

@@ -47,8 +47,11 @@ class FederatedData:
 
     @property
     def by_holder(self) -> dict[str, Batch]:
-        """All examples, by the name of who holds them in messages: the participants', then the test set."""
-        return {f"participant {index}": batch for index, batch in enumerate(self.participants)} | {
+        """All examples, by the name of who holds them in messages: the participants', then the test set.
+
+        Of data that is elsewhere there is the one example that stands in for it.
+        """
+        return {f"participant {index}": batch.distinct for index, batch in enumerate(self.participants)} | {
             "the test set": self.test
         }
 
@@ -97,6 +100,8 @@ class FederatedData:
         )
 
     def _named(self, batch: Batch, taken: set[str]) -> Batch:
+        if batch.is_repeated:
+            return self._named(batch.distinct, taken).repeated(len(batch))
         if isinstance(batch.inputs, dict) or len(batch.inputs) != 1:
             return batch
         (tensor,) = batch.inputs
@@ -112,8 +117,11 @@ class FederatedData:
 
 
 def _digest(batches: Sequence[Batch]) -> str:
-    tensors = {}
-    for holder, batch in enumerate(batches):
+    tensors: dict[str, Tensor] = {}
+    for holder, whole in enumerate(batches):
+        batch = whole.distinct
+        if whole.is_repeated:
+            tensors[f"{holder} repeated"] = torch.tensor(len(whole))
         inputs = batch.inputs.items() if isinstance(batch.inputs, dict) else enumerate(batch.inputs)
         tensors[f"{holder} targets"] = batch.targets
         tensors |= {f"{holder} input {name}": tensor for name, tensor in inputs}

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from dataclasses import fields
 
-from torch import Tensor
-
 from msfusion.batch import Batch
 from msfusion.data.federated import FederatedData
 from msfusion.data.function import call_function
@@ -42,9 +40,8 @@ def with_own(reference: Loaded | FederatedData, spec: DataSpec) -> FederatedData
     places = places_of(spec)
     participants = tuple(_own(place, who, reference, spec) for who, place in enumerate(places))
     here = {f"participant {who}": own for who, own in enumerate(participants) if isinstance(places[who], str)}
-    check_batches(
-        {"the test set": reference.test, **here}, *meant
-    )  # that first, so that a participant is to blame
+    # the test set first: whoever differs from it is to blame
+    check_batches({"the test set": reference.test, **here}, *meant)
     shared = {field.name for field in fields(Loaded)} & {field.name for field in fields(FederatedData)}
     known = {name: getattr(reference, name) for name in shared}
     return FederatedData(participants, **known)
@@ -68,7 +65,7 @@ def places_of(spec: DataSpec) -> tuple[str | int, ...]:
 
 def _own(place: str | int, participant: int, reference: Loaded, spec: DataSpec) -> Batch:
     if isinstance(place, int):
-        return stand_in(reference.test, place)
+        return reference.test.repeated(place)
     if is_reference(place):
         return call_function(
             place, f"data.own of participant {participant}", {**spec.options, "participant": participant}
@@ -79,15 +76,3 @@ def _own(place: str | int, participant: int, reference: Loaded, spec: DataSpec) 
             "let data.source be a folder or file of such data, or data.own a module:function."
         )
     return load_own_split(place, participant, spec)
-
-
-def stand_in(like: Batch, count: int) -> Batch:
-    """So many examples like the first of these, which take no memory: for data that is on another machine."""
-
-    def repeated(tensor: Tensor) -> Tensor:
-        return tensor[:1].expand(count, *(-1,) * (tensor.ndim - 1))
-
-    inputs = like.inputs
-    if isinstance(inputs, dict):
-        return Batch({name: repeated(tensor) for name, tensor in inputs.items()}, repeated(like.targets))
-    return Batch(tuple(map(repeated, inputs)), repeated(like.targets))

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from msfusion.data.own import places_of, stand_in
+from msfusion.data.own import places_of
 from msfusion.engines.grpc.packing import MOST_ENTRIES, Agreement
 from msfusion.errors import ConfigError, RunDirectoryError
 from msfusion.experiment.agreement import Run, agreement_of, prepared_for_network
@@ -69,7 +69,7 @@ class OwnData:
         if self._parts is None:
             return None
         data = self._parts.data
-        people = tuple(stand_in(data.test, count) for count in counts)
+        people = tuple(data.test.repeated(count) for count in counts)
         return replace(self._parts, data=replace(data, participants=people))
 
 
