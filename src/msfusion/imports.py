@@ -51,6 +51,21 @@ def without_ending(kind: type[MsfusionError], what: str = "") -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
+@contextmanager
+def failing_as(kind: type[MsfusionError], what: str) -> Iterator[None]:
+    """While somebody else's function runs: whatever it raises, or its end of the program, is the error `kind`.
+
+    `what` says which setting names the function. Errors of ours pass as they are.
+    """
+    try:
+        with without_ending(kind, f"{what}: "):
+            yield
+    except MsfusionError:
+        raise
+    except Exception as error:  # whatever a user's function raises
+        raise kind(f"{what} failed with {type(error).__name__}: {in_one_line(error)}") from error
+
+
 def who_ended(error: BaseException) -> str:
     """A sentence about the function that raised SystemExit or its like: of the user's if one is in the traceback."""
     frames = traceback.extract_tb(error.__traceback__)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,9 @@ def load_classification(
         chosen_rows(kept, spec.max_train, spec),
         chosen_rows(held_out, spec.max_test, spec),
     )
-    train_inputs, test_inputs, encoder = inputs_of(train, test, columns, train_rows, test_rows, spec, holder)
+    train_inputs, test_inputs, encoder = inputs_of(
+        Chosen(train, train_rows, "the training split"), Chosen(test, test_rows, holder), columns, spec
+    )
     description = f"{spec.source}: {columns.kind} classification, {_told(classes)}"
     return Loaded(
         Batch((train_inputs,), train_labels[train_rows]),
@@ -84,23 +86,26 @@ def load_classification(
     )
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """Rows of a split, and what that is called in messages."""
+
+    split: Any
+    rows: Tensor
+    holder: str
+
+
 def inputs_of(
-    train: Any,
-    test: Any,
-    columns: Columns,
-    train_rows: Tensor,
-    test_rows: Tensor,
-    spec: DataSpec,
-    holder: str,
+    train: Chosen, test: Chosen, columns: Columns, spec: DataSpec
 ) -> tuple[Tensor, Tensor, Encoder | None]:
     """The input column of both splits as tensors; for text also how it was encoded."""
     if columns.kind == "image":
-        return *_images(train, test, columns, train_rows, test_rows, spec, holder), None
+        return *_images(train, test, columns.input, spec), None
     if columns.kind == "numbers":
-        train_numbers = _numbers(train, columns.input, train_rows)
-        return train_numbers, _numbers(test, columns.input, test_rows), None
-    train_texts = _texts(train, columns.input, train_rows, "the training split")
-    test_texts = _texts(test, columns.input, test_rows, "the training split" if test is train else holder)
+        return _numbers(train, columns.input), _numbers(test, columns.input), None
+    if test.split is train.split:  # a share of it is held out
+        test = replace(test, holder=train.holder)
+    train_texts, test_texts = _texts(train, columns.input), _texts(test, columns.input)
     tokenizer = spec.tokenizer or "words"
     train_ids, test_ids, encoder = encode_texts(
         tokenizer, train_texts, test_texts, spec.vocabulary_size, spec.length
@@ -203,38 +208,30 @@ def chosen_rows(rows: Tensor, limit: int | None, spec: DataSpec) -> Tensor:
     return rows[:limit]
 
 
-def _in_file_order(split: Any, column: str, rows: Tensor) -> tuple[list[Any], Tensor, list[int]]:
-    """The column's values at these rows in the file's order (fast), how to bring them back, sorted rows."""
-    ordered, position = rows.sort()
+def _in_file_order(chosen: Chosen) -> tuple[Any, Tensor, list[int]]:
+    """The split of these rows alone in the file's order (fast), how to bring them back, sorted rows."""
+    ordered, position = chosen.rows.sort()
     wanted = ordered.tolist()
-    whole = len(wanted) == len(split)
-    return column_values(split if whole else split.select(wanted), column), position.argsort(), wanted
+    whole = len(wanted) == len(chosen.split)
+    return chosen.split if whole else chosen.split.select(wanted), position.argsort(), wanted
 
 
-def _images(
-    train: Any,
-    test: Any,
-    columns: Columns,
-    train_rows: Tensor,
-    test_rows: Tensor,
-    spec: DataSpec,
-    holder: str,
-) -> tuple[Tensor, Tensor]:
-    def decoded(split: Any, rows: Tensor, holder: str, channels: int | None) -> Tensor:
-        cells, back, numbers = _in_file_order(split, columns.input, rows)
-        mode = image_mode(split, columns.input)
-        return decode_images(cells, numbers, spec, holder, channels, mode)[back]
+def _images(train: Chosen, test: Chosen, column: str, spec: DataSpec) -> tuple[Tensor, Tensor]:
+    def decoded(chosen: Chosen, channels: int | None) -> Tensor:
+        rows, back, numbers = _in_file_order(chosen)
+        cells, mode = column_values(rows, column), image_mode(chosen.split, column)
+        return decode_images(cells, numbers, spec, chosen.holder, channels, mode)[back]
 
-    train_images = decoded(train, train_rows, "the training split", spec.channels)
-    test_images = decoded(test, test_rows, holder, train_images.shape[1])
+    train_images = decoded(train, spec.channels)
+    test_images = decoded(test, train_images.shape[1])
     if train_images.dtype != test_images.dtype:
         raise DataError(
-            f"the images of the training split have {_bits(train_images)} bits a pixel and those of {holder} "
+            f"the images of the training split have {_bits(train_images)} bits a pixel and those of {test.holder} "
             f"{_bits(test_images)}: bring all to one depth."
         )
     if train_images.shape[2:] != test_images.shape[2:]:
         raise DataError(
-            f"the images of the training split are {_size(train_images)} pixels and those of {holder} "
+            f"the images of the training split are {_size(train_images)} pixels and those of {test.holder} "
             f"{_size(test_images)}: set data.image_size to bring all to one size."
         )
     return normalised(train_images, test_images, spec)
@@ -249,16 +246,15 @@ def _size(images: Tensor) -> str:
     return f"{images.shape[3]}x{images.shape[2]}"
 
 
-def _texts(split: Any, column: str, rows: Tensor, holder: str) -> Sequence[str]:
-    ordered, position = rows.sort()
-    numbers = ordered.tolist()
-    chosen = split if len(numbers) == len(split) else split.select(numbers)
-    values = text_values(chosen, column, holder, numbers)
-    return [values[index] for index in position.argsort().tolist()]
+def _texts(chosen: Chosen, column: str) -> Sequence[str]:
+    rows, back, numbers = _in_file_order(chosen)
+    values = text_values(rows, column, chosen.holder, numbers)
+    return [values[index] for index in back.tolist()]
 
 
-def _numbers(split: Any, column: str, rows: Tensor) -> Tensor:
-    values, back, _ = _in_file_order(split, column, rows)
+def _numbers(chosen: Chosen, column: str) -> Tensor:
+    rows, back, _ = _in_file_order(chosen)
+    values = column_values(rows, column)
     try:
         with np.errstate(over="ignore"):  # what float32 cannot hold is found when the inputs are checked
             return torch.from_numpy(np.array(values, dtype=np.float32))[back]

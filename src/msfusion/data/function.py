@@ -11,8 +11,8 @@ from msfusion.batch import Batch
 from msfusion.data.federated import FederatedData
 from msfusion.data.loaded import Loaded
 from msfusion.data.spec import DataSpec
-from msfusion.errors import DataError, MsfusionError
-from msfusion.imports import import_function, in_one_line, without_ending
+from msfusion.errors import DataError
+from msfusion.imports import failing_as, import_function
 
 EXPECTED = (
     "it must return FederatedData, or (Batch, Batch): train and test, or ([Batch of each participant], Batch)"
@@ -51,15 +51,8 @@ def call_function(reference: str, key: str, options: Mapping[str, Any]) -> Batch
 def _called(reference: str, key: str, options: Mapping[str, Any]) -> Any:
     """What the function returns. Raises ConfigError where there is none, DataError where it fails."""
     function = import_function(reference, key)
-    try:
-        with without_ending(DataError, f"{key} = '{reference}': "):
-            return function(**options)
-    except MsfusionError:
-        raise
-    except Exception as error:  # whatever a user's function raises
-        raise DataError(
-            f"{key} = '{reference}' failed with {type(error).__name__}: {in_one_line(error)}"
-        ) from error
+    with failing_as(DataError, f"{key} = '{reference}'"):
+        return function(**options)
 
 
 def _loaded(train: Batch, test: Batch, spec: DataSpec) -> Loaded:

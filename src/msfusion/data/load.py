@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -92,9 +92,7 @@ def _digits(spec: DataSpec) -> Loaded:
 
 def _share_out(loaded: Loaded, spec: DataSpec) -> FederatedData:
     """Give each participant its examples."""
-    # checked before they are divided, so that the sentence counts as the user does
-    both = {"the training set": loaded.train, "the test set": loaded.test}
-    check_batches(both, loaded.classes, loaded.vocabulary_size, loaded.task)
+    loaded.check()
     usual = {"classification": "dirichlet", "language_modelling": "contiguous"}.get(loaded.task, "iid")
     name = spec.partition or usual
     keys = loaded.keys
@@ -109,8 +107,4 @@ def _share_out(loaded: Loaded, spec: DataSpec) -> FederatedData:
     if loaded.task == "language_modelling" and name == "iid":  # blocks of text are in order until here
         order = torch.randperm(len(loaded.train), generator=torch.Generator().manual_seed(spec.seed))
         parts = [order[part] for part in parts]
-    shared = {field.name for field in fields(Loaded)} & {field.name for field in fields(FederatedData)} - {
-        "test"
-    }
-    known = {field: getattr(loaded, field) for field in shared}
-    return FederatedData(tuple(loaded.train.take(part) for part in parts), loaded.test, **known)
+    return loaded.among(tuple(loaded.train.take(part) for part in parts))

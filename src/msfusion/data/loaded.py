@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from jaxtyping import Int, Shaped
@@ -11,6 +11,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from msfusion.batch import IGNORED, Batch
+from msfusion.data.federated import FederatedData
 from msfusion.errors import DataError
 
 MOST_CLASSES = 2**24
@@ -37,6 +38,16 @@ class Loaded:
     tokens: tuple[str, ...] = ()
     tokenizer: str | None = None
     masked: bool = False
+
+    def check(self) -> None:
+        """Raise DataError, as `check_batches` does, before examples are shared out: it counts as the user does."""
+        both = {"the training set": self.train, "the test set": self.test}
+        check_batches(both, self.classes, self.vocabulary_size, self.task)
+
+    def among(self, participants: tuple[Batch, ...]) -> FederatedData:
+        """What is known of this data, with the examples of these participants, and the test set."""
+        shared = {each.name for each in fields(Loaded)} & {each.name for each in fields(FederatedData)}
+        return FederatedData(participants, **{name: getattr(self, name) for name in shared})
 
 
 LABELLED = ("classification", "language_modelling")

@@ -12,7 +12,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from msfusion.batch import Batch
-from msfusion.data.classified import chosen_rows, inputs_of
+from msfusion.data.classified import Chosen, chosen_rows, inputs_of
 from msfusion.data.columns import Columns, column_values
 from msfusion.data.loaded import Loaded
 from msfusion.data.spec import DataSpec
@@ -53,7 +53,9 @@ def load_measured(
         chosen_rows(kept, spec.max_train, spec),
         chosen_rows(held_out, spec.max_test, spec),
     )
-    train_inputs, test_inputs, encoder = inputs_of(train, test, columns, train_rows, test_rows, spec, holder)
+    train_inputs, test_inputs, encoder = inputs_of(
+        Chosen(train, train_rows, "the training split"), Chosen(test, test_rows, holder), columns, spec
+    )
     count = train_targets.shape[1]
     return Loaded(
         Batch((train_inputs,), train_targets[train_rows]),

@@ -6,8 +6,6 @@ classes in its order, its vocabulary, its mean and variance. Nobody trains on it
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 from msfusion.batch import Batch
 from msfusion.data.federated import FederatedData
 from msfusion.data.function import call_function
@@ -34,17 +32,14 @@ def with_own(reference: Loaded | FederatedData, spec: DataSpec) -> FederatedData
         raise DataError(
             f"data.source = '{spec.source}' gives each participant its examples, and data.own too: leave one out."
         )
-    both = {"the training set": reference.train, "the test set": reference.test}
-    meant = reference.classes, reference.vocabulary_size, reference.task
-    check_batches(both, *meant)
+    reference.check()
     places = places_of(spec)
     participants = tuple(_own(place, who, reference, spec) for who, place in enumerate(places))
     here = {f"participant {who}": own for who, own in enumerate(participants) if isinstance(places[who], str)}
     # the test set first: whoever differs from it is to blame
+    meant = reference.classes, reference.vocabulary_size, reference.task
     check_batches({"the test set": reference.test, **here}, *meant)
-    shared = {field.name for field in fields(Loaded)} & {field.name for field in fields(FederatedData)}
-    known = {name: getattr(reference, name) for name in shared}
-    return FederatedData(participants, **known)
+    return reference.among(participants)
 
 
 def places_of(spec: DataSpec) -> tuple[str | int, ...]:

@@ -46,12 +46,7 @@ class OwnData:
         """The run where the participants have so many examples. Raises ConfigError where these are no such numbers."""
         config = self._with(counts)
         places_of(config.data_spec)
-        parts = self._stood_in(counts)
-        if parts is not None and self._parts is not None and self._participant is not None:
-            people = list(parts.data.participants)
-            people[self._participant] = self._parts.data.participants[self._participant]
-            parts = replace(parts, data=replace(parts.data, participants=tuple(people)))
-        return prepared_for_network(config, parts)
+        return prepared_for_network(config, self._stood_in(counts, but=self._participant))
 
     @property
     def _nothing(self) -> list[int]:
@@ -64,12 +59,18 @@ class OwnData:
             own[self._participant] = self._place
         return self._config.changed({"data.own": own})
 
-    def _stood_in(self, counts: Sequence[int]) -> Parts | None:
-        """Data, model and width map with so many examples of everybody; None where the method builds several models."""
+    def _stood_in(self, counts: Sequence[int], but: int | None = None) -> Parts | None:
+        """Data, model and width map with so many examples of everybody, `but` the data of one that is here.
+
+        None where the method builds several models.
+        """
         if self._parts is None:
             return None
         data = self._parts.data
-        people = tuple(data.test.repeated(count) for count in counts)
+        people = tuple(
+            data.participants[who] if who == but else data.test.repeated(count)
+            for who, count in enumerate(counts)
+        )
         return replace(self._parts, data=replace(data, participants=people))
 
 

@@ -12,8 +12,8 @@ from typing import Any, Protocol, Union, get_args, get_origin, get_type_hints, r
 from torch import nn
 
 from msfusion.batch import Batch
-from msfusion.errors import ConfigError, MsfusionError
-from msfusion.imports import import_function, in_one_line, is_reference, without_ending
+from msfusion.errors import ConfigError
+from msfusion.imports import failing_as, import_function, in_one_line, is_reference
 from msfusion.models.convolutional import ConvNet, ResNet
 from msfusion.models.huggingface import build_transformers, is_transformers
 from msfusion.models.spec import ModelSpec
@@ -223,15 +223,8 @@ def _from_function(spec: ModelSpec, sizes: Mapping[str, Any]) -> nn.Module:
             f"{', '.join(taken) or 'nothing'}."
         )
     arguments = _arguments(function, spec, sizes)
-    try:
-        with without_ending(ConfigError, f"model.name = '{spec.name}': "):
-            model = function(**arguments)
-    except MsfusionError:
-        raise
-    except Exception as error:  # whatever a user's function raises
-        raise ConfigError(
-            f"model.name = '{spec.name}' failed with {type(error).__name__}: {in_one_line(error)}"
-        ) from error
+    with failing_as(ConfigError, f"model.name = '{spec.name}'"):
+        model = function(**arguments)
     if not isinstance(model, nn.Module):
         raise ConfigError(
             f"model.name = '{spec.name}' returned {type(model).__name__} instead of a torch.nn.Module."

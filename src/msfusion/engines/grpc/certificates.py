@@ -128,7 +128,7 @@ def withdraw_token(directory: Path, participant: int) -> None:
     """The server does not believe this participant's token any more. Raises ConfigError where it has none."""
     known = read_tokens(directory / SERVER / TOKENS)
     if participant not in known:
-        raise ConfigError(f"participant {participant} has no token in {directory / 'server' / TOKENS}")
+        raise ConfigError(f"participant {participant} has no token in {directory / SERVER / TOKENS}")
     rest = {who: digest for who, digest in known.items() if who != participant}
     _replace(directory / SERVER / TOKENS, written_tokens(rest), 0o600)
 

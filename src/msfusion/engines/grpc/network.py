@@ -96,7 +96,6 @@ class Network(Engine):
             rounds_kept,
             most_examples,
         )
-        self._unknown = {who for who, count in enumerate(examples) if count is None}
         self._examples = list(examples)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._serve, daemon=True)
@@ -140,13 +139,12 @@ class Network(Engine):
 
     def examples_of_all(self) -> list[int]:
         """How many examples each participant has, once all have come. Raises StreamError where one does not."""
-        while self._unknown:
-            self._say_who_is_waited_for(self._unknown)
+        while unknown := [who for who, count in enumerate(self._examples) if count is None]:
+            self._say_who_is_waited_for(unknown)
             if self._clock.now() - min(self._away.values(), default=math.inf) > self._listening.begin_after:
-                who = min(self._unknown)
                 raise StreamError(
-                    f"participant {who} has not come for {self._listening.begin_after:g} seconds, and only it knows "
-                    "how many examples it has: start it, or leave it out of participants.count and data.own",
+                    f"participant {unknown[0]} has not come for {self._listening.begin_after:g} seconds, and only it "
+                    "knows how many examples it has: start it, or leave it out of participants.count and data.own",
                     "UNAVAILABLE",
                 )
             with suppress(queue.Empty):
@@ -331,7 +329,6 @@ class Network(Engine):
             self._unseen.discard(values[0])
         elif name == "has":
             self._examples[values[0]] = values[1]
-            self._unknown.discard(values[0])
         elif name == "left":
             self._away[values[0]] = when
         elif name == "all_know":
