@@ -1,7 +1,7 @@
 """What every test gets: one thread per process, the same seed, and a place among the workers.
 
 MSFUSION_CHECK_TYPES=1 has jaxtyping and beartype check every call's types and shapes (`scripts/check --types`). That
-takes nearly half of the processor's time, so it is not on by default.
+takes time, so it is not on by default.
 """
 
 from __future__ import annotations
@@ -13,19 +13,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 CHECKED = os.environ.get("MSFUSION_CHECK_TYPES") == "1"
 
-from importlib import import_module
-
 if CHECKED:
-    import random
-    from unittest.mock import patch
+    from typed import check_types_of
 
-    from jaxtyping import install_import_hook
-
-    # Beartype draws which items of a list it looks at. From Python's own generator, every trace would take that for
-    # a model that draws random numbers, and call the model again, watched, to find where: most of a trace's time.
-    with patch("random.getrandbits", random.Random(0).getrandbits):
-        import_module("beartype._check.code.codemain")
-    install_import_hook("msfusion", "beartype.beartype")
+    check_types_of("msfusion")
 
 from collections import Counter
 from collections.abc import Iterator
