@@ -9,6 +9,7 @@ import pytest
 from quick import QUICK_SETTINGS, QUICK_TEXT
 from safetensors.torch import load_file
 from simulated import fuse_updates
+from timeless import metrics_of
 from torch.utils.flop_counter import FlopCounterMode
 from watching import Stopping
 
@@ -65,10 +66,6 @@ def whole(parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def lines(path: Path) -> list[dict[str, object]]:
-    return [{**line, "seconds": 0} for line in RunDirectory(path).read_metrics()]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("after", [2, *(pytest.param(each, marks=pytest.mark.release) for each in (1, 3, 4))])
 def test_stopped_anywhere_and_resumed_it_ends_with_the_same_bytes(
@@ -78,7 +75,7 @@ def test_stopped_anywhere_and_resumed_it_ends_with_the_same_bytes(
         train(images(), tmp_path, watcher=Stopping(after), parts=parts)
     train(images("run.workers=2"), tmp_path, resume=True, parts=parts)
     assert (tmp_path / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
-    assert lines(tmp_path) == lines(whole)
+    assert metrics_of(tmp_path) == metrics_of(whole)
 
 
 @pytest.mark.slow

@@ -10,8 +10,9 @@ import pytest
 from msfusion.cli.console import PlainConsole
 from msfusion.experiment.report.comparison import comparison_table
 from msfusion.experiment.report.table import Column, Table
-from msfusion.experiment.report.usual import closing_table, coverage_line
+from msfusion.experiment.report.usual import closing_table, coverage_line, results_table
 from msfusion.experiment.report.words import count, mean_and_sd, percent, quality, size
+from msfusion.experiment.train import participant_results
 
 
 @pytest.mark.parametrize(
@@ -87,6 +88,25 @@ def test_participants_with_equal_costs_share_a_line() -> None:
     assert "full model" in shown
     assert "98.70% of the model's entries" in shown
     assert "…" not in shown
+
+
+def test_each_participants_results_are_counted_and_shown() -> None:
+    def line(participants: list[int], losses: list[float]) -> dict[str, object]:
+        times = [1.5] * len(losses)
+        each = {"loss": losses, "seconds": times, "bytes_down": [1000, 500], "bytes_up": [10, 20]}
+        return {"participants": participants, "each": each}
+
+    older = {"participants": [0, 1, 2]}  # of a version that did not tell it
+    results = participant_results([older, line([0, 2], [0.5, 0.25]), line([2, 1], [0.2, 0.75])], 3)
+    assert [row["rounds"] for row in results] == [1, 1, 2]
+    assert [row["loss"] for row in results] == [0.5, 0.75, 0.2]
+    assert [row["seconds"] for row in results] == [1.5, 1.5, 3.0]
+    assert [row["bytes_down"] for row in results] == [1000, 500, 1500]
+    people = [row(0, 0.25), row(1, 0.25), row(2, 0.5)]
+    table = results_table({"rounds": 3, "results": results, "participants": people, "left_out": {"1": 2}})
+    headings, cells = table.texts()
+    assert headings[:4] == ["who", "examples", "rounds", "left out"]
+    assert cells[1] == ["1", "20", "1", "2", "0.7500", "1.5 s", "500 B", "20 B"]
 
 
 def printed(table: Table, width: int) -> str:

@@ -17,6 +17,7 @@ import pytest
 from commands import msfusion, refused
 from forge import Forge
 from quick import QUICK_GROW, QUICK_JOB
+from timeless import metrics_of, summary_of
 
 from msfusion.engines.grpc.access import Access
 from msfusion.engines.grpc.calling import Connecting
@@ -79,11 +80,6 @@ def stopped(process: int) -> Iterator[None]:
     os.kill(process, signal.SIGCONT)
 
 
-def without_seconds(path: Path) -> list[dict[str, object]]:
-    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
@@ -139,9 +135,8 @@ def test_killed_participants_and_servers_change_nothing(method: str, here: Path,
 
     train(load_config(Path(config)), here / "trained")
     assert (path / "model.safetensors").read_bytes() == (here / "trained" / "model.safetensors").read_bytes()
-    assert without_seconds(path) == without_seconds(here / "trained")
-    summaries = [RunDirectory(each).read_summary() | {"seconds": 0} for each in (path, here / "trained")]
-    assert summaries[0] == summaries[1]
+    assert metrics_of(path) == metrics_of(here / "trained")
+    assert summary_of(path) == summary_of(here / "trained")
     for name, expected in (
         ("other", "its certificate is not to be trusted"),
         ("plain", "it wants TLS"),

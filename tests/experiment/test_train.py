@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 from commands import forked
 from quick import QUICK_SETTINGS
+from timeless import metrics_of
 from watching import Stopping
 
 from msfusion.errors import ConfigError, MsfusionError, RunDirectoryError, TrainingError
@@ -45,10 +47,6 @@ def undisturbed(parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def without_times(path: Path) -> list[dict[str, Any]]:
-    return [{**line, "seconds": 0} for line in RunDirectory(path).read_metrics()]
-
-
 def test_a_run_leaves_what_the_issue_lists(undisturbed: Path) -> None:
     names = {path.name for path in undisturbed.iterdir()}
     assert names >= {
@@ -74,6 +72,23 @@ def test_a_run_leaves_what_the_issue_lists(undisturbed: Path) -> None:
         assert participant["bytes_down"] == participant["bytes_up"] < summary["full_model"]["bytes_down"]
 
 
+def test_what_came_of_each_participant_adds_up_to_what_came_of_all(undisturbed: Path) -> None:
+    lines, summary = RunDirectory(undisturbed).read_metrics(), RunDirectory(undisturbed).read_summary()
+    for line in lines:
+        assert [sum(line["each"][name]) for name in ("bytes_down", "bytes_up")] == [
+            line["bytes_down"],
+            line["bytes_up"],
+        ]
+        examples = [each["examples"] for each in summary["participants"]]
+        losses = sum(map(math.prod, zip(line["each"]["loss"], examples, strict=True)))
+        assert line["training_loss"] == pytest.approx(losses / sum(examples))
+    for who, row in enumerate(summary["results"]):
+        assert (row["participant"], row["rounds"]) == (who, 4)
+        assert row["loss"] == lines[-1]["each"]["loss"][who]
+        assert row["bytes_up"] == 4 * summary["participants"][who]["bytes_up"]
+        assert row["seconds"] == pytest.approx(sum(line["each"]["seconds"][who] for line in lines))
+
+
 def test_predicted_bytes_are_those_that_were_moved(undisturbed: Path) -> None:
     summary = RunDirectory(undisturbed).read_summary()
     for line in RunDirectory(undisturbed).read_metrics():
@@ -90,7 +105,7 @@ def test_stopped_and_resumed_ends_with_the_same_bytes(
     assert not (tmp_path / "summary.json").exists()
     train(quick("run.workers=2"), tmp_path, resume=True, parts=parts)
     assert (tmp_path / "model.safetensors").read_bytes() == (undisturbed / "model.safetensors").read_bytes()
-    assert without_times(tmp_path) == without_times(undisturbed)
+    assert metrics_of(tmp_path) == metrics_of(undisturbed)
 
 
 def test_participants_trained_at_once_give_the_same_run_but_for_rounding(
@@ -103,7 +118,7 @@ def test_participants_trained_at_once_give_the_same_run_but_for_rounding(
         train(config, stopped, watcher=Stopping(2), parts=parts)
     train(quick("run.together=2", "run.workers=2"), stopped, resume=True, parts=parts)
     assert (stopped / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
-    for alone, grouped in zip(without_times(undisturbed), without_times(whole), strict=True):
+    for alone, grouped in zip(metrics_of(undisturbed), metrics_of(whole), strict=True):
         # Not the weights to 1e-5: AdamW magnifies rounding where gradients are tiny. In float64 they agree.
         assert grouped["training_loss"] == pytest.approx(alone["training_loss"], abs=1e-3)
         assert grouped["bytes_up"] == alone["bytes_up"]
@@ -136,7 +151,7 @@ def test_a_run_with_the_contrastive_loss_ends_with_the_same_bytes(
     assert checkpoint.memories
     train(config.changed({"run.workers": 2}), stopped, resume=True, parts=parts)
     assert (stopped / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
-    assert without_times(stopped) == without_times(whole)
+    assert metrics_of(stopped) == metrics_of(whole)
     model, _ = read_tensors(whole / "model.safetensors")
     assert model.keys() == read_tensors(undisturbed / "model.safetensors")[0].keys()
     plain = tmp_path / "plain"
@@ -154,7 +169,7 @@ def test_torn_files_are_no_obstacle(parts: Parts, undisturbed: Path, tmp_path: P
     (tmp_path / ".tmp-1-summary.json").write_text("{")
     train(quick(), tmp_path, resume=True, parts=parts)
     assert (tmp_path / "model.safetensors").read_bytes() == (undisturbed / "model.safetensors").read_bytes()
-    assert without_times(tmp_path) == without_times(undisturbed)
+    assert metrics_of(tmp_path) == metrics_of(undisturbed)
     assert not list(tmp_path.glob(".tmp*"))
 
 

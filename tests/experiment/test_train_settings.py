@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from quick import QUICK_SETTINGS
+from timeless import metrics_of
 from watching import Stopping
 
 from msfusion.errors import ConfigError
@@ -27,10 +27,6 @@ def quick(*overrides: str) -> Config:
 @pytest.fixture(scope="module")
 def parts() -> Parts:
     return prepare_parts(quick())
-
-
-def without_times(path: Path) -> list[dict[str, Any]]:
-    return [{**line, "seconds": 0} for line in RunDirectory(path).read_metrics()]
 
 
 @pytest.mark.parametrize(
@@ -81,7 +77,7 @@ def test_an_overlap_by_feedback_is_in_the_metrics_and_survives_a_stop(parts: Par
     with pytest.raises(KeyboardInterrupt):
         train(config, broken, parts=parts, watcher=Stopping(2))
     train(config, broken, parts=parts, resume=True)
-    assert without_times(broken) == without_times(whole)
+    assert metrics_of(broken) == metrics_of(whole)
     assert (broken / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     assert read_tensors(whole / "model.safetensors")[0].keys() == parts.model.state_dict().keys()
 

@@ -140,6 +140,7 @@ def serve(
     from msfusion.experiment.config import load_config
     from msfusion.experiment.kinds import kind_of
     from msfusion.experiment.network import serve as run
+    from msfusion.experiment.report.usual import results_table
     from msfusion.experiment.train import Silent
     from msfusion.experiment.watch import watcher
 
@@ -160,6 +161,7 @@ def serve(
         summary = run(settings, out, listening, watching)
     if not quiet:
         console.print(kind_of(summary["method"]).closing_table(summary))
+        console.print(results_table(summary))
     print_line(console, out)
 
 

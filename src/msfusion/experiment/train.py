@@ -222,12 +222,23 @@ def metrics_line(result: RoundResult, own: Mapping[str, Any]) -> dict[str, Any]:
         "seconds": round(result.seconds, 4),
         **attendance_figures(result.attendance),
         **own,
+        "each": each_of(result.participants),
     }
     if asked := {name: value for name, value in result.own_figures().items() if name not in own}:
         line["metrics"] = {name: _finite(value) for name, value in asked.items()}
     if result.left_out:
         line["left_out"] = [_told(each, result.round_index) for each in result.left_out]
     return {key: _finite(value) for key, value in line.items()}
+
+
+EACH = ("loss", "seconds", "bytes_down", "bytes_up")
+"""What a round's line has of each of its participants."""
+
+
+def each_of(participants: Sequence[ParticipantResult]) -> dict[str, list[Any]]:
+    """What the participants of a round did, a list for each figure, in their order."""
+    told = {name: [_finite(getattr(each, name)) for each in participants] for name in EACH}
+    return {**told, "seconds": [round(each.seconds, 4) for each in participants]}
 
 
 def _told(each: LeftOut, round_index: int) -> dict[str, Any]:
@@ -248,11 +259,32 @@ def summarise(prepared: Prepared, metrics: Sequence[Mapping[str, Any]]) -> dict[
         "training_loss": last["training_loss"],
         "entry_coverage": last.get("entry_coverage"),
         "seconds": round(sum(line["seconds"] for line in metrics), 3),
+        "results": participant_results(metrics, count),
         **left_out_figures(metrics),
         **simulated_figures(metrics),
         "targets": [first_reached(metrics, each, count) for each in prepared.config.evaluation.targets],
         **prepared.figures(),
     }
+
+
+def participant_results(metrics: Sequence[Mapping[str, Any]], count: int) -> list[dict[str, Any]]:
+    """What came of each participant: in how many rounds its work counts, its last loss in training, and in all its
+    seconds and bytes.
+    """
+    rows: list[dict[str, Any]] = [
+        {"participant": who, "rounds": 0, "loss": None, "seconds": 0.0, "bytes_down": 0, "bytes_up": 0}
+        for who in range(count)
+    ]
+    for line in metrics:
+        if "each" not in line:  # an older version wrote it
+            continue
+        for place, who in enumerate(line["participants"]):
+            row, did = rows[who], {name: values[place] for name, values in line["each"].items()}
+            row["rounds"] += 1
+            row["loss"] = did["loss"]
+            for name in ("seconds", "bytes_down", "bytes_up"):
+                row[name] += did[name]
+    return rows
 
 
 def left_out_figures(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

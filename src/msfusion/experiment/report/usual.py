@@ -89,6 +89,28 @@ def _closing_lines(summary: Row) -> Iterator[str]:
     yield from map(target_line, summary.get("targets", []))
 
 
+_RESULTS = (
+    Column("who", "participant", align="left"),
+    Column("examples", "examples"),
+    Column("rounds", "rounds"),
+    Column("left out", "left_out", optional=True),
+    Column("last loss in training", "loss", "{:.4f}".format),
+    Column("time", "seconds", duration),
+    Column("sent to it", "bytes_down", size),
+    Column("sent by it", "bytes_up", size),
+)
+
+
+def results_table(summary: Row) -> Table:
+    """What came of each participant: in how many rounds its work counts, its loss, its time, and its bytes."""
+    left_out = summary.get("left_out", {})
+    rows = [
+        {**row, "examples": people.get("examples"), "left_out": left_out.get(str(row["participant"]))}
+        for row, people in zip(summary["results"], summary["participants"], strict=True)
+    ]
+    return Table(f"each participant's part in {summary['rounds']} rounds", _RESULTS, rows)
+
+
 def target_line(target: Row) -> str:
     """What it took to reach an accuracy: `accuracy 80.0% after 7 rounds, 3.2 min simulated, ...`."""
     if target["rounds"] is None:
