@@ -423,6 +423,10 @@ def by_chance(width_map: Any, who: int, round_index: int, ratio: float, **_: Any
     return {group.name: torch.randperm(group.units)[: size[group.name]] for group in width_map.groups}
 
 
+def leaving(*given: Any, **more: Any) -> dict[str, Tensor]:
+    raise SystemExit
+
+
 def mistaken(*given: Any, **more: Any) -> dict[str, Tensor]:
     raise KeyError("a mistake")
 
@@ -433,7 +437,8 @@ def mistaken(*given: Any, **more: Any) -> dict[str, Tensor]:
         (all_of_it, "gives 16 of 16 units"),
         (nothing, "give a dict with a tensor"),
         (by_chance, "another window when it is asked again"),
-        (mistaken, "mistaken failed .KeyError"),
+        (mistaken, "mistaken failed with KeyError"),
+        (leaving, "leaving .* raised SystemExit, which would end the program"),
     ],
 )
 def test_a_schedule_that_gives_no_windows_is_refused(schedule: Any, sentence: str) -> None:

@@ -171,3 +171,12 @@ def test_what_is_elsewhere_cannot_be_trained_on_here(job: Path, here: Path) -> N
     refused(told, "data.own")
     assert not (here / "run").exists()
     assert msfusion("plan", str(job), "--set", "data.own=[3, 4, 5]").exit_code == 0
+
+
+def test_a_second_server_of_a_run_does_not_even_wait_for_participants(job: Path, here: Path) -> None:
+    address = free_address()
+    with RunDirectory(here / "run").locked():
+        again = msfusion("serve", str(job), "--address", address, "--plain-text", "--out", "run")
+    refused(again, "in use by another run")
+    assert "listening" not in again.output
+    assert not (here / "run").exists()

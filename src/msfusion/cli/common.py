@@ -94,7 +94,8 @@ class Stopping:
     def tell_and_exit(self) -> NoReturn:
         """Say that the command was stopped; the exit code is that of a process which the signal ended."""
         typer.echo(
-            "msfusion: interrupted; the same command goes on from here (train, compare: with --resume).",
+            "msfusion: interrupted; a run goes on from its last checkpoint with the same command (train, compare: with "
+            "--resume).",
             err=True,
         )
         raise typer.Exit(128 + (self.heard or signal.SIGINT)) from None
@@ -109,7 +110,9 @@ def _leave_at_once(number: int) -> NoReturn:
     with suppress(OSError):
         shown = b"\x1b[?25h\n" if os.isatty(2) else b""  # a progress bar hides the cursor
         os.write(
-            2, shown + b"msfusion: stopped at once; the same command goes on from the last checkpoint.\n"
+            2,
+            shown
+            + b"msfusion: stopped at once; a run goes on from its last checkpoint with the same command.\n",
         )
     os._exit(128 + number)
 

@@ -39,8 +39,9 @@ def serve(
     """Serve a whole run, leaving everything in the directory `path` as `train` does, and return the summary.
 
     A run that is there is continued from its last checkpoint, and everybody has the server's patience anew; of a
-    finished one, participants that have not heard of its end are told. Raises what `train` raises, and StreamError
-    where the address cannot be had, or nobody comes.
+    finished one, participants that have not heard of its end are told. Raises what `train` raises (RunDirectoryError
+    where another server waits for participants of a run in that directory, too), and StreamError where the address
+    cannot be had, or nobody comes.
 
     Where participants have data of their own (data.own), a run begins when all have come: only they know how many
     examples they have. From then on the run's own configuration says it.
@@ -50,6 +51,7 @@ def serve(
     begin_after = listening.patience if begun else listening.begin_after
     listening = replace(listening, scratch=path, begin_after=begin_after)
     with ExitStack() as stack:
+        stack.enter_context(RunDirectory(path).locked())  # also while participants are waited for
 
         def listen(examples: Sequence[int | None], agreement: Agreement) -> Network:
             back = RunDirectory(path).furthest_back(config.run.checkpoint_every)
@@ -61,7 +63,7 @@ def serve(
         preparing: Preparing = partial(_shared_out, listen)
         if config.data.own is not None:
             config, preparing = _of_their_own(listen, config, path)
-        summary = train(config, path, resume=True, watcher=watcher, preparing=preparing)
+        summary = train(config, path, resume=True, watcher=watcher, preparing=preparing, held=True)
         if not networks:
             preparing(config.pinned(), None)
         networks[0].say_over(config.rounds)

@@ -6,7 +6,7 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
@@ -79,13 +79,15 @@ def train(
     watcher: Watcher | None = None,
     parts: Parts | None = None,
     preparing: Callable[[Config, Parts | None], Prepared] | None = None,
+    held: bool = False,
 ) -> dict[str, Any]:
     """Train, leaving everything in the directory `path`, and return the summary.
 
     With `resume`, a run that is there is continued from its last checkpoint; a finished one is checked and left as it
     is, and one that has not begun is begun. The result is the same as if it had never stopped:
     model.safetensors bit for bit. `parts` are data, model and width map where they are known already;
-    `preparing` makes the run of them (by default for participants that are all here).
+    `preparing` makes the run of them (by default for participants that are all here). `held`: the caller has locked the
+    directory already (`RunDirectory.locked`).
 
     Raises RunDirectoryError where the directory is in use, holds something else, or a run of another configuration,
     other data or other code, where a finished run is damaged, or it cannot be written; and what loading, tracing,
@@ -95,7 +97,7 @@ def train(
     config, directory = config.pinned(), RunDirectory(path)
     if _begun(directory, config, resume) and directory.finished:
         return _end(directory)
-    with directory.locked():
+    with nullcontext() if held else directory.locked():
         begun = _begun(directory, config, resume)  # once more, as another run may have come first
         if begun and directory.finished:
             return _end(directory)

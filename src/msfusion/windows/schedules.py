@@ -33,8 +33,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from msfusion.errors import ConfigError, MsfusionError
-from msfusion.imports import in_one_line
+from msfusion.errors import ConfigError
+from msfusion.imports import failing_as
 from msfusion.registry import Registry
 from msfusion.width.groups import Group, WidthMap
 from msfusion.windows.strides import place_factor, places, round_strides
@@ -259,14 +259,8 @@ class CheckedSchedule:
     def _window(
         self, width_map: WidthMap, participant: int, round_index: int, ratio: float, more: Mapping[str, Any]
     ) -> dict[str, Tensor]:
-        try:
+        with failing_as(ConfigError, f"the window schedule {self.name}"):
             window = self.schedule(width_map, participant, round_index, ratio, **more)
-        except MsfusionError:
-            raise
-        except Exception as error:  # whatever a user's function raises
-            raise ConfigError(
-                f"the window schedule {self.name} failed ({type(error).__name__}: {in_one_line(error)})"
-            ) from error
         names = {group.name for group in width_map.groups}
         if not isinstance(window, dict) or set(window) != names:
             told = (
