@@ -27,13 +27,13 @@ METHODS = [
     msfusion.MSfusion(ratio=0.5, start="fresh"),
     msfusion.MSfusion(ratio=(0.5, 0.25, 1.0), start="blocks", blocks=2),
     msfusion.MSfusion(ratio=0.5, start="copies"),
-    msfusion.MSfusion(ratio=0.5),
-    msfusion.FedRolex(ratio=0.5),
+    pytest.param(msfusion.MSfusion(ratio=0.5), marks=pytest.mark.release),
+    pytest.param(msfusion.FedRolex(ratio=0.5), marks=pytest.mark.release),
     msfusion.HeteroFL(ratio=(0.5, 0.25, 1.0)),
-    msfusion.FederatedDropout(ratio=0.5),
-    msfusion.FedAvg(),
+    pytest.param(msfusion.FederatedDropout(ratio=0.5), marks=pytest.mark.release),
+    pytest.param(msfusion.FedAvg(), marks=pytest.mark.release),
     msfusion.Small(ratio=0.5),
-    msfusion.Ensemble(ratio=0.5, blocks=2),
+    pytest.param(msfusion.Ensemble(ratio=0.5, blocks=2), marks=pytest.mark.release),
 ]
 
 

@@ -219,6 +219,7 @@ def test_a_run_with_one_that_lies_goes_on_as_without(way: str, monkeypatch: pyte
     assert ruined > 2 * honest
 
 
+@pytest.mark.release
 def test_copies_that_do_not_come_apart_move_by_the_small_models_median() -> None:
     states = []
     for way in ("method.name=small", "method.start=copies"):

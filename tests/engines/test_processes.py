@@ -82,7 +82,7 @@ def test_a_long_task_does_not_hold_up_others() -> None:
     assert order == [1, 2, 0]
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_more_threads_are_used_where_the_parent_used_one() -> None:
     script = (
         "import sys, torch\n"

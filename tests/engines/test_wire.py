@@ -156,12 +156,13 @@ LEAKS = [
 
 
 def leaks() -> list[Any]:
-    """Each leak in one process; of those in several, all but two are left to `scripts/check --all`."""
-    several = [
-        pytest.param(*each, 2, marks=() if each[0] in ("intermediate", "data") else pytest.mark.release)
+    """Each leak in one process and in several; all but three are left to `scripts/check --all`."""
+    usual = {("intermediate", 1), ("metadata", 1), ("data", 2)}
+    return [
+        pytest.param(*each, workers, marks=() if (each[0], workers) in usual else pytest.mark.release)
         for each in LEAKS
+        for workers in (1, 2)
     ]
-    return [*((*each, 1) for each in LEAKS), *several]
 
 
 @pytest.mark.parametrize(("leak", "sentence", "workers"), leaks())

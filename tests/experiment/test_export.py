@@ -56,6 +56,7 @@ def test_a_model_for_images_comes_back_from_its_folder_alone(tmp_path: Path) -> 
     assert found.accuracy == pytest.approx(RunDirectory.reopen(tmp_path / "run").read_summary()["accuracy"])
 
 
+@pytest.mark.release
 def test_each_participants_grown_model_comes_with_the_vocabulary(grown: Path, tmp_path: Path) -> None:
     data = load_data(load_config(None, QUICK_GROW).data_spec)
     losses = []

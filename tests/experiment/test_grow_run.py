@@ -73,9 +73,8 @@ def test_a_run_that_was_stopped_ends_with_the_same_numbers(trained: Path, tmp_pa
     assert lines[0] == lines[1]
 
 
-@pytest.mark.parametrize(
-    "stage", ["private.fit_operator", pytest.param("method.local_steps", marks=pytest.mark.release)]
-)
+@pytest.mark.release
+@pytest.mark.parametrize("stage", ["private.fit_operator", "method.local_steps"])
 def test_killed_in_a_stage_it_ends_with_the_same_bits(
     stage: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,7 +10,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -283,13 +283,13 @@ def test_a_server_that_was_stopped_reads_before_it_calls_anybody_late(here: Path
 def idle_connections(address: str, count: int) -> Iterator[None]:
     """Strangers that connect and say nothing: half of them only greet, as HTTP/2 has it."""
     host, _, port = address.partition(":")
-    strangers = [socket.create_connection((host, int(port)), 5.0) for _ in range(count)]
-    for each in strangers[::2]:
-        each.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
-    time.sleep(0.5)
-    yield
-    for each in strangers:
-        each.close()
+    with ExitStack() as stack:
+        for number in range(count):
+            stranger = stack.enter_context(socket.create_connection((host, int(port)), 5.0))
+            if number % 2 == 0:
+                stranger.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
+        time.sleep(0.5)
+        yield
 
 
 def greets(address: str) -> bool:

@@ -12,7 +12,8 @@ import pytest
 import torch
 from quick import QUICK_SETTINGS
 from rich.console import Console
-from test_train import Stopping, without_times
+from timeless import metrics_of
+from watching import Stopping
 
 from msfusion.errors import ConfigError
 from msfusion.experiment.compare import compare
@@ -104,7 +105,7 @@ def test_any_number_of_workers_and_any_stop_give_the_same_run(
             train(config, tmp_path / f"stop{after}", parts=parts, watcher=Stopping(after))
         train(config, tmp_path / f"stop{after}", parts=parts, resume=True)
     for other in ("two", "stop1", "stop2", "stop3"):
-        assert without_times(tmp_path / other) == without_times(unsteady[late])
+        assert metrics_of(tmp_path / other) == metrics_of(unsteady[late])
         model = (tmp_path / other / "model.safetensors").read_bytes()
         assert model == (unsteady[late] / "model.safetensors").read_bytes()
 

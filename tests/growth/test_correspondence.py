@@ -93,7 +93,7 @@ def test_queries_keys_and_values_in_one_matrix_have_a_space_each() -> None:
     assert parts[1][2].space == plan.parts["transformer.h.0.attn.c_proj.weight"][0][0].space
 
 
-@pytest.mark.slow  # alone it takes seconds: the slow tests share its traces
+@pytest.mark.release
 def test_grouped_queries_are_units_of_units() -> None:
     plan = planned(llama, GROUPED, GROUPED_LARGE)
     layer = "model.layers.0.self_attn."

@@ -136,6 +136,7 @@ def test_a_setting_with_an_entry_for_each_layer_grows_with_them() -> None:
     torch.testing.assert_close(grown(ids).logits, source(ids).logits, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.release
 def test_a_learned_operator() -> None:
     source, target = traced(decoder, SMALL)[0], decoder(SMALL)
     ids = torch.randint(0, 50, (8, 9))

@@ -377,7 +377,7 @@ def some_texts(participants: int = 3) -> list[Batch]:
     ]
 
 
-@pytest.mark.slow  # trains for seconds
+@pytest.mark.release
 def test_the_largest_logits_alone_train_almost_the_same() -> None:
     """Of 256 logits of each position 16 or 64 are kept: the more, the nearer to remembering all of them."""
     texts, apart = some_texts(), list[float]()

@@ -53,6 +53,9 @@ VARIANTS: dict[str, GrowSettings] = {
     "interlaced, alone": replace(LIGO, growth="interlace", further="alone"),
     "scratch, alone": replace(LIGO, growth="scratch", further="alone"),
 }
+IN_CI = {"dual-ligo", "then federated", "stacked, alone"}
+"""Of these, the variants that `scripts/check` resumes after each round."""
+
 CHANGING = Conditions(dropout=(0.3, 0.5, 0.6))
 """Under the seed of `rounds` the first comes alone in round 0, all in round 1, two in round 2."""
 
@@ -174,7 +177,10 @@ def test_who_shares_a_target_can_say_what_it_is_worth_as_well() -> None:
         )
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "variant",
+    [pytest.param(each, marks=() if each in IN_CI else pytest.mark.release) for each in VARIANTS],
+)
 def test_resumed_after_any_round_with_participants_absent_it_gives_the_same_bits(variant: str) -> None:
     """With one worker and with two."""
     results = whole(variant)

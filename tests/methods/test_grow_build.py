@@ -49,6 +49,7 @@ def test_models_that_do_not_grow_are_refused_before_anything_trains(
         method_of(**options)
 
 
+@pytest.mark.release
 def test_growth_that_preserves_the_function_of_untrained_models_alone() -> None:
     """Small models are trained before they grow: what holds for their first weights must hold for the last."""
     import transformers

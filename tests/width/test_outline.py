@@ -65,6 +65,7 @@ def test_weights_do_not_count_and_tracing_gives_the_same() -> None:
     assert trace(Network(), INPUTS).outline() == outline()
 
 
+@pytest.mark.release
 def test_another_process_finds_the_same() -> None:
     code = "import test_outline, sys; sys.stdout.write(test_outline.outline())"
     paths = ":".join([str(Path(__file__).parent), *filter(None, sys.path)])

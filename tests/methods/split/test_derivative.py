@@ -102,6 +102,7 @@ def test_if_all_values_survive_there_is_no_difference_but_for_the_mask() -> None
     assert all(torch.equal(tensor, other.state[name]) for name, tensor in one.state.items())
 
 
+@pytest.mark.release
 def test_it_learns_from_a_hundredth_of_the_gradients() -> None:
     data = [digits(300, 300 * index) for index in range(2)]
     training = TrainingSettings(optimizer="adamw", learning_rate=0.005, batch_size=32, local_epochs=2)

@@ -93,6 +93,7 @@ def test_client_parts_are_averaged_by_their_weights() -> None:
     assert states[0]["weight"].tolist() == [1.0, 2.0]
 
 
+@pytest.mark.release
 def test_it_learns_from_a_thirteenth_of_the_bytes() -> None:
     data = [digits(300, 300 * index) for index in range(4)]
     training = TrainingSettings(optimizer="adamw", learning_rate=0.005, batch_size=32, local_epochs=2)
