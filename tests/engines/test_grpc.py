@@ -23,7 +23,7 @@ from loopback import AGREED, HERE, Hand, Loopback, hello
 import msfusion
 from msfusion import checks
 from msfusion.batch import Batch
-from msfusion.engines.grpc.access import Access
+from msfusion.engines.grpc.access import Access, why_refused
 from msfusion.engines.grpc.calling import Connecting
 from msfusion.engines.grpc.certificates import (
     make_certificates,
@@ -381,6 +381,33 @@ def test_withdrawn_in_the_middle_of_a_round(tmp_path: Path) -> None:
             hand.hand_in(work, trained(task, 2))
         result = end()
     assert [each.participant for each in result.left_out] == [1]
+
+
+def test_a_server_that_asks_for_certificates_speaks_with_nobody_else(tmp_path: Path) -> None:
+    """Not even of the right token; and with each participant only under its own name."""
+    make_certificates(tmp_path / "keys", ["127.0.0.1"], 3, client_certificates=True)
+    make_certificates(tmp_path / "others", ["127.0.0.1"], 3, client_certificates=True)
+    own = [Access.of_participant(tmp_path / f"keys/participant-{each}") for each in range(3)]
+    other = Access.of_participant(tmp_path / "others/participant-0")
+    bare = replace(own[0], certificate=b"", key=b"")
+    forged = replace(other, authority=own[0].authority, token=own[0].token)
+    with rounds(absent=(0, 1, 2), access=Access.of_server(tmp_path / "keys/server")) as (engine, end):
+        assert why_refused(own[0], engine.address) is None
+        for stranger in (bare, forged):
+            assert "whose certificate its authority has signed" in str(why_refused(stranger, engine.address))
+            with Hand(engine.address, stranger) as hand:
+                hand.say(hello(0, len(DATA[0])))
+                assert hand.refused()[0] == "UNAVAILABLE"
+        with Hand(engine.address, replace(own[1], token=own[0].token)) as hand:
+            hand.say(hello(0, len(DATA[0])))
+            assert hand.refused() == ("UNAUTHENTICATED", "the certificate is not that of participant 0")
+        renew_token(tmp_path / "keys", 2)  # and another certificate with it
+        own[2] = Access.of_participant(tmp_path / "keys/participant-2")
+        for who, access in enumerate(own):
+            with Hand(engine.address, access) as hand:
+                work, task = hand.work(who, len(DATA[who]))
+                hand.hand_in(work, trained(task, who))
+        assert end().left_out == ()
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 
 from msfusion.engines.grpc.access import Access, host_and_port, speaks_tls, why_refused
 from msfusion.engines.grpc.certificates import (
@@ -125,6 +126,29 @@ def test_damaged_tokens_admit_nobody(content: bytes, tmp_path: Path) -> None:
     assert error.value.status == "UNAVAILABLE"
     with pytest.raises(ConfigError, match="holds no tokens"):
         Access.of_server(tmp_path / "server")
+
+
+def test_each_participant_has_a_certificate_where_that_was_asked_for(made: Path, tmp_path: Path) -> None:
+    make_certificates(tmp_path, ["127.0.0.1"], 2, client_certificates=True)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.glob("*/*.key")} == {0o600}
+    names = set[str]()
+    for who in range(2):
+        folder = tmp_path / f"participant-{who}"
+        assert Access.of_participant(folder).certificate == (folder / "participant.pem").read_bytes()
+        certificate = x509.load_pem_x509_certificate((folder / "participant.pem").read_bytes())
+        names |= {str(each.value) for each in certificate.subject}
+        use = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+        assert [*use] == [x509.oid.ExtendedKeyUsageOID.CLIENT_AUTH]
+    assert names == {"participant-0", "participant-1"}
+    server = Access.of_server(tmp_path / "server")
+    server.check_certificate([b"participant-1"], 1)
+    for shown in ([], [b"participant-1"]):
+        with pytest.raises(StreamError, match="not that of participant 0"):
+            server.check_certificate(shown, 0)
+    Access.of_server(made / "server").check_certificate([], 0)  # which asks for none
+    (tmp_path / "participant-0/participant.key").write_bytes((tmp_path / "server/server.key").read_bytes())
+    with pytest.raises(ConfigError, match="is not the key of"):
+        Access.of_participant(tmp_path / "participant-0")
 
 
 def test_a_renewed_certificate_is_of_the_same_authority_and_hosts(tmp_path: Path) -> None:

@@ -47,6 +47,13 @@ def certificates(
     participants: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="How many participants there are.")
     ] = None,
+    client_certificates: Annotated[
+        bool,
+        typer.Option(
+            "--client-certificates",
+            help="With --participants: a certificate for each of them too, which the server asks for.",
+        ),
+    ] = False,
     renew: Annotated[
         bool, typer.Option("--renew", help="Only a new certificate for the server: participants keep theirs.")
     ] = False,
@@ -70,8 +77,10 @@ def certificates(
         raise ConfigError(
             "give --host and --participants to make certificates, or one of --renew, --new-token and --withdraw"
         )
+    if client_certificates and participants is None:
+        raise ConfigError("--client-certificates goes with --host and --participants")
     if participants is not None:
-        made.make_certificates(out, host or (), participants)
+        made.make_certificates(out, host or (), participants, client_certificates)
         changed = [made.SERVER, *map(made.of_participant, range(participants)), made.AUTHORITY_FOLDER]
     elif renew:
         made.renew_certificate(out, host or ())

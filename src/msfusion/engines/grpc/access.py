@@ -6,7 +6,10 @@ import ipaddress
 import os
 import socket
 import ssl
+import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,15 +17,17 @@ from msfusion.engines.grpc.certificates import (
     AUTHORITY,
     CERTIFICATE,
     KEY,
+    OWN_CERTIFICATE,
+    OWN_KEY,
     SERVER,
     TOKEN,
     check_certificates,
-    check_server,
+    check_pair,
     of_participant,
 )
 from msfusion.engines.grpc.key_files import read_key_file, read_secret
 from msfusion.engines.grpc.tokens import TOKENS, Tokens
-from msfusion.errors import ConfigError
+from msfusion.errors import ConfigError, StreamError
 
 if TYPE_CHECKING:
     import grpc
@@ -40,7 +45,8 @@ class Access:
     """What TLS needs on one side, and tokens; with nothing at all, plain text.
 
     The server has a key, a certificate and all participants' tokens, a participant the authority that must have signed
-    the certificate, and its own token.
+    the certificate, and its own token. With client certificates a participant has a key and a certificate too, and the
+    server the authority that must have signed it.
     """
 
     token: str = ""
@@ -65,8 +71,10 @@ class Access:
             raise ConfigError(
                 f"{directory} has a folder for each machine: for the server give {directory / SERVER}"
             )
-        certificate, key = _of_server(directory)
-        return cls(certificate=certificate, key=key, tokens=Tokens(directory / TOKENS), folder=directory)
+        certificate, key = _pair(directory / CERTIFICATE, directory / KEY)
+        authority = _authority(directory) if (directory / AUTHORITY).exists() else b""
+        tokens = Tokens(directory / TOKENS)
+        return cls("", authority, certificate, key, tokens, directory)
 
     @classmethod
     def of_participant(cls, directory: Path) -> Access:
@@ -76,12 +84,9 @@ class Access:
             raise ConfigError(
                 f"{directory} has a folder for each machine: for a participant give its own, as {one}"
             )
-        token, authority = (
-            _token(directory, read_secret(directory / TOKEN)),
-            read_key_file(directory / AUTHORITY),
-        )
-        check_certificates(authority, directory / AUTHORITY)
-        return cls(token, authority=authority)
+        token, authority = _token(directory, read_secret(directory / TOKEN)), _authority(directory)
+        own = directory / OWN_CERTIFICATE, directory / OWN_KEY
+        return cls(token, authority, *(_pair(*own) if own[0].exists() else ()))
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
@@ -94,6 +99,11 @@ class Access:
             given = dict(metadata or ()).get("authorization", "")  # type: ignore[call-overload]  # pairs: gRPC has no type for them
             given = given if isinstance(given, str) else given.decode("ascii", "replace")
             self.tokens.check(given.removeprefix(_SCHEME), participant)
+
+    def check_certificate(self, names: Iterable[bytes], participant: int) -> None:
+        """Raise StreamError unless, where certificates are asked for, one of a participant's names is its own."""
+        if self.authority and of_participant(participant).encode() not in names:
+            raise StreamError(f"the certificate is not that of participant {participant}", "UNAUTHENTICATED")
 
     def check_address(self, address: str) -> None:
         """Raises ConfigError for no HOST:PORT, and for plain text to or from another machine."""
@@ -108,20 +118,23 @@ class Access:
         import grpc
 
         current = self.certificate, self.key
+        configuration = partial(_configuration, self.authority)
 
         def renewed() -> grpc.ServerCertificateConfiguration | None:
             """None where nothing has changed, or what is there cannot be used: half of it may have been written."""
             nonlocal current
             try:
-                found = current if self.folder is None else _of_server(self.folder)
+                found = current
+                if self.folder is not None:
+                    found = _pair(self.folder / CERTIFICATE, self.folder / KEY)
             except ConfigError:
                 return None
             if found == current:
                 return None
             current = found
-            return _configuration(*found)
+            return configuration(*found)
 
-        return grpc.dynamic_ssl_server_credentials(_configuration(*current), renewed)
+        return grpc.dynamic_ssl_server_credentials(configuration(*current), renewed, bool(self.authority))
 
     def channel(self, address: str, options: list[tuple[str, int]]) -> grpc.Channel:
         """A new channel to a server. Nothing is connected yet."""
@@ -129,20 +142,28 @@ class Access:
 
         if self.is_plain:
             return grpc.insecure_channel(address, options)
-        return grpc.secure_channel(address, grpc.ssl_channel_credentials(self.authority), options)
+        own = (self.key, self.certificate) if self.certificate else ()
+        return grpc.secure_channel(address, grpc.ssl_channel_credentials(self.authority, *own), options)
 
 
-def _of_server(directory: Path) -> tuple[bytes, bytes]:
-    """The server's certificate and its key. Raises ConfigError where they cannot be used."""
-    certificate, key = read_key_file(directory / CERTIFICATE), read_secret(directory / KEY)
-    check_server(certificate, key, directory)
+def _authority(directory: Path) -> bytes:
+    """The certificate of the authority. Raises ConfigError where it cannot be used."""
+    authority = read_key_file(directory / AUTHORITY)
+    check_certificates(authority, directory / AUTHORITY)
+    return authority
+
+
+def _pair(certificate_path: Path, key_path: Path) -> tuple[bytes, bytes]:
+    """A certificate and its key. Raises ConfigError where they cannot be used."""
+    certificate, key = read_key_file(certificate_path), read_secret(key_path)
+    check_pair(certificate, key, certificate_path, key_path)
     return certificate, key
 
 
-def _configuration(certificate: bytes, key: bytes) -> grpc.ServerCertificateConfiguration:
+def _configuration(authority: bytes, certificate: bytes, key: bytes) -> grpc.ServerCertificateConfiguration:
     import grpc
 
-    return grpc.ssl_server_certificate_configuration([(key, certificate)])
+    return grpc.ssl_server_certificate_configuration([(key, certificate)], authority or None)
 
 
 def host_and_port(address: str) -> tuple[str, int]:
@@ -161,19 +182,34 @@ def _is_name(host: str) -> bool:
         return False
 
 
+_UNCERTIFIED = (
+    "it speaks only with participants whose certificate its authority has signed: make one with 'msfusion certificates "
+    "--new-token' where the server's were made"
+)
+
+
 def why_refused(access: Access, address: str, seconds: float = CHECKING_SECONDS) -> str | None:
-    """What is wrong with the server's certificate, in words; None where nothing is, or nobody is there."""
+    """What is wrong with the certificate of the server, or with ours, in words; None for nothing, or nobody there."""
     if access.is_plain:
         return None
+    why = _shaking_hands(access, address, seconds)
+    if why is _UNCERTIFIED:  # a server that is killed at that moment says nothing either
+        why = _shaking_hands(access, address, seconds)
+    return why
+
+
+def _shaking_hands(access: Access, address: str, seconds: float) -> str | None:
+    """The same of one attempt."""
     context = ssl.create_default_context(cadata=access.authority.decode("ascii", "replace"))
     context.set_alpn_protocols(["h2"])
+    _show(context, access)
     host, port = host_and_port(address)
     try:
         with (
             socket.create_connection((host, port), seconds) as connection,
-            context.wrap_socket(connection, server_hostname=host),
+            context.wrap_socket(connection, server_hostname=host) as secure,
         ):
-            return None
+            return None if secure.recv(1) else _UNCERTIFIED  # gRPC's server says the first word
     except ssl.SSLCertVerificationError as error:
         return f"its certificate is not to be trusted: {error.verify_message.rstrip('.')}"
     except ssl.SSLError as error:
@@ -181,6 +217,16 @@ def why_refused(access: Access, address: str, seconds: float = CHECKING_SECONDS)
         return "it does not speak TLS" if wrong else None
     except OSError:
         return None
+
+
+def _show(context: ssl.SSLContext, access: Access) -> None:
+    """Have the participant's own certificate shown to whoever asks; it can be loaded from files alone."""
+    if access.certificate:
+        with tempfile.TemporaryDirectory() as folder:  # which nobody else may enter
+            certificate, key = Path(folder) / OWN_CERTIFICATE, Path(folder) / OWN_KEY
+            certificate.write_bytes(access.certificate)
+            key.write_bytes(access.key)
+            context.load_cert_chain(certificate, key)
 
 
 def speaks_tls(address: str, seconds: float = CHECKING_SECONDS) -> bool:

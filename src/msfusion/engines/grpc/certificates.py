@@ -6,6 +6,12 @@
 
 A participant believes whoever `authority.pem` has signed; the server believes whoever has a participant's token. It has
 only digests of tokens, in `tokens`, and reads them again whenever they change: a token is withdrawn while it runs.
+
+With client certificates a participant has a certificate of its own, and the server's folder `authority.pem`: then the
+server speaks with nobody whose certificate that authority has not signed, before a word of theirs is read.
+
+    server/           authority.pem
+    participant-0/    participant.pem, participant.key
 """
 
 from __future__ import annotations
@@ -31,11 +37,14 @@ if TYPE_CHECKING:
 
 AUTHORITY, CERTIFICATE, KEY, TOKEN = "authority.pem", "server.pem", "server.key", "token"
 AUTHORITY_KEY = "authority.key"
+OWN_CERTIFICATE, OWN_KEY = "participant.pem", "participant.key"
 AUTHORITY_FOLDER, SERVER = "authority", "server"
 
 AUTHORITY_DAYS = 3650
 SERVER_DAYS = 825
-"""For how long certificates are valid; the server's is renewed without the participants' knowing."""
+"""For how long certificates are valid. The server's is renewed without the participants' knowing; theirs last as long
+as the authority, since what is withdrawn of a participant is its token.
+"""
 
 MOST_PARTICIPANTS = 100_000
 
@@ -50,8 +59,12 @@ def of_participant(participant: int) -> str:
     return f"participant-{participant}"
 
 
-def make_certificates(directory: Path, hosts: Sequence[str], participants: int) -> None:
+def make_certificates(
+    directory: Path, hosts: Sequence[str], participants: int, client_certificates: bool = False
+) -> None:
     """Write the folders for a server that is reached under these names or addresses, and for its participants.
+
+    With `client_certificates` each participant has one of its own, without which the server does not speak with it.
 
     Raises ConfigError for something that is neither, where one of the folders is there already, or none can be written.
     """
@@ -76,9 +89,13 @@ def make_certificates(directory: Path, hosts: Sequence[str], participants: int) 
             0o600,
         ),
     }
+    if client_certificates:
+        files[f"{SERVER}/{AUTHORITY}"] = public, 0o644
     for who, token in tokens.items():
         files[f"{of_participant(who)}/{AUTHORITY}"] = public, 0o644
         files[f"{of_participant(who)}/{TOKEN}"] = token.encode() + b"\n", 0o600
+        if client_certificates:
+            files |= _participant_files(who, key, authority)
     _write_new(directory, files)
 
 
@@ -88,39 +105,57 @@ def renew_certificate(directory: Path, hosts: Sequence[str] = ()) -> None:
     Participants keep what they have. Raises ConfigError where the authority or the old certificate cannot be used.
     """
     from cryptography import x509
-    from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-    authority = check_certificates(
-        read_key_file(directory / AUTHORITY_FOLDER / AUTHORITY), directory / AUTHORITY_FOLDER / AUTHORITY
-    )[0]
+    key, authority = _authority(directory)
     try:
-        key = load_pem_private_key(read_key_file(directory / AUTHORITY_FOLDER / AUTHORITY_KEY), password=None)
         old = x509.load_pem_x509_certificate(read_key_file(directory / SERVER / CERTIFICATE))
         known = list(old.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
     except ConfigError:
         raise
     except Exception as error:  # several kinds: of PEM, of ASN.1, of algorithms
-        raise ConfigError(
-            f"{directory} holds no authority's key, or no server's certificate: {REMEDY}"
-        ) from error
+        raise ConfigError(f"{directory / SERVER} holds no server's certificate: {REMEDY}") from error
     names = _names(hosts) if hosts else known
-    for name, (content, rights) in _server_files(str(names[0].value), names, key, authority).items():  # type: ignore[arg-type]  # ours is of an elliptic curve
+    for name, (content, rights) in _server_files(str(names[0].value), names, key, authority).items():
         _replace(directory / name, content, rights)
 
 
+def _authority(directory: Path) -> tuple[EllipticCurvePrivateKey, x509.Certificate]:
+    """The authority's key and certificate. Raises ConfigError where they cannot be used."""
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    folder = directory / AUTHORITY_FOLDER
+    authority = check_certificates(read_key_file(folder / AUTHORITY), folder / AUTHORITY)[0]
+    content = read_key_file(folder / AUTHORITY_KEY)
+    try:
+        key = load_pem_private_key(content, password=None)
+    except Exception as error:  # several kinds: of PEM, of ASN.1, of algorithms
+        raise ConfigError(f"{folder / AUTHORITY_KEY} holds no authority's key: {REMEDY}") from error
+    if not isinstance(key, EllipticCurvePrivateKey):
+        raise ConfigError(f"{folder / AUTHORITY_KEY} is no key of ours: {REMEDY}")
+    return key, authority
+
+
 def renew_token(directory: Path, participant: int) -> None:
-    """Another token for a participant, perhaps a new one; the old one is withdrawn. Raises ConfigError."""
+    """Another token for a participant, perhaps a new one; the old one is withdrawn. Raises ConfigError.
+
+    Where participants have certificates it gets another one of these as well.
+    """
     known, token = read_tokens(directory / SERVER / TOKENS), secrets.token_urlsafe(32)
     own = directory / of_participant(participant)
     if not 0 <= participant < MOST_PARTICIPANTS:
         raise ConfigError(f"there is no participant {participant}: they count from 0")
     public = read_key_file(directory / AUTHORITY_FOLDER / AUTHORITY)
+    asked_for = (directory / SERVER / AUTHORITY).exists()
+    certified = _participant_files(participant, *_authority(directory)) if asked_for else {}
     try:
         own.mkdir(exist_ok=True)
     except OSError as error:
         raise ConfigError(f"{own} cannot be written: {error.strerror}") from error
     _replace(own / AUTHORITY, public, 0o644)
     _replace(own / TOKEN, token.encode() + b"\n", 0o600)
+    for name, (content, rights) in certified.items():
+        _replace(directory / name, content, rights)
     _replace(directory / SERVER / TOKENS, written_tokens({**known, participant: digest_of(token)}), 0o600)
 
 
@@ -144,6 +179,20 @@ def _server_files(
     key = ec.generate_private_key(ec.SECP256R1())
     certificate = _signed(subject, key.public_key(), signer, authority, names)
     return {f"{SERVER}/{CERTIFICATE}": (_pem(certificate), 0o644), f"{SERVER}/{KEY}": (_private(key), 0o600)}
+
+
+def _participant_files(
+    participant: int, signer: EllipticCurvePrivateKey, authority: x509.Certificate
+) -> Files:
+    """A certificate of a participant's own, whose subject is the name of its folder."""
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key, folder = ec.generate_private_key(ec.SECP256R1()), of_participant(participant)
+    certificate = _signed(folder, key.public_key(), signer, authority, [])
+    return {
+        f"{folder}/{OWN_CERTIFICATE}": (_pem(certificate), 0o644),
+        f"{folder}/{OWN_KEY}": (_private(key), 0o600),
+    }
 
 
 def _pem(certificate: x509.Certificate) -> bytes:
@@ -182,22 +231,19 @@ def check_certificates(content: bytes, path: Path) -> list[x509.Certificate]:
     return found
 
 
-def check_server(certificate: bytes, key: bytes, directory: Path) -> None:
-    """Raise ConfigError, naming the file, unless a server can use these two: both sound, and of one another."""
+def check_pair(certificate: bytes, key: bytes, certificate_path: Path, key_path: Path) -> None:
+    """Raise ConfigError, naming the file, unless these two can be used: both sound, and of one another."""
     from cryptography.hazmat.primitives import serialization
 
-    first = check_certificates(certificate, directory / CERTIFICATE)[0]
+    first = check_certificates(certificate, certificate_path)[0]
     form = (serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     try:
         public = serialization.load_pem_private_key(key, password=None).public_key().public_bytes(*form)
     except Exception as error:  # several kinds, as above; and of one that is locked with a password
-        raise ConfigError(
-            f"{directory / KEY} holds no private key in PEM without a password: {REMEDY}"
-        ) from error
+        raise ConfigError(f"{key_path} holds no private key in PEM without a password: {REMEDY}") from error
     if public != first.public_key().public_bytes(*form):
         raise ConfigError(
-            f"{directory / KEY} is not the key of {directory / CERTIFICATE}: take two that were made together, "
-            f"or {REMEDY}"
+            f"{key_path} is not the key of {certificate_path}: take two that were made together, or {REMEDY}"
         )
 
 
@@ -230,7 +276,7 @@ def _signed(
     authority: x509.Certificate | None,
     hosts: Sequence[x509.GeneralName],
 ) -> x509.Certificate:
-    """A certificate; the authority's own where there is no authority yet."""
+    """A certificate: the authority's own where there is none yet, of a server with `hosts`, else of a participant."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes
     from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -238,6 +284,9 @@ def _signed(
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, subject[:64])])
     now = datetime.datetime.now(datetime.UTC)
     itself = authority is None
+    end = now + datetime.timedelta(days=SERVER_DAYS if hosts else AUTHORITY_DAYS)
+    if authority is not None:
+        end = min(end, authority.not_valid_after_utc)
     builder = (
         x509.CertificateBuilder()
         .subject_name(name)
@@ -245,7 +294,7 @@ def _signed(
         .public_key(public_key)  # type: ignore[arg-type]  # of an elliptic curve
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(hours=1))  # clocks differ
-        .not_valid_after(now + datetime.timedelta(days=AUTHORITY_DAYS if itself else SERVER_DAYS))
+        .not_valid_after(end)
         .add_extension(x509.BasicConstraints(ca=itself, path_length=0 if itself else None), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)  # type: ignore[arg-type]  # of an elliptic curve
         .add_extension(
@@ -255,8 +304,9 @@ def _signed(
     )
     if hosts:
         builder = builder.add_extension(x509.SubjectAlternativeName(hosts), critical=False)
-        usage = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
-        builder = builder.add_extension(usage, critical=False)
+    if not itself:
+        use = ExtendedKeyUsageOID.SERVER_AUTH if hosts else ExtendedKeyUsageOID.CLIENT_AUTH
+        builder = builder.add_extension(x509.ExtendedKeyUsage([use]), critical=False)
     return builder.sign(signer, hashes.SHA256())
 
 

@@ -113,8 +113,11 @@ class Service:
             context.set_details(str(error)[:1000])
 
     def _check_token(self, context: Context, participant: int | None = None) -> None:
-        """Raises StreamError where the token is wrong, or has been withdrawn meanwhile."""
-        self._listening.access.check_token(context.invocation_metadata(), participant)
+        """Raises StreamError where the token or certificate is wrong, or the token has been withdrawn meanwhile."""
+        access = self._listening.access
+        access.check_token(context.invocation_metadata(), participant)
+        if participant is not None:
+            access.check_certificate(context.auth_context().get("x509_common_name", ()), participant)
 
     async def _conversation(self, context: Context) -> None:
         """Who it is, then question and answer in turns."""
