@@ -15,6 +15,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from msfusion.batch import Batch
 from msfusion.engines.flower.nodes import Waiting
 from msfusion.engines.flower.participant import Participant, respond
+from msfusion.engines.flower.records import keep_in, kept_in, records_of, said_in
 from msfusion.federated.method import Method
 
 Answering = Callable[[Message, Context], Message]
@@ -111,4 +112,11 @@ def through_bytes(message: Message) -> Message:
 def participant(method: Callable[[], Method], number: int, data: Batch, **more: Any) -> Node:
     """A node that answers as a participant."""
     present = Participant(number, data, AGREED, lambda _: method(), **more)
-    return Node(lambda message, context: respond(message, context.state, lambda: present, lambda _: None))
+
+    def app(message: Message, context: Context) -> Message:
+        kept = kept_in(context.state)
+        answer = respond(*said_in(message.content), kept, lambda: present, lambda _: None)
+        keep_in(context.state, kept)
+        return Message(records_of(*answer), reply_to=message)
+
+    return Node(app)

@@ -10,13 +10,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
 import pytest
 from commands import environment, msfusion
 from quick import QUICK_JOB
-from test_serve import free_address, rounds_done, without_seconds, written
+from test_serve import free_address, without_seconds, written
 
 pytest.importorskip("flwr", reason="needs flwr")
 
@@ -35,6 +36,7 @@ QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+    "PYTHONDONTWRITEBYTECODE": "",
     "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}",
 }
 
@@ -113,10 +115,8 @@ class Flower:
 
     def close(self) -> None:
         for process in self.processes:
-            try:
+            with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
             process.wait()
         for log in self.logs:
             log.close()
@@ -137,20 +137,25 @@ def test_a_deployed_app_ends_with_the_bits_of_train(flower: Flower, here: Path) 
     assert msfusion("deploy", "flower", job, "--out", "app").exit_code == 0
     flower.make_keys(4)
     flower.serve()
-    tools = [flower.tool(f"register-{who}", "supernode", "register", f"keys/node-{who}.pub", "training") for who in range(3)]
+    tools = [
+        flower.tool(f"register-{who}", "supernode", "register", f"keys/node-{who}.pub", "training")
+        for who in range(3)
+    ]
     assert msfusion("train", job, "--out", "alone", "--quiet").exit_code == 0
     for who, tool in enumerate(tools):
         assert tool.wait(60) == 0, flower.log(f"register-{who}")
     for who in range(3):
         flower.node(who, **{"partition-id": who})
     stranger = flower.node(3, **{"partition-id": 0})
-    run = flower.tool("run", "run", "app", "training")
-    assert run.wait(60) == 0, flower.log("run")
+    started = flower.tool("run", "run", "app", "training")
+    assert started.wait(60) == 0, flower.log("run")
     assert stranger.wait(60) != 0
     assert "Failed to activate SuperNode" in flower.log("node-3")
     end = time.monotonic() + 120
     while not (here / "runs" / "job" / "summary.json").exists():
         assert time.monotonic() < end, flower.log("superlink")
         time.sleep(0.1)
-    assert (here / "runs" / "job" / "model.safetensors").read_bytes() == (here / "alone" / "model.safetensors").read_bytes()
+    assert (here / "runs" / "job" / "model.safetensors").read_bytes() == (
+        here / "alone" / "model.safetensors"
+    ).read_bytes()
     assert without_seconds(here / "runs" / "job") == without_seconds(here / "alone")

@@ -36,7 +36,7 @@ def flower(
     settings = load_config(config, overrides or ())
     settings.refuse_ignored()
     try:
-        from msfusion.experiment.deploy import app_name, write_app
+        from msfusion.experiment.flower.deploy import app_name, write_app
     except ModuleNotFoundError as error:
         raise ConfigError(f"a Flower app needs {error.name}: pip install 'msfusion[flower]'") from error
     write_app(settings, app_name(config.stem), out)

@@ -13,11 +13,12 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from msfusion.batch import Batch
+from msfusion.engines.flower.frames import Done, Failed, Lost, Over, Work
 from msfusion.engines.flower.nodes import GONE, Asked, Nodes, Waiting, told
 from msfusion.engines.flower.post import Post
-from msfusion.engines.flower.records import Done, Failed, Lost, Over, Work, records_of, said_in
+from msfusion.engines.flower.records import records_of, said_in
 from msfusion.engines.grpc.messages import most_bytes, released_in, round_of
-from msfusion.engines.grpc.packing import MOST_ENTRIES, Agreement
+from msfusion.engines.grpc.packing import MOST_ENTRIES, Agreement, pack, unpack
 from msfusion.engines.grpc.places import MOST_EXAMPLES
 from msfusion.errors import MsfusionError, RunDirectoryError, StreamError, TrainingError
 from msfusion.federated.engine import Answer, Ask, Engine, answer_of
@@ -78,7 +79,6 @@ class FlowerEngine(Engine):
         self._nodes = Nodes(self._post, examples, agreement, self._waiting, most_examples)
         self._agreement, self._rounds_kept = digest_of_json(agreement), rounds_kept
         self._met: set[int] = set()  # who has had a task of this server
-        self._keeping: set[int] = set()  # who keeps something
 
     def open(self, data: Sequence[Batch], test: Batch | None = None) -> None:
         """Wait for those who have not come yet, at most for their patience. Raises StreamError."""
@@ -115,12 +115,12 @@ class FlowerEngine(Engine):
                 time.sleep(self._waiting.look_every)
 
     def say_over(self, rounds: int) -> None:
-        """Tell all participants that keep something that these rounds are done, and wait a moment for those here."""
+        """Tell all participants that are here that these rounds are done, and wait a moment until they know."""
         out = 0
-        for who in sorted(self._keeping):
+        for who in range(len(self._nodes.examples)):
             node = self._nodes.node_of(who)
             if node is not None:
-                content = records_of(Over(rounds, who))
+                content = records_of(pack(Over(rounds, who)))
                 out += self._post.send(node, "query", content, FAREWELL_SECONDS, "", Over) is not None
         end = time.monotonic() + FAREWELL_SECONDS
         while out and time.monotonic() < end:
@@ -128,7 +128,7 @@ class FlowerEngine(Engine):
             time.sleep(self._waiting.look_every)
 
     def _meet(self) -> None:
-        """Wait until all have come, or their patience is over. Raises StreamError where nobody comes, or one is unfit."""
+        """Wait until all have come, or their patience is over. Raises StreamError for nobody, or who does not fit."""
         while waited_for := self._nodes.awaited:
             self._nodes.look()
             for came in self._post.replies():
@@ -154,12 +154,10 @@ class FlowerEngine(Engine):
         examples = self._nodes.examples
         everybodys = [count or 0 for count in examples] if len(examples) <= MOST_ENTRIES else []
         work = Work(who, owed.kept, self._rounds_kept, examples[who] or 0, everybodys, self._agreement)
-        content, round_ = records_of(work, owed.message), str(owed.task.round_index + 1)
+        content, round_ = records_of(pack(work), owed.message), str(owed.task.round_index + 1)
         owed.node, owed.tries = node, owed.tries + 1
         owed.since = min(owed.since, time.monotonic())
         owed.number = self._post.send(node, "train", content, self._waiting.deadline, round_, who)
-        if owed.kept:
-            self._keeping.add(who)
         if owed.number is None:
             self._nodes.lost(node)
 
@@ -195,7 +193,8 @@ class FlowerEngine(Engine):
 
     def _update(self, owed: Owed, reply: Message) -> tuple[Released, float]:
         """The update in a reply. Raises MsfusionError; RunDirectoryError for what ends the run."""
-        said, body = said_in(reply.content, Done, Failed, Lost)
+        frame, body = said_in(reply.content)
+        said = unpack(frame, Done, Failed, Lost)
         if isinstance(said, Failed):
             raise TrainingError(f"{owed.source} failed: why is told in the log of its SuperNode")
         if isinstance(said, Lost):
@@ -209,10 +208,7 @@ class FlowerEngine(Engine):
         if len(body) > most_bytes(owed.outbound):
             raise StreamError(f"{owed.source} has sent {len(body)} bytes, which no update of it has")
         who, round_index = owed.task.participant, owed.task.round_index
-        update, seconds = released_in(body, owed.outbound, who, round_index, owed.remembers)
-        if update.memory:
-            self._keeping.add(who)
-        return update, seconds
+        return released_in(body, owed.outbound, who, round_index, owed.remembers)
 
     def _overdue(self, owed: Mapping[int, Owed]) -> Iterator[tuple[int, MsfusionError, float]]:
         """Who is not waited for any more in this round. Raises StreamError where nobody has ever come."""

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 from flwr.app import Message
 
+from msfusion.engines.flower.frames import FORMAT, Here, Meet, Unfit
 from msfusion.engines.flower.post import Post
-from msfusion.engines.flower.records import FORMAT, Here, Meet, Unfit, records_of, said_in
+from msfusion.engines.flower.records import records_of, said_in
 from msfusion.engines.grpc.listening import seconds_of
-from msfusion.engines.grpc.packing import Agreement, check_agreement
+from msfusion.engines.grpc.packing import Agreement, check_agreement, pack, unpack
 from msfusion.engines.grpc.places import MOST_EXAMPLES
 from msfusion.errors import MsfusionError, StreamError
 from msfusion.setting import check
@@ -123,7 +124,10 @@ class Nodes:
         for node in sorted(self._connected - self._known):
             self._known.add(node)
             seconds = self._waiting.patience
-            if self._post.send(node, "query", records_of(Meet(FORMAT)), seconds, "0", Asked(node)) is None:
+            if (
+                self._post.send(node, "query", records_of(pack(Meet(FORMAT))), seconds, "0", Asked(node))
+                is None
+            ):
                 self._known.discard(node)  # it is asked again at the next look
 
     def lost(self, node: int) -> None:
@@ -145,7 +149,7 @@ class Nodes:
                 self.lost(node)
             return
         try:
-            here, _ = said_in(reply.content, Here, Unfit)
+            here: Here | Unfit = unpack(said_in(reply.content)[0], Here, Unfit)
             if not isinstance(here, Unfit):
                 self._take(node, here)
             elif here.spare:

@@ -13,11 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Message, RecordDict
-
 from msfusion.batch import Batch
-from msfusion.engines.flower.memory import kept_in
-from msfusion.engines.flower.records import (
+from msfusion.engines.flower.frames import (
     FORMAT,
     Done,
     Failed,
@@ -28,11 +25,10 @@ from msfusion.engines.flower.records import (
     Thanks,
     Unfit,
     Work,
-    records_of,
-    said_in,
 )
+from msfusion.engines.flower.memory import keeping
 from msfusion.engines.grpc.messages import task_in
-from msfusion.engines.grpc.packing import Agreement
+from msfusion.engines.grpc.packing import Agreement, pack, unpack
 from msfusion.engines.grpc.sent import SentLog
 from msfusion.errors import MsfusionError, RunDirectoryError, StreamError
 from msfusion.federated.engine import perform, threads_set
@@ -48,9 +44,9 @@ Say = Callable[[str], None]
 class Participant:
     """One participant, with what it is and has on this machine.
 
-    `method` makes the method; where participants have data of their own, of how many examples each has. `test` is the common test data. What the method
-    has it keep goes to a folder of its own in `folder`, with a log of what has left it, or without one to Flower's
-    context. It trains with so many threads.
+    `method` makes the method; where participants have data of their own, of how many examples each has. `test` is the
+    common test data. What the method has it keep goes to a folder of its own in `folder`, with a log of what has left
+    it, or without one to Flower's context. It trains with so many threads.
     """
 
     number: int
@@ -83,21 +79,24 @@ class Spare(StreamError):
     """A node that nobody needs: there are not so many participants."""
 
 
-def respond(message: Message, state: RecordDict, present: Callable[[], Participant], say: Say) -> Message:
-    """What a participant answers to a message; `state` is that of its context, and changes with what it keeps.
+def respond(
+    frame: bytes, body: bytes, memory: dict[int, bytes], present: Callable[[], Participant], say: Say
+) -> tuple[bytes, bytes]:
+    """What a participant answers to a message, a frame and a body as well.
 
-    `present` loads what is here, `say` tells this machine's user what happens. Of what `present` raises the server is
-    told only a StreamError. Raises nothing.
+    `memory` is what it has kept, by round, if it has no folder for that; it is changed. `present` loads what is here,
+    `say` tells this machine's user what happens. Of what `present` raises the server is told only a StreamError. Raises
+    nothing.
     """
     asked: Any = None
     try:
-        asked, body = said_in(message.content, Meet, Work, Over)
-        answer, update = _answer(asked, body, present(), state, say)
+        asked = unpack(frame, Meet, Work, Over)
+        answer, update = _answer(asked, body, present(), memory, say)
     except Exception as error:
         known = isinstance(error, MsfusionError)
         say(str(error) if known else f"{type(error).__name__}: {in_one_line(error)}")
         answer, update = _excuse(asked, error), b""
-    return Message(records_of(answer, update), reply_to=message)
+    return pack(answer), update
 
 
 def _excuse(asked: object, error: Exception) -> object:
@@ -109,7 +108,7 @@ def _excuse(asked: object, error: Exception) -> object:
 
 
 def _answer(
-    asked: Meet | Work | Over, body: bytes, who: Participant, state: RecordDict, say: Say
+    asked: Meet | Work | Over, body: bytes, who: Participant, memory: dict[int, bytes], say: Say
 ) -> tuple[object, bytes]:
     """The answer, and the update that it has. Raises MsfusionError."""
     if isinstance(asked, Meet):
@@ -123,30 +122,32 @@ def _answer(
             f"the server takes this participant {who.number} for participant {asked.participant}"
         )
     if isinstance(asked, Over):
-        _forget(who, state)
+        _forget(who, memory)
         say(f"all {asked.rounds} rounds are done")
         return Thanks(), b""
     if asked.agreement != digest_of_json(who.agreement) or asked.examples != len(who.data):
         raise StreamError(
             "this participant's data, model or version of msfusion has changed since the run began"
         )
-    return _done(asked, body, who, state, say)
+    return _done(asked, body, who, memory, say)
 
 
-def _forget(who: Participant, state: RecordDict) -> None:
+def _forget(who: Participant, memory: dict[int, bytes]) -> None:
     """Nobody goes on from what was kept."""
-    with kept_in(state, who.own_folder, who.run, 0) as kept:
+    with keeping(memory, who.own_folder, who.run, 0) as kept:
         kept.clear()
     if who.own_folder is not None:
         with suppress(OSError):
             who.own_folder.rmdir()
 
 
-def _done(asked: Work, body: bytes, who: Participant, state: RecordDict, say: Say) -> tuple[object, bytes]:
+def _done(
+    asked: Work, body: bytes, who: Participant, memory: dict[int, bytes], say: Say
+) -> tuple[object, bytes]:
     """A task, done. It may be one that was done before: it goes on from the same memory, so the same comes of it."""
     kind, task, _ = task_in(body, who.number)
     method = who.method(asked.everybodys)
-    with kept_in(state, who.own_folder, who.run, asked.rounds_kept) as kept, threads_set(who.threads):
+    with keeping(memory, who.own_folder, who.run, asked.rounds_kept) as kept, threads_set(who.threads):
         try:
             task = replace(task, memory=kept.load(asked.kept))
         except RunDirectoryError as error:

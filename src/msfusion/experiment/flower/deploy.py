@@ -33,7 +33,7 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from msfusion.experiment.flower import server_main
+from msfusion.experiment.flower.server import server_main
 
 app = ServerApp()
 
@@ -50,7 +50,7 @@ from pathlib import Path
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from msfusion.experiment.flower import answer
+from msfusion.experiment.flower.client import answer
 
 app = ClientApp()
 
@@ -64,8 +64,8 @@ def respond(message: Message, context: Context) -> Message:
 ELSEWHERE = """
 ## Files that are not in the app
 
-These are looked for from the folder in which `flower-superlink` or `flower-supernode` was started, so each machine needs
-them there (or give whole paths in the configuration, and deploy again):
+These are looked for from the folder in which `flower-superlink` or `flower-supernode` was started, so each machine
+needs them there (or give whole paths in the configuration, and deploy again):
 
 """
 
@@ -162,7 +162,7 @@ def _project(config: Config, name: str) -> str:
 
 def _readme(config: Config, name: str) -> str:
     template = Template(
-        resources.files("msfusion.experiment").joinpath("flower_readme.md").read_text("utf-8")
+        resources.files("msfusion.experiment.flower").joinpath("readme.md").read_text("utf-8")
     )
     count = config.participants.count
     own = config.data.own is not None
