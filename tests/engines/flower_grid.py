@@ -21,6 +21,9 @@ from msfusion.federated.method import Method
 Answering = Callable[[Message, Context], Message]
 """What a ClientApp does."""
 
+# messages are made as in a ServerApp's process, which knows its own number
+TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
+
 AGREED: dict[str, Any] = {"model": "small"}
 
 QUICK = Waiting(patience=5.0, deadline=5.0, look_every=0.001)
