@@ -6,7 +6,7 @@ import torch
 from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 
-from digits.task import accuracy, network
+from digits.task import WIDTH_MAP, accuracy, network
 from msfusion.engines.flower.strategy import SubModels  # msfusion
 
 app = ServerApp()
@@ -21,9 +21,8 @@ def main(grid: Grid, context: Context) -> None:
         model.load_state_dict(arrays.to_torch_state_dict())
         return MetricRecord({"accuracy": accuracy(model)})
 
-    strategy = SubModels(
-        network(), EXAMPLE, ratio=float(context.run_config["ratio"])
-    )  # msfusion: was FedAvg()
+    ratio = float(context.run_config["ratio"])  # msfusion
+    strategy = SubModels(WIDTH_MAP, ratio)  # msfusion: was FedAvg()
     result = strategy.start(
         grid=grid,
         initial_arrays=ArrayRecord(model.state_dict()),
