@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 import msfusion
 from msfusion.engines.flower.strategy import SubModels, reply, sub_model, tensors_in
 from msfusion.errors import ConfigError, UpdateError
+from msfusion.width.groups import WidthMap
 
 NODES = (11, 12, 13)
 
@@ -27,7 +29,9 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2))
 
 
-WIDTH_MAP = msfusion.trace(network(), (torch.zeros(2, 6),))
+@cache
+def width_map() -> WidthMap:
+    return msfusion.trace(network(), (torch.zeros(2, 6),))
 
 
 def trained(model: nn.Module, number: int) -> None:
@@ -39,7 +43,7 @@ def trained(model: nn.Module, number: int) -> None:
 
 def app(message: Message, context: Context) -> Message:
     number = int(context.node_config["partition-id"])
-    model = sub_model(network(), WIDTH_MAP, message)
+    model = sub_model(network(), width_map(), message)
     assert all(each.shape[0] < 8 for each in model.parameters())
     trained(model, number)
     return reply(message, model, number + 1, loss=0.5 * number)
@@ -56,7 +60,7 @@ def grid_of(of_second: Callable[[Message, Context], Message] = app) -> FakeGrid:
 
 
 def run(grid: FakeGrid, rounds: int = 3, **settings: Any) -> Any:
-    strategy = SubModels(WIDTH_MAP, ratio=0.5, **settings)
+    strategy = SubModels(width_map(), ratio=0.5, **settings)
     return strategy.start(grid, ArrayRecord(network().state_dict()), num_rounds=rounds)
 
 
@@ -66,12 +70,12 @@ def by_hand(rounds: int = 3, without: int | None = None) -> dict[str, Tensor]:
     for round_index in range(rounds):
         updates = []
         for number in range(3):
-            window = msfusion.double_shift(WIDTH_MAP, number, round_index, 0.5, participants=3)
-            slice_ = msfusion.narrow(model, WIDTH_MAP, window)
+            window = msfusion.double_shift(width_map(), number, round_index, 0.5, participants=3)
+            slice_ = msfusion.narrow(model, width_map(), window)
             trained(slice_, number)
             if number != without:
                 updates.append((window, slice_.state_dict(), number + 1.0))
-        model.load_state_dict(msfusion.fuse(model.state_dict(), WIDTH_MAP, updates))
+        model.load_state_dict(msfusion.fuse(model.state_dict(), width_map(), updates))
     return model.state_dict()
 
 
@@ -141,10 +145,10 @@ def test_arrays_in_columns_are_read() -> None:
 def test_another_strategys_message_is_refused() -> None:
     message = Message(RecordDict({"config": ConfigRecord({})}), 1, "train")
     with pytest.raises(UpdateError, match="SubModels"):
-        sub_model(network(), WIDTH_MAP, message)
+        sub_model(network(), width_map(), message)
 
 
 @pytest.mark.parametrize("ratio", [0.0, 1.5, float("nan")])
 def test_an_impossible_ratio_is_refused(ratio: float) -> None:
     with pytest.raises(ConfigError, match="ratio"):
-        SubModels(WIDTH_MAP, ratio)
+        SubModels(width_map(), ratio)

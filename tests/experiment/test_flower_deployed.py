@@ -29,7 +29,7 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 BIN = Path(sys.executable).parent
 QUIET = {
@@ -39,6 +39,14 @@ QUIET = {
     "PYTHONDONTWRITEBYTECODE": "",
     "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}",
 }
+
+
+CALLING = """
+import sys
+from flwr.cli.app import app
+for call in sys.argv[1:]:
+    app(call.split(), standalone_mode=False)
+"""
 
 
 class Flower:
@@ -94,14 +102,14 @@ class Flower:
             *("--node-config", told, "--port", free_address().split(":")[1]),
         )
 
-    def tool(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
-        """`flwr`, which finds the SuperLink under the name "training"."""
-        home = self.folder / f"home-{name}"
+    def tool(self, *calls: str) -> None:
+        """`flwr`, once for each of these, in one process: it takes seconds to start."""
+        home = self.folder / "home-flwr"
         home.mkdir(exist_ok=True)
         (home / "config.toml").write_text(
             f'[superlink.training]\naddress = "{self.address}"\nroot-certificates = "{self.authority}"\n'
         )
-        return self.start(name, "flwr", *arguments)
+        assert self.start("flwr", "python", "-c", CALLING, *calls).wait(120) == 0, self.log("flwr")
 
     def make_keys(self, nodes: int) -> None:
         made = msfusion("certificates", "--out", "keys", "--host", "127.0.0.1", "--participants", str(nodes))
@@ -137,25 +145,18 @@ def test_a_deployed_app_ends_with_the_bits_of_train(flower: Flower, here: Path) 
     assert msfusion("deploy", "flower", job, "--out", "app").exit_code == 0
     flower.make_keys(4)
     flower.serve()
-    tools = [
-        flower.tool(f"register-{who}", "supernode", "register", f"keys/node-{who}.pub", "training")
-        for who in range(3)
-    ]
-    assert msfusion("train", job, "--out", "alone", "--quiet").exit_code == 0
-    for who, tool in enumerate(tools):
-        assert tool.wait(60) == 0, flower.log(f"register-{who}")
+    register = [f"supernode register keys/node-{who}.pub training" for who in range(3)]
+    flower.tool(*register, "run app training")
     for who in range(3):
         flower.node(who, **{"partition-id": who})
     stranger = flower.node(3, **{"partition-id": 0})
-    started = flower.tool("run", "run", "app", "training")
-    assert started.wait(60) == 0, flower.log("run")
-    assert stranger.wait(60) != 0
+    assert msfusion("train", job, "--out", "alone", "--quiet").exit_code == 0
+    assert stranger.wait(120) != 0
     assert "Failed to activate SuperNode" in flower.log("node-3")
-    end = time.monotonic() + 120
-    while not (here / "runs" / "job" / "summary.json").exists():
+    deployed, alone = here / "runs" / "job", here / "alone"
+    end = time.monotonic() + 240
+    while not (deployed / "summary.json").exists():
         assert time.monotonic() < end, flower.log("superlink")
         time.sleep(0.1)
-    assert (here / "runs" / "job" / "model.safetensors").read_bytes() == (
-        here / "alone" / "model.safetensors"
-    ).read_bytes()
-    assert without_seconds(here / "runs" / "job") == without_seconds(here / "alone")
+    assert (deployed / "model.safetensors").read_bytes() == (alone / "model.safetensors").read_bytes()
+    assert without_seconds(deployed) == without_seconds(alone)
