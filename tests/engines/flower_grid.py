@@ -32,12 +32,12 @@ QUICK = Waiting(patience=5.0, deadline=5.0, look_every=0.001)
 class Node:
     """A SuperNode: its --node-config, the ClientApp there, and the context that it keeps for that.
 
-    `mute` says of how many messages no answer ever comes, `gone` whether it is away.
+    `mute` says of how many messages no answer ever comes, `away` how often it is looked for before it is there again.
     """
 
     def __init__(self, app: Answering, config: Mapping[str, Any] | None = None) -> None:
         self.app, self.config, self.state = app, dict(config or {}), RecordDict()
-        self.mute, self.gone = 0, False
+        self.mute, self.away = 0, 0
 
     def answer(self, message: Message) -> Message:
         context = Context(1, message.metadata.dst_node_id, self.config, self.state, {})
@@ -72,7 +72,9 @@ class FakeGrid(Grid):
         return [NodeInfo(node_id=number) for number in self.get_node_ids()]
 
     def get_node_ids(self) -> Iterable[int]:
-        return [number for number, node in self.nodes.items() if not node.gone]
+        for node in self.nodes.values():
+            node.away -= node.away > 0
+        return [number for number, node in self.nodes.items() if not node.away]
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         numbers = []
@@ -91,7 +93,7 @@ class FakeGrid(Grid):
             message = self._out[number]
             self.before(message)
             node = self.nodes.get(message.metadata.dst_node_id)
-            if node is None or node.gone:
+            if node is None or node.away:
                 replies.append(Message(Error(5, "Node Unavailable"), reply_to=self._out.pop(number)))
             elif node.mute:
                 node.mute -= 1

@@ -243,26 +243,26 @@ def test_nobody_keeps_what_there_is_not() -> None:
 
 
 def test_one_that_goes_away_with_its_task_gets_it_again() -> None:
-    grid = grid_of(Counting)
+    grid, gone = grid_of(Counting), list[Message]()
 
     def before(message: Message) -> None:
-        node = grid.nodes[FIRST + 1]
-        if message.metadata.group_id == "2" and message.metadata.dst_node_id == FIRST + 1:
-            node.gone = not getattr(node, "was_gone", False)
-            node.was_gone = True  # type: ignore[attr-defined]
-        elif node.gone:
-            node.gone = False
+        if message.metadata.group_id == "2" and message.metadata.dst_node_id == FIRST + 1 and not gone:
+            gone.append(message)
+            grid.nodes[FIRST + 1].away = 3
 
     grid.before = before
-    waiting = replace(QUICK, look_every=0.05)
-    assert equal(rounds(Counting(), engine_of(grid, waiting)), rounds(Counting(), InProcess()))
+    assert equal(rounds(Counting(), engine_of(grid)), rounds(Counting(), InProcess()))
+    assert gone
 
 
 def test_one_that_stays_away_is_left_out_after_its_patience() -> None:
     grid = grid_of()
-    grid.before = lambda message: setattr(
-        grid.nodes[FIRST + 1], "gone", message.metadata.message_type == "train" or grid.nodes[FIRST + 1].gone
-    )
+
+    def before(message: Message) -> None:
+        if message.metadata.message_type == "train":
+            grid.nodes[FIRST + 1].away = 10**9
+
+    grid.before = before
     done = answers(grid, waiting=replace(QUICK, patience=0.3))
     assert "participant 1 has been away for 0.3 seconds" in str(done[1].failure)
     assert done[0].failure is None

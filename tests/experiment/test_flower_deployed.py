@@ -122,12 +122,26 @@ class Flower:
             (self.folder / "keys" / f"node-{number}.pub").write_bytes(public)
 
     def close(self) -> None:
-        for process in self.processes:
+        """Flower's processes start others, some in sessions of their own."""
+        for number in descendants({process.pid for process in self.processes}):
             with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+                os.kill(number, signal.SIGKILL)
+        for process in self.processes:
             process.wait()
         for log in self.logs:
             log.close()
+
+
+def descendants(processes: set[int]) -> set[int]:
+    """These processes, and all that they have started."""
+    parents: dict[int, int] = {}
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            parents[int(status.parent.name)] = int(status.read_text().rpartition(")")[2].split()[1])
+    found = set(processes)
+    while more := {number for number, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found
 
 
 @pytest.fixture
