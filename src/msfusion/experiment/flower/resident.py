@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import socket
-import subprocess
 import sys
 import tempfile
 import threading
@@ -35,6 +34,9 @@ LINGER_SECONDS = 900.0
 
 STARTING_SECONDS = 120.0
 """How long it may take to start: it imports torch first."""
+
+OLD_SECONDS = 2 * 86400.0
+"""After which a socket is taken for one that a killed process has left; where it was not, another is started."""
 
 LONGEST_ADDRESS = 100
 """The most letters of the name of a socket."""
@@ -132,19 +134,27 @@ def _connected(address: Path) -> Connection[Any, Any] | None:
 def _started(address: Path, config: Path) -> Connection[Any, Any] | None:
     """A connection to a new process; None where none can be started."""
     address.unlink(missing_ok=True)
+    _tidy(address.parent)
     command = [sys.executable, "-m", __name__, str(address), str(config), str(os.getppid())]
-    try:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL
-        )  # it tells what happens in the SuperNode's log
+    nothing = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
+    try:  # what it has to tell goes where this process tells it: to the SuperNode's log
+        process = os.posix_spawn(sys.executable, command, os.environ, file_actions=[nothing])
     except OSError:
         return None
     end = time.monotonic() + STARTING_SECONDS
-    while process.poll() is None and time.monotonic() < end:
+    while os.waitpid(process, os.WNOHANG) == (0, 0) and time.monotonic() < end:
         if connection := _connected(address):
             return connection
         time.sleep(0.02)
     return None
+
+
+def _tidy(folder: Path) -> None:
+    """Remove the sockets of processes that were killed."""
+    for each in folder.iterdir():
+        with suppress(OSError):  # another ClientApp may have removed it
+            if time.time() - each.stat().st_mtime > OLD_SECONDS:
+                each.unlink()
 
 
 def stay(address: Path, config: Path, parent: int) -> None:
