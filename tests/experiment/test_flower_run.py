@@ -247,6 +247,8 @@ def test_an_app_says_all_that_it_needs(here: Path) -> None:
     readme = (here / "app" / "README.md").read_text()
     assert "$" not in readme.replace("$p", "").replace("$(seq 0 2)", "")
     assert "FLWR_TELEMETRY_ENABLED=0" in readme
+    assert "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1" in readme
+    assert "num-supernodes=3" in readme
 
 
 def test_a_path_of_this_machine_is_named(here: Path) -> None:
