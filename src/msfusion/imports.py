@@ -131,18 +131,41 @@ def source_digests(reference: str, setting: str) -> dict[str, str]:
                 "put the function into a file."
             ) from error
     return {
-        f"{module.replace('.', '/')}{'/__init__' if path.stem == '__init__' else ''}{path.suffix}": hashlib.sha256(
-            path.read_bytes()
-        ).hexdigest()
-        for module, path in sorted(_with_neighbours(name, Path(file)).items())
+        where: hashlib.sha256(path.read_bytes()).hexdigest()
+        for where, path in _files_of(name, Path(file)).items()
     }
+
+
+def own_files(reference: str, setting: str) -> dict[str, Path]:
+    """The same files where they are not installed, by their place below the folder that is searched for modules.
+
+    Raises ConfigError as `import_function` does, and where there is no such file.
+    """
+    import_function(reference, setting)
+    name = reference.partition(":")[0]
+    file = getattr(sys.modules[name], "__file__", None)
+    if file is None:
+        raise ConfigError(f"{setting} = '{reference}': it is in no file; put the function into one.")
+    return {} if _is_installed(Path(file)) else _files_of(name, Path(file))
+
+
+def _files_of(name: str, file: Path) -> dict[str, Path]:
+    """A module's file and its neighbours', by their place."""
+    return {
+        f"{module.replace('.', '/')}{'/__init__' if path.stem == '__init__' else ''}{path.suffix}": path
+        for module, path in sorted(_with_neighbours(name, file).items())
+    }
+
+
+def _is_installed(file: Path) -> bool:
+    return bool(set(_PACKAGES) & set(file.parts)) or file.is_relative_to(sysconfig.get_path("stdlib"))
 
 
 def _with_neighbours(name: str, file: Path) -> dict[str, Path]:
     """The files of a module and of its neighbours that it imports, by their names."""
     folder = file.parents[name.count(".") + (file.stem == "__init__")]
     found = {name: file}
-    if set(_PACKAGES) & set(file.parts) or file.is_relative_to(sysconfig.get_path("stdlib")):
+    if _is_installed(file):
         return found
     waiting = [name]
     while waiting:

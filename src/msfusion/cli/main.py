@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from msfusion.cli.common import Overrides, Quiet, console_of_user, print_line, told_in_a_sentence
+from msfusion.cli.deploy import deploy
 from msfusion.cli.network import network
 from msfusion.errors import ConfigError
 
@@ -29,6 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(network)
+app.add_typer(deploy)
 
 ConfigFile = Annotated[
     Path | None,

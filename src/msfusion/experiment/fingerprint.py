@@ -87,9 +87,19 @@ class Fingerprint:
 def code_of(config: Config) -> dict[str, str]:
     """Digests of the user's functions and folders that a run is made from, as in `Fingerprint`. Raises ConfigError."""
     code: dict[str, str] = {}
-    source, name = config.data_spec.source, config.model_spec.name
-    for reference, setting in (
-        (source, "data.source"),
+    for reference, setting in references_of(config):
+        code |= _by_file(reference, setting)
+    name = config.model_spec.name
+    if name not in BUILT_IN and is_transformers(name) and (folder_of(name) / "config.json").is_file():
+        code["model.name"] = digest_of(folder_of(name))
+    return code
+
+
+def references_of(config: Config) -> Iterator[tuple[str, str]]:
+    """The user's functions of which a run is made, as `module:function`, and their keys."""
+    model = config.model_spec.name
+    for name, setting in (
+        (config.data_spec.source, "data.source"),
         (config.method.name, "method.name"),
         (config.method.schedule, "method.schedule"),
         (config.method.average, "method.average"),
@@ -97,15 +107,10 @@ def code_of(config: Config) -> dict[str, str]:
         *((name, "evaluation.metrics") for name in config.evaluation.metrics),
         *_codecs(config),
     ):
-        if is_reference(reference):
-            code |= _by_file(reference, setting)
-    if name not in BUILT_IN:
-        if is_transformers(name):
-            if (folder_of(name) / "config.json").is_file():
-                code["model.name"] = digest_of(folder_of(name))
-        elif is_reference(name):
-            code |= _by_file(name, "model.name")
-    return code
+        if is_reference(name):
+            yield name, setting
+    if model not in BUILT_IN and not is_transformers(model) and is_reference(model):
+        yield model, "model.name"
 
 
 def _codecs(config: Config) -> Iterator[tuple[str, str]]:

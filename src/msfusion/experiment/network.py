@@ -6,10 +6,9 @@ run directory, the same numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,13 @@ from msfusion.engines.grpc.packing import Agreement
 from msfusion.engines.grpc.participant import take_part
 from msfusion.engines.grpc.places import MOST_EXAMPLES
 from msfusion.errors import ConfigError
-from msfusion.experiment.agreement import Run, agreement_of, prepared_for_network
+from msfusion.experiment.agreement import agreement_of, prepared_for_network
 from msfusion.experiment.config import Config
 from msfusion.experiment.directory import RunDirectory
 from msfusion.experiment.lock import locked
-from msfusion.experiment.own_data import OwnData, counts_in, place_of
-from msfusion.experiment.setup import Parts
-from msfusion.experiment.train import Watcher, refuse_change, train
+from msfusion.experiment.own_data import OwnData, place_of
+from msfusion.experiment.remote import remote_run
+from msfusion.experiment.train import Watcher, train
 from msfusion.files import allow_many_files, digest_of_json
 
 
@@ -60,45 +59,12 @@ def serve(
             networks.append(stack.enter_context(network))
             return network
 
-        preparing: Preparing = partial(_shared_out, listen)
-        if config.data.own is not None:
-            config, preparing = _of_their_own(listen, config, path)
+        config, preparing = remote_run(listen, config, path)
         summary = train(config, path, resume=True, watcher=watcher, preparing=preparing, held=True)
         if not networks:
             preparing(config.pinned(), None)
         networks[0].say_over(config.rounds)
     return summary
-
-
-Listen = Callable[[Sequence[int | None], Agreement], Network]
-"""Opens the network for participants with so many examples each."""
-
-Preparing = Callable[[Config, Parts | None], Run]
-
-
-def _shared_out(listen: Listen, config: Config, parts: Parts | None) -> Run:
-    """The run where everybody's part of the same data is known on all sides."""
-    prepared = prepared_for_network(config, parts)
-    prepared.engine = listen([len(own) for own in prepared.data.participants], agreement_of(prepared))
-    return prepared
-
-
-def _of_their_own(listen: Listen, config: Config, path: Path) -> tuple[Config, Preparing]:
-    """The configuration and the run where participants say how many examples they have, before there is a run."""
-    own, known = OwnData(config.pinned()), counts_in(path)
-    if known is None:
-        RunDirectory.check_free(path)
-    else:
-        refuse_change(RunDirectory(path), config.changed({"data.own": known}).pinned())
-    network = listen(known or [None] * config.participants.count, own.agreement)
-    counts = network.examples_of_all()
-
-    def preparing(_: Config, __: Parts | None) -> Run:
-        prepared = own.run(counts)
-        prepared.engine = network
-        return prepared
-
-    return config.changed({"data.own": counts}), preparing
 
 
 def join(

@@ -205,7 +205,8 @@ class _Federation:
         if conversation is not None and not engine.converses:
             raise ConfigError(
                 f"participants of {self.method.name} ask the server while they train, and the engine "
-                f"{type(engine).__name__} does not carry that: use msfusion.InProcess or msfusion.Processes"
+                f"{type(engine).__name__} does not carry that: use msfusion.InProcess or msfusion.Processes, "
+                "or 'msfusion serve' over a network"
             )
         return conversation
 

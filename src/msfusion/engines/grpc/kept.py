@@ -34,12 +34,19 @@ class Kept:
     """What one participant keeps, by the number of the round, from 1. `run` is a digest of the run and the participant.
 
     `rounds` is how far the server may go back, as it says itself when it is met: until then nothing is forgotten.
+    `in_memory` is where it is kept, and what was kept before, where there is no folder.
     Raises RunDirectoryError where the folder has files of another run or participant, or cannot be written.
     """
 
-    def __init__(self, folder: Path | None, run: str, rounds: int = ALL) -> None:
+    def __init__(
+        self,
+        folder: Path | None,
+        run: str,
+        rounds: int = ALL,
+        in_memory: dict[int, dict[str, Tensor]] | None = None,
+    ) -> None:
         self._folder, self._run, self.rounds = folder, run, rounds
-        self._in_memory: dict[int, dict[str, Tensor]] = {}
+        self._in_memory = {} if in_memory is None else in_memory
         if folder is not None:
             with refusing_write_errors(folder):
                 folder.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from safetensors import SafetensorError
@@ -11,8 +12,8 @@ from torch import Tensor
 
 from msfusion.errors import StreamError
 from msfusion.federated.conversation import Request, Response
-from msfusion.federated.messages import Header, decode, request_of, response_of
-from msfusion.federated.method import Update
+from msfusion.federated.messages import Header, decode, request_of, response_of, task_of
+from msfusion.federated.method import Kind, Released, Task, Update
 from msfusion.federated.privacy import OpenForm, Outbound, check_figures
 from msfusion.width.groups import State
 
@@ -20,6 +21,8 @@ PIECE = 2**20
 """The bytes of a piece: no gRPC message is much larger, whatever the model."""
 
 LARGEST_FRAME = PIECE + 2**12
+
+KINDS: tuple[Kind, ...] = ("train", "measure", "report")
 
 _UPDATE = frozenset({"participant", "round_index", "examples", "loss", "metadata", "seconds", "remembers"})
 
@@ -107,6 +110,42 @@ def update_in(
     shared = outbound.select(tensors, metadata, source)
     update = Update(participant, round_index, shared, examples, loss, metadata)
     return update, seconds, header["remembers"]
+
+
+def released_in(
+    message: bytes, outbound: Outbound, participant: int, round_index: int, remembers: bool
+) -> tuple[Released, float]:
+    """The same, with a receipt for what the participant keeps; `remembers` says whether its method may keep anything.
+
+    Raises as `update_in` does, and StreamError where it keeps something that there cannot be.
+    """
+    update, seconds, keeps = update_in(message, outbound, participant, round_index)
+    if keeps and not remembers:
+        raise StreamError(
+            f"participant {participant} in round {round_index} says that it keeps something, and its method has "
+            "nothing to keep"
+        )
+    if keeps:
+        update = replace(update, memory=receipt(round_index + 1))
+    return Released(update), seconds
+
+
+def task_in(message: bytes, participant: int) -> tuple[Kind, Task, bool]:
+    """What the server handed out, and whether it answers what is asked in the middle of it.
+
+    Raises StreamError where that is no task for this participant.
+    """
+    header, tensors = read(message)
+    kind, metadata, converses = (header.get(each) for each in ("kind", "metadata", "converses"))
+    if (
+        kind not in KINDS
+        or header.get("participant") != participant
+        or not isinstance(header.get("round_index"), int)
+        or not isinstance(metadata, dict)
+        or not isinstance(converses, bool)
+    ):
+        raise StreamError("the server handed out what is no task for this participant")
+    return kind, task_of(header, tensors), converses
 
 
 def request_in(message: bytes, outbound: Outbound, source: str) -> Request:

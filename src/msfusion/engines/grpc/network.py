@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 from msfusion.engines.grpc.clock import BEAT_SECONDS, Clock
 from msfusion.engines.grpc.frames import PASSING
 from msfusion.engines.grpc.listening import Listening
-from msfusion.engines.grpc.messages import most_bytes, receipt, request_in, round_of, update_in
+from msfusion.engines.grpc.messages import most_bytes, released_in, request_in, round_of
 from msfusion.engines.grpc.packing import Agreement
 from msfusion.engines.grpc.places import MOST_EXAMPLES, Job, Places
 from msfusion.engines.grpc.service import Service
@@ -30,7 +30,7 @@ from msfusion.errors import MsfusionError, RunDirectoryError, StreamError, Train
 from msfusion.federated.conversation import Response
 from msfusion.federated.engine import Answer, Ask, Engine, Finished, Said, Told, answer_of, turn_by_turn
 from msfusion.federated.messages import response_message, task_message
-from msfusion.federated.method import Kind, Method, Released, Task
+from msfusion.federated.method import Kind, Method, Task
 from msfusion.federated.privacy import Outbound
 from msfusion.federated.states import payload_bytes
 
@@ -311,16 +311,12 @@ class Network(Engine):
                 return request_in(what, owed.outbound_request, source)
             if what is None:
                 raise TrainingError(f"{source} failed: why is told on its own machine")
-            update, seconds, keeps = update_in(what, owed.outbound, owed.participant, owed.round_index)
-            if keeps and not owed.remembers:
-                raise StreamError(
-                    f"{source} says that it keeps something, and its method has nothing to keep"
-                )
+            update, seconds = released_in(
+                what, owed.outbound, owed.participant, owed.round_index, owed.remembers
+            )
         except MsfusionError as error:
             return Finished(error, self._seconds(owed))
-        if keeps:
-            update = replace(update, memory=receipt(owed.round_index + 1))
-        return Finished(Released(update), seconds)
+        return Finished(update, seconds)
 
     def _note(self, name: str, when: float, values: tuple[Any, ...]) -> None:
         """What happens to connections."""

@@ -33,19 +33,16 @@ from msfusion.engines.grpc.frames import (
     Work,
 )
 from msfusion.engines.grpc.kept import Kept
-from msfusion.engines.grpc.messages import read, response_in
+from msfusion.engines.grpc.messages import response_in, task_in
 from msfusion.engines.grpc.packing import Agreement
 from msfusion.engines.grpc.sent import SentLog
-from msfusion.errors import ConfigError, MsfusionError, StreamError, TrainingError
+from msfusion.errors import ConfigError, MsfusionError, TrainingError
 from msfusion.federated.conversation import Request, Response
 from msfusion.federated.engine import Finished, Talk, perform, say_next, talk, threads_set
-from msfusion.federated.messages import request_message, task_of, update_message
+from msfusion.federated.messages import request_message, update_message
 from msfusion.federated.method import Kind, Method, Released, Task
 from msfusion.federated.states import payload_bytes
 from msfusion.files import digest_of_json
-
-KINDS: tuple[Kind, ...] = ("train", "measure", "report")
-
 
 MethodOf = Callable[[Sequence[int]], Method]
 """Makes the method of how many examples each participant has."""
@@ -136,7 +133,7 @@ class _Worker:
 
     def converse(self, stream: Stream) -> int:
         """Do what is handed out until all rounds are done; how many there were. Raises Lost; can be called again."""
-        self._log.hello(self._hello)
+        self._log.hello(len(self._data), self._hello.agreement)
         self._kept.rounds = stream.ask(self._hello, Welcome).rounds_kept
         self._tell("connected")
         if not isinstance(self._method, Method):
@@ -148,7 +145,7 @@ class _Worker:
                 self._kept.clear()
                 return work.rounds
             message = stream.receive(work.size, self._largest)
-            kind, task, converses = self._task(message)
+            kind, task, converses = task_in(message, self._participant)
             if converses:
                 self._done = work.work, self._talk(stream, work, task)
             elif work.work != self._done[0]:
@@ -191,23 +188,6 @@ class _Worker:
         figures = f"{len(self._data)} examples, loss {answer.loss:.4f}, {seconds:.2f} s"
         self._tell(f"{where}: {figures if kind == 'train' else kind}")
         return update_message(answer, seconds)
-
-    def _task(self, message: bytes) -> tuple[Kind, Task, bool]:
-        """What the server handed out, and whether it answers what is asked in the middle of it.
-
-        Raises StreamError where that is no task for this participant.
-        """
-        header, tensors = read(message)
-        kind, metadata, converses = (header.get(each) for each in ("kind", "metadata", "converses"))
-        if (
-            kind not in KINDS
-            or header.get("participant") != self._participant
-            or not isinstance(header.get("round_index"), int)
-            or not isinstance(metadata, dict)
-            or not isinstance(converses, bool)
-        ):
-            raise StreamError("the server handed out what is no task for this participant")
-        return kind, task_of(header, tensors), converses
 
 
 class Talking:

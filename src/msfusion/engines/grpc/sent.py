@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from msfusion.engines.grpc.frames import Hello
+from msfusion.engines.grpc.packing import Agreement
 from msfusion.federated.messages import decode
 from msfusion.files import append_line, refusing_write_errors
 
@@ -26,9 +26,9 @@ class SentLog:
             with refusing_write_errors(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
 
-    def hello(self, hello: Hello) -> None:
+    def hello(self, examples: int, agreement: Agreement) -> None:
         """The first message of a connection: how many examples there are, and digests of what both sides agree on."""
-        self._write("hello", {"examples": hello.examples, "agreement": hello.agreement})
+        self._write("hello", {"examples": examples, "agreement": agreement})
 
     def message(self, kind: str, message: bytes) -> None:
         """An update, or a request in the middle of a task."""

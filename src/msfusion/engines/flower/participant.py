@@ -1,0 +1,168 @@
+"""A participant's side: what it answers to each message. Nothing is remembered from one message to the next.
+
+Nothing leaves but what the method declares (`perform` sees to it), how many examples there are, and digests of what
+both sides must agree on. Flower would send to the server what a ClientApp raises, which may quote data: so nothing is
+raised here, and why something failed is told on this machine alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from msfusion.batch import Batch
+from msfusion.engines.flower.frames import (
+    FORMAT,
+    Done,
+    Failed,
+    Here,
+    Lost,
+    Meet,
+    Over,
+    Thanks,
+    Unfit,
+    Work,
+)
+from msfusion.engines.flower.memory import keeping
+from msfusion.engines.grpc.messages import task_in
+from msfusion.engines.grpc.packing import Agreement, pack, unpack
+from msfusion.engines.grpc.sent import SentLog
+from msfusion.errors import MsfusionError, RunDirectoryError, StreamError
+from msfusion.federated.engine import perform, threads_set
+from msfusion.federated.messages import update_message
+from msfusion.federated.method import Method
+from msfusion.files import digest_of_json
+from msfusion.imports import in_one_line
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Participant:
+    """One participant, with what it is and has on this machine.
+
+    `method` makes the method; where participants have data of their own, of how many examples each has. `test` is the
+    common test data. What the method has it keep goes to a folder of its own in `folder`, with a log of what has left
+    it, or without one to Flower's context. It trains with so many threads.
+    """
+
+    number: int
+    data: Batch
+    agreement: Agreement
+    method: Callable[[Sequence[int]], Method]
+    test: Batch | None = None
+    folder: Path | None = None
+    threads: int = 1
+
+    @property
+    def run(self) -> str:
+        """A digest of the run and the participant."""
+        return digest_of_json([self.agreement, self.number])
+
+    @property
+    def own_folder(self) -> Path | None:
+        """The folder of this participant in this run."""
+        name = f"participant-{self.number}-{digest_of_json(self.agreement)[:8]}"
+        return None if self.folder is None else self.folder / name
+
+    @property
+    def log(self) -> SentLog:
+        """What has left it is told here."""
+        own = self.own_folder
+        return SentLog(None if own is None else own.with_name(f"{own.name}.sent.jsonl"))
+
+
+class Spare(StreamError):
+    """A node that nobody needs: there are not so many participants."""
+
+
+def respond(
+    frame: bytes, body: bytes, memory: dict[int, bytes], present: Callable[[], Participant], say: Say
+) -> tuple[bytes, bytes]:
+    """What a participant answers to a message, a frame and a body as well.
+
+    `memory` is what it has kept, by round, if it has no folder for that; it is changed. `present` loads what is here,
+    `say` tells this machine's user what happens. Of what `present` raises the server is told only a StreamError. Raises
+    nothing.
+    """
+    asked: Any = None
+    try:
+        asked = unpack(frame, Meet, Work, Over)
+        answer, update = _answer(asked, body, present(), memory, say)
+    except Exception as error:
+        known = isinstance(error, MsfusionError)
+        say(str(error) if known else f"{type(error).__name__}: {in_one_line(error)}")
+        answer, update = _excuse(asked, error), b""
+    return pack(answer), update
+
+
+def _excuse(asked: object, error: Exception) -> object:
+    """What the server is told of an error."""
+    if not isinstance(asked, Meet):
+        return Failed()
+    why = str(error) if isinstance(error, StreamError) else "why is told in the log of its SuperNode"
+    return Unfit(why, isinstance(error, Spare))
+
+
+def _answer(
+    asked: Meet | Work | Over, body: bytes, who: Participant, memory: dict[int, bytes], say: Say
+) -> tuple[object, bytes]:
+    """The answer, and the update that it has. Raises MsfusionError."""
+    if isinstance(asked, Meet):
+        if asked.format != FORMAT:
+            raise StreamError("the server speaks another version: both need the same msfusion")
+        say(f"this is participant {who.number}, with {len(who.data)} examples")
+        who.log.hello(len(who.data), who.agreement)
+        return Here(FORMAT, who.number, len(who.data), who.agreement), b""
+    if asked.participant != who.number:
+        raise StreamError(
+            f"the server takes this participant {who.number} for participant {asked.participant}"
+        )
+    if isinstance(asked, Over):
+        _forget(who, memory)
+        say(f"all {asked.rounds} rounds are done")
+        return Thanks(), b""
+    if asked.agreement != digest_of_json(who.agreement) or asked.examples != len(who.data):
+        raise StreamError(
+            "this participant's data, model or version of msfusion has changed since the run began"
+        )
+    return _done(asked, body, who, memory, say)
+
+
+def _forget(who: Participant, memory: dict[int, bytes]) -> None:
+    """Nobody goes on from what was kept."""
+    with keeping(memory, who.own_folder, who.run, 0) as kept:
+        kept.clear()
+    if who.own_folder is not None:
+        with suppress(OSError):
+            who.own_folder.rmdir()
+
+
+def _done(
+    asked: Work, body: bytes, who: Participant, memory: dict[int, bytes], say: Say
+) -> tuple[object, bytes]:
+    """A task, done. It may be one that was done before: it goes on from the same memory, so the same comes of it."""
+    kind, task, _ = task_in(body, who.number)
+    method = who.method(asked.everybodys)
+    with keeping(memory, who.own_folder, who.run, asked.rounds_kept) as kept, threads_set(who.threads):
+        try:
+            task = replace(task, memory=kept.load(asked.kept))
+        except RunDirectoryError as error:
+            say(str(error))
+            return Lost(asked.kept), b""
+        everybody = [who.data] * (who.number + 1)  # nobody else's place is looked at
+        (answer,), seconds = perform(method, kind, [task], everybody, test=who.test)
+        where = f"round {task.round_index + 1}"
+        if isinstance(answer, MsfusionError):
+            say(f"{where}: {answer}")
+            return Failed(), b""
+        if answer.memory:
+            kept.save(task.round_index + 1, answer.memory)
+    figures = f"{len(who.data)} examples, loss {answer.loss:.4f}, {seconds:.2f} s"
+    say(f"{where}: {figures if kind == 'train' else kind}")
+    update = update_message(answer, seconds)
+    who.log.message("update", update)
+    return Done(), update
