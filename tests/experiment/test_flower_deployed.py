@@ -17,7 +17,7 @@ from typing import IO
 import pytest
 from commands import environment, msfusion
 from quick import QUICK_JOB
-from test_serve import free_address, without_seconds, written
+from test_serve import free_address, written
 
 pytest.importorskip("flwr", reason="needs flwr")
 
@@ -173,4 +173,4 @@ def test_a_deployed_app_ends_with_the_bits_of_train(flower: Flower, here: Path) 
         assert time.monotonic() < end, flower.log("superlink")
         time.sleep(0.1)
     assert (deployed / "model.safetensors").read_bytes() == (alone / "model.safetensors").read_bytes()
-    assert without_seconds(deployed) == without_seconds(alone)
+    assert metrics_of(deployed) == metrics_of(alone)

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from commands import msfusion, refused
 from quick import QUICK_GROW, QUICK_JOB
-from test_serve import without_seconds
 from test_serve_own_data import COUNTS, JOB, put_data
 from test_serve_own_data import FUNCTIONS as PRIVATE
+from timeless import metrics_of
 
 pytest.importorskip("flwr", reason="needs flwr")
 
@@ -86,7 +86,7 @@ def test_every_method_ends_with_the_bits_of_train(method: str, here: Path) -> No
     serve(load_config(config), here / "served", grid_of(config), QUICK)
     train(load_config(here / "job.toml"), here / "alone")
     assert same_model(here / "served", here / "alone")
-    assert without_seconds(here / "served") == without_seconds(here / "alone")
+    assert metrics_of(here / "served") == metrics_of(here / "alone")
 
 
 class Killed(Exception):
