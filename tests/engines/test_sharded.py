@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -109,8 +110,6 @@ def apart(case: Case, make: Callable[[], Method], ranks: Ranks) -> Done:
     state = results[-1].state
     return Done(results, collected(ranks, shard, state, [*state], everywhere=True))
 
-
-import threading
 
 LOCK = threading.Lock()
 late = Conditions(

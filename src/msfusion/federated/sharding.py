@@ -111,6 +111,11 @@ class Shard:
             self._division.shard_map(rank), lambda state: self._division.shard(state, rank)
         )
 
+    def let_go_of_first(self) -> dict[str, Tensor]:
+        """The part for this rank of the state before the first round, which is not kept any longer."""
+        first, self.first = self.first, {}
+        return first
+
     def is_divided(self, name: str) -> bool:
         """Whether each rank has some rows of a tensor; else every rank has all of it."""
         return not is_note(name) and self._base(name) in self._division.owners

@@ -25,6 +25,7 @@ from msfusion.batch import Batch
 from msfusion.errors import ConfigError
 from msfusion.federated.capacities import Capacities
 from msfusion.federated.method import Answered, Task, blamed
+from msfusion.federated.sharding import Sharding
 from msfusion.federated.states import holding, loaded, with_aliases, without_aliases
 from msfusion.methods.narrow import NarrowMethod, extended, weight_of
 from msfusion.methods.parts.divided import check_divisible

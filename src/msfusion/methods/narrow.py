@@ -199,8 +199,7 @@ class NarrowMethod(Method):
         schedule = _BoundSchedule(self.schedule, self.width_map)
 
         def on(shard: ShardMap, cut: Callable[[State], dict[str, Tensor]]) -> NarrowMethod:
-            changed = {"width_map": shard, "schedule": schedule, "_windows": {}, "_submodels": {}}
-            return replace(self, **changed, **own(shard))
+            return replace(self, width_map=shard, schedule=schedule, _windows={}, _submodels={}, **own(shard))
 
         def measure(read: Read, at_work: tuple[Task, Batch] | None) -> Update | None:
             if at_work is None:
@@ -284,8 +283,19 @@ class _BoundSchedule:
     schedule: Schedule
     width_map: WidthMap
 
-    def __call__(self, _: WidthMap, *arguments: Any, **options: Any) -> dict[str, Tensor]:
-        return self.schedule(self.width_map, *arguments, **options)
+    def __call__(
+        self,
+        width_map: WidthMap,
+        participant: int,
+        round_index: int,
+        ratio: float,
+        *,
+        participants: int,
+        seed: int = 0,
+    ) -> dict[str, Tensor]:
+        return self.schedule(
+            self.width_map, participant, round_index, ratio, participants=participants, seed=seed
+        )
 
 
 Narrow = TypeVar("Narrow", bound=NarrowMethod)

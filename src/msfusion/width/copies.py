@@ -183,6 +183,9 @@ class _Axis:
 class _AxisInShard(_Axis):
     """Some rows of an axis: whole classes, whose small rows are numbered anew."""
 
+    _whole: _Axis
+    _owned: Int[Tensor, " owned"]
+
     def __init__(self, whole: _Axis, owned: Int[Tensor, " owned"]) -> None:
         super().__init__(len(owned), whole.stretches, whole.sizes)
         self._set("_whole", whole)

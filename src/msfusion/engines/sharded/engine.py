@@ -22,8 +22,18 @@ from torch import Tensor
 
 from msfusion import errors
 from msfusion.batch import Batch
+from msfusion.engines.sharded.keeping import receipt
 from msfusion.engines.sharded.on_shard import OnShard
-from msfusion.engines.sharded.parcels import collected, joined, parted, size_of
+from msfusion.engines.sharded.parcels import (
+    collected,
+    dtype_named,
+    forms_at,
+    forms_of,
+    from_rows,
+    joined,
+    parted,
+    size_of,
+)
 from msfusion.engines.sharded.ranks import Ranks
 from msfusion.errors import ConfigError, MsfusionError, TrainingError
 from msfusion.federated.engine import CPU, Answer, Ask, Engine, answer_to, perform
@@ -33,9 +43,6 @@ from msfusion.federated.screening import verdict_of
 from msfusion.federated.sharding import Form, Places, Read, Shard, Sharding
 from msfusion.federated.verdict import Norm, Verdict
 from msfusion.width.groups import State
-
-ELSEWHERE = ".elsewhere"
-"""In the memory of a participant that another rank carries: that there is one. No tensor of a model is called so."""
 
 
 class Sharded(Engine):
@@ -100,32 +107,20 @@ class Sharded(Engine):
     def _part(self, task: Task) -> _Part:
         """What is known of a task of which this rank has a part; its tensors are let go of."""
         places = self._shard.places([*task.tensors], task.round_index, task.participant)
-        forms = {name: Form(each.dtype, tuple(each.shape)) for name, each in task.tensors.items()}
-        return _Part(replace(task, tensors={}, memory={}), places, forms)
+        return _Part(replace(task, tensors={}, memory={}), places, forms_of(task.tensors))
 
     def _put_together(
         self, own: Task | None, parts: Mapping[int, _Part], outgoing: dict[int, Tensor]
     ) -> Task | None:
         """The whole task of this rank's participant, from everybody's parts."""
-        me = self._ranks.rank
-        others = [rank for rank in range(self._ranks.count) if rank != me]
-        incoming = {} if own is None else {rank: size_of(parts[me].forms_at(rank)) for rank in others}
-        received = self._ranks.exchange(outgoing, incoming)
+        others = [rank for rank in range(self._ranks.count) if rank != self._ranks.rank]
+        part = parts.get(self._ranks.rank)
+        forms = {} if part is None else {rank: forms_at(rank, part.places, part.forms) for rank in others}
+        received = self._ranks.exchange(outgoing, {rank: size_of(each) for rank, each in forms.items()})
         outgoing.clear()
-        if own is None:
+        if own is None or part is None:
             return None
-        part = parts[me]
-        whole = {
-            name: torch.empty(part.places[name].form(each).shape, dtype=each.dtype)
-            if name in part.places
-            else each
-            for name, each in own.tensors.items()
-        }
-        for rank in range(self._ranks.count):
-            rows = own.tensors if rank == me else parted(received.pop(rank), part.forms_at(rank))
-            for name, places in part.places.items():
-                places.put(whole[name], rows[name], rank)
-        return replace(own, tensors=whole)
+        return replace(own, tensors=from_rows(received, part.places, own.tensors, self._ranks.rank))
 
     def _answer(self, kind: Kind, task: Task | None) -> Answer | None:
         """What this rank's participant makes of its task, judged as a whole; None without one."""
@@ -182,16 +177,9 @@ class _Part:
     places: Mapping[str, Places]
     forms: Mapping[str, Form]
 
-    def forms_at(self, rank: int) -> dict[str, Form]:
-        """The forms of what another rank has."""
-        return {
-            name: Form(self.forms[name].dtype, (places.counts[rank], *self.forms[name].shape[1:]))
-            for name, places in self.places.items()
-        }
-
 
 def _due(kind: Kind, part: _Part, tensors: State, rank: int) -> dict[str, Tensor]:
-    """What a rank is to have of an update: the rows that it owns, and all of what is not divided, or of a measurement."""
+    """What a rank is to have of an update: its rows; and all of what is not divided, or of a measurement."""
     places = part.places if kind == "train" else {}
     return {
         name: places[name].take(tensor, rank) if name in places else tensor
@@ -247,20 +235,13 @@ def _forms(header: Mapping[str, Any], part: _Part, kind: Kind) -> dict[str, Form
     """The forms of what of an update comes here: rows as they were sent, of a measurement what the header says."""
     if kind == "measure":
         told = zip(header["names"], header["forms"], strict=True)
-        return {name: Form(_dtype(dtype), tuple(shape)) for name, (dtype, shape) in told}
+        return {name: Form(dtype_named(dtype), tuple(shape)) for name, (dtype, shape) in told}
     return {name: part.forms[name] for name in header["names"]}
-
-
-def _dtype(name: str) -> torch.dtype:
-    found = getattr(torch, name.removeprefix("torch."), None)
-    if not isinstance(found, torch.dtype):
-        raise TrainingError(f"a rank tells of a tensor of type {name}, which is none of PyTorch's")
-    return found
 
 
 def _answer_of(task: Task, header: Mapping[str, Any], tensors: dict[str, Tensor]) -> Answer:
     """The answer of a participant that another rank carries."""
-    keeps = {ELSEWHERE: torch.tensor(task.round_index)} if header["keeps"] else {}
+    keeps = receipt() if header["keeps"] else {}
     update = Update(
         task.participant,
         task.round_index,
@@ -275,7 +256,8 @@ def _answer_of(task: Task, header: Mapping[str, Any], tensors: dict[str, Tensor]
     if "verdict" in header:
         change, sent, fault = header["verdict"]
         verdict = Verdict(Norm(change, sent), fault)
-    return Answer(update, header["seconds"], *header["moved"], failure, verdict)
+    down, up = header["moved"]
+    return Answer(update, header["seconds"], down, up, failure, verdict)
 
 
 def _failure(kind: str, sentence: str) -> MsfusionError:

@@ -45,8 +45,8 @@ class OnShard(Method):
         return self.carrier.recalibrates
 
     def initial_state(self) -> dict[str, Tensor]:
-        """This rank's part of it."""
-        return dict(self.shard.first)
+        """The part of it that is here."""
+        return self.shard.let_go_of_first()
 
     def begins_with(self, state: State) -> bool:
         """Whether the rows that are here are those of the beginning."""

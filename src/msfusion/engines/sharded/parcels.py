@@ -10,7 +10,7 @@ from torch import Tensor
 
 from msfusion.engines.sharded.ranks import Ranks
 from msfusion.errors import TrainingError
-from msfusion.federated.sharding import Form, Shard
+from msfusion.federated.sharding import Form, Places, Shard
 from msfusion.width.groups import State
 
 
@@ -22,7 +22,7 @@ def joined(tensors: State) -> UInt8[Tensor, " bytes"]:
 
 
 def parted(flat: UInt8[Tensor, " bytes"], forms: Mapping[str, Form]) -> dict[str, Tensor]:
-    """The opposite of `joined`: views of the bytes. Raises TrainingError where there are not as many as there should."""
+    """The opposite of `joined`: views of the bytes. Raises TrainingError where their number is wrong."""
     if len(flat) != size_of(forms):
         raise TrainingError(f"a rank has sent {len(flat)} bytes where {size_of(forms)} should be")
     found: dict[str, Tensor] = {}
@@ -41,6 +41,57 @@ def size_of(forms: Mapping[str, Form]) -> int:
 
 def _in_order(dtypes: Mapping[str, torch.dtype]) -> list[str]:
     return sorted(dtypes, key=lambda name: -dtypes[name].itemsize)
+
+
+def put_together(
+    ranks: Ranks, places: Mapping[str, Places], tensors: State, at: int
+) -> dict[str, Tensor] | None:
+    """The tensors of a task or an update, from the rows that each rank has, at one rank; None at the others."""
+    divided = {name: tensor for name, tensor in tensors.items() if name in places}
+    if ranks.rank != at:
+        ranks.exchange({at: joined(divided)}, {})
+        return None
+    forms = [forms_at(rank, places, forms_of(divided)) for rank in range(ranks.count)]
+    others = [rank for rank in range(ranks.count) if rank != at]
+    return from_rows(ranks.exchange({}, {rank: size_of(forms[rank]) for rank in others}), places, tensors, at)
+
+
+def from_rows(
+    received: dict[int, Tensor], places: Mapping[str, Places], own: State, rank: int
+) -> dict[str, Tensor]:
+    """Whole tensors from a rank's own rows and those that it has received of the others, which are let go of."""
+    forms = forms_of({name: own[name] for name in places if name in own})
+    whole = {
+        name: torch.empty(places[name].form(each).shape, dtype=each.dtype) if name in forms else each
+        for name, each in own.items()
+    }
+    for other in [rank, *received]:
+        rows = own if other == rank else parted(received.pop(other), forms_at(other, places, forms))
+        for name in forms:
+            places[name].put(whole[name], rows[name], other)
+    return whole
+
+
+def forms_of(tensors: State) -> dict[str, Form]:
+    """The forms of some tensors."""
+    return {name: Form(each.dtype, tuple(each.shape)) for name, each in tensors.items()}
+
+
+def forms_at(rank: int, places: Mapping[str, Places], own: Mapping[str, Form]) -> dict[str, Form]:
+    """The forms of the rows that a rank has, from those of one's own rows."""
+    return {
+        name: Form(form.dtype, (places[name].counts[rank], *form.shape[1:]))
+        for name, form in own.items()
+        if name in places
+    }
+
+
+def dtype_named(name: str) -> torch.dtype:
+    """A type of tensors by its name. Raises TrainingError where there is none."""
+    found = getattr(torch, name.removeprefix("torch."), None)
+    if not isinstance(found, torch.dtype):
+        raise TrainingError(f"a rank tells of a tensor of type {name}, which is none of PyTorch's")
+    return found
 
 
 def collected(
