@@ -136,7 +136,7 @@ class ShardedRun:
         sharding = whole.method.sharding()
         self._shard = Shard(sharding, ranks.rank, ranks.count)
         self._run = usual_run(replace(whole.setup, method=sharding.carrier))
-        hollow(sharding.template)
+        hollow(whole.setup.model)
         engine = Sharded(ranks, sharding, self._shard, device)
         self._run.method, self._run.engine = OnShard(sharding, self._shard, ranks), engine
         self._keeping = Keeping(ranks, self._shard, engine.carrier_of)

@@ -61,8 +61,8 @@ class Sharding:
     `first` is the state before the first round. `width_map` has the shapes by which it is divided; `base` says which of
     its tensors a tensor of the state is divided like, `base_of_task` (by default the same) one of a task or an update;
     `window` gives the units of a task. `on` makes the method on a shard, from its map and a function that cuts a state
-    of the map's names down to it. `carrier` is the method where a participant is, without the weights of the whole.
-    `template` is the model from which all were made, whose weights nobody needs any more.
+    of the map's names down to it. `carrier` is the method where a participant is, without the weights of the whole:
+    nobody needs those of the model from which all was made any more (`hollow`).
 
     `evaluate` says how good a state is, reading it part by part; it is given the notes. `measure` makes a
     participant's measurement, where that needs the whole model (`Method.measure`): all ranks are at it at the same
@@ -73,7 +73,6 @@ class Sharding:
     width_map: WidthMap
     on: Callable[[ShardMap, Callable[[State], dict[str, Tensor]]], Method]
     carrier: Method
-    template: nn.Module
     evaluate: Callable[[Read, State, Batch], Evaluation]
     window: Callable[[int, int], Window] = held_whole
     base: Callable[[str], str] = itself

@@ -264,7 +264,6 @@ class BlocksMethod(Method):
             width_map=small.width_map,
             on=on,
             carrier=replace(self, small=small, starts=nothing, awake=nothing, _sums={}),
-            template=small.model.program.model,
             evaluate=evaluate,
             base=without_label,
         )

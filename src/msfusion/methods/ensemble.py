@@ -100,7 +100,6 @@ class EnsembleMethod(Method):
             width_map=small.width_map,
             on=lambda shard, cut: replace(self, small=self.small.on_shard(shard), starts=({},) * count),
             carrier=replace(self, small=small, starts=({},) * count),
-            template=small.model.program.model,
             evaluate=evaluate,
             base=without_label,
             base_of_task=itself,

@@ -215,7 +215,6 @@ class NarrowMethod(Method):
             width_map=self.width_map,
             on=on,
             carrier=self,
-            template=self.model,
             evaluate=lambda read, notes, data: evaluated_by_layers(program, self.scoring, read, data),
             window=self.window,
             measure=measure,

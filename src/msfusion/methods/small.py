@@ -155,7 +155,6 @@ class SmallMethod(Method):
             width_map=self.width_map,
             on=lambda shard, cut: self.on_shard(shard),
             carrier=carrier,
-            template=self.model.program.model,
             evaluate=evaluate,
         )
 

@@ -72,15 +72,19 @@ class Case:
     conditions: Conditions | None = None
 
     def method(self) -> Method:
+        return self.made()[0]
+
+    def made(self) -> tuple[Method, nn.Module]:
         torch.manual_seed(0)
+        model = self.model()
         training = TrainingSettings("adamw", 0.01, batch_size=4, rounds=self.rounds)
         capacities = Capacities((0.25, 0.25, 0.5, 0.25, 0.5))
         scoring = Scoring(batch_size=7)
         problem = Problem(
-            self.model(), DATA[0].take(slice(0, 2)), capacities, (training,) * PEOPLE, tuple(map(len, DATA)),
+            model, DATA[0].take(slice(0, 2)), capacities, (training,) * PEOPLE, tuple(map(len, DATA)),
             self.rounds, scoring=scoring,
         )  # fmt: skip
-        return self.settings.chosen(problem).method
+        return self.settings.chosen(problem).method, model
 
 
 @dataclass
@@ -100,11 +104,12 @@ def rounds(case: Case, method: Method, **options: object):  # type: ignore[no-un
     )
 
 
-def apart(case: Case, make: Callable[[], Method], ranks: Ranks) -> Done:
+def apart(case: Case, make: Callable[[], tuple[Method, nn.Module]], ranks: Ranks) -> Done:
     with LOCK:
-        sharding = make().sharding()
+        made, model = make()
+        sharding = made.sharding()
         shard = Shard(sharding, ranks.rank, ranks.count)
-        hollow(sharding.template)
+        hollow(model)
     method, engine = OnShard(sharding, shard, ranks), Sharded(ranks, sharding, shard)
     results = list(rounds(case, method, engine=engine, state=method.initial_state()))
     state = results[-1].state
@@ -154,7 +159,7 @@ def figures(result: RoundResult) -> dict[str, object]:
 def test_ranks_side_by_side_end_with_the_bits_of_one_process(name: str, count: int) -> None:
     case = CASES[name]
     expected = alone(case)
-    for done in side_by_side(count, lambda ranks: apart(case, case.method, ranks)):
+    for done in side_by_side(count, lambda ranks: apart(case, case.made, ranks)):
         assert [*done.state] == [*expected.state]
         for key, tensor in expected.state.items():
             assert torch.equal(done.state[key], tensor), key
