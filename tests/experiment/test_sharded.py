@@ -198,10 +198,10 @@ def start(forge: Forge, count: int, *arguments: str) -> list[int]:
 
 
 def test_a_rank_that_is_killed_ends_the_others_and_fewer_go_on(forge: Forge, here: Path) -> None:
-    settings = [*JOB, "rounds=40", "method.start=blocks", "method.blocks=3"]
+    settings = [*JOB, "rounds=24", "method.start=blocks", "method.blocks=3"]
     (here / "job.toml").write_text(load_config(None, settings).to_toml())
     ranks = start(forge, 3)
-    end = time.monotonic() + 60
+    end = time.monotonic() + 120
     while not (here / "run" / "checkpoints" / "round-000003.safetensors").exists():
         assert time.monotonic() < end, [Path(f"said-{rank}").read_text() for rank in range(3)]
         time.sleep(0.02)
@@ -213,7 +213,7 @@ def test_a_rank_that_is_killed_ends_the_others_and_fewer_go_on(forge: Forge, her
         assert "--resume" in said[-1]
         assert rank == 0 or len(said) == 1
     done = len(RunDirectory(here / "run").read_metrics())
-    assert 3 <= done < 40
+    assert 3 <= done < 24
     ranks = start(forge, 2, "--resume", "--quiet")
     assert [forge.code(rank) for rank in ranks] == [0, 0]
     alone = forge.start(Path("said"), "train", "job.toml", "--out", "alone", "--quiet")

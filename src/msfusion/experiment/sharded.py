@@ -7,6 +7,7 @@ of processes, or in one.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -140,6 +141,8 @@ class ShardedRun:
         engine = Sharded(ranks, sharding, self._shard, device)
         self._run.method, self._run.engine = OnShard(sharding, self._shard, ranks), engine
         self._keeping = Keeping(ranks, self._shard, engine.carrier_of)
+        del whole, sharding
+        gc.collect()  # what is left of the whole may be in a cycle
 
     @property
     def config(self) -> Config:

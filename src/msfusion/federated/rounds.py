@@ -282,15 +282,15 @@ class _Federation:
     def _judge(self, done: Answer, state: State, late: bool, answers: Answers) -> None:
         """Note an update as it comes, for this round or for the one in which it will arrive."""
         update, who = done.update, done.update.participant
-        task = self.method.assign(state, update.round_index, who)
+        task = cache(lambda: self.method.assign(state, update.round_index, who))
         verdict = done.verdict or verdict_of(
-            update, task.tensors, self.method.outbound("train", task), len(self.data[who])
+            update, task().tensors, self.method.outbound("train", task()), len(self.data[who])
         )
         norm, fault = verdict.norm, verdict.fault
         memory, update = _copies(update.memory), replace(update, memory={})
         if late:
             kept = replace(update, tensors=_copies(update.tensors))
-            self.late[who] = LateUpdate(replace(task, tensors=_copies(task.tensors)), kept, norm, fault)
+            self.late[who] = LateUpdate(replace(task(), tensors=_copies(task().tensors)), kept, norm, fault)
             if memory and fault is None:
                 self.memories[who] = memory
             return

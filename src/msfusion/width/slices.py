@@ -57,7 +57,7 @@ def plan(width_map: WidthMap, window: Window) -> dict[str, Cut]:
     if isinstance(width_map, ShardMap):
         return _in_shard(plan(width_map.whole, window), width_map)
     layout = _layout(width_map)
-    runs = {name: _runs(units) for name, units in checked_units(width_map, window).items()}
+    runs = {name: _runs(window[name].cpu()) for name in checked_units(width_map, window)}
     selections = [axis.select(runs, window) for axis in layout.axes]
     cuts = [
         Cut(shape, tuple((axis, selections[index]) for axis, index in axes)) for shape, axes in layout.kinds
@@ -140,15 +140,8 @@ class Selection:
 
 def selected(length: int, positions: Int[Tensor, " held"]) -> Selection:
     """Some positions of an axis, in their order, perhaps none: as runs where they are few."""
-    held = len(positions)
-    ends = (positions.diff() != 1).nonzero().flatten().tolist()
-    if len(ends) >= MOST_BLOCKS:
-        return Selection(length, held, None, positions)
-    starts, stops = [0, *(end + 1 for end in ends)], [*(end + 1 for end in ends), held]
-    runs = [
-        (int(positions[a]), int(positions[b - 1]) + 1) for a, b in zip(starts, stops, strict=True) if b > a
-    ]
-    return Selection(length, held, tuple(runs), positions)
+    runs = _runs(positions)
+    return Selection(length, len(positions), tuple(runs) if len(runs) <= MOST_BLOCKS else None, positions)
 
 
 @dataclass(frozen=True)
@@ -330,11 +323,12 @@ def _sizes(width_map: WidthMap) -> dict[str, int]:
     return {group.name: group.units for group in width_map.groups}
 
 
-def _runs(units: Sequence[int]) -> Runs:
-    runs: Runs = []
-    for unit in units:
-        join_run(runs, unit, unit + 1)
-    return runs
+def _runs(positions: Int[Tensor, " held"]) -> Runs:
+    """Stretches of neighbours, one after the other, that positions consist of."""
+    breaks = (positions.diff() != 1).nonzero().flatten()
+    starts = positions[torch.cat([breaks.new_zeros(min(1, len(positions))), breaks + 1])].tolist()
+    stops = positions[torch.cat([breaks, breaks.new_full((min(1, len(positions)),), len(positions) - 1)])]
+    return list(zip(starts, (stops + 1).tolist(), strict=True))
 
 
 def join_run(runs: Runs, start: int, stop: int) -> None:
