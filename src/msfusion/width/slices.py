@@ -55,7 +55,7 @@ def plan(width_map: WidthMap, window: Window) -> dict[str, Cut]:
     Raises MsfusionError where the window does not fit the width map.
     """
     if isinstance(width_map, ShardMap):
-        return _in_shard(plan(width_map.whole, window), width_map)
+        return _plan_of_shard(width_map, window)
     layout = _layout(width_map)
     runs = {name: _runs(window[name].cpu()) for name in checked_units(width_map, window)}
     selections = [axis.select(runs, window) for axis in layout.axes]
@@ -63,6 +63,26 @@ def plan(width_map: WidthMap, window: Window) -> dict[str, Cut]:
         Cut(shape, tuple((axis, selections[index]) for axis, index in axes)) for shape, axes in layout.kinds
     ]
     return {name: cuts[kind] for name, kind in layout.tensors.items()}
+
+
+MOST_WINDOWS = 64
+"""Of so many windows a shard's cuts are kept: each is cut to and averaged from, and the empty one in every round."""
+
+
+def _plan_of_shard(shard: ShardMap, window: Window) -> dict[str, Cut]:
+    """As `plan`. A window is known by its tensors, which are kept so that no others can take their places."""
+    known = _known_windows(shard)
+    key = tuple((name, id(units)) for name, units in window.items())
+    if key not in known:
+        if len(known) >= MOST_WINDOWS:
+            known.clear()
+        known[key] = dict(window), _in_shard(plan(shard.whole, window), shard)
+    return known[key][1]
+
+
+@once_per_map
+def _known_windows(width_map: WidthMap) -> dict[tuple[tuple[str, int], ...], tuple[Window, dict[str, Cut]]]:
+    return {}
 
 
 def _in_shard(cuts: Mapping[str, Cut], shard: ShardMap) -> dict[str, Cut]:
