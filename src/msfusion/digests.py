@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ _PIECE = 1 << 26
 """How many bytes are given to the hash at once, so that a tensor on another device is not copied whole."""
 
 
+@runtime_checkable
 class Hashing(Protocol):
     """A digest that is not finished."""
 
