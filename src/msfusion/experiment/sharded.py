@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import msfusion
 from msfusion.data.federated import FederatedData
 from msfusion.engines.sharded.engine import Sharded
 from msfusion.engines.sharded.keeping import Keeping
@@ -248,7 +249,8 @@ def _made_alike(ranks: Ranks, config: Config, make: Callable[[], SlicesRun]) -> 
     try:
         made = make()
         made.method.sharding()
-        decides = asdict(fingerprint_of(made, config)) | {"run.checkpoint_every": config.run.checkpoint_every}
+        decides = {"version of msfusion": msfusion.__version__, **asdict(fingerprint_of(made, config))}
+        decides["run.checkpoint_every"] = config.run.checkpoint_every
     except MsfusionError as raised:
         error, decides = raised, {}
     told = ranks.tell([None if error is None else str(error), decides])
