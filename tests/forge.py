@@ -1,8 +1,8 @@
 """Starts `msfusion` commands as processes, each in a moment: run as a script, it imports and traces once, then forks.
 
 On standard input, a JSON list a line: the current folder, the files for what is said on standard output and standard
-error, then the command's arguments. Each is answered by the number of the process; when one has ended, by that number
-and its exit code.
+error, what the environment has besides, then the command's arguments. Each is answered by the number of the process;
+when one has ended, by that number and its exit code.
 """
 
 from __future__ import annotations
@@ -41,10 +41,15 @@ class Forge:
             stream.close()
         self._process.wait()
 
-    def start(self, said: Path, *arguments: str, out: Path | None = None) -> int:
-        """Start a command in the current folder; its process number. `out` is for standard output, if not `said`."""
+    def start(
+        self, said: Path, *arguments: str, out: Path | None = None, more: dict[str, str] | None = None
+    ) -> int:
+        """Start a command in the current folder; its process number. `out` is for standard output, if not `said`.
+
+        `more` is what its environment has beside ours.
+        """
         assert self._process.stdin is not None
-        job = [str(Path.cwd()), str(out or said), str(said), *arguments]
+        job = [str(Path.cwd()), str(out or said), str(said), more or {}, *arguments]
         print(json.dumps(job), file=self._process.stdin, flush=True)
         while True:
             kind, number, code = self._heard()
@@ -84,11 +89,12 @@ def prepare_everything() -> None:
     gc.freeze()  # at its end, each process would look through all of this once more: two seconds
 
 
-def begin(folder: str, out: str, said: str, arguments: list[str]) -> None:
+def begin(folder: str, out: str, said: str, more: dict[str, str], arguments: list[str]) -> None:
     """Be the command, in a process of its own. It does not return."""
     from msfusion.cli.main import app
 
     os.chdir(folder)
+    os.environ |= more
     for number, path in ((0, os.devnull), (1, out), (2, said)):
         flags = os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_APPEND
         os.dup2(os.open(path, flags, 0o600), number)
@@ -110,10 +116,10 @@ def main() -> None:
                 for child in children:  # a test failed before it had ended them
                     os.kill(child, signal.SIGKILL)
                 return
-            folder, out, said, *arguments = json.loads(line)
+            folder, out, said, more, *arguments = json.loads(line)
             child = os.fork()
             if child == 0:
-                begin(folder, out, said, arguments)
+                begin(folder, out, said, more, arguments)
             children.add(child)
             tell("started", child, 0)
         for child in list(children):

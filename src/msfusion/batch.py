@@ -83,9 +83,15 @@ class Batch:
         """The same examples on a device."""
         return self._each(lambda tensor: tensor.to(device))
 
+    @property
+    def arguments(self) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+        """What a model is called with: positional arguments, and those with names."""
+        return ((), self.inputs) if isinstance(self.inputs, dict) else (tuple(self.inputs), {})
+
     def call(self, model: Callable[..., Any]) -> Any:
         """What the model returns for these inputs."""
-        return model(**self.inputs) if isinstance(self.inputs, dict) else model(*self.inputs)
+        args, kwargs = self.arguments
+        return model(*args, **kwargs)
 
     def _each(self, change: Callable[[Any], Any]) -> Batch:
         """The batch with all its tensors, and the offset, changed in the same way."""

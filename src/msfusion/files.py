@@ -6,18 +6,21 @@ import errno
 import functools
 import hashlib
 import json
+import math
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from msfusion.digests import digest_of_tensors
+from msfusion.digests import add_tensor, digest_of_tensors, hashing, pieces_of
 from msfusion.errors import RunDirectoryError
 
 TEMPORARY = ".tmp"
@@ -183,6 +186,92 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     write_with(path, write)
 
 
+@dataclass(frozen=True)
+class Streamed:
+    """Tensors that are read one at a time, in the order of their names, as each is written: all need not fit in memory.
+
+    `forms` has the type and the shape of each.
+    """
+
+    forms: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
+    read: Callable[[str], Tensor]
+
+
+def write_streamed(path: Path, tensors: Streamed, metadata: Mapping[str, Any]) -> None:
+    """The same file as `write_tensors`, byte for byte, of tensors that are read one at a time.
+
+    Raises RunDirectoryError, and what reading raises.
+    """
+    entries: dict[str, Any] = {}
+    cursor = 0
+    for name, code in _safetensors_order(tensors.forms):
+        shape = tensors.forms[name][1]
+        size = math.prod(shape) * tensors.forms[name][0].itemsize
+        entries[name] = {"dtype": code, "shape": list(shape), "data_offsets": [cursor, cursor + size]}
+        cursor += size
+
+    def header(digest: str) -> bytes:
+        sealed = json.dumps({**metadata, _DIGEST: digest}, sort_keys=True)
+        outline = {"__metadata__": {_METADATA: sealed}, **entries}
+        text = json.dumps(outline, separators=(",", ":"), ensure_ascii=False).encode()
+        text += b" " * (-len(text) % 8)
+        return len(text).to_bytes(8, "little") + text
+
+    def write(temporary: Path) -> None:
+        digest = hashing(json.dumps(dict(metadata), sort_keys=True))
+        with temporary.open("wb") as file:
+            begin = file.write(header("0" * 64))
+            for name in sorted(entries):
+                tensor = tensors.read(name).detach().contiguous()
+                add_tensor(digest, name, tensor)
+                file.seek(begin + entries[name]["data_offsets"][0])
+                for piece in pieces_of(tensor):
+                    file.write(piece)
+            file.truncate(begin + cursor)
+            file.seek(0)
+            file.write(header(digest.hexdigest()))
+
+    write_with(path, write)
+
+
+def _safetensors_order(forms: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> list[tuple[str, str]]:
+    """The names in the order in which safetensors writes them, with what it calls their types: it is asked itself."""
+    from safetensors.torch import save
+
+    outline = save({name: torch.empty(0, dtype=dtype) for name, (dtype, _) in forms.items()})
+    found = json.loads(outline[8 : 8 + int.from_bytes(outline[:8], "little")])
+    return [(name, entry["dtype"]) for name, entry in found.items() if name != "__metadata__"]
+
+
+def check_tensors(path: Path) -> tuple[Streamed, dict[str, Any]]:
+    """The same as `read_tensors`, with one tensor in memory at a time: what can be read again, and the metadata.
+
+    Raises RunDirectoryError where the file is missing, or a bit of it has changed.
+    """
+    _, metadata, wanted = _read(path, names=())
+    digest, forms = hashing(json.dumps(dict(metadata), sort_keys=True)), {}
+    for name in sorted(names_in(path)):
+        tensor = read_tensor(path, name)
+        add_tensor(digest, name, tensor)
+        forms[name] = tensor.dtype, tuple(tensor.shape)
+    if digest.hexdigest() != wanted:
+        raise RunDirectoryError(f"{path} is damaged: its tensors are not those that were written there.")
+    return Streamed(forms, lambda name: read_tensor(path, name)), metadata
+
+
+def names_in(path: Path) -> list[str]:
+    """The names of a file's tensors. Raises RunDirectoryError."""
+    from safetensors import safe_open
+
+    with _told_if_damaged(path), safe_open(path, framework="pt") as file:
+        return [*file.keys()]
+
+
+def read_tensor(path: Path, name: str) -> Tensor:
+    """One tensor of a file. Raises RunDirectoryError."""
+    return _read(path, names=(name,))[0][name]
+
+
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors and the metadata of a file that `write_tensors` wrote.
 
@@ -208,12 +297,18 @@ def _read(path: Path, names: tuple[str, ...] | None = None) -> tuple[dict[str, T
     """Some of the tensors (by default all), the metadata and the digest of a file, unchecked."""
     from safetensors import safe_open
 
+    with _told_if_damaged(path), safe_open(path, framework="pt") as file:
+        metadata = json.loads((file.metadata() or {})[_METADATA])
+        digest = metadata.pop(_DIGEST)
+        wanted = file.keys() if names is None else names
+        return {name: file.get_tensor(name).clone() for name in wanted}, metadata, digest
+
+
+@contextmanager
+def _told_if_damaged(path: Path) -> Iterator[None]:
+    """Turn whatever reading a damaged file raises into a RunDirectoryError."""
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {})[_METADATA])
-            digest = metadata.pop(_DIGEST)
-            wanted = file.keys() if names is None else names
-            return {name: file.get_tensor(name).clone() for name in wanted}, metadata, digest
+        yield
     except (
         SafetensorError,
         OSError,

@@ -16,7 +16,7 @@ from msfusion.federated.late import LATE, LateUpdate, with_late, without_late
 from msfusion.federated.method import Task, Update
 from msfusion.federated.participation import Attendance, Calendar, Conditions, Late, RoundSettings
 from msfusion.federated.rounds import RoundResult
-from msfusion.federated.screening import Norm
+from msfusion.federated.verdict import Norm
 
 TIMES = (1.0, 2.0, 9.0, 4.0, 3.0)
 """Seconds of five participants. With a deadline of 4 participant 2 misses two more rounds."""

@@ -25,8 +25,9 @@ from msfusion.federated.method import Kind, Task, Update
 from msfusion.federated.participation import Conditions
 from msfusion.federated.privacy import Outbound
 from msfusion.federated.rounds import RoundResult, RoundSettings
-from msfusion.federated.screening import Norm, Screening, absurd_losses, fault_of, norm_of, outliers
+from msfusion.federated.screening import Screening, absurd_losses, fault_of, norm_of, outliers
 from msfusion.federated.training import TrainingSettings
+from msfusion.federated.verdict import Norm
 from msfusion.methods.parts.batch_norm import pooled
 from msfusion.width.groups import State
 

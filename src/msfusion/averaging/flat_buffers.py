@@ -68,7 +68,7 @@ def bundles_of(tensors: State, limit: int = SMALL) -> list[Bundle]:
     """Bundles of the tensors with at most `limit` entries, alike in type and device, two at least in each."""
     alike: dict[tuple[torch.dtype, torch.device], list[str]] = {}
     for name, tensor in tensors.items():
-        if tensor.numel() <= limit:
+        if 0 < tensor.numel() <= limit:
             alike.setdefault((tensor.dtype, tensor.device), []).append(name)
     return [_bundle(tensors, names) for names in alike.values() if len(names) > 1]
 

@@ -46,6 +46,9 @@ without the first axis, or with the range of the values that it is of. Order mus
 AVERAGES: Registry[Rule] = Registry("average", "method.average", reserved=["mean"])
 """The robust averages by their names. `msfusion.average` adds one."""
 
+OWN_BY_ENTRY = frozenset({"mean", "median", "trimmed"})
+"""The averages of the house: each entry by itself."""
+
 TRIMMED = 5
 """One of so many values is left out at either end of a trimmed mean."""
 

@@ -6,6 +6,8 @@ Whatever takes long to import is imported by the command that needs it, so that 
 from __future__ import annotations
 
 import json
+import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -71,13 +73,19 @@ def train(
     if resume and out is not None and (config is None or not _is_run(out)):
         if config is None:
             source = RunDirectory.reopen(out).config
-        elif not quiet:
+        elif not quiet and os.environ.get("RANK", "0") == "0":
             typer.echo(f"msfusion: nothing to resume yet in {out}: beginning.", err=True)
     settings = load_config(source, [*(overrides or ()), *_workers_override(workers)])
     settings.refuse_ignored()
-    console = console_of_user()
-    with reserved_path(out, name) as path, Silent() if quiet else watcher(console) as watching:
+    console, first = console_of_user(), _speaks(settings.run.engine)
+    quiet = quiet or not first
+    with (
+        reserved_path(out, name) if first else nullcontext(out or Path("runs")) as path,
+        Silent() if quiet else watcher(console) as watching,
+    ):
         summary = run(settings, path, resume=resume, watcher=watching)
+    if not first:
+        return
     if not quiet:
         console.print(kind_of(summary["method"]).closing_table(summary))
     print_line(console, path)
@@ -235,6 +243,21 @@ def version() -> None:
     from importlib.metadata import version as installed
 
     typer.echo(installed("msfusion"))
+
+
+def _speaks(engine: str | None) -> bool:
+    """Whether this process is to print, and has the run directory: of those that torchrun has started the first one.
+
+    Raises ConfigError where torchrun was to start it, and has not.
+    """
+    from msfusion.experiment.config.sections import SHARDED
+
+    if engine != SHARDED:
+        return True
+    from msfusion.engines.sharded.ranks import check_started_by_torchrun
+
+    check_started_by_torchrun()
+    return os.environ["RANK"] == "0"
 
 
 def _is_run(directory: Path) -> bool:

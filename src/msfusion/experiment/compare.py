@@ -11,8 +11,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from msfusion.errors import ConfigError
 from msfusion.experiment.comparison import Comparison, Planned, plan_runs
 from msfusion.experiment.config import Config
+from msfusion.experiment.config.sections import SHARDED
 from msfusion.experiment.directory import RunDirectory
 from msfusion.experiment.environment import environment
 from msfusion.experiment.kinds import kind_of, shared_parts
@@ -36,6 +38,11 @@ def compare(
     `watch` gives for the title of a run who watches it. Raises ConfigError for what cannot be compared,
     RunDirectoryError for a directory that is in use, and whatever a run raises.
     """
+    if config.run.engine == SHARDED:
+        raise ConfigError(
+            f"run.engine = '{SHARDED}' is for one run at a time (msfusion train): leave it out of a comparison, whose "
+            "results are the same"
+        )
     if not resume:
         RunDirectory.check_free(path)
     planned = plan_runs(config, comparison)

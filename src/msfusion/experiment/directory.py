@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -32,7 +32,9 @@ from msfusion.experiment.lock import LOCK, locked
 from msfusion.federated.memory import Memories, with_memories, without_memories
 from msfusion.files import (
     TEMPORARY,
+    Streamed,
     append_line,
+    check_tensors,
     read_sealed_json,
     read_tensors,
     refusing_write_errors,
@@ -40,12 +42,15 @@ from msfusion.files import (
     when_files_can_be_opened,
     write_bytes,
     write_sealed_json,
+    write_streamed,
     write_tensors,
     write_text,
     written_digest,
 )
 
 KEPT_CHECKPOINTS = 2
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -182,9 +187,9 @@ class RunDirectory:
             files = read_sealed_json(self.summary).get("files")
             if files != self._digests_of_end():
                 raise RunDirectoryError(f"the files in {self.path} are not those with which the run ended.")
-            read_tensors(self.model)
+            check_tensors(self.model)
             for path in self._checkpoints()[:1]:
-                if read_tensors(path)[1].get("run") != files[self.fingerprint.name]:
+                if check_tensors(path)[1].get("run") != files[self.fingerprint.name]:
                     raise RunDirectoryError(f"{path} is a checkpoint of another run.")
         except RunDirectoryError as error:
             raise RunDirectoryError(
@@ -228,18 +233,25 @@ class RunDirectory:
 
     @when_files_can_be_opened
     def save_checkpoint(
-        self, rounds: int, state: Mapping[str, Tensor], fingerprint: str, memories: Memories | None = None
+        self,
+        rounds: int,
+        state: Mapping[str, Tensor] | Streamed,
+        fingerprint: str,
+        memories: Memories | None = None,
     ) -> None:
         """Keep the state after so many rounds, and drop checkpoints older than the newest two.
 
         The participants' memories are in the same file, so that both are of the same round.
-        `fingerprint` is the digest of that of the run. The lines of metrics of so many rounds have been written.
-        Raises RunDirectoryError; older checkpoints stay intact.
+        A streamed state has the memories in it. `fingerprint` is the digest of that of the run. The lines of metrics of
+        so many rounds have been written. Raises RunDirectoryError; older checkpoints stay intact.
         """
         path = self.path / "checkpoints" / f"round-{rounds:06d}.safetensors"
-        tensors = with_memories(state, memories or {})
         metrics = _digest(*self._metrics_lines()[:rounds])
-        write_tensors(path, tensors, {"rounds": rounds, "run": fingerprint, "metrics": metrics})
+        metadata = {"rounds": rounds, "run": fingerprint, "metrics": metrics}
+        if isinstance(state, Streamed):
+            write_streamed(path, state, metadata)
+        else:
+            write_tensors(path, with_memories(state, memories or {}), metadata)
         with refusing_write_errors(path.parent):
             for old in self._checkpoints()[KEPT_CHECKPOINTS:]:
                 old.unlink(missing_ok=True)
@@ -247,30 +259,42 @@ class RunDirectory:
     def load_checkpoint(
         self, fingerprint: str, tell: Callable[[str], None] = lambda _: None
     ) -> Checkpoint | None:
+        """As `newest_checkpoint`, in memory."""
+        found = self.newest_checkpoint(read_tensors, fingerprint, tell)
+        return None if found is None else Checkpoint(found[0], *without_memories(found[1]))
+
+    def newest_checkpoint(
+        self,
+        read: Callable[[Path], tuple[Made, dict[str, Any]]],
+        fingerprint: str,
+        tell: Callable[[str], None] = lambda _: None,
+    ) -> tuple[int, Made] | None:
         """The newest checkpoint that is whole, of this run, and with all its lines of metrics as they were.
 
-        None where there is none: the run begins again, and loses nothing but time. Raises RunDirectoryError where it
-        would begin again over whole checkpoints of another run. `tell` is given a sentence for each file whose damage
+        It is given as how many rounds are done, and what `read` makes of its file beside the metadata. None where there
+        is none: the run begins again, and loses nothing but time. Raises RunDirectoryError where it would begin again
+        over whole checkpoints of another run. `tell` is given a sentence for each file whose damage
         costs finished rounds.
         """
         lines = self._metrics_lines()
-        foreign, flaws, found = None, [], None
+        foreign, flaws = None, []
+        found: tuple[int, Made] | None = None
         for path in self._checkpoints():
             try:
-                tensors, metadata = read_tensors(path)
+                made, metadata = read(path)
             except RunDirectoryError:
                 flaws.append(f"{path} is damaged")  # the one before it will do
                 continue
             if metadata.get("run") != fingerprint:
                 foreign = path
             elif metadata["metrics"] == _digest(*lines[: metadata["rounds"]]):
-                found = Checkpoint(metadata["rounds"], *without_memories(tensors))
+                found = metadata["rounds"], made
                 break
             else:
                 flaws.append(self._metrics_flaw(metadata["rounds"]))
         if found is None and foreign is not None:
             raise RunDirectoryError(f"{foreign} is a checkpoint of another run; remove it to go on without.")
-        where = "beginning again" if found is None else f"going on after round {found.rounds}"
+        where = "beginning again" if found is None else f"going on after round {found[0]}"
         for flaw in dict.fromkeys(flaws):
             tell(f"{flaw}: {where}")
         return found
@@ -294,9 +318,10 @@ class RunDirectory:
         return f"{self.metrics} is damaged in line {whole + 1}"
 
     @when_files_can_be_opened
-    def save_model(self, state: Mapping[str, Tensor]) -> None:
+    def save_model(self, state: Mapping[str, Tensor] | Streamed) -> None:
         """Write the final state. Raises RunDirectoryError."""
-        write_tensors(self.model, state, {"format": 1})
+        write = write_streamed if isinstance(state, Streamed) else write_tensors
+        write(self.model, state, {"format": 1})  # type: ignore[arg-type]  # the one that takes it
 
     @when_files_can_be_opened
     def finish(self, summary: Mapping[str, Any]) -> None:

@@ -40,12 +40,16 @@ class Kind:
     compresses: bool = False
 
 
-def _slices(config: Config, parts: Parts | None) -> Prepared:
-    made = setup.prepare(config, parts)
+def usual_run(made: setup.Setup) -> SlicesRun:
+    """The run of a method of the usual kind."""
     return SlicesRun(made) if made.forecast is None else BlocksRun(made, made.forecast)
 
 
-USUAL = Kind(_slices, usual.plan_tables, usual.closing_table)
+USUAL = Kind(
+    lambda config, parts: usual_run(setup.prepare(config, parts)),
+    usual.plan_tables,
+    usual.closing_table,
+)
 
 KINDS: Mapping[str, Kind] = {
     "split": Kind(

@@ -9,6 +9,7 @@ from torch import Tensor
 from msfusion.data.federated import FederatedData
 from msfusion.engines.machine import on_this_machine
 from msfusion.experiment.config import Config
+from msfusion.experiment.config.sections import SHARDED
 from msfusion.federated.engine import engine_named
 from msfusion.federated.memory import Memories
 from msfusion.federated.method import Method
@@ -36,8 +37,8 @@ class LocalRun:
         run = config.run
         self.engine = (
             on_this_machine(run.workers, run.threads, run.device)
-            if run.engine is None
-            else engine_named(run.engine)
+            if run.engine in (None, SHARDED)  # which `experiment.sharded` makes, with what the ranks have
+            else engine_named(str(run.engine))
         )
 
     @property

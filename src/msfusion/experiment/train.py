@@ -15,6 +15,7 @@ from torch import Tensor
 
 from msfusion.errors import ConfigError, MsfusionError, RunDirectoryError
 from msfusion.experiment.config import Config, load_config
+from msfusion.experiment.config.sections import SHARDED
 from msfusion.experiment.directory import RunDirectory
 from msfusion.experiment.events import Events
 from msfusion.experiment.fingerprint import Fingerprint, code_of
@@ -79,6 +80,7 @@ def train(
     watcher: Watcher | None = None,
     parts: Parts | None = None,
     preparing: Callable[[Config, Parts | None], Prepared] | None = None,
+    directory: RunDirectory | None = None,
     held: bool = False,
 ) -> dict[str, Any]:
     """Train, leaving everything in the directory `path`, and return the summary.
@@ -86,26 +88,29 @@ def train(
     With `resume`, a run that is there is continued from its last checkpoint; a finished one is checked and left as it
     is, and one that has not begun is begun. The result is the same as if it had never stopped:
     model.safetensors bit for bit. `parts` are data, model and width map where they are known already;
-    `preparing` makes the run of them (by default for participants that are all here). `held`: the caller has locked the
-    directory already (`RunDirectory.locked`).
+    `preparing` makes the run of them (by default for participants that are all here); `directory` is another kind of
+    directory at `path`; `held`: the caller has locked it already (`RunDirectory.locked`). With run.engine = "sharded"
+    this is one of several processes (`experiment.sharded`).
 
     Raises RunDirectoryError where the directory is in use, holds something else, or a run of another configuration,
     other data or other code, where a finished run is damaged, or it cannot be written; and what loading, tracing,
     counting costs and training raise. Checkpoints from before an error stay; where a new run fails before the end of
     its first round, nothing does.
     """
-    config, directory = config.pinned(), RunDirectory(path)
+    if config.run.engine == SHARDED and preparing is None:
+        from msfusion.experiment.sharded import train_under_torchrun
+
+        return train_under_torchrun(config, path, resume=resume, watcher=watcher, parts=parts)
+    config, directory = config.pinned(), directory or RunDirectory(path)
     if _begun(directory, config, resume) and directory.finished:
         return _end(directory)
     with nullcontext() if held else directory.locked():
         begun = _begun(directory, config, resume)  # once more, as another run may have come first
         if begun and directory.finished:
             return _end(directory)
-        prepared = (preparing or _here)(config, parts)
+        prepared = (preparing or prepared_here)(config, parts)
         prepared.figures()  # a model whose costs cannot be counted is refused before it is trained
-        fingerprint = Fingerprint(
-            prepared.config.fingerprint(), prepared.data.digests, code_of(config), prepared.model_digest
-        )
+        fingerprint = fingerprint_of(prepared, config)
         if begun:
             _refuse_other(directory.read_fingerprint(), fingerprint, prepared.config, path)
         else:
@@ -118,7 +123,19 @@ def train(
             raise
 
 
-def _here(config: Config, parts: Parts | None) -> Prepared:
+def fingerprint_of(prepared: Prepared, config: Config) -> Fingerprint:
+    """Digests of all that decides the results of a run; `config` is its configuration before it was prepared."""
+    return Fingerprint(
+        prepared.config.fingerprint(), prepared.data.digests, code_of(config), prepared.model_digest
+    )
+
+
+def is_checkpoint_due(config: Config, rounds: int) -> bool:
+    """Whether the state after so many rounds is kept."""
+    return rounds % config.run.checkpoint_every == 0 or rounds == config.rounds
+
+
+def prepared_here(config: Config, parts: Parts | None) -> Prepared:
     """The run in this process. Raises ConfigError where somebody's data is on another machine."""
     own = config.data.own
     elsewhere = [who for who, each in enumerate(own or ()) if isinstance(each, int)]
@@ -192,7 +209,7 @@ def _run(
             line = metrics_line(result, observer.figures(result, state))
             state = result.state
             directory.add_metrics(line)
-            if line["round"] % config.run.checkpoint_every == 0 or line["round"] == config.rounds:
+            if is_checkpoint_due(config, line["round"]):
                 directory.save_checkpoint(line["round"], state, fingerprint.digest, result.memories)
             events.add(line)
             watcher.round(line)

@@ -21,6 +21,7 @@ from msfusion.federated.conversation import Conversation, Request, Response
 from msfusion.federated.method import Kind, Method, Released, Task, Training, Update
 from msfusion.federated.privacy import check_dense, check_figures
 from msfusion.federated.states import payload_bytes
+from msfusion.federated.verdict import Verdict
 from msfusion.imports import in_one_line, without_ending
 from msfusion.registry import Registry
 from msfusion.width.groups import State
@@ -36,18 +37,20 @@ class Ask:
 
     `tasks` makes them. An engine calls it when somebody is about to take them up, so that tasks do not pile up in
     memory. `conversation` answers what the participants ask while they train; None where they ask nothing. All asks of
-    a run have the same.
+    a run have the same. `who` are the participants, where they are known before the tasks are made.
     """
 
     kind: Kind
     tasks: Callable[[], Sequence[Task]]
     conversation: Conversation | None = None
+    who: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class Answer:
     """What came back for a task: the update, the seconds that it took (of several tasks at once an equal part), and the
     bytes that went down and up. Where the participant failed, `failure` says why, and the update is empty.
+    `verdict` is there where the rounds see a part of the update, and somebody else has judged the whole of it.
     """
 
     update: Update
@@ -55,6 +58,7 @@ class Answer:
     bytes_down: int
     bytes_up: int
     failure: MsfusionError | None = None
+    verdict: Verdict | None = None
 
 
 class Engine(ABC):
@@ -85,6 +89,16 @@ class Engine(ABC):
 
     def close(self) -> None:  # noqa: B027  # few need it
         """Let go of all processes and connections. Afterwards the engine may be opened again."""
+
+    # For an engine under which this process has a part of the state, and others have the rest.
+
+    def everywhere(self, holds: bool) -> bool:
+        """Whether something holds for the whole state, which holds for what this process has of it."""
+        return holds
+
+    def payload(self, task: Task) -> int:
+        """The bytes of all tensors of a task."""
+        return payload_bytes(task.tensors)
 
 
 ENGINES: Registry[Callable[[], Engine]] = Registry("engine", "run.engine")

@@ -18,7 +18,7 @@ from torch import Tensor
 from msfusion.federated.memory import Memories
 from msfusion.federated.messages import decode, encoded_update, task_message, task_of, update_of
 from msfusion.federated.method import Task, Update
-from msfusion.federated.screening import Norm
+from msfusion.federated.verdict import Norm
 from msfusion.width.groups import State
 
 LATE, SENT = ".late", ".sent"

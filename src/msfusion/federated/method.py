@@ -20,6 +20,7 @@ from copy import copy, deepcopy
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, NewType
 
+import torch
 from torch import Tensor, nn
 
 from msfusion.averaging.fusion import Accumulator
@@ -28,6 +29,7 @@ from msfusion.errors import ConfigError, UpdateError
 from msfusion.federated.conversation import Conversation, Request, Response, Scalar
 from msfusion.federated.privacy import Outbound
 from msfusion.federated.problem import Problem, Settings
+from msfusion.federated.sharding import Sharding
 from msfusion.federated.states import holding, loaded, model_state, state_of
 from msfusion.federated.training import Trained, local_steps
 from msfusion.objectives import Evaluation, Objective
@@ -190,6 +192,11 @@ class Method(Settings):
     def initial_state(self) -> dict[str, Tensor]:
         """The global state before round 0: the model's own weights."""
         return state_of(self.model)
+
+    def begins_with(self, state: State) -> bool:
+        """Whether a state is the one before round 0."""
+        first = self.initial_state()
+        return state.keys() == first.keys() and all(torch.equal(state[name], first[name]) for name in first)
 
     def outbound(self, kind: Kind, task: Task) -> Outbound:
         """What may leave the participant that did a task (in its process): tensors as they came, and `metrics`.
@@ -354,6 +361,14 @@ class Method(Settings):
         Where it depends on the global state, that is the state before the round (None: before the first).
         """
         return None
+
+    # What is divided among several processes, none of which has all of it.
+
+    def sharding(self) -> Sharding:
+        """How the state is divided among ranks (`federated.sharding`). Raises ConfigError where it cannot be."""
+        raise ConfigError(
+            f"run.engine = 'sharded' does not carry {self.name}, whose state it cannot divide: leave run.engine out"
+        )
 
     # What it costs.
 

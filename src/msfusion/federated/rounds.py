@@ -25,14 +25,11 @@ from msfusion.federated.results import LeftOut, ParticipantResult, RoundResult
 from msfusion.federated.screening import (
     DEFAULT,
     Answers,
-    Norm,
     Screening,
-    fault_of,
     fault_of_count,
-    fault_of_names,
-    norm_of,
+    verdict_of,
 )
-from msfusion.federated.states import payload_bytes
+from msfusion.federated.verdict import Norm
 from msfusion.width.groups import State
 
 __all__ = ["ParticipantResult", "RoundResult", "RoundSettings", "run_rounds"]
@@ -166,8 +163,9 @@ class _Federation:
             for together in self._in_sequence(attendance, round_index):
                 results |= self._trained(engine, conversation, together, fused, round_index, answers)
                 learned = {} if conversation is None else conversation.state()
-                fused = answers.merged(partial(self._fused, fused, round_index), {**fused, **learned})
-            self._stop_if_nothing_counts(answers, len(results) + len(began), fused, round_index)
+                merge = partial(self._fused, engine, fused, round_index)
+                fused = answers.merged(merge, {**fused, **learned})
+            self._stop_if_nothing_counts(engine, answers, len(results) + len(began), fused, round_index)
             for participant, memory in answers.memories.items():
                 if participant not in answers.reasons:
                     self.memories[participant] = memory
@@ -193,7 +191,7 @@ class _Federation:
             moved,
             with_late(self.memories, self.late),
             replace(attendance, arriving=arriving),
-            self._late_bytes(state, round_index, attendance, results),
+            self._late_bytes(engine, state, round_index, attendance, results),
             reports,
             tuple(left_out),
             self._server_figures(conversation),
@@ -237,7 +235,8 @@ class _Federation:
         late = self.calendar.round(round_index).late
         groups = self._groups(participants, round_index, conversation)
         asks = [
-            Ask("train", partial(self._tasks, state, round_index, group), conversation) for group in groups
+            Ask("train", partial(self._tasks, state, round_index, group), conversation, group)
+            for group in groups
         ]
         results: dict[int, ParticipantResult] = {}
         for done in engine.run(self.method, asks):
@@ -252,7 +251,7 @@ class _Federation:
                 error = done.failure if conversation is None else _named(done.failure, who, round_index)
                 answers.leave_out(who, str(done.failure), error)
             else:
-                self._judge(done.update, state, who in late, answers)
+                self._judge(done, state, who in late, answers)
         missing = sorted(set(participants) - results.keys())
         if missing:
             raise TrainingError(f"the engine gave no answer for participant {missing[0]}")
@@ -270,32 +269,29 @@ class _Federation:
         )
 
     def _stop_if_nothing_counts(
-        self, answers: Answers, answered: int, fused: State, round_index: int
+        self, engine: Engine, answers: Answers, answered: int, fused: State, round_index: int
     ) -> None:
         """Raise the first reason where nobody's work of the round counts, or at the end nobody's of any round.
 
         The latter is seen by the state, which a resumed run has too: it is the one of the beginning.
         """
         answers.stop_if_all_are_bad(answered, len(self.data))
-        if answers.reasons and round_index == self.settings.rounds - 1 and not self.memories:
-            before = self.method.initial_state()
-            if fused.keys() == before.keys() and all(
-                torch.equal(fused[each], before[each]) for each in before
-            ):
-                answers.stop("nobody's work of any round counts: the model is as it was at the beginning")
+        doubtful = answers.reasons and round_index == self.settings.rounds - 1 and not self.memories
+        if doubtful and engine.everywhere(self.method.begins_with(fused)):
+            answers.stop("nobody's work of any round counts: the model is as it was at the beginning")
 
-    def _judge(self, update: Update, state: State, late: bool, answers: Answers) -> None:
+    def _judge(self, done: Answer, state: State, late: bool, answers: Answers) -> None:
         """Note an update as it comes, for this round or for the one in which it will arrive."""
-        who = update.participant
-        task = self.method.assign(state, update.round_index, who)
-        fault = fault_of_names(update, self.method.outbound("train", task)) or fault_of(
-            update, task.tensors, len(self.data[who])
+        update, who = done.update, done.update.participant
+        task = cache(lambda: self.method.assign(state, update.round_index, who))
+        verdict = done.verdict or verdict_of(
+            update, task().tensors, self.method.outbound("train", task()), len(self.data[who])
         )
-        norm = Norm() if fault else norm_of(update.tensors, task.tensors)
+        norm, fault = verdict.norm, verdict.fault
         memory, update = _copies(update.memory), replace(update, memory={})
         if late:
             kept = replace(update, tensors=_copies(update.tensors))
-            self.late[who] = LateUpdate(replace(task, tensors=_copies(task.tensors)), kept, norm, fault)
+            self.late[who] = LateUpdate(replace(task(), tensors=_copies(task().tensors)), kept, norm, fault)
             if memory and fault is None:
                 self.memories[who] = memory
             return
@@ -304,7 +300,7 @@ class _Federation:
             answers.memories[who] = memory
 
     def _fused(
-        self, before: State, round_index: int, state: State, updates: Iterable[Update]
+        self, engine: Engine, before: State, round_index: int, state: State, updates: Iterable[Update]
     ) -> dict[str, Tensor]:
         """What the method makes of the state and of what was sent and came back.
 
@@ -314,12 +310,16 @@ class _Federation:
         name = self.method.name
         if not isinstance(fused, dict):
             raise TrainingError(f"{name}: fuse made a {type(fused).__name__}: return the next state, a dict")
-        for key, tensor in fused.items():
-            if not _is_finite(tensor) and (key not in before or _is_finite(before[key])):
-                raise TrainingError(
-                    f"{name}: fuse made {key!r} not finite (NaN or infinite) in round {round_index}, of updates that "
-                    "are"
-                )
+        infinite = [
+            key
+            for key, tensor in fused.items()
+            if not _is_finite(tensor) and (key not in before or _is_finite(before[key]))
+        ]
+        if not engine.everywhere(not infinite):
+            told = f"made {infinite[0]!r}" if infinite else "made a tensor"
+            raise TrainingError(
+                f"{name}: fuse {told} not finite (NaN or infinite) in round {round_index}, of updates that are"
+            )
         return fused
 
     def _answered(
@@ -346,11 +346,16 @@ class _Federation:
         return began
 
     def _late_bytes(
-        self, state: State, round_index: int, attendance: Attendance, results: Mapping[int, ParticipantResult]
+        self,
+        engine: Engine,
+        state: State,
+        round_index: int,
+        attendance: Attendance,
+        results: Mapping[int, ParticipantResult],
     ) -> tuple[int, int]:
         """What went down to the late and what comes up from them: nothing from those whose work is lost."""
         tasks = (self.method.assign(state, round_index, participant) for participant in attendance.late)
-        down = sum(payload_bytes(task.tensors) for task in tasks)
+        down = sum(map(engine.payload, tasks))
         return down, sum(results[each].bytes_up for each in attendance.late if each in results)
 
     def _groups(
@@ -390,7 +395,9 @@ class _Federation:
         if not method.recalibrates or not participants:
             return state, 0
         asks = [
-            Ask("measure", partial(_measurements, method, state, round_index, participant))
+            Ask(
+                "measure", partial(_measurements, method, state, round_index, participant), who=(participant,)
+            )
             for participant in participants
         ]
         finished = list(engine.run(method, asks))
@@ -416,7 +423,7 @@ class _Federation:
         if not method.asks(state):
             return method.evaluate(state, test), (), 0
         asks = [
-            Ask("report", partial(self._examination, state, round_index, each))
+            Ask("report", partial(self._examination, state, round_index, each), who=(each,))
             for each in range(len(self.data))
         ]
         finished = list(engine.run(method, asks))

@@ -34,6 +34,7 @@ from msfusion.federated.held import Held
 from msfusion.federated.method import ABSURD, Update
 from msfusion.federated.privacy import Outbound
 from msfusion.federated.results import LeftOut
+from msfusion.federated.verdict import Norm, Verdict
 from msfusion.setting import check, setting
 from msfusion.width.groups import State
 
@@ -180,14 +181,6 @@ class Answers:
         self._held.close()
 
 
-@dataclass(frozen=True)
-class Norm:
-    """How much an update changed, and how large what was sent is: root mean squares over all entries."""
-
-    change: float = 0.0
-    sent: float = 0.0
-
-
 def too_large_in(norms: Mapping[int, Norm], factor: float) -> dict[int, str]:
     """The participants whose updates change too much: by themselves, or for their round. Nobody where `factor` is 0."""
     return {**absurd_changes(norms), **outliers(norms, factor)} if factor else {}
@@ -236,6 +229,12 @@ def absurd_losses(losses: Mapping[int, float]) -> dict[int, str]:
         for participant, loss in sorted(losses.items())
         if abs(loss) > ABSURD_LOSS * max(1.0, median)
     }
+
+
+def verdict_of(update: Update, sent: State, declared: Outbound, examples: int) -> Verdict:
+    """What is to be said of an update by itself, which answers tensors that were `sent`."""
+    fault = fault_of_names(update, declared) or fault_of(update, sent, examples)
+    return Verdict(Norm() if fault else norm_of(update.tensors, sent), fault)
 
 
 def norm_of(tensors: State, sent: State) -> Norm:

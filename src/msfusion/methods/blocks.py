@@ -23,7 +23,7 @@ of Statistics 28, 2000), with networks for trees and averaging for one machine. 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
@@ -39,6 +39,7 @@ from msfusion.errors import ConfigError, UpdateError
 from msfusion.federated.capacities import Capacities
 from msfusion.federated.method import TRAINED, Answered, Kind, Method, Task, Update, trained_update
 from msfusion.federated.privacy import Outbound
+from msfusion.federated.sharding import Read, Sharding, stretched, without_label
 from msfusion.federated.states import (
     holding,
     labelled,
@@ -51,6 +52,7 @@ from msfusion.federated.states import (
 )
 from msfusion.federated.training import local_steps
 from msfusion.methods.narrow import add_update
+from msfusion.methods.parts.divided import check_divisible, evaluated_by_models
 from msfusion.methods.parts.phases import Phases, Seen, Versions, blocks_in, finished_label
 from msfusion.methods.parts.remembered import REMEMBERED_BYTES, Recomputed, Remembering
 from msfusion.methods.parts.silence import awake, example_logits, silenced
@@ -64,7 +66,7 @@ from msfusion.methods.parts.vectorised import (
 from msfusion.methods.small import SmallMethod, fresh_weights
 from msfusion.models.sums import SumOfBlocks, label
 from msfusion.objectives import Evaluation, Objective, logits_of
-from msfusion.width.groups import State, WidthMap, Window
+from msfusion.width.groups import ShardMap, State, WidthMap, Window
 from msfusion.width.slices import plan
 from msfusion.width.stacked import check_stackable
 from msfusion.windows import window_size
@@ -239,6 +241,32 @@ class BlocksMethod(Method):
             self._told(replace(update, tensors=labelled(label(block), update.tensors)), task, mine)
             for task, block, update, mine in zip(tasks, blocks, updates, kept, strict=True)
         ]
+
+    def sharding(self) -> Sharding:
+        """Rows of every block, all alike. Raises ConfigError where they cannot be divided."""
+        check_divisible(self, BlocksMethod, self.small.average)
+        small, count = self.small.hollow(), len(self.starts)
+        nothing = tuple({name: stretched(each) for name, each in small.start.items()} for _ in range(count))
+
+        def on(shard: ShardMap, cut: Callable[[State], dict[str, Tensor]]) -> BlocksMethod:
+            own = tuple(map(cut, self.awake))
+            return replace(self, small=self.small.on_shard(shard), starts=({},) * count, awake=own, _sums={})
+
+        def evaluate(read: Read, notes: State, data: Batch) -> Evaluation:
+            labels = [*map(label, range(count))]
+            names = [*small.start]
+            return evaluated_by_models(
+                small.model, names, labels, SumOfBlocks.joined, small.scoring, read, data
+            )
+
+        return Sharding(
+            first=self.initial_state(),
+            width_map=small.width_map,
+            on=on,
+            carrier=replace(self, small=small, starts=nothing, awake=nothing, _sums={}),
+            evaluate=evaluate,
+            base=without_label,
+        )
 
     @property
     def whole(self) -> SumOfBlocks:

@@ -25,8 +25,10 @@ from msfusion.batch import Batch
 from msfusion.errors import ConfigError
 from msfusion.federated.capacities import Capacities
 from msfusion.federated.method import Answered, Task, blamed
+from msfusion.federated.sharding import Sharding
 from msfusion.federated.states import holding, loaded, with_aliases, without_aliases
 from msfusion.methods.narrow import NarrowMethod, extended, weight_of
+from msfusion.methods.parts.divided import check_divisible
 from msfusion.methods.small import fresh_weights
 from msfusion.objectives import logits_of
 from msfusion.width.analysis import module_of
@@ -158,6 +160,12 @@ class CopiesMethod(NarrowMethod):
                 f"whole does while all copies are equal (they are {difference:.2g} of the answers' spread away): "
                 "something in it is not the same for all copies; choose method.start = 'fresh'"
             )
+
+    def sharding(self) -> Sharding:
+        """Rows of the whole model, all copies of a row together. Raises ConfigError where it cannot be divided."""
+        check_divisible(self, CopiesMethod, self.average)
+        divided = self._divided(lambda shard: {"copies": self.copies.in_shard(shard)})
+        return replace(divided, classes=self.copies.classes)
 
     def _small_start(self) -> dict[str, Tensor]:
         return fresh_weights(self.model, self.width_map, _first(self.copies.sizes))

@@ -18,10 +18,12 @@ from torch import Tensor, nn
 from msfusion.batch import Batch
 from msfusion.federated.method import Answered, Kind, Method, Task, Update
 from msfusion.federated.privacy import Outbound
+from msfusion.federated.sharding import Read, Sharding, itself, without_label
 from msfusion.federated.states import labelled, loaded, model_state, part
 from msfusion.federated.training import TrainingSettings
 from msfusion.methods.blocks import Averages, BlocksSettings, blocks_for, first_weights
 from msfusion.methods.parts.contrastive import recalled
+from msfusion.methods.parts.divided import check_divisible, evaluated_by_models
 from msfusion.methods.parts.phases import Phases
 from msfusion.methods.small import SmallMethod
 from msfusion.models.sums import MeanOfModels, label
@@ -79,6 +81,29 @@ class EnsembleMethod(Method):
         for number, model in enumerate(trained):
             tensors |= labelled(label(number), part(model_state(state), label(model)))
         return self.small.scoring.evaluate(loaded(models, tensors), data)
+
+    def sharding(self) -> Sharding:
+        """Rows of every model, all alike. Raises ConfigError where they cannot be divided."""
+        check_divisible(self, EnsembleMethod, self.small.average)
+        small, count = self.small.hollow(), len(self.starts)
+        names = [*small.start]
+
+        def evaluate(read: Read, notes: State, data: Batch) -> Evaluation:
+            trained = notes[_MERGED].nonzero().flatten().tolist() or [0]
+            labels = [label(number) for number in trained]
+            return evaluated_by_models(
+                small.model, names, labels, MeanOfModels.joined, small.scoring, read, data
+            )
+
+        return Sharding(
+            first=self.initial_state(),
+            width_map=small.width_map,
+            on=lambda shard, cut: replace(self, small=self.small.on_shard(shard), starts=({},) * count),
+            carrier=replace(self, small=small, starts=({},) * count),
+            evaluate=evaluate,
+            base=without_label,
+            base_of_task=itself,
+        )
 
     def check_together(self) -> None:
         """As `small`."""

@@ -27,6 +27,7 @@ from msfusion.errors import ConfigError
 from msfusion.federated.capacities import Capacities
 from msfusion.federated.method import Answered, Kind, Method, Task, Update, blamed, trained_update
 from msfusion.federated.privacy import Outbound
+from msfusion.federated.sharding import Read, Sharding
 from msfusion.federated.states import holding, loaded, model_state, state_of, with_aliases, without_aliases
 from msfusion.federated.training import TrainingSettings, local_steps
 from msfusion.methods.parts import batch_norm
@@ -38,6 +39,7 @@ from msfusion.methods.parts.contrastive import (
     recalled,
     remembered,
 )
+from msfusion.methods.parts.divided import check_divisible, evaluated_by_layers
 from msfusion.methods.parts.vectorised import (
     groups_of,
     refuse_contrastive,
@@ -47,11 +49,11 @@ from msfusion.methods.parts.vectorised import (
 )
 from msfusion.objectives import Objective, cross_entropy
 from msfusion.scoring import CROSS_ENTROPY, Scoring
-from msfusion.width.groups import State, WidthMap, Window
+from msfusion.width.groups import ShardMap, State, WidthMap, Window
 from msfusion.width.own_scale import OwnScale
 from msfusion.width.slices import extract
 from msfusion.width.stacked import check_stackable
-from msfusion.width.submodel import SubModel, narrow
+from msfusion.width.submodel import SubModel, narrow, program_of
 from msfusion.windows import Schedule, full, static
 
 Use = Literal["training", "received", "previous"]
@@ -186,6 +188,38 @@ class NarrowMethod(Method):
         """The state with the running statistics pooled over the participants."""
         return {**state, **batch_norm.pooled(state, updates)}
 
+    def sharding(self) -> Sharding:
+        """Rows of the whole model. Raises ConfigError where it cannot be divided."""
+        check_divisible(self, NarrowMethod, self.average)
+        return self._divided(lambda shard: {})
+
+    def _divided(self, own: Callable[[ShardMap], dict[str, Any]]) -> Sharding:
+        """Rows of the whole model; `own` has what else is another on a shard."""
+        program = program_of(self.width_map)
+        schedule = _BoundSchedule(self.schedule, self.width_map)
+
+        def on(shard: ShardMap, cut: Callable[[State], dict[str, Tensor]]) -> NarrowMethod:
+            return replace(self, width_map=shard, schedule=schedule, _windows={}, _submodels={}, **own(shard))
+
+        def measure(read: Read, at_work: tuple[Task, Batch] | None) -> Update | None:
+            if at_work is None:
+                batch_norm.measure_by_layers(program, lambda name: read([name])[name], [])
+                return None
+            task, data = at_work
+            batches = batch_norm.measured_batches(task, data, self.training[task.participant], self.seed)
+            found = batch_norm.measure_by_layers(program, lambda name: read([name])[name], batches)
+            return batch_norm.moments_update(task, data, batches, *found)
+
+        return Sharding(
+            first=self.initial_state(),
+            width_map=self.width_map,
+            on=on,
+            carrier=self,
+            evaluate=lambda read, notes, data: evaluated_by_layers(program, self.scoring, read, data),
+            window=self.window,
+            measure=measure,
+        )
+
     def _objective(self, task: Task, window: Window) -> Objective:
         """Cross-entropy; with the contrastive loss where the participant remembers a sub-model of its own."""
         if self.contrastive.weight == 0 or not task.memory:
@@ -239,6 +273,28 @@ class NarrowMethod(Method):
         """Whether a tensor outside the state dict depends on the window: no other window can use it then."""
         places = (place for group in self.width_map.groups for place in group.places)
         return any(place.tensor not in self.width_map.shapes for place in places)
+
+
+@dataclass(frozen=True)
+class _BoundSchedule:
+    """The windows of the whole model, whatever part of it asks."""
+
+    schedule: Schedule
+    width_map: WidthMap
+
+    def __call__(
+        self,
+        width_map: WidthMap,
+        participant: int,
+        round_index: int,
+        ratio: float,
+        *,
+        participants: int,
+        seed: int = 0,
+    ) -> dict[str, Tensor]:
+        return self.schedule(
+            self.width_map, participant, round_index, ratio, participants=participants, seed=seed
+        )
 
 
 Narrow = TypeVar("Narrow", bound=NarrowMethod)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
 
@@ -19,6 +19,7 @@ from msfusion.averaging.robust import Average, accumulator_for
 from msfusion.batch import Batch
 from msfusion.federated.method import Answered, Kind, Method, Task, Update
 from msfusion.federated.privacy import Outbound
+from msfusion.federated.sharding import Read, Sharding, stretched
 from msfusion.federated.states import loaded, state_of, with_aliases, without_aliases
 from msfusion.federated.training import TrainingSettings
 from msfusion.methods.narrow import Weighting, add_update, train_update, with_memory
@@ -30,6 +31,7 @@ from msfusion.methods.parts.contrastive import (
     frozen,
     recalled,
 )
+from msfusion.methods.parts.divided import check_divisible
 from msfusion.methods.parts.vectorised import (
     groups_of,
     refuse_contrastive,
@@ -39,7 +41,7 @@ from msfusion.methods.parts.vectorised import (
 )
 from msfusion.objectives import Evaluation, Objective
 from msfusion.scoring import CROSS_ENTROPY, Scoring
-from msfusion.width.groups import State, WidthMap, Window
+from msfusion.width.groups import ShardMap, State, WidthMap, Window
 from msfusion.width.slices import extract
 from msfusion.width.stacked import check_stackable
 from msfusion.width.submodel import SubModel, narrow
@@ -139,6 +141,30 @@ class SmallMethod(Method):
     def settle(self, state: State, updates: Iterable[Update]) -> dict[str, Tensor]:
         """The state with the running statistics pooled over the participants."""
         return {**state, **batch_norm.pooled(state, updates)}
+
+    def sharding(self) -> Sharding:
+        """Rows of the small model, all of which a participant holds. Raises ConfigError where it cannot be divided."""
+        check_divisible(self, SmallMethod, self.average)
+        carrier = self.hollow()
+
+        def evaluate(read: Read, notes: State, data: Batch) -> Evaluation:
+            return carrier.evaluate(read([*self.start]), data)
+
+        return Sharding(
+            first=self.initial_state(),
+            width_map=self.width_map,
+            on=lambda shard, cut: self.on_shard(shard),
+            carrier=carrier,
+            evaluate=evaluate,
+        )
+
+    def hollow(self) -> SmallMethod:
+        """The method without its first weights, which a participant does not need."""
+        return replace(self, start={name: stretched(tensor) for name, tensor in self.start.items()})
+
+    def on_shard(self, shard: ShardMap) -> SmallMethod:
+        """The method on some rows of the small model."""
+        return replace(self, width_map=shard, start={})
 
     def _objective(self, task: Task) -> Objective:
         """Cross-entropy; with the contrastive loss where the participant remembers a model of its own."""

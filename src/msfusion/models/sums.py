@@ -39,7 +39,12 @@ class SumOfBlocks(Together):
 
     def forward(self, *args: Any, **kwargs: Any) -> Float[Tensor, "examples ..."]:
         """The sum of the blocks' logits, in the order of the blocks."""
-        first, *others = self.each(*args, **kwargs)
+        return self.joined(self.each(*args, **kwargs))
+
+    @staticmethod
+    def joined(each: Sequence[Tensor]) -> Tensor:
+        """The answer of the whole, from those of its parts."""
+        first, *others = each
         for logits in others:
             first = first + logits
         return first
@@ -50,5 +55,10 @@ class MeanOfModels(Together):
 
     def forward(self, *args: Any, **kwargs: Any) -> Float[Tensor, "examples ..."]:
         """The logarithm of the mean of the models' probabilities: logits whose softmax is that mean."""
-        each = torch.stack([logits.log_softmax(-1) for logits in self.each(*args, **kwargs)])
-        return each.logsumexp(0) - math.log(len(each))
+        return self.joined(self.each(*args, **kwargs))
+
+    @staticmethod
+    def joined(each: Sequence[Tensor]) -> Tensor:
+        """The answer of the whole, from those of its parts."""
+        likely = torch.stack([logits.log_softmax(-1) for logits in each])
+        return likely.logsumexp(0) - math.log(len(likely))

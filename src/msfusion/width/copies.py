@@ -18,8 +18,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from msfusion.errors import ConfigError
-from msfusion.width.groups import Group, Place, WidthMap
-from msfusion.width.slices import Cut, Selection, join_run
+from msfusion.width.groups import Group, Place, ShardMap, WidthMap
+from msfusion.width.slices import Cut, Selection, join_run, selected
 
 Along = Mapping[int, float | Tensor]
 """By axis, what each position is multiplied by: one number, or one for each position of the axis."""
@@ -91,6 +91,33 @@ class Copies:
                 self._axes[first, number] = _Axis(length, tuple(stretches[number]), self.sizes)
         return {number: self._axes[first, number] for number in sorted(stretches)}
 
+    def classes(self, name: str) -> Int[Tensor, " rows"]:
+        """For each row of a tensor the small row that it is copied from; the rows of one class are kin."""
+        axes = self.axes(name)
+        return axes[0].origin if 0 in axes else torch.arange(self.width_map.shapes[name][0])
+
+    def in_shard(self, shard: ShardMap) -> Copies:
+        """The same of a shard, which must have whole classes of rows: all copies of those that it has."""
+        return _CopiesInShard(shard, self.sizes, whole=self)
+
+
+@dataclass(frozen=True, eq=False)
+class _CopiesInShard(Copies):
+    """Copies of which a shard has some rows: axis 0 is another, the others are as they were."""
+
+    whole: Copies = field(kw_only=True)
+
+    def axes(self, name: str) -> dict[int, _Axis]:
+        """The axes of a tensor where groups stand, in order."""
+        axes = dict(self.whole.axes(name))
+        assert isinstance(self.width_map, ShardMap)
+        if 0 in axes and name in self.width_map.owned:
+            first = self.width_map.aliases.get(name, name)
+            if (first, 0) not in self._axes:
+                self._axes[first, 0] = _AxisInShard(axes[0], self.width_map.owned[name])
+            axes[0] = self._axes[first, 0]
+        return axes
+
 
 @dataclass(frozen=True, eq=False)
 class _Axis:
@@ -151,6 +178,41 @@ class _Axis:
             values[place.offset : place.offset + place.length] = by_group[group.name]
         first = float(values[0])
         return first if bool((values == first).all()) else values
+
+
+class _AxisInShard(_Axis):
+    """Some rows of an axis: whole classes, whose small rows are numbered anew."""
+
+    _whole: _Axis
+    _owned: Int[Tensor, " owned"]
+
+    def __init__(self, whole: _Axis, owned: Int[Tensor, " owned"]) -> None:
+        super().__init__(len(owned), whole.stretches, whole.sizes)
+        self._set("_whole", whole)
+        self._set("_owned", owned)
+        small = torch.unique(whole.origin[owned])
+        numbers, small_numbers = (torch.full((length,), -1) for length in (whole.length, whole.small_length))
+        numbers[owned], small_numbers[small] = torch.arange(len(owned)), torch.arange(len(small))
+        self._set("small_length", len(small))
+        self._set("origin", small_numbers[whole.origin[owned]])
+        parts = [
+            (_numbered(there, numbers, len(owned)), _numbered(here, small_numbers, len(small)))
+            for there, here in whole.copies
+        ]
+        self._set("copies", [part for part in parts if part[0].held])
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)  # as dataclasses that are frozen do
+
+    def values(self, by_group: Mapping[str, int] | Mapping[str, float]) -> float | Tensor:
+        """A number for each group at the positions of its units, 1 elsewhere; one number where all are equal."""
+        values = self._whole.values(by_group)
+        return values[self._owned] if isinstance(values, Tensor) else values
+
+
+def _numbered(chosen: Selection, numbers: Int[Tensor, " _"], length: int) -> Selection:
+    kept = numbers[chosen.index]
+    return selected(length, kept[kept >= 0])
 
 
 def _selection(length: int, runs: list[tuple[int, int]]) -> Selection:

@@ -186,6 +186,20 @@ class WidthMap:
         prove(self)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ShardMap(WidthMap):
+    """A shard of a model: of each tensor some rows (positions of axis 0), the others are elsewhere.
+
+    It has the groups of the whole model's map, `whole`, and so the same windows; `shapes` are the shard's. `owned` has
+    the rows of each tensor, ascending; tensors without an axis are whole in every shard, and have none.
+    `numbers` has for each row of the whole tensor its number in the shard, -1 where it is elsewhere.
+    """
+
+    whole: WidthMap
+    owned: Mapping[str, Int[Tensor, " owned"]]
+    numbers: Mapping[str, Int[Tensor, " rows"]]
+
+
 def held(window: Window, group: Group) -> Bool[Tensor, " units"]:
     """Which units of the group a window holds, as a mask."""
     units = window.get(group.name)

@@ -18,7 +18,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from msfusion.errors import MsfusionError
-from msfusion.width.groups import Place, State, WidthMap, Window
+from msfusion.width.groups import Place, ShardMap, State, WidthMap, Window
 from msfusion.width.memo import once_per_map
 
 Runs = list[tuple[int, int]]
@@ -50,17 +50,54 @@ def extract(state: State, width_map: WidthMap, window: Window) -> dict[str, Tens
 
 
 def plan(width_map: WidthMap, window: Window) -> dict[str, Cut]:
-    """For each tensor of the model, where the window's part of it stands.
+    """For each tensor of the model, where the window's part of it stands; of a shard, the window's part of the shard.
 
     Raises MsfusionError where the window does not fit the width map.
     """
+    if isinstance(width_map, ShardMap):
+        return _plan_of_shard(width_map, window)
     layout = _layout(width_map)
-    runs = {name: _runs(units) for name, units in checked_units(width_map, window).items()}
+    runs = {name: _runs(window[name].cpu()) for name in checked_units(width_map, window)}
     selections = [axis.select(runs, window) for axis in layout.axes]
     cuts = [
         Cut(shape, tuple((axis, selections[index]) for axis, index in axes)) for shape, axes in layout.kinds
     ]
     return {name: cuts[kind] for name, kind in layout.tensors.items()}
+
+
+MOST_WINDOWS = 64
+"""Of so many windows a shard's cuts are kept: each is cut to and averaged from, and the empty one in every round."""
+
+
+def _plan_of_shard(shard: ShardMap, window: Window) -> dict[str, Cut]:
+    """As `plan`. A window is known by its tensors, which are kept so that no others can take their places."""
+    known = _known_windows(shard)
+    key = tuple((name, id(units)) for name, units in window.items())
+    if key not in known:
+        if len(known) >= MOST_WINDOWS:
+            known.clear()
+        known[key] = dict(window), _in_shard(plan(shard.whole, window), shard)
+    return known[key][1]
+
+
+@once_per_map
+def _known_windows(width_map: WidthMap) -> dict[tuple[tuple[str, int], ...], tuple[Window, dict[str, Cut]]]:
+    return {}
+
+
+def _in_shard(cuts: Mapping[str, Cut], shard: ShardMap) -> dict[str, Cut]:
+    """Where the parts of tensors stand in a shard. Tensors that are cut and divided alike share one cut."""
+    found: dict[tuple[int, int], Cut] = {}
+    restricted: dict[str, Cut] = {}
+    for name, cut in cuts.items():
+        if name not in shard.owned:
+            restricted[name] = cut
+            continue
+        key = id(cut), id(shard.owned[name])
+        if key not in found:
+            found[key] = cut.of_rows(shard.numbers[name], len(shard.owned[name]))
+        restricted[name] = found[key]
+    return restricted
 
 
 def checked_units(width_map: WidthMap, window: Mapping[str, object]) -> dict[str, list[int]]:
@@ -121,6 +158,12 @@ class Selection:
         return self.runs == ((0, self.length),)
 
 
+def selected(length: int, positions: Int[Tensor, " held"]) -> Selection:
+    """Some positions of an axis, in their order, perhaps none: as runs where they are few."""
+    runs = _runs(positions)
+    return Selection(length, len(positions), tuple(runs) if len(runs) <= MOST_BLOCKS else None, positions)
+
+
 @dataclass(frozen=True)
 class Cut:
     """Where the entries of one sub-tensor stand in the full tensor. `axes` has the narrowed axes in order."""
@@ -140,6 +183,24 @@ class Cut:
     def whole(self) -> bool:
         """Whether the sub-tensor is the full tensor."""
         return all(selection.whole for _, selection in self.axes)
+
+    @property
+    def rows(self) -> Int[Tensor, " held"]:
+        """The positions of axis 0 that are held, in their order."""
+        chosen = dict(self.axes).get(0)
+        return torch.arange(self.shape[0]) if chosen is None else chosen.index
+
+    def of_rows(self, numbers: Int[Tensor, " rows"], count: int) -> Cut:
+        """Where the same sub-tensor stands in a tensor of which only so many rows are there.
+
+        `numbers` has the new number of each row, -1 of those that are not there. The sub-tensor lacks these as well.
+        """
+        shape = (count, *self.shape[1:])
+        if not self.axes or self.axes[0][0] != 0:
+            return Cut(shape, self.axes)
+        (_, chosen), *others = self.axes
+        kept = numbers[chosen.index]
+        return Cut(shape, ((0, selected(count, kept[kept >= 0])), *others))
 
     def take(self, full: Tensor) -> Tensor:
         """A contiguous copy of the sub-tensor. `full` may have length 1 on axes that are not narrowed."""
@@ -194,7 +255,7 @@ class Cut:
 
     def _gather(self, full: Tensor) -> Tensor:
         # the axis that shrinks most first, so that the others have less to copy
-        for axis, selection in sorted(self.axes, key=lambda entry: entry[1].held / entry[1].length):
+        for axis, selection in sorted(self.axes, key=lambda entry: entry[1].held / max(1, entry[1].length)):
             if selection.runs is not None and len(selection.runs) == 1:
                 start, stop = selection.runs[0]
                 full = full.narrow(axis, start, stop - start)
@@ -282,11 +343,12 @@ def _sizes(width_map: WidthMap) -> dict[str, int]:
     return {group.name: group.units for group in width_map.groups}
 
 
-def _runs(units: Sequence[int]) -> Runs:
-    runs: Runs = []
-    for unit in units:
-        join_run(runs, unit, unit + 1)
-    return runs
+def _runs(positions: Int[Tensor, " held"]) -> Runs:
+    """Stretches of neighbours, one after the other, that positions consist of."""
+    breaks = (positions.diff() != 1).nonzero().flatten()
+    starts = positions[torch.cat([breaks.new_zeros(min(1, len(positions))), breaks + 1])].tolist()
+    stops = positions[torch.cat([breaks, breaks.new_full((min(1, len(positions)),), len(positions) - 1)])]
+    return list(zip(starts, (stops + 1).tolist(), strict=True))
 
 
 def join_run(runs: Runs, start: int, stop: int) -> None:

@@ -35,6 +35,7 @@ from msfusion.experiment.config.methods import schema_for, settings_of
 from msfusion.experiment.config.network import NetworkSection
 from msfusion.experiment.config.participants import ParticipantsSection
 from msfusion.experiment.config.sections import (
+    SHARDED,
     SLICES_ONLY,
     ComparisonSection,
     DataSection,
@@ -146,7 +147,8 @@ class Config(Section):
         if self.method.name not in HOUSE:  # keys of [method] that are others' stay, for a comparison of both
             self._refuse_meaningless(["participants.budget"], named)
         if self.run.engine is not None:
-            self._refuse_meaningless(["run.workers", "run.device"], f"run.engine = '{self.run.engine}'")
+            without = ["run.together"] if self.run.engine == SHARDED else ["run.workers", "run.device"]
+            self._refuse_meaningless(without, f"run.engine = '{self.run.engine}'")
         if "method.schedule" not in self.own_keys:
             self._refuse_meaningless(["method.schedule"], named)
         if self.method.name in HOUSE and "method.start" in self.own_keys:

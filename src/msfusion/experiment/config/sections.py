@@ -266,6 +266,10 @@ class EvaluationSection(Section):
         return target if isinstance(target, tuple) else () if target is None else (target,)
 
 
+SHARDED = "sharded"
+"""The engine without a server, `experiment.sharded`, as `run.engine` names it."""
+
+
 class RunSection(Section):
     """How the run is carried out."""
 
@@ -281,8 +285,9 @@ class RunSection(Section):
     device: Literal["cpu", "cuda"] = Field(default="cpu", description="where participants train")
     engine: str | None = Field(
         default=None,
-        description="who carries out the rounds: module:Class, made without arguments; by default so many workers on "
-        "this machine. The results are the same for any",
+        description="who carries out the rounds: by default so many workers on this machine; sharded: processes that "
+        "torchrun starts, each with a part of the model; or module:Class, made without arguments. The results are the "
+        "same for any",
     )
     checkpoint_every: int = Field(default=1, ge=1, description="rounds between checkpoints")
 

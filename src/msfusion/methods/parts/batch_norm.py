@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -33,6 +33,8 @@ from msfusion.federated.method import Task, Update
 from msfusion.federated.privacy import Outbound
 from msfusion.federated.training import TrainingSettings, mini_batches
 from msfusion.seeds import OfRound, seed_of
+from msfusion.width.graph import Program
+from msfusion.width.layers import LayerByLayer
 from msfusion.width.tensors import state_tensors
 
 MEASURED_BATCHES = 8
@@ -83,13 +85,43 @@ def measured_update(
     model: nn.Module, task: Task, data: Batch, settings: TrainingSettings, seed: int
 ) -> Update:
     """A participant's moments over at most MEASURED_BATCHES mini-batches, scaled up to all its examples."""
+    batches = measured_batches(task, data, settings, seed)
+    return moments_update(task, data, batches, *measure(model, batches))
+
+
+def measured_batches(task: Task, data: Batch, settings: TrainingSettings, seed: int) -> list[Batch]:
+    """The mini-batches that a participant measures."""
     draw = seed_of(seed, task.round_index, task.participant, OfRound.MEASURING)
     generator = torch.Generator().manual_seed(draw)
-    batches = list(islice(mini_batches(data, settings, generator), MEASURED_BATCHES))
-    moments, pairs = measure(model, batches)
+    return list(islice(mini_batches(data, settings, generator), MEASURED_BATCHES))
+
+
+def moments_update(
+    task: Task, data: Batch, batches: Sequence[Batch], moments: Moments, pairs: Mapping[str, str]
+) -> Update:
+    """The update of a participant that has measured some of its mini-batches."""
     scale = len(data) / sum(len(batch) for batch in batches)
     tensors = {name: sums * scale for name, sums in moments.items()}
     return Update(task.participant, task.round_index, tensors, len(data), 0.0, pairs)
+
+
+def measure_by_layers(
+    program: Program, read: Callable[[str], Tensor], batches: Sequence[Batch]
+) -> tuple[Moments, dict[str, str]]:
+    """The same as `measure`, of a traced model whose tensors are read when they are needed, and dropped.
+
+    Everything is read in the same order whatever the batches, even if there are none, or one of them fails.
+    """
+    measuring = _Measuring({})
+
+    def noted(name: str) -> Tensor:
+        tensor = read(name)
+        measuring.names[id(tensor)] = name  # in place of what had this id and is gone
+        return tensor
+
+    with torch.no_grad(), measuring:
+        LayerByLayer(program, noted).answers([batch.arguments for batch in batches])
+    return measuring.moments, measuring.pairs
 
 
 def measured_outbound(model: nn.Module, tensors: Mapping[str, Tensor]) -> Outbound:
@@ -173,7 +205,7 @@ def _statistics(moments: Moments, pairs: Mapping[str, str]) -> dict[str, Tensor]
 class _Measuring(TorchFunctionMode):
     """Sums up what goes into every batch normalisation, which then uses the mini-batch's statistics."""
 
-    def __init__(self, names: Mapping[int, str]) -> None:
+    def __init__(self, names: dict[int, str]) -> None:
         super().__init__()
         self.names = names
         self.moments: Moments = {}

@@ -1,0 +1,238 @@
+"""Runs on several ranks leave the files of a run in one process, and go on with another number of ranks."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import environment, msfusion, process, refused
+from forge import Forge
+from quick import QUICK_JOB
+from side_by_side import side_by_side
+from watching import Stopping
+
+from msfusion import costs
+from msfusion.engines.sharded.ranks import Ranks
+from msfusion.errors import ConfigError, MsfusionError
+from msfusion.experiment.config import Config, load_config
+from msfusion.experiment.directory import RunDirectory
+from msfusion.experiment.setup import Parts, prepare_parts
+from msfusion.experiment.sharded import train_on
+from msfusion.experiment.train import train
+from msfusion.files import read_tensors
+
+LAST = "checkpoints/round-000003.safetensors"
+JOB = [*QUICK_JOB, "rounds=3", "data.max_train=90", "participants.count=4", "training.local_epochs=1"]
+FAST = "{download_megabits=8,upload_megabits=4,gigaflops=0.5}"
+SLOW = "{download_megabits=1,upload_megabits=1,gigaflops=0.5}"
+LATE = [
+    f"network.machines=[{FAST},{SLOW},{FAST},{SLOW}]",
+    "network.deadline=0.6",
+    "network.late=downweight",
+    "participants.dropout=0.1",
+]
+METHODS = {
+    "auto": [],
+    "blocks": ["method.start=blocks", "method.blocks=3", *LATE],
+    "contrastive": ["method.start=fresh", "method.contrastive_weight=0.1", *LATE],
+    "copies": ["method.start=copies", "method.grow_at=0.2"],
+}
+
+
+@pytest.fixture(scope="module")
+def parts() -> Parts:
+    return prepare_parts(load_config(None, JOB))
+
+
+@pytest.fixture(autouse=True)
+def _costs_are_counted_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counting switches kernels off in the whole process for a moment, which threads must not do at the same time."""
+    lock, on_fakes = threading.Lock(), costs._on_fakes
+
+    def locked(*arguments: Any) -> Any:
+        with lock:
+            return on_fakes(*arguments)
+
+    monkeypatch.setattr(costs, "_on_fakes", locked)
+
+
+def config_of(name: str) -> Config:
+    return load_config(None, [*JOB, *METHODS[name]])
+
+
+def on_ranks(count: int, config: Config, path: Path, parts: Parts, **options: Any) -> list[dict[str, Any]]:
+    """The run on so many ranks of this process, each with a model of its own."""
+    own = [replace(parts, model=deepcopy(parts.model)) for _ in range(count)]
+
+    def work(ranks: Ranks) -> dict[str, Any]:
+        given = options if ranks.is_first else {**options, "watcher": None}
+        return train_on(ranks, config, path, parts=own[ranks.rank], **given)
+
+    return side_by_side(count, work)
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    """The metrics without what the clock says."""
+    return [{**line, "seconds": 0} for line in RunDirectory(path).read_metrics()]
+
+
+@pytest.mark.parametrize(
+    "name", ["blocks", *(pytest.param(each, marks=pytest.mark.release) for each in ("contrastive", "copies"))]
+)
+def test_a_run_goes_on_with_other_ranks_and_alone(name: str, tmp_path: Path, parts: Parts) -> None:
+    config, alone, apart, after = config_of(name), *(tmp_path / each for each in ("alone", "apart", "after"))
+    expected = train(config, alone, parts=replace(parts, model=deepcopy(parts.model)))
+    with pytest.raises(KeyboardInterrupt):
+        on_ranks(3, config, apart, parts, watcher=Stopping(1))
+    with pytest.raises(KeyboardInterrupt):
+        on_ranks(2, config, apart, parts, watcher=Stopping(2), resume=True)
+    checkpoint = "checkpoints/round-000002.safetensors"
+    assert_same_tensors(alone / checkpoint, apart / checkpoint)  # late updates and memories among them
+    shutil.copytree(apart, after)
+    summary, *nothing = on_ranks(4, config, apart, parts, resume=True)
+    assert nothing == [{}, {}, {}]
+    assert {**summary, "seconds": 0} == {**expected, "seconds": 0}
+    assert on_ranks(2, config, apart, parts, resume=True)[0] == summary  # it is finished
+    train(config, after, parts=replace(parts, model=deepcopy(parts.model)), resume=True)
+    for each in (apart, after):
+        assert (alone / "model.safetensors").read_bytes() == (each / "model.safetensors").read_bytes()
+        assert_same_tensors(alone / LAST, each / LAST)
+        assert lines(alone) == lines(each)
+
+
+def assert_same_tensors(one: Path, other: Path) -> None:
+    """Files that are equal to the byte but for the digest of the metrics, which have seconds in them."""
+    read = [path.read_bytes() for path in (one, other)]
+    ends = [8 + int.from_bytes(text[:8], "little") for text in read]
+    headers = [re.sub(rb"[0-9a-f]{64}", b"", text[:end]) for text, end in zip(read, ends, strict=True)]
+    assert headers[0] == headers[1]
+    assert read[0][ends[0] :] == read[1][ends[1] :]
+    assert read_tensors(one)[1]["run"] == read_tensors(other)[1]["run"]
+
+
+def test_what_a_rank_has_not_alike_is_refused_by_the_first(tmp_path: Path, parts: Parts) -> None:
+    config = config_of("auto")
+
+    def work(ranks: Ranks) -> dict[str, Any]:
+        own = replace(parts, model=deepcopy(parts.model))
+        given = config.changed({"seed": 1}) if ranks.rank == 1 else config
+        return train_on(ranks, given, tmp_path / "run", parts=own)
+
+    with pytest.raises(ConfigError, match="rank 1 has another config than the first"):
+        side_by_side(2, work)
+    assert not (tmp_path / "run" / "config.toml").exists()
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "mine.txt").write_text("")
+    with pytest.raises(MsfusionError, match="already holds files"):
+        on_ranks(2, config, tmp_path / "taken", parts)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (["method.start=fresh", "method.overlap={shape='feedback', start=0.5}"], "does not carry msfusion"),
+        (["method.name=fedavg", "method.average=test_sharded:worst"], "median"),
+    ],
+)
+def test_what_cannot_be_divided_is_refused_by_name(
+    settings: Sequence[str], told: str, tmp_path: Path, parts: Parts
+) -> None:
+    with pytest.raises(ConfigError, match=told):
+        on_ranks(2, load_config(None, [*JOB, *settings]), tmp_path / "run", parts)
+    assert not (tmp_path / "run").exists()
+
+
+def worst(values: Any) -> Any:
+    return values.amax(0)
+
+
+def test_without_torchrun_the_command_is_told(here: Path) -> None:
+    refused(msfusion("train", "--set", "run.engine=sharded"), "torchrun --nproc-per-node 4 -m msfusion train")
+    assert not (here / "runs").exists()
+    refused(
+        msfusion("train", "--set", "run.engine=sharded", "--set", "run.together=2"),
+        "run.together has no meaning",
+    )
+    assert msfusion("plan", "--set", "run.engine=sharded").exit_code == 0
+
+
+def free_port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+def start(forge: Forge, count: int, *arguments: str) -> list[int]:
+    """So many ranks as torchrun would start them."""
+    port = free_port()
+    return [
+        forge.start(
+            Path(f"said-{rank}"),
+            "train", "job.toml", "--out", "run", "--set", "run.engine=sharded", *arguments,
+            more={"RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
+        )
+        for rank in range(count)
+    ]  # fmt: skip
+
+
+def test_a_rank_that_is_killed_ends_the_others_and_fewer_go_on(forge: Forge, here: Path) -> None:
+    settings = [*JOB, "rounds=24", "method.start=blocks", "method.blocks=3"]
+    (here / "job.toml").write_text(load_config(None, settings).to_toml())
+    ranks = start(forge, 3)
+    end = time.monotonic() + 120
+    while not (here / "run" / "checkpoints" / "round-000003.safetensors").exists():
+        assert time.monotonic() < end, [Path(f"said-{rank}").read_text() for rank in range(3)]
+        time.sleep(0.02)
+    os.kill(ranks[1], signal.SIGKILL)
+    assert [forge.code(rank) for rank in ranks] == [2, -signal.SIGKILL, 2]
+    for rank in (0, 2):
+        said = Path(f"said-{rank}").read_text().splitlines()
+        assert said[-1].startswith(f"msfusion: rank {rank} has lost another rank")
+        assert "--resume" in said[-1]
+        assert rank == 0 or len(said) == 1
+    done = len(RunDirectory(here / "run").read_metrics())
+    assert 3 <= done < 24
+    ranks = start(forge, 2, "--resume", "--quiet")
+    assert [forge.code(rank) for rank in ranks] == [0, 0]
+    alone = forge.start(Path("said"), "train", "job.toml", "--out", "alone", "--quiet")
+    assert forge.code(alone) == 0
+    assert (here / "run" / "model.safetensors").read_bytes() == (
+        here / "alone" / "model.safetensors"
+    ).read_bytes()
+    assert lines(here / "run") == lines(here / "alone")
+
+
+def test_torchrun_ends_with_the_bits_of_one_process(here: Path) -> None:
+    """The real thing: four processes, msfusion's defaults."""
+    (here / "job.toml").write_text(load_config(None, JOB).to_toml())
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "4",
+        "--master-port",
+        free_port(),
+    ]
+    command += ["-m", "msfusion", "train", "job.toml", "--out", "run", "--set", "run.engine=sharded"]
+    done = subprocess.run(command, cwd=here, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("accuracy") >= 1
+    assert done.stdout.count("full model") == 1  # the first rank alone speaks
+    assert process("train", "job.toml", "--out", "alone", "--quiet", cwd=here).returncode == 0
+    assert (here / "run" / "model.safetensors").read_bytes() == (
+        here / "alone" / "model.safetensors"
+    ).read_bytes()
