@@ -22,7 +22,15 @@ from msfusion.errors import RunDirectoryError
 from msfusion.experiment.directory import RunDirectory, fresh_path, newest_path
 from msfusion.experiment.fingerprint import Fingerprint
 from msfusion.experiment.lock import locked
-from msfusion.files import Streamed, check_tensors, read_tensors, write_streamed, write_tensors
+from msfusion.files import (
+    Streamed,
+    append_line,
+    check_tensors,
+    read_tensors,
+    write_streamed,
+    write_tensors,
+    write_text,
+)
 
 FINGERPRINT = Fingerprint("of a configuration", {"training": "one"}, {}, "of a model")
 
