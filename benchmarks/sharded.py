@@ -52,7 +52,7 @@ from msfusion.engines.sharded.parcels import collected
 from msfusion.engines.sharded.ranks import Torchrun
 from msfusion.federated import engine as in_process
 from msfusion.federated.capacities import Capacities
-from msfusion.federated.engine import InProcess
+from msfusion.federated.engine import Engine, InProcess
 from msfusion.federated.method import Method
 from msfusion.federated.participation import RoundSettings
 from msfusion.federated.problem import Problem
@@ -160,14 +160,19 @@ def timed(counted: Counted) -> Iterator[Timed]:
 
 
 def measured(
-    method: Method, engine: Any, state: dict[str, Tensor], people: int, rounds: int, count: bool
-) -> Any:
-    """All rounds; with `count` the bytes, else the seconds. Evaluated is after the last round, beyond its seconds."""
+    method: Method,
+    engine: Engine,
+    state: dict[str, Tensor],
+    options: argparse.Namespace,
+    count: bool,
+    template: Sequence[Tensor] = (),
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """All rounds, evaluated in the last: with `count` the bytes, else the seconds. `template` are tensors held."""
+    people, rounds = options.people, options.rounds
     data, test = [data_of(8, each) for each in range(people)], data_of(128, 99)
     gc.collect()
     gc.freeze()  # Python would look through all of PyTorch for garbage now and then
-    there = [] if isinstance(method, OnShard) else method.model.parameters()
-    counted = Counted([*state.values(), *there])
+    counted = Counted([*state.values(), *template])
     beyond, seconds, work = list[float](), list[float](), list[float]()
     with timed(counted) as training:
         if count:
@@ -201,10 +206,9 @@ def measured(
 def alone(options: argparse.Namespace, count: bool, answers: Any) -> None:
     """The run in one process."""
     torch.set_num_threads(1)
-    method = made(options, problem_of(options.people, options.rounds))
-    found, state = measured(
-        method, InProcess(), method.initial_state(), options.people, options.rounds, count
-    )
+    problem = problem_of(options.people, options.rounds)
+    method, whole = made(options, problem), [*problem.model.parameters()]
+    found, state = measured(method, InProcess(), method.initial_state(), options, count, whole)
     found["digest"] = digest_of_tensors(state)
     found["state"] = sum(each.nbytes for each in state.values())
     answers.put((0, found))
@@ -227,7 +231,7 @@ def one_rank(rank: int, options: argparse.Namespace, port: int, count: bool, ans
     hollow(problem.model)
     del problem, sharding
     state = method.initial_state()
-    found, final = measured(method, engine, state, options.people, options.rounds, count)
+    found, final = measured(method, engine, state, options, count)
     found["digest"] = digest_of_tensors(collected(ranks, shard, final, [*final], everywhere=True))
     found["state"] = sum(each.nbytes for each in final.values())
     answers.put((rank, found))

@@ -22,7 +22,15 @@ from msfusion.errors import RunDirectoryError
 from msfusion.experiment.directory import RunDirectory, fresh_path, newest_path
 from msfusion.experiment.fingerprint import Fingerprint
 from msfusion.experiment.lock import locked
-from msfusion.files import append_line, read_tensors, write_tensors, write_text
+from msfusion.files import (
+    Streamed,
+    append_line,
+    check_tensors,
+    read_tensors,
+    write_streamed,
+    write_tensors,
+    write_text,
+)
 
 FINGERPRINT = Fingerprint("of a configuration", {"training": "one"}, {}, "of a model")
 
@@ -374,3 +382,31 @@ def test_a_run_does_not_wait_for_files_without_end(tmp_path: Path, monkeypatch: 
             RunDirectory(tmp_path).add_metrics({"round": 1})
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_what_is_written_tensor_by_tensor_is_the_same_file(tmp_path: Path) -> None:
+    tensors = {
+        "b.weight": torch.randn(3, 4), "a": torch.tensor(3), ".x": torch.zeros(2, dtype=torch.float64),
+        'é"q': torch.randn(5).bfloat16(), "u": torch.arange(7, dtype=torch.uint8), "e": torch.empty(0, 3),
+        "t": torch.tensor([True, False]), "h": torch.randn(3).half(), "c": torch.randn(2, dtype=torch.complex64),
+    }  # fmt: skip
+    order = list[str]()
+
+    def read(name: str) -> torch.Tensor:
+        order.append(name)
+        return tensors[name]
+
+    forms = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    write_tensors(tmp_path / "whole", tensors, {"rounds": 3, "é": "é"})
+    write_streamed(tmp_path / "streamed", Streamed(forms, read), {"rounds": 3, "é": "é"})
+    assert order == sorted(tensors)
+    written = [tmp_path / name for name in ("whole", "streamed")]
+    assert written[0].read_bytes() == written[1].read_bytes()
+    assert written[0].stat().st_mode == written[1].stat().st_mode
+    found, metadata = check_tensors(tmp_path / "streamed")
+    assert (metadata, found.forms) == (read_tensors(tmp_path / "whole")[1], forms)
+    damaged = bytearray(written[1].read_bytes())
+    damaged[-1] ^= 1
+    written[1].write_bytes(damaged)
+    with pytest.raises(RunDirectoryError, match="is damaged"):
+        check_tensors(written[1])
