@@ -22,6 +22,7 @@ from commands import environment, msfusion, process, refused
 from forge import Forge
 from quick import QUICK_JOB
 from side_by_side import side_by_side
+from timeless import metrics_of, summary_of
 from watching import Stopping
 
 from msfusion import costs
@@ -84,17 +85,12 @@ def on_ranks(count: int, config: Config, path: Path, parts: Parts, **options: An
     return side_by_side(count, work)
 
 
-def lines(path: Path) -> list[dict[str, Any]]:
-    """The metrics without what the clock says."""
-    return [{**line, "seconds": 0} for line in RunDirectory(path).read_metrics()]
-
-
 @pytest.mark.parametrize(
     "name", ["blocks", *(pytest.param(each, marks=pytest.mark.release) for each in ("contrastive", "copies"))]
 )
 def test_a_run_goes_on_with_other_ranks_and_alone(name: str, tmp_path: Path, parts: Parts) -> None:
     config, alone, apart, after = config_of(name), *(tmp_path / each for each in ("alone", "apart", "after"))
-    expected = train(config, alone, parts=replace(parts, model=deepcopy(parts.model)))
+    train(config, alone, parts=replace(parts, model=deepcopy(parts.model)))
     with pytest.raises(KeyboardInterrupt):
         on_ranks(3, config, apart, parts, watcher=Stopping(1))
     with pytest.raises(KeyboardInterrupt):
@@ -104,13 +100,13 @@ def test_a_run_goes_on_with_other_ranks_and_alone(name: str, tmp_path: Path, par
     shutil.copytree(apart, after)
     summary, *nothing = on_ranks(4, config, apart, parts, resume=True)
     assert nothing == [{}, {}, {}]
-    assert {**summary, "seconds": 0} == {**expected, "seconds": 0}
+    assert summary_of(apart) == summary_of(alone)
     assert on_ranks(2, config, apart, parts, resume=True)[0] == summary  # it is finished
     train(config, after, parts=replace(parts, model=deepcopy(parts.model)), resume=True)
     for each in (apart, after):
         assert (alone / "model.safetensors").read_bytes() == (each / "model.safetensors").read_bytes()
         assert_same_tensors(alone / LAST, each / LAST)
-        assert lines(alone) == lines(each)
+        assert metrics_of(alone) == metrics_of(each)
 
 
 def assert_same_tensors(one: Path, other: Path) -> None:
@@ -188,6 +184,7 @@ def start(forge: Forge, count: int, *arguments: str) -> list[int]:
     ]  # fmt: skip
 
 
+@pytest.mark.release  # forty seconds; torchrun itself is below
 def test_a_rank_that_is_killed_ends_the_others_and_fewer_go_on(forge: Forge, here: Path) -> None:
     settings = [*JOB, "rounds=24", "method.start=blocks", "method.blocks=3"]
     (here / "job.toml").write_text(load_config(None, settings).to_toml())
@@ -212,7 +209,7 @@ def test_a_rank_that_is_killed_ends_the_others_and_fewer_go_on(forge: Forge, her
     assert (here / "run" / "model.safetensors").read_bytes() == (
         here / "alone" / "model.safetensors"
     ).read_bytes()
-    assert lines(here / "run") == lines(here / "alone")
+    assert metrics_of(here / "run") == metrics_of(here / "alone")
 
 
 def test_torchrun_ends_with_the_bits_of_one_process(here: Path) -> None:
