@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import re
@@ -18,9 +19,10 @@ from averaging import Averaging, some_data
 from commands import forked
 from simulated import Job, opened, run_rounds
 
+from msfusion.batch import Batch
 from msfusion.engines.processes import Processes, WorkerError
 from msfusion.errors import ConfigError, DataError, TrainingError
-from msfusion.federated.method import Task
+from msfusion.federated.method import Task, Update
 from msfusion.federated.rounds import RoundSettings
 from msfusion.federated.screening import Screening
 
@@ -57,6 +59,37 @@ def test_the_work_is_shared_and_workers_live_on() -> None:
     assert len(first) == 2
     assert first == second
     assert os.getpid() not in first
+
+
+class LeftBehind:
+    """In a cycle that nobody holds, until it is collected: then the process that does so is written down."""
+
+    def __init__(self, file: Path) -> None:
+        self.file, self.itself = file, self
+
+    def __del__(self) -> None:
+        self.file.write_text(f"{self.file.read_text() if self.file.exists() else ''}{os.getpid()} ")
+
+
+class Collecting(Averaging):
+    """Collects whatever can be collected while it trains."""
+
+    def train(self, task: Task, data: Batch) -> Update:
+        gc.collect()
+        return super().train(task, data)
+
+
+def test_a_worker_does_not_end_what_the_server_has_left_behind(tmp_path: Path) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        LeftBehind(tmp_path / "ended")
+        list(run_rounds(Collecting(), some_data(4), ONCE, workers=2))
+        assert not (tmp_path / "ended").exists()
+    finally:
+        gc.enable()
+    gc.collect()
+    assert (tmp_path / "ended").read_text() == f"{os.getpid()} "
 
 
 def test_tasks_are_made_when_they_are_needed_and_in_order() -> None:

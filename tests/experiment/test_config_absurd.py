@@ -176,7 +176,9 @@ def test_help_keeps_its_brackets(command: str) -> None:
         "serve": "[OPTIONS] CONFIG",
         "join": "[OPTIONS] CONFIG",
     }.get(command, "[OPTIONS]")
-    assert expected in " ".join(shown.split()).replace("{CONFIG}", "CONFIG")  # as newer versions of typer have it
+    assert expected in " ".join(shown.split()).replace(
+        "{CONFIG}", "CONFIG"
+    )  # as newer versions of typer have it
     assert "..." not in shown.replace("[ARGS]...", "")
 
 

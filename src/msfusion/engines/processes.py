@@ -22,6 +22,7 @@ needs a method that multiprocessing can pickle.
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import pickle
@@ -347,6 +348,7 @@ def _work(
     threads: int,
 ) -> None:
     """The life of a worker process: one task after the other, until the pipe ends."""
+    gc.freeze()  # what the server has left in cycles is its to end: a connection of gRPC has no threads here
     for other in inherited:
         other.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's to handle
