@@ -17,6 +17,7 @@ ALLOWED = {
     ("engines/__init__.py", "importlib"): "the same",
     ("cli/main.py", "importlib"): "metadata: the version of what is installed",
     ("experiment/config/__init__.py", "importlib"): "resources: the default configuration",
+    ("experiment/flower/deploy.py", "importlib"): "resources: the page that an app begins with",
     ("data/builtin.py", "importlib"): "Python's own help texts",
     (
         "engines/processes.py",
