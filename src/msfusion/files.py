@@ -75,7 +75,10 @@ def too_many_are_open(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, OSError) and error.errno in numbers:
             return True
-        if isinstance(error, SafetensorError) and any(f"(os error {each})" in str(error) for each in numbers):
+        # safetensors opens a file itself, and has PyTorch open it again: each says so in a text of its own
+        if isinstance(error, SafetensorError | RuntimeError) and any(
+            f"{os.strerror(each)} (" in str(error) for each in numbers
+        ):
             return True
         error = error.__cause__
     return False
@@ -261,9 +264,7 @@ def check_tensors(path: Path) -> tuple[Streamed, dict[str, Any]]:
 
 def names_in(path: Path) -> list[str]:
     """The names of a file's tensors. Raises RunDirectoryError."""
-    from safetensors import safe_open
-
-    with _told_if_damaged(path), safe_open(path, framework="pt") as file:
+    with _told_if_damaged(path), _opened(path) as file:
         return [*file.keys()]
 
 
@@ -295,13 +296,21 @@ def written_digest(path: Path) -> str:
 
 def _read(path: Path, names: tuple[str, ...] | None = None) -> tuple[dict[str, Tensor], dict[str, Any], str]:
     """Some of the tensors (by default all), the metadata and the digest of a file, unchecked."""
-    from safetensors import safe_open
-
-    with _told_if_damaged(path), safe_open(path, framework="pt") as file:
+    with _told_if_damaged(path), _opened(path) as file:
         metadata = json.loads((file.metadata() or {})[_METADATA])
         digest = metadata.pop(_DIGEST)
         wanted = file.keys() if names is None else names
         return {name: file.get_tensor(name).clone() for name in wanted}, metadata, digest
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A file of tensors, opened. Raises OSError, RuntimeError or SafetensorError."""
+    from safetensors import safe_open
+
+    path.open("rb").close()  # why it cannot be opened: safetensors says of any such file that there is none
+    with safe_open(path, framework="pt") as file:
+        yield file
 
 
 @contextmanager

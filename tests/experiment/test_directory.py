@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -27,9 +28,11 @@ from msfusion.files import (
     append_line,
     check_tensors,
     read_tensors,
+    too_many_are_open,
     write_streamed,
     write_tensors,
     write_text,
+    written_digest,
 )
 
 FINGERPRINT = Fingerprint("of a configuration", {"training": "one"}, {}, "of a model")
@@ -348,6 +351,24 @@ def test_what_damage_costs_is_told_once(
     run.load_checkpoint("same", notes.append)
     assert len(notes) == 1
     assert re.search(told, notes[0])
+
+
+def test_whoever_opens_a_file_too_many_open_ones_are_known(tmp_path: Path) -> None:
+    """Python to begin with, then safetensors, which has PyTorch open it once more."""
+    path = tmp_path / "tensors.safetensors"
+    write_tensors(path, {"w": torch.ones(2)}, {})
+    written_digest(path)  # nothing is imported from here on
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with ExitStack() as stack:
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        free = os.open(path, os.O_RDONLY)
+        os.close(free)
+        for left in (0, 1):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (free + left, hard))
+            with pytest.raises(RunDirectoryError, match="Too many open files") as error:
+                written_digest(path)
+            assert too_many_are_open(error.value)
+    assert not too_many_are_open(RunDirectoryError("damaged"))
 
 
 @pytest.mark.parametrize("held", ["checkpoint", "metrics"])

@@ -18,6 +18,7 @@ import pytest
 from commands import environment, msfusion
 from quick import QUICK_JOB
 from test_serve import free_address, written
+from timeless import metrics_of
 
 pytest.importorskip("flwr", reason="needs flwr")
 
