@@ -33,7 +33,7 @@ class LargestLogits:
     """
 
     common: Float[Tensor, " classes"]
-    rest: Float[Tensor, "examples *time"]
+    rest: Float[Tensor, " examples *time"]
     extra: Float[Tensor, "examples *time kept"]
     classes: Int[Tensor, "examples *time kept"]
 
@@ -128,7 +128,7 @@ def _said(beside: LargestLogits | None, start: int, examples: int) -> Tensor:
     return torch.zeros(()) if beside is None else beside[start : start + examples].full()
 
 
-def _weight_of_others(logits: Tensor, classes: Tensor) -> Float[Tensor, "examples *time"]:
+def _weight_of_others(logits: Tensor, classes: Tensor) -> Float[Tensor, " examples *time"]:
     """The logarithm of the sum of the exponentials, over all classes but these."""
     return logits.scatter(-1, classes, -torch.inf).logsumexp(-1)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import pytest
 import torch

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from msfusion.batch import Batch
 from msfusion.errors import ConfigError, DataError, TrainingError
+from msfusion.federated.method import Method
 from msfusion.federated.rounds import RoundSettings
 from msfusion.methods.narrow import NarrowMethod
 from msfusion.methods.parts.contrastive import ContrastiveSettings

@@ -15,7 +15,7 @@ from torch import nn
 from msfusion.batch import IGNORED, Batch
 from msfusion.data.load import load_data
 from msfusion.data.spec import DataSpec
-from msfusion.federated.method import Task
+from msfusion.federated.method import Method, Task
 from msfusion.federated.rounds import RoundResult, RoundSettings
 from msfusion.federated.training import TrainingSettings
 from msfusion.methods.narrow import NarrowMethod

@@ -22,6 +22,7 @@ from msfusion.methods.copies import CopiesMethod, CopiesSettings, copies_method,
 from msfusion.methods.narrow import NarrowMethod
 from msfusion.models.build import build_model
 from msfusion.models.spec import ModelSpec
+from msfusion.width.groups import WidthMap
 from msfusion.width.own_scale import folding
 from msfusion.width.submodel import narrow
 from msfusion.width.trace import trace
