@@ -248,10 +248,7 @@ class RunDirectory:
         path = self.path / "checkpoints" / f"round-{rounds:06d}.safetensors"
         metrics = _digest(*self._metrics_lines()[:rounds])
         metadata = {"rounds": rounds, "run": fingerprint, "metrics": metrics}
-        if isinstance(state, Streamed):
-            write_streamed(path, state, metadata)
-        else:
-            write_tensors(path, with_memories(state, memories or {}), metadata)
+        _write(path, state if isinstance(state, Streamed) else with_memories(state, memories or {}), metadata)
         with refusing_write_errors(path.parent):
             for old in self._checkpoints()[KEPT_CHECKPOINTS:]:
                 old.unlink(missing_ok=True)
@@ -320,8 +317,7 @@ class RunDirectory:
     @when_files_can_be_opened
     def save_model(self, state: Mapping[str, Tensor] | Streamed) -> None:
         """Write the final state. Raises RunDirectoryError."""
-        write = write_streamed if isinstance(state, Streamed) else write_tensors
-        write(self.model, state, {"format": 1})  # type: ignore[arg-type]  # the one that takes it
+        _write(self.model, state, {"format": 1})
 
     @when_files_can_be_opened
     def finish(self, summary: Mapping[str, Any]) -> None:
@@ -359,6 +355,14 @@ class RunDirectory:
                 remove_unfinished(self.path)
                 remove_unfinished(self.path / "checkpoints")
             yield
+
+
+def _write(path: Path, state: Mapping[str, Tensor] | Streamed, metadata: Mapping[str, Any]) -> None:
+    """A file of tensors, which are at hand or come one after the other. Raises RunDirectoryError."""
+    if isinstance(state, Streamed):
+        write_streamed(path, state, metadata)
+    else:
+        write_tensors(path, state, metadata)
 
 
 def fresh_path(name: str, parent: Path = Path("runs")) -> Path:

@@ -17,14 +17,11 @@ from msfusion.engines.grpc.listening import Listening
 from msfusion.engines.grpc.network import Network
 from msfusion.engines.grpc.packing import Agreement
 from msfusion.engines.grpc.participant import take_part
-from msfusion.engines.grpc.places import MOST_EXAMPLES
 from msfusion.errors import ConfigError
-from msfusion.experiment.agreement import agreement_of, prepared_for_network
 from msfusion.experiment.config import Config
 from msfusion.experiment.directory import RunDirectory
 from msfusion.experiment.lock import locked
-from msfusion.experiment.own_data import OwnData, place_of
-from msfusion.experiment.remote import remote_run
+from msfusion.experiment.remote import part_of, remote_run
 from msfusion.experiment.train import Watcher, train
 from msfusion.files import allow_many_files, digest_of_json
 
@@ -52,12 +49,9 @@ def serve(
     with ExitStack() as stack:
         stack.enter_context(RunDirectory(path).locked())  # also while participants are waited for
 
-        def listen(examples: Sequence[int | None], agreement: Agreement) -> Network:
-            back = RunDirectory(path).furthest_back(config.run.checkpoint_every)
-            most = config.screening.max_examples or MOST_EXAMPLES
-            network = Network(listening, examples, agreement, rounds_kept=back + 1, most_examples=most)
-            networks.append(stack.enter_context(network))
-            return network
+        def listen(examples: Sequence[int | None], agreement: Agreement, **limits: int) -> Network:
+            networks.append(stack.enter_context(Network(listening, examples, agreement, **limits)))
+            return networks[0]
 
         config, preparing = remote_run(listen, config, path)
         summary = train(config, path, resume=True, watcher=watcher, preparing=preparing, held=True)
@@ -86,22 +80,18 @@ def join(
         raise ConfigError(
             f"there is no participant {participant}: they are 0 to {count - 1} (participants.count)"
         )
-    place, pinned = place_of(config, participant, data), config.pinned()
-    own = None if place is None else OwnData(pinned, participant, place)
-    prepared = prepared_for_network(pinned, None) if own is None else own.run([1] * count)
-    agreement = agreement_of(prepared) if own is None else own.agreement
-    log = None
+    part, log = part_of(config, participant, data), None
     if folder is not None:
-        folder /= f"participant-{participant}-{digest_of_json(agreement)[:8]}"
+        folder /= f"participant-{participant}-{digest_of_json(part.agreement)[:8]}"
         log = folder.with_name(f"{folder.name}.sent.jsonl")
     with locked(folder) if folder is not None else nullcontext():
         rounds = take_part(
-            prepared.method if own is None else lambda counts: own.run(counts).method,
-            prepared.data.participants[participant],
+            part.method,
+            part.data,
             connecting,
             participant=participant,
-            agreement=agreement,
-            test=prepared.data.test,
+            agreement=part.agreement,
+            test=part.test,
             folder=folder,
             threads=config.run.threads,
             log=log,

@@ -196,10 +196,9 @@ class NarrowMethod(Method):
     def _divided(self, own: Callable[[ShardMap], dict[str, Any]]) -> Sharding:
         """Rows of the whole model; `own` has what else is another on a shard."""
         program = program_of(self.width_map)
-        schedule = _BoundSchedule(self.schedule, self.width_map)
 
         def on(shard: ShardMap, cut: Callable[[State], dict[str, Tensor]]) -> NarrowMethod:
-            return replace(self, width_map=shard, schedule=schedule, _windows={}, _submodels={}, **own(shard))
+            return replace(self, width_map=shard, _windows={}, _submodels={}, **own(shard))
 
         def measure(read: Read, at_work: tuple[Task, Batch] | None) -> Update | None:
             if at_work is None:
@@ -233,9 +232,11 @@ class NarrowMethod(Method):
 
     def _scheduled(self, round_index: int, participant: int) -> Window:
         """The window of any round, computed anew."""
-        changing = self.capacities
+        changing, own = self.capacities, self.width_map
         return self.schedule(
-            self.width_map,
+            own.whole
+            if isinstance(own, ShardMap)
+            else own,  # the windows of a shard are those of the whole model
             participant,
             round_index,
             self.ratios[participant] if changing is None else changing.ratio(participant, round_index),
@@ -273,28 +274,6 @@ class NarrowMethod(Method):
         """Whether a tensor outside the state dict depends on the window: no other window can use it then."""
         places = (place for group in self.width_map.groups for place in group.places)
         return any(place.tensor not in self.width_map.shapes for place in places)
-
-
-@dataclass(frozen=True)
-class _BoundSchedule:
-    """The windows of the whole model, whatever part of it asks."""
-
-    schedule: Schedule
-    width_map: WidthMap
-
-    def __call__(
-        self,
-        width_map: WidthMap,
-        participant: int,
-        round_index: int,
-        ratio: float,
-        *,
-        participants: int,
-        seed: int = 0,
-    ) -> dict[str, Tensor]:
-        return self.schedule(
-            self.width_map, participant, round_index, ratio, participants=participants, seed=seed
-        )
 
 
 Narrow = TypeVar("Narrow", bound=NarrowMethod)

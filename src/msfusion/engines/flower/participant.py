@@ -27,12 +27,12 @@ from msfusion.engines.flower.frames import (
     Work,
 )
 from msfusion.engines.flower.memory import keeping
+from msfusion.engines.grpc.kept import sent_of
 from msfusion.engines.grpc.messages import task_in
 from msfusion.engines.grpc.packing import Agreement, pack, unpack
 from msfusion.engines.grpc.sent import SentLog
 from msfusion.errors import MsfusionError, RunDirectoryError, StreamError
 from msfusion.federated.engine import perform, threads_set
-from msfusion.federated.messages import update_message
 from msfusion.federated.method import Method
 from msfusion.files import digest_of_json
 from msfusion.imports import in_one_line
@@ -155,14 +155,8 @@ def _done(
             return Lost(asked.kept), b""
         everybody = [who.data] * (who.number + 1)  # nobody else's place is looked at
         (answer,), seconds = perform(method, kind, [task], everybody, test=who.test)
-        where = f"round {task.round_index + 1}"
-        if isinstance(answer, MsfusionError):
-            say(f"{where}: {answer}")
-            return Failed(), b""
-        if answer.memory:
-            kept.save(task.round_index + 1, answer.memory)
-    figures = f"{len(who.data)} examples, loss {answer.loss:.4f}, {seconds:.2f} s"
-    say(f"{where}: {figures if kind == 'train' else kind}")
-    update = update_message(answer, seconds)
+        update = sent_of(kind, task, answer, seconds, len(who.data), kept, say)
+    if update is None:
+        return Failed(), b""
     who.log.message("update", update)
     return Done(), update

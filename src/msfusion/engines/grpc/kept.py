@@ -7,14 +7,16 @@ and the newest from before. (A participant that was not asked for a while goes o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from msfusion.errors import RunDirectoryError
+from msfusion.errors import MsfusionError, RunDirectoryError
+from msfusion.federated.messages import update_message
+from msfusion.federated.method import Kind, Released, Task
 from msfusion.files import (
     read_metadata,
     read_tensors,
@@ -118,3 +120,27 @@ class Kept:
     def _path(self, number: int) -> Path:
         assert self._folder is not None
         return self._folder / f"kept-{number:06d}.safetensors"
+
+
+def sent_of(
+    kind: Kind,
+    task: Task,
+    answer: Released | MsfusionError,
+    seconds: float,
+    examples: int,
+    kept: Kept,
+    tell: Callable[[str], None],
+) -> bytes | None:
+    """What is sent of a task that is done, an update as a message; None where the participant could not do it.
+
+    What it is to keep is kept; `tell` is told how it went, on the participant's machine alone.
+    """
+    where = f"round {task.round_index + 1}"
+    if isinstance(answer, MsfusionError):
+        tell(f"{where}: {answer}")
+        return None
+    if answer.memory:
+        kept.save(task.round_index + 1, answer.memory)
+    figures = f"{examples} examples, loss {answer.loss:.4f}, {seconds:.2f} s"
+    tell(f"{where}: {figures if kind == 'train' else kind}")
+    return update_message(answer, seconds)

@@ -32,14 +32,14 @@ from msfusion.engines.grpc.frames import (
     Welcome,
     Work,
 )
-from msfusion.engines.grpc.kept import Kept
+from msfusion.engines.grpc.kept import Kept, sent_of
 from msfusion.engines.grpc.messages import response_in, task_in
 from msfusion.engines.grpc.packing import Agreement
 from msfusion.engines.grpc.sent import SentLog
 from msfusion.errors import ConfigError, MsfusionError, TrainingError
 from msfusion.federated.conversation import Request, Response
 from msfusion.federated.engine import Finished, Talk, perform, say_next, talk, threads_set
-from msfusion.federated.messages import request_message, update_message
+from msfusion.federated.messages import request_message
 from msfusion.federated.method import Kind, Method, Released, Task
 from msfusion.federated.states import payload_bytes
 from msfusion.files import digest_of_json
@@ -178,16 +178,7 @@ class _Worker:
     def _message(
         self, kind: Kind, task: Task, answer: Released | MsfusionError, seconds: float
     ) -> bytes | None:
-        """What is sent of a task that is done, what is kept, and what is told here alone."""
-        where = f"round {task.round_index + 1}"
-        if isinstance(answer, MsfusionError):
-            self._tell(f"{where}: {answer}")
-            return None
-        if answer.memory:
-            self._kept.save(task.round_index + 1, answer.memory)
-        figures = f"{len(self._data)} examples, loss {answer.loss:.4f}, {seconds:.2f} s"
-        self._tell(f"{where}: {figures if kind == 'train' else kind}")
-        return update_message(answer, seconds)
+        return sent_of(kind, task, answer, seconds, len(self._data), self._kept, self._tell)
 
 
 class Talking:

@@ -8,10 +8,10 @@ from typing import Any
 
 from msfusion.engines.flower.participant import Participant, Spare
 from msfusion.errors import ConfigError, StreamError
-from msfusion.experiment.agreement import agreement_of, prepared_for_network
 from msfusion.experiment.config import Config
 from msfusion.experiment.flower.client import NUMBERS
-from msfusion.experiment.own_data import OwnData, place_of
+from msfusion.experiment.remote import part_of
+from msfusion.federated.method import Method
 from msfusion.quoting import quoted
 
 
@@ -22,15 +22,14 @@ def participant_of(config: Config, node: Mapping[str, Any]) -> Participant:
     """
     number = _number(config, node)
     folder, data = (_text(node, key) for key in ("keep", "data"))
-    place, pinned = place_of(config, number, data), config.pinned()
-    own = None if place is None else OwnData(pinned, number, place)
-    prepared = prepared_for_network(pinned, None) if own is None else own.run([1] * config.participants.count)
+    part = part_of(config, number, data)
+    method = part.method
     return Participant(
         number,
-        prepared.data.participants[number],
-        agreement_of(prepared) if own is None else own.agreement,
-        (lambda _: prepared.method) if own is None else (lambda counts: own.run(counts).method),
-        prepared.data.test,
+        part.data,
+        part.agreement,
+        (lambda _: method) if isinstance(method, Method) else method,
+        part.test,
         None if folder is None else Path(folder).expanduser(),
         config.run.threads,
     )

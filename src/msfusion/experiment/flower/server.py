@@ -17,7 +17,6 @@ from rich.console import Console
 from msfusion.engines.flower.engine import FlowerEngine
 from msfusion.engines.flower.nodes import Waiting
 from msfusion.engines.grpc.packing import Agreement
-from msfusion.engines.grpc.places import MOST_EXAMPLES
 from msfusion.errors import ConfigError, MsfusionError
 from msfusion.experiment.config import Config, load_config
 from msfusion.experiment.directory import RunDirectory
@@ -44,10 +43,8 @@ def serve(
     """
     engines: list[FlowerEngine] = []
 
-    def listen(examples: Sequence[int | None], agreement: Agreement) -> FlowerEngine:
-        back = RunDirectory(path).furthest_back(config.run.checkpoint_every)
-        most = config.screening.max_examples or MOST_EXAMPLES
-        engines.append(FlowerEngine(grid, examples, agreement, waiting, back + 1, most))
+    def listen(examples: Sequence[int | None], agreement: Agreement, **limits: int) -> FlowerEngine:
+        engines.append(FlowerEngine(grid, examples, agreement, waiting, **limits))
         return engines[0]
 
     with RunDirectory(path).locked():  # also while participants are waited for
