@@ -23,11 +23,13 @@ from torch import Tensor, nn
 
 from msfusion.batch import Batch
 from msfusion.callbacks import Callback
+from msfusion.codecs import Codec
 from msfusion.data.datasets import batch_of
 from msfusion.data.federated import FederatedData, example_inputs
 from msfusion.data.load import load_data
 from msfusion.data.spec import DataSpec
 from msfusion.errors import ConfigError, DataError
+from msfusion.federated.compression import compressed
 from msfusion.federated.engine import Engine
 from msfusion.federated.memory import with_memories, without_memories
 from msfusion.federated.method import Evaluation, Method
@@ -63,7 +65,8 @@ class Federation:
     figures of an evaluation, by name: functions of (outputs, targets), or metrics of `torchmetrics`. `engine` carries
     out the rounds (default: this process), `callbacks` are told of them. `fraction` of the participants is asked in a
     round; `conditions` say who is absent or late; `screening` what becomes of bad updates; `together` how many are
-    trained at once.
+    trained at once. `codec` makes what participants send small, `codec_down` what they are sent
+    (`federated.compression`).
 
     Raises ConfigError or DataError for what does not fit together, in one sentence that says what to do.
     """
@@ -87,6 +90,8 @@ class Federation:
         screening: Screening = DEFAULT,
         together: int = 1,
         evaluation_batch_size: int = 256,
+        codec: Codec | None = None,
+        codec_down: Codec | None = None,
     ) -> None:
         _check_arguments(model, engine, callbacks, metrics, seed, evaluation_batch_size)
         self.participants, self.test, language = _shared_out(model, data, test)
@@ -110,6 +115,7 @@ class Federation:
         self.seed, self.engine, self.callbacks = seed, engine, tuple(callbacks)
         self._model, self._together = model, together
         self._conditions, self._screening = conditions, screening
+        self._codecs = codec, codec_down
         self._round_settings = RoundSettings(1, fraction, evaluate_every=evaluate_every, seed=seed)
         self._check_data()
         self.done, self.planned = 0, 0
@@ -272,6 +278,7 @@ class Federation:
             "settings of the rounds": [
                 _told(self._round_settings), _told(self._screening), self._together, self._conditions is None,
             ],
+            **({"codecs": [*map(repr, self._codecs)]} if any(self._codecs) else {}),
             "losses or metrics": [self.scoring.loss is None, sorted(self.scoring.metrics), self.scoring.labels],
         }  # fmt: skip
         return {
@@ -298,6 +305,7 @@ class Federation:
         )
         with seeded(self.seed):
             chosen = self.settings.chosen(problem)
+            compressed(chosen.method, *self._codecs)
             first = chosen.method.initial_state()
         if before is not None and first and forms_of(first) != forms_of(before):
             raise ConfigError(

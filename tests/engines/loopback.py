@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import replace
@@ -42,11 +42,20 @@ HERE = Listening("127.0.0.1:0", NOTHING, deadline=30.0, patience=30.0, farewell=
 
 
 class Loopback(Engine):
-    """An engine whose participants are threads that come over the network; those in `absent` do not come."""
+    """An engine whose participants are threads that come over the network; those in `absent` do not come.
+
+    Each trains with a method of its own, which `own` makes.
+    """
 
     converses = True
 
-    def __init__(self, listening: Listening = HERE, absent: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        listening: Listening = HERE,
+        absent: Sequence[int] = (),
+        own: Callable[[Method], Method] | None = None,
+    ) -> None:
+        self._own = own or own_method
         self.address, self.events = "", list[str]()
         self._listening = replace(listening, on_listening=self._listens, on_event=self.events.append)
         self._absent = absent
@@ -64,7 +73,7 @@ class Loopback(Engine):
         if not self._threads:
             for participant in range(len(self._data)):
                 if participant not in self._absent:
-                    own = own_method(method)
+                    own = self._own(method)
                     self._threads.append(
                         threading.Thread(target=self._take_part, args=(own, participant), daemon=True)
                     )

@@ -34,13 +34,19 @@ SHORT = [*QUICK_JOB, "rounds=3", "training.batch_size=4", "training.local_epochs
 OVERRIDES = [*SHORT, "method.name=split", "split.at=layers.3"]
 METHODS = {
     "split": OVERRIDES,
-    "msfusion": [*SHORT, "method.start=blocks", "participants.ratio=0.5"],
+    "msfusion": [
+        *SHORT,
+        "method.start=blocks",
+        "participants.ratio=0.5",
+        "method.codec=dense",
+        "method.codec_down=dense",
+    ],
     "contrastive": [*SHORT, "method.start=fresh", "method.contrastive_weight=0.1"],
     "small": [*SHORT, "method.name=small"],
     "fedgrow": [*QUICK_GROW, "rounds=3"],
 }
-"""By what is remarkable in it: a participant of `msfusion` remembers logits, of `contrastive` its last slice; with
-`fedgrow`, participants report how good their own models are."""
+"""By what is remarkable in it: a participant of `msfusion` remembers logits and what its codecs have left out, of
+`contrastive` its last slice; with `fedgrow`, participants report how good their own models are."""
 
 
 @pytest.fixture

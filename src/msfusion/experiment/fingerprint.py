@@ -114,12 +114,15 @@ def references_of(config: Config) -> Iterator[tuple[str, str]]:
 
 
 def _codecs(config: Config) -> Iterator[tuple[str, str]]:
-    """The names of split learning's codecs, and their keys."""
-    for key in () if config.split is None else ("activations", "gradients"):
-        given = getattr(config.split, key)
+    """The names of codecs, and their keys."""
+    keys = [("method", "codec"), ("method", "codec_down")]
+    if config.split is not None:
+        keys += [("split", "activations"), ("split", "gradients")]
+    for table, key in keys:
+        given = getattr(getattr(config, table), key)
         name = given.get("codec") if isinstance(given, Mapping) else given
         if isinstance(name, str):
-            yield name, f"split.{key}"
+            yield name, f"{table}.{key}"
 
 
 def _by_file(reference: str, setting: str) -> dict[str, str]:

@@ -19,6 +19,7 @@ from msfusion.errors import ConfigError
 from msfusion.experiment.config import Config
 from msfusion.experiment.forecast import Forecast
 from msfusion.federated.capacities import Capacities
+from msfusion.federated.compression import compressed
 from msfusion.federated.method import Method
 from msfusion.federated.participation import Calendar, Conditions, RoundSettings
 from msfusion.federated.problem import METHODS, Problem
@@ -78,10 +79,9 @@ class Setup:
     def costs(self, ratio: float) -> Costs:
         """What training at a width ratio costs in a round. Raises MsfusionError."""
         if ratio not in self._costs:
-            model = self.method.trained_at(ratio)
-            self._costs[ratio] = training_costs(
-                model, self.data.participants[0], self.config.training_settings
-            )
+            model, small = self.method.trained_at(ratio), self.method.compression
+            costs = training_costs(model, self.data.participants[0], self.config.training_settings)
+            self._costs[ratio] = costs if small is None else small.costs(model, costs)
         return self._costs[ratio]
 
     @cached_property
@@ -180,7 +180,8 @@ def prepare(config: Config, parts: Parts | None = None) -> Setup:
         evaluate_every=config.evaluation.every,
         seed=config.seed,
     )
-    return Setup(config, data, parts.model, parts.width_map, chosen.method, rounds, chosen.why)
+    method = compressed(chosen.method, *config.codecs)
+    return Setup(config, data, parts.model, parts.width_map, method, rounds, chosen.why)
 
 
 def problem_of(config: Config, parts: Parts, budgeted: bool = False) -> Problem:

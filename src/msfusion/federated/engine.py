@@ -218,14 +218,10 @@ def perform(
     with without_ending(TrainingError):
         if kind == "measure":
             answers = _each(method, kind, method.measure, tasks, own)
+        elif kind == "train":
+            answers = _train(method, _Training(device, ask_server), tasks, own)
         else:
-            there = [_task_on(device, task) for task in tasks]
-            own = [each.to(device) for each in own]
-            answers = (
-                _train(method, there, own, ask_server)
-                if kind == "train"
-                else _report(method, there, own, test)
-            )
+            answers = _report(method, device, tasks, own, test)
     return answers, (time.perf_counter() - begin) / len(tasks)
 
 
@@ -268,11 +264,25 @@ def _released(method: Method, kind: Kind, task: Task, update: object) -> Release
     shared = method.outbound(kind, task).select(_on(CPU, update.tensors), update.metadata, source)
     memory = _on(CPU, update.memory)
     # whose update it is, of which round, and how much it counts are the engine's to say
-    return Released(
-        Update(
-            task.participant, task.round_index, shared, update.examples, update.loss, update.metadata, memory
-        )
+    made = Update(
+        task.participant, task.round_index, shared, update.examples, update.loss, update.metadata, memory
     )
+    small = method.compression
+    if small is None or kind != "train":
+        return Released(made)
+    coded = small.coded(task, made)
+    outbound = small.outbound(task, method.outbound(kind, task))
+    return Released(replace(coded, tensors=outbound.select(coded.tensors, coded.metadata, source)))
+
+
+def _received(method: Method, task: Task) -> Task:
+    """A task of training as it can be read from what was sent, on the CPU; its memory is all that is kept."""
+    return task if method.compression is None else method.compression.received(task)
+
+
+def _plain(method: Method, task: Task) -> Task:
+    """A task as the method knows it."""
+    return task if method.compression is None else method.compression.plain(task)
 
 
 def _each(
@@ -285,39 +295,62 @@ def _each(
     """One participant after the other."""
 
     def answer(task: Task, own: Batch) -> Released:
-        return _released(method, kind, task, work(task, own))
+        if kind == "train":
+            task = _received(method, task)
+        return _released(method, kind, task, work(_plain(method, task), own))
 
     return [_attempt(task, partial(answer, task, own)) for task, own in zip(tasks, data, strict=True)]
 
 
+@dataclass(frozen=True)
+class _Training:
+    """Where participants train, and who carries what they ask."""
+
+    device: torch.device
+    ask_server: Callable[[Request], Response] | None
+
+    def alone(self, method: Method, task: Task, data: Batch) -> Update:
+        """One of them trains by itself."""
+        return _trained(method, self.ask_server, _task_on(self.device, task), data.to(self.device))
+
+    def together(
+        self, method: Method, tasks: Sequence[Task], data: Sequence[Batch]
+    ) -> list[Released | MsfusionError]:
+        """Several train at once; what the method raises is nobody's in particular."""
+        received = [_received(method, task) for task in tasks]
+        there = [_task_on(self.device, _plain(method, task)) for task in received]
+        updates = method.train_together(there, [own.to(self.device) for own in data])
+        return [
+            _attempt(task, partial(_released, method, "train", task, update))
+            for task, update in zip(received, updates, strict=True)
+        ]
+
+
 def _train(
-    method: Method,
-    tasks: Sequence[Task],
-    data: Sequence[Batch],
-    ask_server: Callable[[Request], Response] | None,
+    method: Method, training: _Training, tasks: Sequence[Task], data: Sequence[Batch]
 ) -> list[Released | MsfusionError]:
-    train = partial(_trained, method, ask_server)
+    train = partial(training.alone, method)
     if len(tasks) == 1:
         return _each(method, "train", train, tasks, data)
     try:
-        updates = method.train_together(tasks, data)
+        return training.together(method, tasks, data)
     except Exception as error:  # one of them: each by itself, to know which
         alone = _each(method, "train", train, tasks, data)
         if isinstance(error, TrainingError) or any(isinstance(each, MsfusionError) for each in alone):
             return alone
         raise  # nobody's, but of training them together
-    return [
-        _attempt(task, partial(_released, method, "train", task, update))
-        for task, update in zip(tasks, updates, strict=True)
-    ]
 
 
 def _report(
-    method: Method, tasks: Sequence[Task], data: Sequence[Batch], test: Batch | None
+    method: Method, device: torch.device, tasks: Sequence[Task], data: Sequence[Batch], test: Batch | None
 ) -> list[Released | MsfusionError]:
     assert test is not None
-    report, there = method.report, test.to(data[0].targets.device)
-    return _each(method, "report", lambda task, own: report(task, own, there), tasks, data)
+    there = test.to(device)
+
+    def report(task: Task, own: Batch) -> Update:
+        return method.report(_task_on(device, task), own.to(device), there)
+
+    return _each(method, "report", report, tasks, data)
 
 
 # Conversations. Where a participant is, its training is a generator of requests; each is checked before it leaves.
@@ -390,8 +423,9 @@ Talk = Generator[Request, Response | MsfusionError, Finished]
 def talk(method: Method, task: Task, data: Batch, device: torch.device = CPU) -> Talk:
     """A participant's training in a conversation, to be gone on with by `say_next`. It raises nothing, as `perform`."""
     seconds, begin = 0.0, time.perf_counter()
-    there = _task_on(device, task)
     try:
+        task = _received(method, task)
+        there = _task_on(device, _plain(method, task))
         made = method.train(there, data.to(device))
         if isinstance(made, Generator):
             with closing(_checked(method, there, made)) as training:
@@ -407,7 +441,7 @@ def talk(method: Method, task: Task, data: Batch, device: torch.device = CPU) ->
         made = end.value
     except Exception as error:
         return Finished(_failure(task, error), seconds)
-    answer = _attempt(task, partial(_released, method, "train", there, made))
+    answer = _attempt(task, partial(_released, method, "train", task, made))
     return Finished(answer, seconds + time.perf_counter() - begin)
 
 

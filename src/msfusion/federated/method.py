@@ -18,7 +18,7 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy, deepcopy
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, NewType
+from typing import TYPE_CHECKING, ClassVar, Literal, NewType
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,9 @@ from msfusion.federated.training import Trained, local_steps
 from msfusion.objectives import Evaluation, Objective
 from msfusion.scoring import CROSS_ENTROPY, Scoring
 from msfusion.width.groups import State, WidthMap, Window
+
+if TYPE_CHECKING:
+    from msfusion.federated.compression import Compression, Entries
 
 ABSURD = 2.0**64
 """No honest value is as large (about 1.8e19): its square is more than a float32 can hold."""
@@ -155,6 +158,9 @@ class Method(Settings):
 
     scoring: Scoring = CROSS_ENTROPY
     """The loss that participants minimise, and the figures of an evaluation."""
+
+    compression: ClassVar[Compression | None] = None
+    """How its messages become small (`federated.compression.compressed` sets it); None: they go as they are."""
 
     def build(self, problem: Problem) -> Method:
         """The method for a problem: a copy that has it, its model, scoring and seed."""
@@ -361,6 +367,16 @@ class Method(Settings):
         Where it depends on the global state, that is the state before the round (None: before the first).
         """
         return None
+
+    # What makes messages small: a participant is sent what is new of what it knows (`federated.compression`).
+
+    def entries(self, task: Task) -> Mapping[str, Entries]:
+        """Which entries of the state the tensors of a task have; those that are left out, all of their own name's."""
+        return {}
+
+    def known_at_first(self) -> State:
+        """What both sides know of the state before a participant has been sent anything. It is left untouched."""
+        return self.initial_state()
 
     # What is divided among several processes, none of which has all of it.
 

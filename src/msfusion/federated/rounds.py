@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from msfusion.batch import Batch
-from msfusion.errors import ConfigError, DataError, MsfusionError, TrainingError
+from msfusion.errors import CodecError, ConfigError, DataError, MsfusionError, TrainingError
 from msfusion.federated.conversation import Conversation
 from msfusion.federated.engine import Answer, Ask, Engine, InProcess, threads_set
 from msfusion.federated.late import LateUpdate, with_late, without_late
@@ -283,12 +283,22 @@ class _Federation:
     def _judge(self, done: Answer, state: State, late: bool, answers: Answers) -> None:
         """Note an update as it comes, for this round or for the one in which it will arrive."""
         update, who = done.update, done.update.participant
-        task = cache(lambda: self.method.assign(state, update.round_index, who))
+        task = cache(lambda: self._received(state, update.round_index, who))
+        small = self.method.compression
+        known: State = {}
+        if small is not None:
+            try:
+                update = small.updated(task(), update)
+            except CodecError as error:
+                answers.leave_out(who, f"its update cannot be read: {error}", error)
+                return
+            known = small.known(task())
         verdict = done.verdict or verdict_of(
             update, task().tensors, self.method.outbound("train", task()), len(self.data[who])
         )
         norm, fault = verdict.norm, verdict.fault
-        memory, update = _copies(update.memory), replace(update, memory={})
+        # a participant on this machine has kept what it knows itself
+        memory, update = _copies({**known, **update.memory}), replace(update, memory={})
         if late:
             kept = replace(update, tensors=_copies(update.tensors))
             self.late[who] = LateUpdate(replace(task(), tensors=_copies(task().tensors)), kept, norm, fault)
@@ -328,7 +338,8 @@ class _Federation:
         """Each update with its task: of an earlier round as it was kept, of this one made again if it is looked at."""
         for update in updates:
             if update.round_index == round_index:
-                yield _made_again(self.method, state, update), update
+                make = partial(self._received, state, round_index, update.participant)
+                yield _made_again(make, update), update
             else:
                 yield self._arrived[update.participant], update
 
@@ -354,8 +365,9 @@ class _Federation:
         results: Mapping[int, ParticipantResult],
     ) -> tuple[int, int]:
         """What went down to the late and what comes up from them: nothing from those whose work is lost."""
-        tasks = (self.method.assign(state, round_index, participant) for participant in attendance.late)
-        down = sum(map(engine.payload, tasks))
+        lost = [each for each in attendance.late if each not in results]
+        down = sum(results[each].bytes_down for each in attendance.late if each in results)
+        down += sum(engine.payload(self._task(state, round_index, each)) for each in lost)
         return down, sum(results[each].bytes_up for each in attendance.late if each in results)
 
     def _groups(
@@ -377,10 +389,18 @@ class _Federation:
         return [self._task(state, round_index, participant) for participant in group]
 
     def _task(self, state: State, round_index: int, participant: int) -> Task:
-        """A participant's task, and what it kept for itself."""
+        """A participant's task as it is sent, and what it kept for itself."""
         task = self.method.assign(state, round_index, participant)
         memory = self.memories.get(participant)
-        return task if memory is None else replace(task, memory=memory)
+        task = task if memory is None else replace(task, memory=memory)
+        return task if self.method.compression is None else self.method.compression.sent(task)
+
+    def _received(self, state: State, round_index: int, participant: int) -> Task:
+        """A participant's task as it can read it."""
+        small = self.method.compression
+        if small is None:
+            return self.method.assign(state, round_index, participant)
+        return small.received(self._task(state, round_index, participant))
 
     def _recalibrated(
         self,
@@ -483,11 +503,11 @@ class _Later(Mapping[str, Value]):
         return len(self._made)
 
 
-def _made_again(method: Method, state: State, update: Update) -> Task:
+def _made_again(make: Callable[[], Task], update: Update) -> Task:
     """The task that an update of this round answers. Most methods fuse without it, so it is only made if one looks."""
-    who, round_index = update.participant, update.round_index
-    made = cache(lambda: method.assign(state, round_index, who))
-    return Task(who, round_index, _Later(lambda: made().tensors), _Later(lambda: made().metadata))
+    made = cache(make)
+    tensors, metadata = _Later(lambda: made().tensors), _Later(lambda: made().metadata)
+    return Task(update.participant, update.round_index, tensors, metadata)
 
 
 def _named(failure: MsfusionError, participant: int, round_index: int) -> MsfusionError:

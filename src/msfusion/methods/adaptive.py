@@ -16,6 +16,7 @@ from torch import Tensor
 from msfusion.averaging.disagreement import Disagreement
 from msfusion.batch import Batch
 from msfusion.errors import ConfigError
+from msfusion.federated.compression import Entries
 from msfusion.federated.method import Answered, Task, Update
 from msfusion.federated.states import model_state, with_aliases
 from msfusion.methods.narrow import NarrowMethod, extended, weight_of
@@ -76,6 +77,10 @@ class AdaptiveMethod(NarrowMethod):
         overlap = float(state[OVERLAP])
         task = self.at(overlap).assign(state, round_index, participant)
         return replace(task, metadata={**task.metadata, "overlap": overlap})
+
+    def entries(self, task: Task) -> dict[str, Entries]:
+        """Those of its window, which the task's overlap says."""
+        return self.at(float(task.metadata["overlap"])).entries(task)
 
     def train(self, task: Task, data: Batch) -> Update:
         """As every narrow method does."""

@@ -37,6 +37,7 @@ from msfusion.averaging.robust import accumulator_for
 from msfusion.batch import Batch
 from msfusion.errors import ConfigError, UpdateError
 from msfusion.federated.capacities import Capacities
+from msfusion.federated.compression import Entries
 from msfusion.federated.method import TRAINED, Answered, Kind, Method, Task, Update, trained_update
 from msfusion.federated.privacy import Outbound
 from msfusion.federated.sharding import Read, Sharding, stretched, without_label
@@ -186,6 +187,19 @@ class BlocksMethod(Method):
         held = tuple(f"{label(block)}." for block in self.held(task.participant, task.round_index))
         trained = {name: tensor for name, tensor in task.tensors.items() if name.startswith(held)}
         return Outbound.like(trained, TRAINED)
+
+    def entries(self, task: Task) -> dict[str, Entries]:
+        """A finished block is the block that the participant has trained."""
+        return {
+            f"{finished_label(block)}.{name}": Entries(f"{label(block)}.{name}")
+            for block in blocks_in(task.tensors, len(self.starts))
+            for name in part(task.tensors, finished_label(block))
+        }
+
+    def known_at_first(self) -> dict[str, Tensor]:
+        """All blocks, as they are when their turn comes."""
+        blocks = [labelled(label(number), start) for number, start in enumerate(self.awake)]
+        return {name: tensor for each in blocks for name, tensor in each.items()}
 
     def fuse(self, state: State, answered: Answered) -> dict[str, Tensor]:
         """Each block becomes the weighted average of those who trained it; others keep their values."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from msfusion.batch import Batch
+from msfusion.federated.compression import Entries
 from msfusion.federated.method import Answered, Kind, Method, Task, Update
 from msfusion.federated.privacy import Outbound
 from msfusion.federated.sharding import Read, Sharding, itself, without_label
@@ -63,6 +64,11 @@ class EnsembleMethod(Method):
     def outbound(self, kind: Kind, task: Task) -> Outbound:
         """As `small` declares."""
         return self.small.outbound(kind, task)
+
+    def entries(self, task: Task) -> dict[str, Entries]:
+        """Of the model whose turn it is."""
+        own = label(self.phases.phase(task.round_index))
+        return {name: Entries(f"{own}.{name}") for name in task.tensors}
 
     def fuse(self, state: State, answered: Answered) -> dict[str, Tensor]:
         """The weighted average, of each model by itself: what comes late may be of the one before."""

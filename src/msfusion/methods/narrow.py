@@ -25,6 +25,7 @@ from msfusion.averaging.robust import Average, accumulator_for
 from msfusion.batch import Batch
 from msfusion.errors import ConfigError
 from msfusion.federated.capacities import Capacities
+from msfusion.federated.compression import Entries
 from msfusion.federated.method import Answered, Kind, Method, Task, Update, blamed, trained_update
 from msfusion.federated.privacy import Outbound
 from msfusion.federated.sharding import Read, Sharding
@@ -51,7 +52,7 @@ from msfusion.objectives import Objective, cross_entropy
 from msfusion.scoring import CROSS_ENTROPY, Scoring
 from msfusion.width.groups import ShardMap, State, WidthMap, Window
 from msfusion.width.own_scale import OwnScale
-from msfusion.width.slices import extract
+from msfusion.width.slices import extract, plan
 from msfusion.width.stacked import check_stackable
 from msfusion.width.submodel import SubModel, narrow, program_of
 from msfusion.windows import Schedule, full, static
@@ -169,6 +170,11 @@ class NarrowMethod(Method):
         for task, update in answered:
             add_update(accumulator, weights, self.window_of(task), update, self.weighting, self.width_map)
         return {**state, **accumulator.result()}
+
+    def entries(self, task: Task) -> dict[str, Entries]:
+        """Those of its window."""
+        cuts = plan(self.width_map, self.window_of(task))
+        return {name: Entries(name, cuts[name]) for name in task.tensors if name in cuts}
 
     @property
     def recalibrates(self) -> bool:

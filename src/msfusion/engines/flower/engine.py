@@ -21,6 +21,7 @@ from msfusion.engines.grpc.messages import most_bytes, released_in, round_of
 from msfusion.engines.grpc.packing import MOST_ENTRIES, Agreement, pack, unpack
 from msfusion.engines.grpc.places import MOST_EXAMPLES
 from msfusion.errors import MsfusionError, RunDirectoryError, StreamError, TrainingError
+from msfusion.federated.compression import declared, keeps_something
 from msfusion.federated.engine import Answer, Ask, Engine, answer_of
 from msfusion.federated.messages import task_message
 from msfusion.federated.method import Kind, Method, Released, Task
@@ -232,5 +233,5 @@ class FlowerEngine(Engine):
 
 def _owed(method: Method, kind: Kind, task: Task) -> Owed:
     """A task that is to be handed out. What it is to go on from is on its machine; the server has a receipt."""
-    outbound = method.outbound(kind, task)
-    return Owed(task, task_message(kind, task), round_of(task.memory), outbound, method.remembers)
+    outbound = declared(method, kind, task)
+    return Owed(task, task_message(kind, task), round_of(task.memory), outbound, keeps_something(method))

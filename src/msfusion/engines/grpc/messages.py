@@ -184,7 +184,7 @@ def most_bytes(outbound: Outbound) -> int:
     tensors = sum(_bytes_of(form) for form in outbound.tensors.values())
     # in JSON a letter may take six bytes
     names = sum(len(name.encode()) * 6 + 256 for name in outbound.tensors)
-    return tensors + names + 256 * (len(outbound.metadata) + 1) + 2**16
+    return tensors + (outbound.most_bytes or 0) + names + 256 * (len(outbound.metadata) + 1) + 2**16
 
 
 def _bytes_of(form: OpenForm) -> int:

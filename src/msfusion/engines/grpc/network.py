@@ -27,6 +27,7 @@ from msfusion.engines.grpc.packing import Agreement
 from msfusion.engines.grpc.places import MOST_EXAMPLES, Job, Places
 from msfusion.engines.grpc.service import Service
 from msfusion.errors import MsfusionError, RunDirectoryError, StreamError, TrainingError
+from msfusion.federated.compression import declared, keeps_something
 from msfusion.federated.conversation import Response
 from msfusion.federated.engine import Answer, Ask, Engine, Finished, Said, Told, answer_of, turn_by_turn
 from msfusion.federated.messages import response_message, task_message
@@ -202,7 +203,7 @@ class Network(Engine):
     def _hand_out(self, method: Method, kind: Kind, task: Task, converses: bool = False) -> Owed:
         """Give a participant its task. What it is to go on from is on its machine; the server has a receipt."""
         message, kept = task_message(kind, task, converses=converses), round_of(task.memory)
-        outbound, outbound_request = method.outbound(kind, task), method.outbound_request(task)
+        outbound, outbound_request = declared(method, kind, task), method.outbound_request(task)
         work = hashlib.sha256(message)
         work.update(str(kept).encode())
         job = Job(work.digest()[:16], message, kept, most_bytes(outbound), _most_of_request(outbound_request))
@@ -210,7 +211,7 @@ class Network(Engine):
         self._sent += len(message)
         down = payload_bytes(task.tensors)
         now = self._clock.now()
-        may_leave = outbound, outbound_request, method.remembers
+        may_leave = outbound, outbound_request, keeps_something(method)
         return Owed(job, task.participant, task.round_index, *may_leave, down, now)
 
     def _next(self, owed: Mapping[int, Owed]) -> tuple[int, Said]:

@@ -16,9 +16,10 @@ from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
+from msfusion.codecs import Codec
 from msfusion.data.spec import DataSpec
 from msfusion.errors import ConfigError, MsfusionError
-from msfusion.experiment.config.codecs import as_before
+from msfusion.experiment.config.codecs import as_before, codec_of
 from msfusion.experiment.config.declared import Section, key_of
 from msfusion.experiment.config.errors import about_section, first_mistake
 from msfusion.experiment.config.fedgrow import GrowSection
@@ -73,6 +74,7 @@ _SECTION_OF = {
     "split_settings": "split",
     "grow_settings": "grow",
     "method_settings": "method",
+    "codecs": "method",
 }
 """The section that each of these properties of a configuration is made of."""
 
@@ -221,6 +223,15 @@ class Config(Section):
     def screening(self) -> Screening:
         """What becomes of a participant whose update is no good."""
         return self.method.made(Screening, max_examples=self.participants.max_examples)
+
+    @property
+    def codecs(self) -> tuple[Codec | None, Codec | None]:
+        """For what participants send, and for what they are sent. Raises ConfigError on an impossible setting."""
+        up, down = (
+            None if given is None else codec_of("method", key, given)
+            for key, given in (("codec", self.method.codec), ("codec_down", self.method.codec_down))
+        )
+        return up, down
 
     @property
     def own_table(self) -> str | None:

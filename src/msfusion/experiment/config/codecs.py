@@ -10,12 +10,12 @@ from msfusion.errors import ConfigError
 from msfusion.imports import import_function, is_reference
 
 
-def codec_of(key: str, given: str | dict[str, Any]) -> Codec:
-    """The codec that stands under a key; `module:Class` is imported, which registers it. Raises ConfigError."""
+def codec_of(table: str, key: str, given: str | dict[str, Any]) -> Codec:
+    """The codec under a key of a table; `module:Class` is imported, which registers it. Raises ConfigError."""
     try:
         name = given.get("codec") if isinstance(given, dict) else given
         if isinstance(name, str) and is_reference(name):
-            made = import_function(name, f"split.{key}")
+            made = import_function(name, f"{table}.{key}")
             own = str(getattr(made, "name", None))
             if CODECS.get(own) is not made:
                 raise ConfigError(f"'{name}' is no codec: decorate its class with msfusion.codecs.register.")

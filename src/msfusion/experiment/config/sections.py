@@ -37,6 +37,8 @@ SLICES_ONLY = (
     "method.recalibrate",
     "method.average",
     "method.contrastive_weight",
+    "method.codec",
+    "method.codec_down",
     "run.together",
     "network",
     "training.loss",
@@ -163,9 +165,26 @@ def _keys_of_methods() -> dict[str, Any]:
         if settings.own_table is None:
             keys |= keys_of(settings, without=("name", "ratio", "contrastive"), read_as=_READ_AS)
     keys |= keys_of(ContrastiveSettings, prefix="contrastive_")
-    return {**keys, **keys_of(Screening, without=("max_examples",))}
+    return {**keys, **_CODECS, **keys_of(Screening, without=("max_examples",))}
 
 
+_CodecKey = Annotated[str | dict[str, Any], BeforeValidator(as_now)]
+_CODECS = {
+    "codec": (
+        _CodecKey | None,
+        Field(
+            default=None,
+            description="a codec for what participants send: a profile, or a table { codec = 'dead_zone', ... } "
+            "with its settings; what it leaves out is sent in a later round. By default all is sent as it is",
+        ),
+    ),
+    "codec_down": (
+        _CodecKey | None,
+        Field(
+            default=None, description="the same for what participants are sent, as changes of what they know"
+        ),
+    ),
+}
 _METHOD_NAME = Field(default="msfusion", description=f"{', '.join(HOUSE)}, or module:Class")
 _READ_AS = {
     "average": Annotated[Average, BeforeValidator(_known_average)],
@@ -183,6 +202,8 @@ if TYPE_CHECKING:
         weighting: Weighting
         average: Average
         start: Start | AUTO
+        codec: str | dict[str, Any] | None
+        codec_down: str | dict[str, Any] | None
         overlap: OverlapSection | None
         schedule: str
 
@@ -194,9 +215,6 @@ else:
 def _true_as_text(value: Any) -> Any:
     """`derivative = true` without quotation marks is what `--set split.derivative=true` says."""
     return "true" if value is True else value
-
-
-_CodecKey = Annotated[str | dict[str, Any], BeforeValidator(as_now)]
 
 
 class SplitSection(Section):
@@ -225,7 +243,7 @@ class SplitSection(Section):
     def settings(self) -> SplitSettings:
         """What the engine takes. Raises ConfigError on an unknown codec or an impossible setting."""
         codecs: dict[str, Any] = {
-            name: codec_of(name, getattr(self, name)) for name in ("activations", "gradients")
+            name: codec_of("split", name, getattr(self, name)) for name in ("activations", "gradients")
         }
         return self.made(SplitSettings, **codecs)
 

@@ -90,6 +90,11 @@ def check_divisible(method: Method, kind: type[Method], average: str) -> None:
             f"run.engine = 'sharded' does not carry {method.name} with these settings, since what it does needs more "
             "than a part of the model: leave run.engine out"
         )
+    if method.compression is not None:
+        raise ConfigError(
+            "run.engine = 'sharded' sends tensors as they are, part by part: leave out method.codec and "
+            "method.codec_down"
+        )
     if average not in OWN_BY_ENTRY:
         raise ConfigError(
             f"run.engine = 'sharded' averages entry by entry, and method.average = '{average}' may look at whole "
