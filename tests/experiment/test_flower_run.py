@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -255,7 +256,14 @@ def test_a_path_of_this_machine_is_named(here: Path) -> None:
     (here / "private.py").write_text(PRIVATE)
     (here / "job.toml").write_text(JOB.replace('"private:own"', '"images-{participant}"'))
     assert msfusion("deploy", "flower", "job.toml", "--out", "app").exit_code == 0
-    assert "- `data.own = 'images-{participant}'`" in (here / "app" / "README.md").read_text()
+    readme = (here / "app" / "README.md").read_text()
+    assert "- `data.own = 'images-{participant}'`" in readme
+    assert "A simulation looks for them" in readme
+    assert re.findall(r"'partition-id=\d[^']*'", readme)[:2] == [
+        "'partition-id=0'",
+        "'partition-id=1'",
+    ]  # one machine
+    assert 'data="/data/mine"' in readme
 
 
 @pytest.mark.parametrize(

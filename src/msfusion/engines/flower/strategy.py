@@ -65,12 +65,16 @@ class SubModels(FedAvg):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """A message for each node that FedAvg samples, with the slice of its window."""
+        """A message for each node that FedAvg samples, with the slice of its window.
+
+        A list, since Flower's SuperLink goes through them twice.
+        """
         chosen = {
             message.metadata.dst_node_id: message
             for message in super().configure_train(server_round, arrays, config, grid)
         }
         self._whole, self._windows = tensors_in(arrays), {}
+        messages = []
         for place, node in enumerate(sorted(chosen)):
             window = double_shift(
                 self.width_map,
@@ -88,7 +92,9 @@ class SubModels(FedAvg):
                     WINDOW: ConfigRecord({name: units.tolist() for name, units in window.items()}),
                 }
             )
-            yield Message(content, node, chosen[node].metadata.message_type, group_id=str(server_round))
+            kind = chosen[node].metadata.message_type
+            messages.append(Message(content, node, kind, group_id=str(server_round)))
+        return messages
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]

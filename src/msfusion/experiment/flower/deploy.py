@@ -65,7 +65,8 @@ ELSEWHERE = """
 ## Files that are not in the app
 
 These are looked for from the folder in which `flower-superlink` or `flower-supernode` was started, so each machine
-needs them there (or give whole paths in the configuration, and deploy again):
+needs them there (or give whole paths in the configuration, and deploy again). A simulation looks for them in the folder
+in which the first `flwr run` was said: say it there, with the path of this app for the dot.
 
 """
 
