@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from forge import Forge
 from simulated import run_rounds
 
 from msfusion.batch import Batch
+from msfusion.cli.common import Stopping
 from msfusion.errors import TrainingError
 from msfusion.federated.method import Task, Update
 from msfusion.federated.rounds import RoundSettings
@@ -197,3 +199,26 @@ def test_nothing_to_resume(here: Path) -> None:
     assert "nothing to resume yet" in begun.stderr
     again = msfusion("train", "quick.toml", "--resume", "--out", "new", *QUICK)
     assert (again.exit_code, again.stderr) == (0, "")
+
+
+def test_a_signal_in_the_middle_of_a_callback_is_not_lost() -> None:
+    """Python tells of what a weak reference's callback raises, and drops it."""
+
+    class Held:
+        pass
+
+    held = [Held()]
+    reference = weakref.ref(held[0], lambda _: signal.raise_signal(signal.SIGTERM))
+
+    def let_go_and_wait() -> None:
+        held.clear()
+        assert reference() is None
+        time.sleep(10)
+
+    before = sys.unraisablehook
+    with Stopping() as stopping:
+        with pytest.raises(KeyboardInterrupt):
+            let_go_and_wait()
+        assert stopping.heard == signal.SIGTERM
+        stopping.heard = None  # so that all is put back
+    assert sys.unraisablehook is before

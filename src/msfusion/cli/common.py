@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _BROKEN_PIPE = 128 + 13
+AGAIN_SECONDS = 0.05
+"""After how long a signal comes again that came where Python lets nothing be raised."""
+
 """The exit code of a process that was ended by SIGPIPE: whoever read its output has left."""
 
 P = ParamSpec("P")
@@ -72,24 +75,39 @@ class Stopping:
     def __init__(self) -> None:
         self.heard: int | None = None
         self._before: dict[int, Any] = {}
+        self._tell_of_lost = sys.unraisablehook
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Stopping:
         if threading.current_thread() is not threading.main_thread():
-            return
+            return self
         for number in (signal.SIGINT, signal.SIGTERM):
             if signal.getsignal(number) not in (signal.SIG_IGN, None):
                 self._before[number] = signal.signal(number, self._hear)
+        self._tell_of_lost, sys.unraisablehook = sys.unraisablehook, self._lost
+        return self
 
     def __exit__(self, *_: object) -> None:
         if self.heard is None:  # else the second may still come, until the process has ended
             for number, before in self._before.items():
                 signal.signal(number, before)
+            if sys.unraisablehook == self._lost:
+                sys.unraisablehook = self._tell_of_lost
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         if self.heard is not None:
             _leave_at_once(number)
         self.heard = number
         raise KeyboardInterrupt
+
+    def _lost(self, lost: sys.UnraisableHookArgs) -> None:
+        """Where the signal came in the middle of a callback that Python lets raise nothing, let it come again."""
+        if lost.exc_type is not KeyboardInterrupt or self.heard is None:
+            self._tell_of_lost(lost)
+            return
+        number, self.heard = self.heard, None
+        again = threading.Timer(AGAIN_SECONDS, os.kill, (os.getpid(), number))
+        again.daemon = True
+        again.start()
 
     def tell_and_exit(self) -> NoReturn:
         """Say that the command was stopped; the exit code is that of a process which the signal ended."""
