@@ -154,6 +154,9 @@ def table(rows: list[Row]) -> str:
     own = any("own_accuracy" in row for row in rows)  # and was asked what it is worth to itself
     headers = ["variant" if by_variant else "method", *shown, "behind, seed by seed", "FLOPs an example"]
     headers += ["between participants, %", "GFLOPs in all", "MB in all"] if personal else []
+    alike = [row for row in rows if row["parameters"] == leader["parameters"] and "until_baseline" not in row]
+    small = not personal and any(2 * row["total_bytes"] < leader["total_bytes"] for row in alike)
+    headers += ["kB in all", "times fewer"] if small else []
     headers += ["own labels, %", "between participants, %"] if own else []
     lines = [f"| {' | '.join(headers)} |", "|" + " --- |" * len(headers)]
     for row, name in zip(rows, names_of(rows), strict=True):
@@ -164,6 +167,7 @@ def table(rows: list[Row]) -> str:
         )
         flops = f"{row['flops_per_example'] / 1e6:.2f} M"
         more = personal_columns(row) if personal else []
+        more += bytes_columns(row, leader) if small else []
         more += [spread(row[f"own_accuracy{of}"], 100, 1) for of in ("", "_sd")] if own else []
         lines.append(f"| {' | '.join([name + over, *values, behind, flops, *more])} |")
     return "\n".join(lines)
@@ -173,6 +177,11 @@ def personal_columns(row: Row) -> list[str]:
     """The spread between participants, and what one of them computed and sent in the whole run."""
     apart = spread(row["accuracy_sd"], 100, 1) if "accuracy_sd" in row else "-"
     return [apart, f"{row['total_flops'] / 1e9:.0f}", f"{row['total_bytes'] / 1e6:.2f}"]
+
+
+def bytes_columns(row: Row, leader: Row) -> list[str]:
+    """What a participant sent and was sent in the whole run, and how many times less that is than the first row's."""
+    return [f"{row['total_bytes'] / 1e3:,.0f}", f"{leader['total_bytes'] / row['total_bytes']:.1f}"]
 
 
 def targets_table(rows: list[Row], seeds: int) -> str:
