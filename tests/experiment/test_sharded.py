@@ -165,6 +165,45 @@ def test_without_torchrun_the_command_is_told(here: Path) -> None:
     assert msfusion("plan", "--set", "run.engine=sharded").exit_code == 0
 
 
+ALONE = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"RANK": "x"}, {"RANK": ""}, {"RANK": "1"}, {"RANK": "-1"}, {"WORLD_SIZE": "0"}, {"MASTER_PORT": "here"}],
+)
+def test_what_torchrun_cannot_have_said_is_named(
+    wrong: dict[str, str], here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once: torch would wait an hour for a rank that cannot be."""
+    for name, value in (ALONE | wrong).items():
+        monkeypatch.setenv(name, value)
+    ((name, value),) = wrong.items()
+    told = f'{name} in the environment is "{value}"'
+    refused(msfusion("train", "--set", "run.engine=sharded", "--out", "run"), told)
+    assert not (here / "run").exists()
+
+
+def test_ranks_that_cannot_meet_say_where(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        for name, value in (ALONE | {"MASTER_PORT": port}).items():
+            monkeypatch.setenv(name, value)
+        done = msfusion("train", "--set", "run.engine=sharded", "--out", "run")
+    refused(done, f"rank 0 could not join the others at 127.0.0.1:{port}")
+    assert not (here / "run").exists()
+
+
+def test_torchrun_without_the_engine_is_refused(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each process would train the whole model for itself."""
+    for name, value in {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2", "RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    refused(msfusion("train"), "run.engine=sharded")
+    assert not (here / "runs").exists()
+
+
 def free_port() -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
