@@ -170,7 +170,14 @@ ALONE = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_POR
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"RANK": "x"}, {"RANK": ""}, {"RANK": "1"}, {"RANK": "-1"}, {"WORLD_SIZE": "0"}, {"MASTER_PORT": "here"}],
+    [
+        {"RANK": "x"},
+        {"RANK": ""},
+        {"RANK": "1"},
+        {"RANK": "-1"},
+        {"WORLD_SIZE": "0"},
+        {"MASTER_PORT": "here"},
+    ],
 )
 def test_what_torchrun_cannot_have_said_is_named(
     wrong: dict[str, str], here: Path, monkeypatch: pytest.MonkeyPatch
