@@ -20,7 +20,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from msfusion.errors import ConfigError, TrainingError
-from msfusion.quoting import plain, quoted
+from msfusion.quoting import quoted
 
 SHORT = 4096
 """Bytes of a message that travel at once with its length; a longer one takes a second turn."""
@@ -187,8 +187,8 @@ def _coming_together() -> Iterator[None]:
         place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         why = str(error).partition("\n")[0]
         raise TrainingError(
-            f"rank {os.environ['RANK']} could not join the others at {plain(place)} ({why[:300]}): this address must be "
-            "that of the first rank's machine, and its port free there"
+            f"rank {os.environ['RANK']} could not join the others at {place} ({why[:300]}): this address must be that "
+            "of the first rank's machine, and its port free there"
         ) from error
 
 
