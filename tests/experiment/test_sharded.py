@@ -26,8 +26,8 @@ from timeless import metrics_of, summary_of
 from watching import Stopping
 
 from msfusion import costs
-from msfusion.engines.sharded.ranks import Ranks
-from msfusion.errors import ConfigError, MsfusionError
+from msfusion.engines.sharded.ranks import Ranks, RefusedByTheFirst
+from msfusion.errors import ConfigError, MsfusionError, RunDirectoryError
 from msfusion.experiment.config import Config, load_config
 from msfusion.experiment.directory import RunDirectory
 from msfusion.experiment.setup import Parts, prepare_parts
@@ -134,6 +134,27 @@ def test_what_a_rank_has_not_alike_is_refused_by_the_first(tmp_path: Path, parts
     (tmp_path / "taken" / "mine.txt").write_text("")
     with pytest.raises(MsfusionError, match="already holds files"):
         on_ranks(2, config, tmp_path / "taken", parts)
+
+
+@pytest.mark.parametrize("why", ["taken", "other seed"])
+def test_a_refused_run_has_failed_on_all_ranks(why: str, tmp_path: Path, parts: Parts) -> None:
+    """Each machine of several has a torchrun of its own, whose exit code says whether there is a model."""
+    (tmp_path / "run").mkdir()
+    if why == "taken":
+        (tmp_path / "run" / "mine.txt").write_text("")
+    failed = dict[int, type[BaseException]]()
+
+    def work(ranks: Ranks) -> None:
+        config = config_of("auto").changed({"seed": ranks.rank if why == "other seed" else 0})
+        own = replace(parts, model=deepcopy(parts.model))
+        try:
+            train_on(ranks, config, tmp_path / "run", parts=own)
+        except MsfusionError as error:
+            failed[ranks.rank] = type(error)
+
+    side_by_side(3, work)
+    first = RunDirectoryError if why == "taken" else ConfigError
+    assert failed == {0: first, 1: RefusedByTheFirst, 2: RefusedByTheFirst}
 
 
 @pytest.mark.parametrize(

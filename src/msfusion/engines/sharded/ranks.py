@@ -38,6 +38,13 @@ COMMAND = "torchrun --nproc-per-node 4 -m msfusion train CONFIG --set run.engine
 _NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
+class RefusedByTheFirst(TrainingError):
+    """A run cannot begin or go on, and the first rank says why. Here too it has failed: so says the exit code."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__(f"rank {rank} ends with the first rank, which says why")
+
+
 class Ranks(ABC):
     """One process among `count` of them, whose own number is `rank`."""
 
