@@ -251,6 +251,28 @@ def start(forge: Forge, count: int, *arguments: str) -> list[int]:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_rank_whose_others_do_not_come_can_be_stopped(
+    number: signal.Signals, forge: Forge, here: Path
+) -> None:
+    (here / "job.toml").write_text(load_config(None, JOB).to_toml())
+    with socket.socket() as first:
+        first.bind(("127.0.0.1", 0))
+        first.listen()
+        first.settimeout(60)
+        told = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_PORT": str(first.getsockname()[1])}
+        rank = forge.start(
+            Path("said"), "train", "job.toml", "--out", "run", "--set", "run.engine=sharded",
+            more=ALONE | told,
+        )  # fmt: skip
+        connection, _ = first.accept()  # it waits for an answer from now on
+        with connection:
+            time.sleep(0.2)
+            os.kill(rank, number)
+            assert forge.code(rank) == -number
+    assert sorted(path.name for path in here.iterdir()) == ["job.toml", "said"]
+
+
 @pytest.mark.release  # forty seconds; torchrun itself is below
 def test_a_rank_that_is_killed_ends_the_others_and_fewer_go_on(forge: Forge, here: Path) -> None:
     settings = [*JOB, "rounds=24", "method.start=blocks", "method.blocks=3"]

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -97,7 +99,7 @@ class Torchrun(Ranks):
                     "one rank for each, or set it to cpu"
                 )
             self._device = torch.device("cuda", local)
-        with _coming_together():
+        with _coming_together(), _ended_by_signals():
             if device == "cuda":
                 torch.cuda.set_device(self._device)
                 dist.init_process_group("nccl", timeout=PATIENCE, device_id=self._device)
@@ -197,6 +199,24 @@ def _coming_together() -> Iterator[None]:
             f"rank {os.environ['RANK']} could not join the others at {place} ({why[:300]}): this address must be that "
             "of the first rank's machine, and its port free there"
         ) from error
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the process, though nothing of Python runs while torch waits for ranks that do not come.
+
+    Nothing has been begun or written yet.
+    """
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                before[number] = signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
