@@ -207,7 +207,7 @@ def _ended_by_signals() -> Iterator[None]:
 
     Nothing has been begun or written yet.
     """
-    before: dict[int, Any] = {}
+    before: dict[signal.Signals, Any] = {}
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
             if signal.getsignal(number) not in (signal.SIG_IGN, None):
