@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from msfusion.engines.sharded.ranks import Ranks
+from msfusion.engines.sharded.ranks import Ranks, RefusedByTheFirst
 from msfusion.errors import TrainingError
 
 Made = TypeVar("Made")
@@ -61,15 +61,19 @@ class Thread(Ranks):
 
 
 def side_by_side(count: int, work: Callable[[Ranks], Made]) -> list[Made]:
-    """What so many ranks make of the same work; the first error that is not of a rank that has lost another."""
-    table, made, errors = Table(count), dict[int, Made](), list[BaseException]()
+    """What so many ranks make of the same work; the error of the lowest rank that has not lost another.
+
+    All of them end where the first has refused something.
+    """
+    table, made, errors = Table(count), dict[int, Made](), dict[int, BaseException]()
 
     def run(rank: int) -> None:
         try:
             made[rank] = work(Thread(table, rank))
         except BaseException as error:
-            table.barrier.abort()
-            errors.append(error)
+            errors[rank] = error
+            if not isinstance(error, RefusedByTheFirst):  # which the first may still be about to say
+                table.barrier.abort()
 
     threads = [threading.Thread(target=run, args=(rank,)) for rank in range(count)]
     for thread in threads:
@@ -77,5 +81,7 @@ def side_by_side(count: int, work: Callable[[Ranks], Made]) -> list[Made]:
     for thread in threads:
         thread.join()
     if errors:
-        raise next((each for each in errors if "another rank is gone" not in str(each)), errors[0])
+        in_order = [errors[rank] for rank in sorted(errors)]
+        assert sorted({*errors, *made}) == [*range(count)]
+        raise next((each for each in in_order if "another rank is gone" not in str(each)), in_order[0])
     return [made[rank] for rank in range(count)]

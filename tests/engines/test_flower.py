@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -330,6 +331,19 @@ def test_whoever_does_not_fit_is_refused_by_name(frame: object, why: str) -> Non
     with pytest.raises(StreamError, match="node 99 cannot take part") as refused:
         rounds(Averaging(), engine_of(grid))
     assert why in str(refused.value)
+
+
+@pytest.mark.parametrize("spare", [False, True])
+def test_what_a_node_says_begins_no_line_of_a_log(spare: bool) -> None:
+    grid, said = grid_of(), list[str]()
+    grid.nodes[99] = answering(Unfit("\x1b[2Jgone\nmsfusion: all is well " + "!" * 3000, spare))
+    engine = engine_of(grid, replace(QUICK, on_event=said.append))
+    with nullcontext() if spare else pytest.raises(StreamError) as refused:
+        rounds(Averaging(), engine)
+    (told,) = [each for each in said if "node 99" in each] if refused is None else [str(refused.value)]
+    assert "\\x1b[2Jgone msfusion: all is well" in told
+    assert told.isprintable()
+    assert len(told) < 1000
 
 
 def test_a_node_that_nobody_needs_is_let_be() -> None:

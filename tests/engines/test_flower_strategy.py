@@ -14,7 +14,7 @@ from torch import Tensor, nn
 pytest.importorskip("flwr", reason="needs flwr")
 
 from flower_grid import FakeGrid, Node
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 
 import msfusion
 from msfusion.engines.flower.strategy import SubModels, reply, sub_model, tensors_in
@@ -135,6 +135,32 @@ def test_a_slice_that_does_not_fit_is_left_out(array: Array) -> None:
 def test_a_weight_that_is_none_is_left_out() -> None:
     change = lambda content: content["metrics"].update({"num-examples": -1})  # noqa: E731
     assert same(run(grid_of(broken(change))).arrays, by_hand(without=1))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content.update({"more": ArrayRecord({"x": torch.ones(1)})}),
+        lambda content: content.update({"more": MetricRecord({"x": 1})}),
+        lambda content: content.pop("arrays"),
+        lambda content: content["metrics"].pop("num-examples"),
+        lambda content: content["metrics"].update({"num-examples": [1, 2]}),
+        lambda content: content["metrics"].update({"num-examples": 0}),
+        lambda content: content["arrays"].pop("0.weight"),
+    ],
+)
+def test_a_reply_of_another_form_ends_nothing(change: Callable[[RecordDict], None]) -> None:
+    assert same(run(grid_of(broken(change))).arrays, by_hand(without=1))
+
+
+@pytest.mark.parametrize("odd", [{"more": 1.0}, {"accuracy": [0.5]}])
+def test_a_figure_that_not_all_have_in_one_form_has_no_mean(odd: dict[str, Any]) -> None:
+    def change(content: RecordDict) -> None:
+        content["metrics"].update(odd)  # type: ignore[union-attr]
+
+    result = run(grid_of(broken(change)))
+    assert same(result.arrays, by_hand())
+    assert [*result.train_metrics_clientapp[1]] == ["loss"]
 
 
 def test_arrays_in_columns_are_read() -> None:

@@ -93,6 +93,15 @@ def test_each_node_has_its_own_and_another_one_where_it_was_killed(config: Path)
     assert hand_on(meeting(), config, 1, 7) == here
 
 
+def test_where_nothing_can_be_written_the_client_app_itself_answers(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "file"))
+    assert unpack(hand_on(meeting(), config, 1, 7).frame, Here).participant == 0
+    assert not residents(config)
+
+
 def test_it_ends_with_the_process_that_starts_client_apps(config: Path) -> None:
     code = f"""
 import subprocess, sys

@@ -21,15 +21,16 @@ from flower_grid import FakeGrid, Node
 from flwr.app import Context, Message, RecordDict
 
 from msfusion.engines.flower import nodes
-from msfusion.engines.flower.frames import Meet
+from msfusion.engines.flower.frames import FORMAT, Failed, Meet, Over, Unfit
 from msfusion.engines.flower.nodes import Waiting
-from msfusion.engines.flower.records import records_of
-from msfusion.engines.grpc.packing import pack
+from msfusion.engines.flower.records import records_of, said_in
+from msfusion.engines.grpc.packing import pack, unpack
 from msfusion.errors import ConfigError, MsfusionError, StreamError
 from msfusion.experiment.config import load_config
 from msfusion.experiment.directory import RunDirectory
-from msfusion.experiment.flower import resident
+from msfusion.experiment.flower import client, resident
 from msfusion.experiment.flower.client import answer
+from msfusion.experiment.flower.resident import Answered
 from msfusion.experiment.flower.server import serve, server_main
 from msfusion.experiment.train import train
 
@@ -218,6 +219,34 @@ def test_a_message_that_is_none_of_ours_is_answered(here: Path, capsys: pytest.C
         reply = answer(Message(records, 1, "query"), context({}, participant=0), config)
         assert reply.has_content()
     assert "msfusion: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("error", [StreamError("it has died"), PermissionError(13, "/secret")])
+def test_one_whose_process_fails_answers_what_it_was_asked(
+    error: Exception, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Who is asked whether it can take part says that it cannot, and not why: Flower tells what is raised."""
+    config = deployed(here, METHODS["fresh"])
+
+    def failing(*_: object) -> Answered:
+        raise error
+
+    monkeypatch.setattr(client, "hand_on", failing)
+    answers = [
+        unpack(said_in(answer(message, context({}, participant=0), config).content)[0], Unfit, Failed)
+        for message in (Message(records_of(pack(each)), 1, "query") for each in (Meet(FORMAT), Over(3, 0)))
+    ]
+    assert answers == [Unfit("why is told in the log of its SuperNode", False), Failed()]
+    assert error.args[-1] in capsys.readouterr().out
+
+
+def test_a_home_in_the_run_config_is_found(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No shell reads what stands in quotes."""
+    monkeypatch.setenv("HOME", str(here / "home"))
+    config = deployed(here, METHODS["fresh"])
+    server_main(grid_of(config), context({"out": "~/served"}), config)
+    assert (here / "home" / "served" / "summary.json").exists()
+    assert not (here / "~").exists()
 
 
 def test_what_a_loader_says_stays_where_the_data_is(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

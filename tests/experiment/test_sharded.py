@@ -26,8 +26,8 @@ from timeless import metrics_of, summary_of
 from watching import Stopping
 
 from msfusion import costs
-from msfusion.engines.sharded.ranks import Ranks
-from msfusion.errors import ConfigError, MsfusionError
+from msfusion.engines.sharded.ranks import Ranks, RefusedByTheFirst
+from msfusion.errors import ConfigError, MsfusionError, RunDirectoryError
 from msfusion.experiment.config import Config, load_config
 from msfusion.experiment.directory import RunDirectory
 from msfusion.experiment.setup import Parts, prepare_parts
@@ -136,6 +136,27 @@ def test_what_a_rank_has_not_alike_is_refused_by_the_first(tmp_path: Path, parts
         on_ranks(2, config, tmp_path / "taken", parts)
 
 
+@pytest.mark.parametrize("why", ["taken", "other seed"])
+def test_a_refused_run_has_failed_on_all_ranks(why: str, tmp_path: Path, parts: Parts) -> None:
+    """Each machine of several has a torchrun of its own, whose exit code says whether there is a model."""
+    (tmp_path / "run").mkdir()
+    if why == "taken":
+        (tmp_path / "run" / "mine.txt").write_text("")
+    failed = dict[int, type[BaseException]]()
+
+    def work(ranks: Ranks) -> None:
+        config = config_of("auto").changed({"seed": ranks.rank if why == "other seed" else 0})
+        own = replace(parts, model=deepcopy(parts.model))
+        try:
+            train_on(ranks, config, tmp_path / "run", parts=own)
+        except MsfusionError as error:
+            failed[ranks.rank] = type(error)
+
+    side_by_side(3, work)
+    first = RunDirectoryError if why == "taken" else ConfigError
+    assert failed == {0: first, 1: RefusedByTheFirst, 2: RefusedByTheFirst}
+
+
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
@@ -165,6 +186,52 @@ def test_without_torchrun_the_command_is_told(here: Path) -> None:
     assert msfusion("plan", "--set", "run.engine=sharded").exit_code == 0
 
 
+ALONE = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"RANK": "x"},
+        {"RANK": ""},
+        {"RANK": "1"},
+        {"RANK": "-1"},
+        {"WORLD_SIZE": "0"},
+        {"MASTER_PORT": "here"},
+    ],
+)
+def test_what_torchrun_cannot_have_said_is_named(
+    wrong: dict[str, str], here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once: torch would wait an hour for a rank that cannot be."""
+    for name, value in (ALONE | wrong).items():
+        monkeypatch.setenv(name, value)
+    ((name, value),) = wrong.items()
+    told = f'{name} in the environment is "{value}"'
+    refused(msfusion("train", "--set", "run.engine=sharded", "--out", "run"), told)
+    assert not (here / "run").exists()
+
+
+def test_ranks_that_cannot_meet_say_where(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        for name, value in (ALONE | {"MASTER_PORT": port}).items():
+            monkeypatch.setenv(name, value)
+        done = msfusion("train", "--set", "run.engine=sharded", "--out", "run")
+    refused(done, f"rank 0 could not join the others at 127.0.0.1:{port}")
+    assert not (here / "run").exists()
+
+
+def test_torchrun_without_the_engine_is_refused(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each process would train the whole model for itself."""
+    for name, value in {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2", "RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    refused(msfusion("train"), "run.engine=sharded")
+    assert not (here / "runs").exists()
+
+
 def free_port() -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -182,6 +249,28 @@ def start(forge: Forge, count: int, *arguments: str) -> list[int]:
         )
         for rank in range(count)
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_rank_whose_others_do_not_come_can_be_stopped(
+    number: signal.Signals, forge: Forge, here: Path
+) -> None:
+    (here / "job.toml").write_text(load_config(None, JOB).to_toml())
+    with socket.socket() as first:
+        first.bind(("127.0.0.1", 0))
+        first.listen()
+        first.settimeout(60)
+        told = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_PORT": str(first.getsockname()[1])}
+        rank = forge.start(
+            Path("said"), "train", "job.toml", "--out", "run", "--set", "run.engine=sharded",
+            more=ALONE | told,
+        )  # fmt: skip
+        connection, _ = first.accept()  # it waits for an answer from now on
+        with connection:
+            time.sleep(0.2)
+            os.kill(rank, number)
+            assert forge.code(rank) == -number
+    assert sorted(path.name for path in here.iterdir()) == ["job.toml", "said"]
 
 
 @pytest.mark.release  # forty seconds; torchrun itself is below

@@ -248,16 +248,20 @@ def version() -> None:
 def _speaks(engine: str | None) -> bool:
     """Whether this process is to print, and has the run directory: of those that torchrun has started the first one.
 
-    Raises ConfigError where torchrun was to start it, and has not.
+    Raises ConfigError where torchrun was to start it, and has not, and where it has, and nothing was to be divided.
     """
     from msfusion.experiment.config.sections import SHARDED
 
     if engine != SHARDED:
+        if engine is None and "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE") != "1":
+            raise ConfigError(
+                "torchrun has started several processes, and each would carry out the whole run by itself: say --set "
+                f"run.engine={SHARDED} to divide it, or leave torchrun out"
+            )
         return True
-    from msfusion.engines.sharded.ranks import check_started_by_torchrun
+    from msfusion.engines.sharded.ranks import own_rank
 
-    check_started_by_torchrun()
-    return os.environ["RANK"] == "0"
+    return own_rank() == 0
 
 
 def _is_run(directory: Path) -> bool:

@@ -22,7 +22,7 @@ from msfusion.engines.sharded.engine import Sharded
 from msfusion.engines.sharded.keeping import Keeping
 from msfusion.engines.sharded.on_shard import OnShard
 from msfusion.engines.sharded.parcels import dtype_named
-from msfusion.engines.sharded.ranks import Ranks, Torchrun
+from msfusion.engines.sharded.ranks import Ranks, RefusedByTheFirst, Torchrun
 from msfusion.errors import ConfigError, MsfusionError
 from msfusion.experiment.config import Config
 from msfusion.experiment.directory import Checkpoint, RunDirectory
@@ -53,7 +53,7 @@ def train_under_torchrun(
     """What `train` does, as one of the processes that torchrun has started; the summary in the first of them.
 
     The others return nothing. Raises ConfigError where torchrun did not start it, TrainingError where another process
-    is lost, and in the first process what `train` raises.
+    is lost, in the first process what `train` raises, and in the others RefusedByTheFirst then.
     """
     ranks = Torchrun(config.run.device)
     try:
@@ -74,19 +74,23 @@ def train_on(
 ) -> dict[str, Any]:
     """The same as one of some ranks; participants train on the device."""
     if not ranks.is_first:
-        if ranks.from_first():
+        word = ranks.from_first()
+        if word == _REFUSED:
+            raise RefusedByTheFirst(ranks.rank)
+        if word == _BEGUN:
             _follow(ranks, config.pinned(), parts, device)
         return {}
     directory, told = _Directory(path), list[bool]()
 
     def preparing(config: Config, parts: Parts | None) -> Prepared:
-        ranks.from_first(True)
+        ranks.from_first(_BEGUN)
         told.append(True)
         directory.runs.append(ShardedRun(ranks, config, parts, device))
         return directory.runs[0]
 
+    word = _REFUSED
     try:
-        return train(
+        summary = train(
             config,
             path,
             resume=resume,
@@ -95,17 +99,20 @@ def train_on(
             preparing=preparing,
             directory=directory,
         )
+        word = _FINISHED
     finally:
-        if not told:  # it was finished, or is refused: nothing for the others to do
-            ranks.from_first(False)
+        if not told:  # nothing for the others to do
+            ranks.from_first(word)
+    return summary
+
+
+_BEGUN, _FINISHED, _REFUSED = "begun", "finished", "refused"
+"""What the first rank tells the others of a run before they prepare it."""
 
 
 def _follow(ranks: Ranks, config: Config, parts: Parts | None, device: torch.device) -> None:
     """A run as another rank than the first."""
-    try:
-        run = ShardedRun(ranks, config, parts, device)
-    except _SaidByTheFirst:
-        return
+    run = ShardedRun(ranks, config, parts, device)
     checkpoint = run.loaded(None)
     done = checkpoint.rounds if checkpoint else 0
     state = checkpoint.state if checkpoint else run.initial_state()
@@ -118,10 +125,6 @@ def _follow(ranks: Ranks, config: Config, parts: Parts | None, device: torch.dev
 
 def _unseen(result: ParticipantResult) -> None:
     """The first rank shows who has finished."""
-
-
-class _SaidByTheFirst(MsfusionError):
-    """A run cannot begin, and the first rank says why."""
 
 
 class ShardedRun:
@@ -243,7 +246,7 @@ def _usual(prepared: Prepared) -> SlicesRun:
 def _made_alike(ranks: Ranks, config: Config, make: Callable[[], SlicesRun]) -> SlicesRun:
     """The run, where it could be made on all ranks, and is the same everywhere.
 
-    Raises at the first rank what making it raised on any; `_SaidByTheFirst` at others.
+    Raises at the first rank what making it raised on any; RefusedByTheFirst at others.
     """
     made, error = None, None
     try:
@@ -257,7 +260,7 @@ def _made_alike(ranks: Ranks, config: Config, make: Callable[[], SlicesRun]) -> 
     wrong = [(rank, sentence) for rank, (sentence, _) in enumerate(told) if sentence is not None]
     if wrong:
         if not ranks.is_first:
-            raise _SaidByTheFirst
+            raise RefusedByTheFirst(ranks.rank)
         if error is not None:
             raise error
         raise ConfigError(f"rank {wrong[0][0]}: {wrong[0][1]}")
@@ -265,7 +268,7 @@ def _made_alike(ranks: Ranks, config: Config, make: Callable[[], SlicesRun]) -> 
         different = [key for key in others if others[key] != told[0][1][key]]
         if different:
             if not ranks.is_first:
-                raise _SaidByTheFirst
+                raise RefusedByTheFirst(ranks.rank)
             raise ConfigError(
                 f"rank {rank} has another {different[0]} than the first: give all ranks the same configuration, data, "
                 "files and versions"

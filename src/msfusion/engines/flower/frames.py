@@ -11,7 +11,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from msfusion.engines.grpc.packing import Agreement
+from msfusion.engines.grpc.packing import Agreement, unpack
+from msfusion.errors import MsfusionError, StreamError
+from msfusion.imports import in_one_line
 
 FORMAT = 1
 """The version of what is said: both sides must have the same."""
@@ -91,3 +93,19 @@ class Over:
 @dataclass(frozen=True)
 class Thanks:
     """It is known."""
+
+
+def excuse(
+    frame: bytes, why: str = "why is told in the log of its SuperNode", *, spare: bool = False
+) -> object:
+    """What the server is told where a message cannot be answered: as an answer to what was asked."""
+    try:
+        unpack(frame, Meet)
+    except StreamError:
+        return Failed()
+    return Unfit(why, spare)
+
+
+def told_here(error: Exception) -> str:
+    """An error in a sentence, for the log of the participant's own machine."""
+    return str(error) if isinstance(error, MsfusionError) else f"{type(error).__name__}: {in_one_line(error)}"

@@ -15,6 +15,7 @@ from msfusion.engines.grpc.listening import seconds_of
 from msfusion.engines.grpc.packing import Agreement, check_agreement, pack, unpack
 from msfusion.engines.grpc.places import MOST_EXAMPLES
 from msfusion.errors import MsfusionError, StreamError
+from msfusion.quoting import MOST_OF_A_WORD, short
 from msfusion.setting import check
 
 LOOK_SECONDS = 1.0
@@ -153,9 +154,9 @@ class Nodes:
             if not isinstance(here, Unfit):
                 self._take(node, here)
             elif here.spare:
-                self._waiting.on_event(f"node {node} is let be: {here.why}")
+                self._waiting.on_event(f"node {node} is let be: {in_a_line(here.why)}")
             else:
-                raise StreamError(here.why)
+                raise StreamError(in_a_line(here.why))
         except MsfusionError as error:
             sentence = f"node {node} cannot take part: {error}"
             if not self._begun:
@@ -207,4 +208,9 @@ GONE = (3, 4, 5)
 
 def told(code: int, reason: str | None) -> str:
     """An error reply in words, which may be anybody's."""
-    return f"Flower's error {code}" + (f": {' '.join(reason.split())[:200]}" if reason else "")
+    return f"Flower's error {code}" + (f": {in_a_line(reason)}" if reason else "")
+
+
+def in_a_line(text: str) -> str:
+    """What a node says, for a log: it begins no line of its own there, and commands no terminal."""
+    return short(" ".join(text.split()), MOST_OF_A_WORD)

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from msfusion.batch import Batch
 from msfusion.engines.flower.frames import (
@@ -23,19 +22,19 @@ from msfusion.engines.flower.frames import (
     Meet,
     Over,
     Thanks,
-    Unfit,
     Work,
+    excuse,
+    told_here,
 )
 from msfusion.engines.flower.memory import keeping
 from msfusion.engines.grpc.kept import sent_of
 from msfusion.engines.grpc.messages import task_in
 from msfusion.engines.grpc.packing import Agreement, pack, unpack
 from msfusion.engines.grpc.sent import SentLog
-from msfusion.errors import MsfusionError, RunDirectoryError, StreamError
+from msfusion.errors import RunDirectoryError, StreamError
 from msfusion.federated.engine import perform, threads_set
 from msfusion.federated.method import Method
 from msfusion.files import digest_of_json
-from msfusion.imports import in_one_line
 
 Say = Callable[[str], None]
 
@@ -88,23 +87,16 @@ def respond(
     `say` tells this machine's user what happens. Of what `present` raises the server is told only a StreamError. Raises
     nothing.
     """
-    asked: Any = None
     try:
         asked = unpack(frame, Meet, Work, Over)
         answer, update = _answer(asked, body, present(), memory, say)
+    except StreamError as error:
+        say(str(error))
+        answer, update = excuse(frame, str(error), spare=isinstance(error, Spare)), b""
     except Exception as error:
-        known = isinstance(error, MsfusionError)
-        say(str(error) if known else f"{type(error).__name__}: {in_one_line(error)}")
-        answer, update = _excuse(asked, error), b""
+        say(told_here(error))
+        answer, update = excuse(frame), b""
     return pack(answer), update
-
-
-def _excuse(asked: object, error: Exception) -> object:
-    """What the server is told of an error."""
-    if not isinstance(asked, Meet):
-        return Failed()
-    why = str(error) if isinstance(error, StreamError) else "why is told in the log of its SuperNode"
-    return Unfit(why, isinstance(error, Spare))
 
 
 def _answer(

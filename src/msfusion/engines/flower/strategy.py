@@ -100,7 +100,8 @@ class SubModels(FedAvg):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """The whole model with all slices fused into it, weighted by examples; one that does not fit is left out."""
-        valid, _ = self._check_and_log_replies(replies, is_train=True)
+        # Flower's own look at all replies at once would end the run for one that is not like the first
+        valid, _ = self._check_and_log_replies(replies, is_train=True, validate=False)
         sums, used = Accumulator(self._whole, self.width_map), []
         for each in valid:
             source = f"node {each.metadata.src_node_id}"
@@ -112,18 +113,45 @@ class SubModels(FedAvg):
                 used.append(each.content)
         if not used:
             return None, None
-        return ArrayRecord(sums.result()), self.train_metrics_aggr_fn(used, self.weighted_by_key)
+        return ArrayRecord(sums.result()), self.train_metrics_aggr_fn(_comparable(used), self.weighted_by_key)
 
     def _add(self, sums: Accumulator, each: Message, source: str) -> None:
         """One node's slice. Raises UpdateError."""
         window = self._windows.get(each.metadata.src_node_id)
         if window is None:
             raise UpdateError(f"{source} has answered, and had no slice in this round")
-        (arrays,), (metrics,) = each.content.array_records.values(), each.content.metric_records.values()
-        weight = metrics[self.weighted_by_key]
+        arrays, metrics = [*each.content.array_records.values()], [*each.content.metric_records.values()]
+        if len(arrays) != 1 or len(metrics) != 1:
+            raise UpdateError(
+                f"{source} has sent {len(arrays)} records of arrays and {len(metrics)} of figures, not one of each"
+            )
+        weight = metrics[0].get(self.weighted_by_key)
         if not isinstance(weight, int | float):
             raise UpdateError(f"{source} says no number of examples")
-        sums.add(window, tensors_in(arrays), float(weight), source=source)
+        sums.add(window, tensors_in(arrays[0]), float(weight), source=source)
+
+
+def _comparable(contents: list[RecordDict]) -> list[RecordDict]:
+    """Replies with those figures that all of them have, and in one form: others have no mean."""
+    figures = [next(iter(each.metric_records.values())) for each in contents]
+    forms = [{name: _length(value) for name, value in each.items()}.items() for each in figures]
+    common = {name for name, _ in set(forms[0]).intersection(*forms[1:])}
+    return [
+        RecordDict(
+            {
+                name: MetricRecord({key: record[key] for key in record if key in common})
+                if isinstance(record, MetricRecord)
+                else record
+                for name, record in each.items()
+            }
+        )
+        for each in contents
+    ]
+
+
+def _length(value: object) -> int | None:
+    """Of a list of figures; None of one figure."""
+    return len(value) if isinstance(value, list) else None
 
 
 def sub_model(model: nn.Module, width_map: WidthMap, message: Message) -> nn.Module:

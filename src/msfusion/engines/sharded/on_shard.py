@@ -14,7 +14,7 @@ from torch import Tensor
 from msfusion.batch import Batch
 from msfusion.digests import digest_of_tensors
 from msfusion.engines.sharded.parcels import collected
-from msfusion.engines.sharded.ranks import Ranks
+from msfusion.engines.sharded.ranks import Ranks, RefusedByTheFirst
 from msfusion.errors import ConfigError, TrainingError, UpdateError
 from msfusion.federated.method import Answered, Evaluation, Method, Task, Update
 from msfusion.federated.sharding import Shard, Sharding, is_note, stretched
@@ -118,4 +118,4 @@ class OnShard(Method):
             elif "found" in word:
                 return Evaluation(**word["found"])
             else:
-                raise TrainingError("the first rank cannot evaluate the model: see what it says")
+                raise RefusedByTheFirst(self.ranks.rank)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +22,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from msfusion.errors import ConfigError, TrainingError
+from msfusion.quoting import quoted
 
 SHORT = 4096
 """Bytes of a message that travel at once with its length; a longer one takes a second turn."""
@@ -30,9 +33,18 @@ LONGEST = 2**24
 PATIENCE = timedelta(hours=1)
 """For how long a rank waits for another that says nothing, though its connection is open: longer than any training."""
 
+MOST_RANKS = 2**16
+
 COMMAND = "torchrun --nproc-per-node 4 -m msfusion train CONFIG --set run.engine=sharded"
 
 _NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+class RefusedByTheFirst(TrainingError):
+    """A run cannot begin or go on, and the first rank says why. Here too it has failed: so says the exit code."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__(f"rank {rank} ends with the first rank, which says why")
 
 
 class Ranks(ABC):
@@ -80,14 +92,14 @@ class Torchrun(Ranks):
         check_started_by_torchrun()
         self._device = torch.device("cpu")
         if device == "cuda":
-            local = int(os.environ.get("LOCAL_RANK", "0"))
+            local = _number("LOCAL_RANK", 0, MOST_RANKS) if "LOCAL_RANK" in os.environ else 0
             if local >= torch.cuda.device_count():
                 raise ConfigError(
                     f"run.device is 'cuda', and this machine has {torch.cuda.device_count()} GPUs for its ranks: start "
                     "one rank for each, or set it to cpu"
                 )
             self._device = torch.device("cuda", local)
-        with _losing_ranks():
+        with _coming_together(), _ended_by_signals():
             if device == "cuda":
                 torch.cuda.set_device(self._device)
                 dist.init_process_group("nccl", timeout=PATIENCE, device_id=self._device)
@@ -146,13 +158,65 @@ class Torchrun(Ranks):
 
 
 def check_started_by_torchrun() -> None:
-    """Raise ConfigError, with the command to use, where torchrun did not start this process."""
+    """Raise ConfigError, with the command to use, where torchrun did not start this process, or not as one of ours."""
     missing = [name for name in _NEEDED if name not in os.environ]
     if missing:
         raise ConfigError(
             f"run.engine = 'sharded' is several processes that torchrun starts, and {missing[0]} is not set: use "
             f"{COMMAND}"
         )
+    count = _number("WORLD_SIZE", 1, MOST_RANKS)
+    _number("RANK", 0, count - 1)
+    _number("MASTER_PORT", 0, 2**16 - 1)
+
+
+def own_rank() -> int:
+    """The number of this process, which torchrun has started. Raises ConfigError as `check_started_by_torchrun`."""
+    check_started_by_torchrun()
+    return int(os.environ["RANK"])
+
+
+def _number(name: str, least: int, most: int) -> int:
+    """A whole number in the environment. Raises ConfigError where it is none, or cannot be."""
+    text = os.environ[name]
+    if not (text.isascii() and text.isdigit() and least <= int(text[:20]) <= most):
+        raise ConfigError(
+            f"{name} in the environment is {quoted(text)}, and must be a whole number from {least} to {most}: torchrun "
+            f"sets it, so leave it to {COMMAND}"
+        )
+    return int(text)
+
+
+@contextmanager
+def _coming_together() -> Iterator[None]:
+    """Turn what torch.distributed raises where the ranks do not find each other into a sentence."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        why = str(error).partition("\n")[0]
+        raise TrainingError(
+            f"rank {os.environ['RANK']} could not join the others at {place} ({why[:300]}): this address must be that "
+            "of the first rank's machine, and its port free there"
+        ) from error
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the process, though nothing of Python runs while torch waits for ranks that do not come.
+
+    Nothing has been begun or written yet.
+    """
+    before: dict[signal.Signals, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                before[number] = signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

@@ -11,10 +11,9 @@ from pathlib import Path
 
 from flwr.app import Context, Message
 
-from msfusion.engines.flower.frames import Failed
+from msfusion.engines.flower.frames import excuse, told_here
 from msfusion.engines.flower.records import keep_in, kept_in, records_of, said_in
 from msfusion.engines.grpc.packing import pack
-from msfusion.errors import MsfusionError
 from msfusion.experiment.flower.resident import Asked, hand_on
 
 NUMBERS = ("participant", "partition-id")
@@ -27,14 +26,15 @@ def answer(message: Message, context: Context, config: Path) -> Message:
     The SuperNode's --node-config says which `participant` it is (or `partition-id`), where its own `data` is if not
     where data.own says, and in which folder to `keep` what its method has it keep, and a log of what has left it.
     """
+    frame = b""
     try:
         frame, body = said_in(message.content)
         kept = kept_in(context.state)
         node = json.dumps(dict(context.node_config))
         asked = Asked(node, frame, body, list(kept), list(kept.values()))
         done = hand_on(asked, config, context.run_id, context.node_id)
-    except MsfusionError as error:  # ours: no data in it
-        print(f"msfusion: {error}", flush=True)
-        return Message(records_of(pack(Failed())), reply_to=message)
-    keep_in(context.state, dict(zip(done.rounds, done.kept, strict=True)))
+        keep_in(context.state, dict(zip(done.rounds, done.kept, strict=True)))
+    except Exception as error:  # Flower would tell the server
+        print(f"msfusion: {told_here(error)}", flush=True)
+        return Message(records_of(pack(excuse(frame))), reply_to=message)
     return Message(records_of(done.frame, done.body), reply_to=message)

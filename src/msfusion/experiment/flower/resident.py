@@ -113,10 +113,13 @@ def _address(config: Path, run_id: int, node_id: int, node: str) -> Path | None:
     """Where the process for this node and run is found; None where there can be none."""
     if not hasattr(socket, "AF_UNIX") or "ray" in sys.modules:
         return None
-    folder = Path(tempfile.gettempdir()) / f"msfusion-{os.getuid()}"
-    with suppress(FileExistsError):
-        folder.mkdir(mode=0o700)
-    there = folder.lstat()
+    try:
+        folder = Path(tempfile.gettempdir()) / f"msfusion-{os.getuid()}"
+        with suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        there = folder.lstat()
+    except OSError:  # nothing can be written there
+        return None
     if there.st_uid != os.getuid() or there.st_mode & 0o077 or folder.is_symlink():
         return None
     told = json.dumps([str(config), run_id, node_id, node, os.getppid()])
@@ -133,11 +136,11 @@ def _connected(address: Path) -> Connection[Any, Any] | None:
 
 def _started(address: Path, config: Path) -> Connection[Any, Any] | None:
     """A connection to a new process; None where none can be started."""
-    address.unlink(missing_ok=True)
-    _tidy(address.parent)
     command = [sys.executable, "-m", __name__, str(address), str(config), str(os.getppid())]
     nothing = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
     try:  # what it has to tell goes where this process tells it: to the SuperNode's log
+        address.unlink(missing_ok=True)
+        _tidy(address.parent)
         process = os.posix_spawn(sys.executable, command, os.environ, file_actions=[nothing])
     except OSError:
         return None

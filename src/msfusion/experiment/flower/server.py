@@ -70,8 +70,9 @@ def server_main(grid: Grid, context: Context, config: Path) -> None:
         if not isinstance(out, str) or not out:
             raise ConfigError("the run config has no 'out': say where the run directory goes")
         console = Console(width=200, highlight=False, soft_wrap=True)
-        serve(settings, Path(out), grid, Waiting(**given, on_event=say), Lines(console, "msfusion:"))
-        say(f"the model and all figures are in {Path(out).resolve()}")
+        path = Path(out).expanduser()
+        serve(settings, path, grid, Waiting(**given, on_event=say), Lines(console, "msfusion:"))
+        say(f"the model and all figures are in {path.resolve()}")
 
 
 def _setting(run_config: Mapping[str, Any], key: str) -> float | int | None:
