@@ -162,6 +162,7 @@ def test_a_refused_run_has_failed_on_all_ranks(why: str, tmp_path: Path, parts: 
     [
         (["method.start=fresh", "method.overlap={shape='feedback', start=0.5}"], "does not carry msfusion"),
         (["method.name=fedavg", "method.average=test_sharded:worst"], "median"),
+        (["method.name=small", "method.codec=dense"], "leave out method.codec"),
     ],
 )
 def test_what_cannot_be_divided_is_refused_by_name(

@@ -15,6 +15,7 @@ from msfusion.experiment.compare import compare
 from msfusion.experiment.comparison import Comparison
 from msfusion.experiment.config import Config, load_config
 from msfusion.experiment.directory import RunDirectory
+from msfusion.experiment.plan import plan_run
 from msfusion.experiment.setup import Parts, prepare, prepare_parts
 from msfusion.experiment.train import Silent, train
 from msfusion.files import read_tensors
@@ -105,3 +106,29 @@ def test_budgets_decide_the_ratios(parts: Parts, tmp_path: Path) -> None:
 
 def test_the_evaluation_batch_size_is_used(parts: Parts) -> None:
     assert prepare(quick("evaluation.batch_size=7"), parts).method.scoring.batch_size == 7
+
+
+@pytest.mark.parametrize("start", ["fresh", "blocks"])
+def test_the_bytes_of_small_messages_are_foreseen(tmp_path: Path, start: str) -> None:
+    given = [f"method.start={start}", "model.options={ widths = [32, 64] }", "evaluation.every=4"]
+    plain = prepare(quick(*given), prepare_parts(quick(*given)))
+    small = quick(*given, "method.codec={codec='dead_zone',step=1.5}", "method.codec_down=dense")
+    planned = plan_run(prepare(small))
+    train(small, tmp_path)
+    lines = RunDirectory(tmp_path).read_metrics()
+    before = plain.costs(0.25)
+    (asked,) = {(row["bytes_down"], row["bytes_up"]) for row in planned["participants"]}
+    assert asked[0] < before.bytes_down / 6
+    assert asked[1] < before.bytes_up / 10
+    up = sum(line["bytes_up"] for line in lines) / 4 / 3
+    assert up == pytest.approx(asked[1], rel=0.25)
+    if (
+        start == "fresh"
+    ):  # weights that nobody has held since are not new; and blocks that are finished go down besides
+        assert sum(line["bytes_down"] for line in lines) / 4 / 3 < 1.1 * asked[0]
+
+
+def test_a_split_and_what_grows_have_codecs_of_their_own() -> None:
+    for own in (["method.name=split", "split.at=layers.3"], ["method.name=fedgrow", "grow.growth=scratch"]):
+        with pytest.raises(ConfigError, match=r"method\.codec has no meaning"):
+            quick(*own, "method.start=auto", "method.codec=dense")

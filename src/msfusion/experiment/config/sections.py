@@ -37,14 +37,15 @@ SLICES_ONLY = (
     "method.recalibrate",
     "method.average",
     "method.contrastive_weight",
-    "method.codec",
-    "method.codec_down",
     "run.together",
     "network",
     "training.loss",
     "evaluation.metrics",
 )
 """What is for sub-models alone: keys that must stay as they are by default elsewhere."""
+
+CODECS = ("method.codec", "method.codec_down")
+"""What makes the messages of a round small: not where a method of the house has messages of its own kind."""
 
 
 def _known_loss(value: Any) -> Any:
@@ -229,6 +230,7 @@ class SplitSection(Section):
 
     meaningless: ClassVar[tuple[str, ...]] = (
         *SLICES_ONLY,
+        *CODECS,
         "method.weighting",
         "participants.fraction",
         "participants.dropout",
