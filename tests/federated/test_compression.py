@@ -250,7 +250,13 @@ def test_the_identity_is_no_codec() -> None:
     assert all(map(alike, plain, given))
 
 
-@pytest.mark.parametrize("kind", METHODS)
+KINDS = [
+    pytest.param(kind, marks=[pytest.mark.release] * (kind in ("ensemble", "fedavg", "adaptive")))
+    for kind in METHODS
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_fine_codecs_change_little_and_coarse_ones_save_much(kind: str) -> None:
     (*_, plain), (*_, fine) = (
         run(build(kind, None, None)),
@@ -270,11 +276,9 @@ def test_fine_codecs_change_little_and_coarse_ones_save_much(kind: str) -> None:
         assert after.bytes_down < before.bytes_down
 
 
-@pytest.mark.parametrize(
-    ("kind", "up", "down"),
-    [*((kind, COARSE, FEW) for kind in METHODS), ("small", FEW, None), ("small", None, COARSE)],
-)
-def test_workers_and_resuming_change_nothing(kind: str, up: Codec | None, down: Codec | None) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_workers_and_resuming_change_nothing(kind: str) -> None:
+    up, down = {"small": (FEW, None), "fedavg": (None, COARSE)}.get(kind, (COARSE, FEW))
     whole = run(build(kind, up, down))
     assert all(map(alike, whole, run(build(kind, up, down), workers=2)))
     middle = whole[2]

@@ -343,9 +343,7 @@ def expected_bytes(entries: int, tensors: int, codec: Codec) -> int:
 _TRIED = 2**18
 
 
-def decode(
-    message: UInt8[Tensor, " bytes"], shapes: Mapping[str, tuple[int, ...]], codec: Codec
-) -> dict[str, Tensor]:
+def decode(message: Tensor, shapes: Mapping[str, tuple[int, ...]], codec: Codec) -> dict[str, Tensor]:
     """The float32 tensors of a message, by name. Raises CodecError for what is no such message of these shapes.
 
     Nothing is allocated beyond what the shapes ask for.
