@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from msfusion.codecs.entropy import compress, decompress, deflate, inflate
+from msfusion.codecs.entropy import compress, decompress, deflated, inflate
 from msfusion.errors import CodecError
 
-BOTH = [(compress, decompress), (deflate, inflate)]
+BOTH = [(compress, decompress), (deflated, inflate)]
 skewed = st.lists(st.sampled_from([127, 127, 127, 127, 126, 128, 3]), min_size=200, max_size=3000)
 
 
@@ -23,7 +23,7 @@ def test_what_is_smaller_comes_back(data: bytes) -> None:
     for pack, unpack in BOTH:
         packed = pack(data)
         if packed is not None:
-            assert len(packed) < len(data)
+            assert pack is deflated or len(packed) < len(data)
             assert unpack(packed, len(data)) == data
 
 
@@ -34,21 +34,19 @@ def test_the_size_is_near_the_entropy_of_the_codes(zeros: float, allowed: float)
     codes[generator.random(len(codes)) < zeros] = 127
     share = np.unique(codes, return_counts=True)[1] / len(codes)
     entropy = -float((share * np.log2(share)).sum()) * len(codes) / 8
-    packed = deflate(codes)
-    assert packed is not None
+    packed = deflated(codes)
     assert entropy < len(packed) < allowed * entropy
 
 
 def test_runs_cost_next_to_nothing() -> None:
-    packed = deflate(np.full(100_000, 127, np.uint8))
-    assert packed is not None
+    packed = deflated(np.full(100_000, 127, np.uint8))
     assert len(packed) < 500
 
 
 @pytest.mark.parametrize("unpack", [decompress, inflate])
 def test_damage_is_refused(unpack: object) -> None:
     assert callable(unpack)
-    pack = {decompress: compress, inflate: deflate}[unpack]
+    pack = {decompress: compress, inflate: deflated}[unpack]
     sound = pack(bytes(5000))
     assert sound is not None
     for damaged in (sound[:-1], sound + b"\0", b"", b"\xff" * 20):

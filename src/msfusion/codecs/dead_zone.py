@@ -21,12 +21,16 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 from msfusion.codecs.codec import Codec, Encoded, in_float32, not_finite
-from msfusion.codecs.entropy import deflate, inflate
-from msfusion.codecs.header import Header
-from msfusion.codecs.operations import Operations
+from msfusion.codecs.entropy import TRIED, deflated, inflate
+from msfusion.codecs.grouped import GROUPINGS
+from msfusion.codecs.header import Buffer, Header
+from msfusion.codecs.operations import Operations, Packed
 from msfusion.errors import CodecError, ConfigError
 
 LARGEST_CODE = 127
+AS_THEY_ARE, DEFLATED = 0, 1
+"""How the codes stand in a message: a byte each, in a DEFLATE stream, or by one of `GROUPINGS`."""
+
 _SETTINGS = struct.Struct("<Bff")
 
 
@@ -61,12 +65,8 @@ class DeadZone(Codec):
         starts = starts.to(torch.float32).clamp(min=2.0**-149)  # zero stays zero
         boundaries = torch.cat([-starts.flip(0), starts]).to(values.device)
         codes = operations.quantise(values, boundaries, 8)
-        stream = deflate(codes)
-        return (
-            False,
-            _SETTINGS.pack(stream is not None, step, dead_zone),
-            [codes if stream is None else stream],
-        )
+        way, payload = _shortest(codes)
+        return False, _SETTINGS.pack(way, step, dead_zone), [payload]
 
     def _absolute_step(self, values: Float32[Tensor, " elements"]) -> float:
         if len(values) == 0:
@@ -86,16 +86,20 @@ class DeadZone(Codec):
 
     @classmethod
     def _check_message(cls, header: Header, payload: memoryview) -> None:
-        compressed = _read(header)[0]
-        if len(payload) >= header.elements if compressed else len(payload) != header.elements:
+        way = _read(header)[0]
+        if len(payload) >= header.elements if way != AS_THEY_ARE else len(payload) != header.elements:
             raise CodecError(f"a payload of {len(payload)} bytes where {header.elements} are expected.")
 
     @classmethod
     def _decode(
         cls, header: Header, payload: memoryview, out: Float32[Tensor, " elements"], operations: Operations
     ) -> None:
-        compressed, step, dead_zone = _read(header)
-        codes = inflate(payload, header.elements) if compressed else payload
+        way, step, dead_zone = _read(header)
+        codes: Buffer = payload
+        if way == DEFLATED:
+            codes = inflate(payload, header.elements)
+        elif way in GROUPINGS:
+            codes = GROUPINGS[way].decode(payload, header.elements, LARGEST_CODE).tobytes()
         if np.frombuffer(codes, np.uint8).max() > 2 * LARGEST_CODE:
             raise CodecError("a message is damaged: it holds a code that no encoder writes.")
         steps = torch.arange(-LARGEST_CODE, LARGEST_CODE + 2, dtype=torch.float64)
@@ -105,10 +109,22 @@ class DeadZone(Codec):
         operations.dequantise(codes, levels.to(out.device), 8, out)
 
 
-def _read(header: Header) -> tuple[bool, float, float]:
+def _shortest(codes: Packed) -> tuple[int, bytes]:
+    """How codes take the fewest bytes, and these; the first of them show it."""
+    first = codes[:TRIED]
+    ways = {AS_THEY_ARE: len(first), DEFLATED: len(deflated(first))}
+    ways |= {way: len(each.encode(first, LARGEST_CODE)) for way, each in GROUPINGS.items()}
+    way = min(ways, key=lambda each: ways[each])
+    if way == AS_THEY_ARE:
+        return way, codes.tobytes()
+    payload = GROUPINGS[way].encode(codes, LARGEST_CODE) if way in GROUPINGS else deflated(codes)
+    return (way, payload) if len(payload) < len(codes) else (AS_THEY_ARE, codes.tobytes())
+
+
+def _read(header: Header) -> tuple[int, float, float]:
     if len(header.settings) != _SETTINGS.size or header.signed:
         raise CodecError("a message is damaged: impossible settings in its header.")
-    compressed, step, dead_zone = _SETTINGS.unpack(header.settings)
-    if compressed > 1 or not (0 <= step < math.inf and 0.5 <= dead_zone <= 4):
+    way, step, dead_zone = _SETTINGS.unpack(header.settings)
+    if way not in (AS_THEY_ARE, DEFLATED, *GROUPINGS) or not (0 <= step < math.inf and 0.5 <= dead_zone <= 4):
         raise CodecError("a message is damaged: impossible settings in its header.")
-    return bool(compressed), step, dead_zone
+    return way, step, dead_zone

@@ -42,17 +42,15 @@ def decompress(frame: Buffer, size: int) -> bytes:
         raise CodecError(f"a compressed payload is damaged: {error}.") from error
 
 
-def deflate(codes: Any) -> bytes | None:
-    """A raw DEFLATE stream of codes of a byte each, smaller than they are, or None where there is none.
+def deflated(codes: Any) -> bytes:
+    """A raw DEFLATE stream of codes of a byte each, whether it is smaller than they are or not.
 
     Runs pay where most codes are the same: what is shorter for the first codes is done with all.
     """
     view = memoryview(codes).cast("B")
     tried = {each: _deflated(view[:TRIED], each) for each in (zlib.Z_RLE, zlib.Z_HUFFMAN_ONLY)}
     strategy, stream = min(tried.items(), key=lambda each: len(each[1]))
-    if len(view) > TRIED:
-        stream = _deflated(view, strategy)
-    return stream if len(stream) < len(view) else None
+    return stream if len(view) <= TRIED else _deflated(view, strategy)
 
 
 def inflate(stream: Buffer, size: int) -> bytes:
