@@ -20,6 +20,7 @@ from msfusion.batch import Batch
 from msfusion.codecs import Codec, DeadZone, Identity, Quantized, TopK
 from msfusion.errors import CodecError
 from msfusion.federated import rounds as federated_rounds
+from msfusion.federated.capacities import Capacities
 from msfusion.federated.compression import (
     KNOWN,
     MESSAGE,
@@ -35,6 +36,7 @@ from msfusion.federated.compression import (
 from msfusion.federated.engine import InProcess
 from msfusion.federated.method import Method
 from msfusion.federated.participation import Conditions, RoundSettings
+from msfusion.federated.problem import Problem
 from msfusion.federated.results import RoundResult
 from msfusion.federated.states import part, payload_bytes
 from msfusion.federated.training import TrainingSettings
@@ -416,3 +418,15 @@ def test_a_method_of_ones_own_is_carried() -> None:
     assert torch.allclose(plain.state["weight"], result.state["weight"], atol=0.05)
     assert result.state["steps"] == plain.state["steps"]
     assert payload_bytes(plain.state) == 24
+
+
+def test_a_method_that_is_built_again_keeps_its_codecs() -> None:
+    method = compressed(Averaging(), COARSE, None)
+    model, width_map = wide()
+    each = Capacities((1.0,) * 2)
+    problem = Problem(model, some_data()[0], each, (TRAINING,) * 2, (13, 14), 2, known_map=width_map)
+    again = method.build(problem)
+    assert again.compression is not None
+    assert (again.compression.method, again.compression.up) == (again, COARSE)
+    assert method.compression is not None
+    assert method.compression.method is method

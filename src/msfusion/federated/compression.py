@@ -267,7 +267,7 @@ def compressed(method: Method, up: Codec | None, down: Codec | None) -> Method:
     """The method, whose messages go through these codecs from now on. The identity is no codec here."""
     up, down = (None if isinstance(codec, Identity) else codec for codec in (up, down))
     if up is not None or down is not None:
-        object.__setattr__(method, "compression", Compression(method, up, down))  # a dataclass may be frozen
+        object.__setattr__(method, "_compression", Compression(method, up, down))  # a dataclass may be frozen
     return method
 
 

@@ -17,7 +17,7 @@ from abc import abstractmethod
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy, deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, Literal, NewType
 
 import torch
@@ -159,17 +159,21 @@ class Method(Settings):
     scoring: Scoring = CROSS_ENTROPY
     """The loss that participants minimise, and the figures of an evaluation."""
 
-    compression: ClassVar[Compression | None] = None
-    """How its messages become small (`federated.compression.compressed` sets it); None: they go as they are."""
-
     def build(self, problem: Problem) -> Method:
         """The method for a problem: a copy that has it, its model, scoring and seed."""
         made = copy(self)
         made.__dict__.pop("_working", None)  # of another model, if this was built before
+        if made.compression is not None:
+            object.__setattr__(made, "_compression", replace(made.compression, method=made))
         known = {"problem": problem, "model": problem.model, "scoring": problem.scoring, "seed": problem.seed}
         for name, value in known.items():
             object.__setattr__(made, name, value)  # a dataclass may be frozen
         return made
+
+    @property
+    def compression(self) -> Compression | None:
+        """How its messages become small, as `federated.compression.compressed` sets it; None: they go as they are."""
+        return self.__dict__.get("_compression")
 
     def __repr__(self) -> str:
         """Without its weights."""
