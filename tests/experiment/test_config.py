@@ -72,7 +72,7 @@ MISTAKES = [
     ("method.contrastive_every=1.5", "method.contrastive_every = 1.5 should be a valid integer"),
     ("method.contrastive=1", "there is no key 'method.contrastive' (did you mean 'method.contrastive_"),
     ("method.codec=dead_zoe", "method.codec: there is no codec 'dead_zoe'"),
-    ("method.codec={codec='dead_zone',step=0}", "step = 0: the step must be above 0"),
+    ("method.codec={codec='dead_zone',step=0.0}", "step = 0.0: the step must be above 0"),
     ("method.codec_down=3", "method.codec_down = 3 should be"),
     ("training.optimizer=7", "training.optimizer = 7 should be 'sgd'"),
     ("training.batch_size=0", "--set: training.batch_size = 0 should be at least 1"),
