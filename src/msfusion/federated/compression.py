@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from msfusion.codecs import Codec, CodecError, Identity
 from msfusion.costs import Costs
-from msfusion.federated.privacy import OpenForm, Outbound, forms_of
+from msfusion.federated.privacy import OpenForm, Outbound
 from msfusion.federated.sharding import Form, stretched
 from msfusion.federated.states import labelled, part, payload_bytes
 from msfusion.width.groups import State
@@ -123,10 +123,7 @@ class Compression:
             return update
         coded = _shapes_of_coded(update.tensors)
         for name, form in coded.items():
-            if name not in task.tensors or forms_of({name: task.tensors[name]})[name] != (
-                form.dtype,
-                form.shape,
-            ):
+            if name not in task.tensors or _form_of(task.tensors[name]) != form:
                 raise CodecError(f"the update has a tensor {name!r} that does not answer what was sent")
         changes = _decoded(update.tensors, coded, self.up)
         return replace(update, tensors={**_plain(update.tensors), **_moved(task.tensors, changes)})
@@ -205,7 +202,7 @@ class Compression:
         answers = {
             name: task.tensors[name]
             for name, form in declared.tensors.items()
-            if name in task.tensors and form == forms_of({name: task.tensors[name]})[name]
+            if name in task.tensors and form == (task.tensors[name].dtype, task.tensors[name].shape)
         }
         coded = self._coded_of(answers)
         empty: dict[str, OpenForm] = {
@@ -219,9 +216,10 @@ class Compression:
 
     def _answering(self, task: Task, tensors: State) -> list[str]:
         """The tensors of an update that are told as changes of what was sent."""
-        forms = forms_of(task.tensors)
         return [
-            name for name in sorted(self._coded_of(tensors)) if forms.get(name) == forms_of(tensors)[name]
+            name
+            for name, tensor in self._coded_of(tensors).items()
+            if name in task.tensors and _form_of(task.tensors[name]) == _form_of(tensor)
         ]
 
     def _coded_of(self, tensors: State) -> dict[str, Tensor]:
@@ -309,6 +307,10 @@ def _shapes_of_coded(tensors: State) -> dict[str, Form]:
     if any(not (each.ndim and each.shape[0] == 0 and each.is_floating_point()) for each in empty.values()):
         raise CodecError("a message is damaged: it has a tensor among those of its codec that is not empty")
     return {name: Form(each.dtype, tuple(each.shape[1:])) for name, each in empty.items()}
+
+
+def _form_of(tensor: Tensor) -> Form:
+    return Form(tensor.dtype, tuple(tensor.shape))
 
 
 def _decoded(tensors: State, coded: Mapping[str, Form], codec: Codec) -> dict[str, Tensor]:

@@ -151,10 +151,12 @@ class _Federation:
         self.seconds: dict[int, float] = {}
         self.memories, self.late = without_late(memories)
         self._arrived: dict[int, Task] = {}  # the tasks of the late updates that arrive in this round
+        self._sent: dict[int, Task] = {}  # those of this round that went through a codec: they are small
 
     def round(self, engine: Engine, state: dict[str, Tensor], round_index: int) -> RoundResult:
         """One round: everybody trains, the server fuses what is good of it, and evaluates where that is due."""
         begin = time.perf_counter()
+        self._sent.clear()
         attendance = self.calendar.round(round_index)
         conversation = self._conversation(engine, state, round_index)
         fused, results = state, dict[int, ParticipantResult]()
@@ -390,10 +392,15 @@ class _Federation:
 
     def _task(self, state: State, round_index: int, participant: int) -> Task:
         """A participant's task as it is sent, and what it kept for itself."""
+        if participant in self._sent:
+            return self._sent[participant]
         task = self.method.assign(state, round_index, participant)
         memory = self.memories.get(participant)
         task = task if memory is None else replace(task, memory=memory)
-        return task if self.method.compression is None else self.method.compression.sent(task)
+        small = self.method.compression
+        if small is None or small.down is None:
+            return task
+        return self._sent.setdefault(participant, small.sent(task))
 
     def _received(self, state: State, round_index: int, participant: int) -> Task:
         """A participant's task as it can read it."""
