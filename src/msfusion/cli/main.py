@@ -46,6 +46,26 @@ Workers = Annotated[
 
 @app.command()
 @told_in_a_sentence
+def init(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The configuration to write.")] = Path(
+        "job.toml"
+    ),
+    data: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="Your data: a folder, a file, or module:function.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Your model: a built-in one, or module:function.")
+    ] = None,
+) -> None:
+    """Write a configuration to begin with, which has every key and what it means."""
+    from msfusion.experiment.config.described import write_commented
+
+    write_commented(file, data, model)
+    typer.echo(f"{file}: look at it, then: msfusion plan {file}; msfusion train {file}")
+
+
+@app.command()
+@told_in_a_sentence
 def train(
     config: ConfigFile = None,
     out: Annotated[
