@@ -35,6 +35,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -170,11 +171,7 @@ class Storm:
             time.sleep(0.02)
         return {
             "seconds": round(time.monotonic() - self.begin, 1),
-            "seconds_of_a_round": round(
-                statistics.median(b - a for a, b in zip(begun, begun[1:], strict=False)), 1
-            )
-            if len(begun) > 1
-            else None,
+            "seconds_of_a_round": [round(after - before, 1) for before, after in pairwise(begun)],
             "strikes": dict(self.strikes),
             "restarts": dict(self.restarts),
             "most_memory_bytes": self.most_memory,
@@ -223,11 +220,10 @@ class Storm:
 
     def _tell_the_absent(self) -> None:
         """Where somebody was away when the run ended, the server is started again: it has but this to say."""
-        left = len(self.finished) < self.honest and not self.struck
-        if self.served and self.server is None and left:
-            if time.monotonic() - self.over_since > LAST_WORD_SECONDS:
-                self.restarts["server, for those that were away at the end"] += 1
-                self._start_server()
+        over = self.served and self.server is None and time.monotonic() - self.over_since > LAST_WORD_SECONDS
+        if over and len(self.finished) < self.honest and not self.struck:
+            self.restarts["server, for those that were away at the end"] += 1
+            self._start_server()
 
     # What strikes.
 
@@ -307,14 +303,14 @@ def measured(options: argparse.Namespace, mode: str, forge: Forge, folder: Path)
     (folder / name).mkdir()
     text = "\n".join(f"# {each}" for each in settings_of(options, count))
     (folder / name / "job.toml").write_text(f"{text}\n{_toml(settings_of(options, count))}")
-    begin = time.monotonic()
     job = ["train", f"{name}/job.toml", "--out", f"{name}/undisturbed", "--quiet"]
     finish(forge, f"{name}/undisturbed.txt", folder, *job)
-    pace = (time.monotonic() - begin) / options.rounds
+    lines = (folder / name / "undisturbed" / "metrics.jsonl").read_text().splitlines()
+    pace = statistics.median(json.loads(line)["seconds"] for line in lines)
     keys = ["certificates", "--out", f"{name}/keys", "--host", "127.0.0.1", "--participants", str(count)]
     finish(forge, f"{name}/keys.txt", folder, *keys)
     finish(forge, f"{name}/keys.txt", folder, *keys[:2], f"{name}/other-keys", *keys[3:])
-    patience = max(4.0, 2.5 * pace)
+    patience = max(10.0, 2.5 * pace)
     waiting = [] if wait else ["--patience", str(patience), "--deadline", str(patience)]
     federation = Federation(folder, name, count, free_port(), options.plain_text, waiting)
     draws = random.Random(f"{options.seed} {mode}")
@@ -359,7 +355,6 @@ def judged(
         expected = federation.folder / federation.name / "undisturbed" / "model.safetensors"
     digests = [digest(served), digest(expected)]
     counted = {(who, line["round"]) for line in lines for who in line["participants"]}
-    untold = sum((who, line) not in counted for who, line in ())
     said = {(each.participant, number) for each in peers for number in each.valid}
     intruded = sorted(pair for pair in counted if pair[0] in hostile and pair not in said)
     left_out = Counter(each["participant"] for line in lines for each in line.get("left_out", ()))
@@ -367,7 +362,7 @@ def judged(
         "rounds": len(lines),
         "identical": digests[0] is not None and digests[0] == digests[1],
         "sha256": digests[0],
-        "bad_updates_that_counted": len(intruded) + untold,
+        "bad_updates_that_counted": len(intruded),
         "left_out": {
             "honest": sum(times for who, times in left_out.items() if who not in hostile),
             "hostile": sum(times for who, times in left_out.items() if who in hostile),
