@@ -203,6 +203,8 @@ class Storm:
         self.killed.discard(process)
         if process == self.server:
             self.server = None
+            if expected:
+                self._later(self.draws.uniform(0.3, 1.0), self._server_again)
             self.served, self.over_since = self.served or code == 0, time.monotonic()
             if code and not expected:
                 self.faults.append(f"the server ended with {code}: {self._last_words('server')}")
@@ -210,7 +212,10 @@ class Storm:
             who = self.who.pop(process)
             if code == 0:
                 self.finished.add(who)
-            elif not expected:
+                self.struck.discard(who)
+            elif expected:
+                self._later(self.draws.uniform(0.3, 1.0), lambda: self._again(who))
+            else:
                 self.faults.append(
                     f"participant {who} ended with {code}: {self._last_words(f'participant-{who}')}"
                 )
@@ -252,8 +257,7 @@ class Storm:
         self.strikes[how] += 1
         if how == "kill":
             self.killed.add(process)
-            os.kill(process, signal.SIGKILL)
-            self._later(self.draws.uniform(0.3, 1.0), lambda: self._again(who))
+            os.kill(process, signal.SIGKILL)  # and started again once it has ended
         elif how == "stop":
             os.kill(process, signal.SIGSTOP)
             self._later(self.lasting(), lambda: self._continue(who, process))
@@ -283,7 +287,6 @@ class Storm:
         self.strikes["kill of the server"] += 1
         self.killed.add(self.server)
         os.kill(self.server, signal.SIGKILL)
-        self._later(self.draws.uniform(0.3, 1.0), self._server_again)
 
     def _server_again(self) -> None:
         self.restarts["server, killed"] += 1
@@ -349,7 +352,7 @@ def judged(
     lines = federation.metrics()
     served = federation.folder / federation.name / "served" / "model.safetensors"
     hostile = range(honest, federation.count)
-    if hostile:
+    if hostile and len(lines) == options.rounds:
         expected = replayed(federation, lines, frozenset(hostile))
     else:
         expected = federation.folder / federation.name / "undisturbed" / "model.safetensors"
@@ -483,14 +486,28 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
-def warm(settings: list[str]) -> None:
-    """All that takes long is imported and compiled afterwards; no thread of gRPC's is there."""
+def warm(jobs: list[list[str]]) -> None:
+    """What a process would do before it connects is done before it is forked: imports, data, the model's map.
+
+    No thread of gRPC's is there.
+    """
     import msfusion.experiment.network  # noqa: F401
     from msfusion.cli import main  # noqa: F401
+    from msfusion.experiment import remote
     from msfusion.experiment.config import load_config
-    from msfusion.experiment.kinds import prepare
 
-    prepare(load_config(None, settings)).plan()
+    prepare, made = remote.prepared_for_network, dict[str, Any]()
+
+    def prepared(config: Any, parts: Any) -> Any:
+        text = config.to_toml()
+        if text not in made:
+            made[text] = prepare(config, parts)
+        return made[text]
+
+    remote.prepared_for_network = prepared
+    for settings in jobs:
+        run = prepared(load_config(None, settings).pinned(), None)
+        run.plan()
 
 
 def options_given() -> argparse.Namespace:
@@ -523,9 +540,10 @@ def main() -> None:
     options = options_given()
     folder = Path(options.keep or tempfile.mkdtemp()).resolve()
     folder.mkdir(exist_ok=True)
-    forge = Forge(folder, lambda: warm(settings_of(options, options.participants)))
+    modes = ["wait", "leave out"] if options.mode == "both" else [options.mode]
+    counts = [options.participants + options.hostile * (mode != "wait") for mode in modes]
+    forge = Forge(folder, lambda: warm([settings_of(options, count) for count in counts]))
     try:
-        modes = ["wait", "leave out"] if options.mode == "both" else [options.mode]
         runs = [measured(options, mode, forge, folder) for mode in modes]
     finally:
         forge.close()

@@ -68,10 +68,10 @@ class Links:
         self._loop.run_until_complete(self._listen())
         self._listening.set()
         self._loop.run_forever()
-        for each in asyncio.all_tasks(self._loop):
+        tasks = asyncio.all_tasks(self._loop)
+        for each in tasks:
             each.cancel()
-        self._loop.run_until_complete(asyncio.sleep(0.1))
-        self._loop.close()
+        self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
 
     async def _listen(self) -> None:
         for link in self.links:

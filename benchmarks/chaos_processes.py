@@ -64,7 +64,9 @@ def _fork_on_demand(asked: socket.socket) -> None:
     children: set[int] = set()
     while True:
         if select.select([asked], [], [], 0.02)[0]:
-            word = asked.recv(LARGEST)
+            word = b""
+            with suppress(ConnectionResetError):
+                word = asked.recv(LARGEST)
             if not word:
                 for child in children:
                     os.kill(child, signal.SIGKILL)
