@@ -313,7 +313,7 @@ def measured(options: argparse.Namespace, mode: str, forge: Forge, folder: Path)
     keys = ["certificates", "--out", f"{name}/keys", "--host", "127.0.0.1", "--participants", str(count)]
     finish(forge, f"{name}/keys.txt", folder, *keys)
     finish(forge, f"{name}/keys.txt", folder, *keys[:2], f"{name}/other-keys", *keys[3:])
-    patience = max(10.0, 2.5 * pace)
+    patience = round(max(10.0, 2.5 * pace), 1)
     waiting = [] if wait else ["--patience", str(patience), "--deadline", str(patience)]
     federation = Federation(folder, name, count, free_port(), options.plain_text, waiting)
     draws = random.Random(f"{options.seed} {mode}")
@@ -337,7 +337,7 @@ def measured(options: argparse.Namespace, mode: str, forge: Forge, folder: Path)
         "slow_links": len(slow),
         "access": "plain text" if options.plain_text else "TLS and tokens",
         "seconds_of_an_undisturbed_round_in_one_process": round(pace, 2),
-        "patience_and_deadline": None if wait else round(patience, 1),
+        "patience_and_deadline": None if wait else patience,
         "strangers": dict(strangers.ends),
         "attacks": dict(sum((each.attacks for each in peers), Counter())),
         "ends_of_hostile_streams": dict(sum((each.ends for each in peers), Counter())),
