@@ -29,7 +29,6 @@ import socket
 import statistics
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -42,10 +41,10 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from chaos_links import Link, Links
-from chaos_processes import Forge, memory_of
+from chaos_processes import Forge, finish, memory_of, warm
 
 if TYPE_CHECKING:
-    from chaos_hostile import Hostile, Strangers
+    from chaos_hostile import Hostile
 
 METHODS = {
     "blocks": ["method.name=msfusion", "method.start=blocks", "participants.ratio=0.5"],
@@ -319,6 +318,8 @@ def measured(options: argparse.Namespace, mode: str, forge: Forge, folder: Path)
     draws = random.Random(f"{options.seed} {mode}")
     slow = set(draws.sample(range(honest), round(options.slow * honest)))
     links = [Link(SLOW.rate, SLOW.delay) if each in slow else Link() for each in range(honest)]
+    from chaos_hostile import end, hostile_peers  # gRPC, which is imported after the fork
+
     peers, strangers = hostile_peers(options, federation, honest, patience)
 
     def lasting() -> float:
@@ -405,46 +406,6 @@ def _toml(settings: list[str]) -> str:
     return load_config(None, settings).to_toml()
 
 
-def hostile_peers(
-    options: argparse.Namespace, federation: Federation, honest: int, deadline: float
-) -> tuple[list[Hostile], Strangers]:
-    """Those with a token of their own, and strangers."""
-    from chaos_hostile import Hostile, Strangers
-
-    from msfusion.engines.grpc.access import Access
-    from msfusion.engines.grpc.frames import FORMAT, Hello
-    from msfusion.experiment.config import load_config
-    from msfusion.experiment.remote import part_of
-
-    config, address = load_config(federation.folder / federation.job), f"127.0.0.1:{federation.port}"
-    keys = federation.folder / federation.name
-    part = part_of(config, 0, None)
-    peers = []
-    for who in range(honest, federation.count):
-        own = part_of(config, who, None)
-        access = Access() if federation.plain else Access.of_participant(keys / f"keys/participant-{who}")
-        draws = random.Random(f"{options.seed} hostile {who}")
-        assert not callable(own.method)
-        about = address, access, own.agreement, own.method, own.data
-        peers.append(Hostile(who, *about, deadline, draws))
-
-    def hello(who: int) -> Hello:
-        return Hello(FORMAT, who, b"a stranger", len(part.data), part.agreement)
-
-    accesses = [Access.of_participant(keys / f"keys/participant-{who}") for who in range(2)]
-    wrong = Access.of_participant(keys / "other-keys/participant-0")
-    accesses.append(Access(wrong.token, accesses[0].authority))
-    return peers, Strangers(address, accesses, hello, honest, random.Random(options.seed))
-
-
-def end(peers: list[Hostile], strangers: Strangers, threads: list[threading.Thread]) -> None:
-    """Have the hostile go."""
-    for each in (*peers, strangers):
-        each.over.set()
-    for thread in threads:
-        thread.join(20)
-
-
 def replayed(federation: Federation, lines: list[dict[str, Any]], hostile: frozenset[int]) -> Path:
     """The model of one process in which the same were left out of the same rounds."""
     from chaos_replay import Replayed
@@ -463,18 +424,6 @@ def replayed(federation: Federation, lines: list[dict[str, Any]], hostile: froze
     return out / "model.safetensors"
 
 
-def finish(forge: Forge, said: str, folder: Path, *arguments: str) -> None:
-    """Run a command to its end. Raises RuntimeError where it fails."""
-    process = forge.start(said, *arguments)
-    while True:
-        ended = forge.ended()
-        if process in ended:
-            break
-        time.sleep(0.01)
-    if ended[process]:
-        raise RuntimeError(f"{arguments[0]} ended with {ended[process]}: {(folder / said).read_text()}")
-
-
 def digest(path: Path) -> str | None:
     """None where there is no such file."""
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
@@ -484,30 +433,6 @@ def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
-
-
-def warm(jobs: list[list[str]]) -> None:
-    """What a process would do before it connects is done before it is forked: imports, data, the model's map.
-
-    No thread of gRPC's is there.
-    """
-    import msfusion.experiment.network  # noqa: F401
-    from msfusion.cli import main  # noqa: F401
-    from msfusion.experiment import remote
-    from msfusion.experiment.config import load_config
-
-    prepare, made = remote.prepared_for_network, dict[str, Any]()
-
-    def prepared(config: Any, parts: Any) -> Any:
-        text = config.to_toml()
-        if text not in made:
-            made[text] = prepare(config, parts)
-        return made[text]
-
-    remote.prepared_for_network = prepared
-    for settings in jobs:
-        run = prepared(load_config(None, settings).pinned(), None)
-        run.plan()
 
 
 def options_given() -> argparse.Namespace:

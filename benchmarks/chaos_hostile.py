@@ -6,6 +6,7 @@ What a hostile participant says is an update only where `valid` names the round:
 
 from __future__ import annotations
 
+import argparse
 import queue
 import random
 import threading
@@ -14,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import torch
@@ -37,9 +38,14 @@ from msfusion.engines.grpc.frames import (
 )
 from msfusion.engines.grpc.messages import Gathering, pieces_of, task_in
 from msfusion.engines.grpc.packing import Agreement, pack, unpack
+from msfusion.experiment.config import load_config
+from msfusion.experiment.remote import part_of
 from msfusion.federated.messages import encode
 from msfusion.federated.method import Kind, Method, Task, Update
 from msfusion.width.groups import State
+
+if TYPE_CHECKING:
+    from chaos import Federation
 
 KINDS = ("twice", "late", "old round", "nan", "shapes", "oversized", "truncated", "cut off", "noise")
 """What a hostile participant may do with a task. After "twice" and "old round" an update of it counts."""
@@ -244,3 +250,36 @@ class Strangers:
                     self.ends["LET IN"] += 1
                 except grpc.RpcError as error:
                     self.ends[error.code().name] += 1
+
+
+def hostile_peers(
+    options: argparse.Namespace, federation: Federation, honest: int, deadline: float
+) -> tuple[list[Hostile], Strangers]:
+    """Those with a token of their own, and strangers."""
+    config, address = load_config(federation.folder / federation.job), f"127.0.0.1:{federation.port}"
+    keys = federation.folder / federation.name
+    part = part_of(config, 0, None)
+    peers = []
+    for who in range(honest, federation.count):
+        own = part_of(config, who, None)
+        access = Access() if federation.plain else Access.of_participant(keys / f"keys/participant-{who}")
+        draws = random.Random(f"{options.seed} hostile {who}")
+        assert not callable(own.method)
+        about = address, access, own.agreement, own.method, own.data
+        peers.append(Hostile(who, *about, deadline, draws))
+
+    def hello(who: int) -> Hello:
+        return Hello(FORMAT, who, b"a stranger", len(part.data), part.agreement)
+
+    accesses = [Access.of_participant(keys / f"keys/participant-{who}") for who in range(2)]
+    wrong = Access.of_participant(keys / "other-keys/participant-0")
+    accesses.append(Access(wrong.token, accesses[0].authority))
+    return peers, Strangers(address, accesses, hello, honest, random.Random(options.seed))
+
+
+def end(peers: list[Hostile], strangers: Strangers, threads: list[threading.Thread]) -> None:
+    """Have the hostile go."""
+    for each in (*peers, strangers):
+        each.over.set()
+    for thread in threads:
+        thread.join(20)

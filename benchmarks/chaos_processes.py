@@ -12,6 +12,7 @@ import select
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -122,6 +123,42 @@ def note_trainings(path: Path, epochs: int) -> None:
         return perform(method, kind, tasks, data, *rest, **more)
 
     participant.perform = noted  # type: ignore[assignment]
+
+
+def warm(jobs: list[list[str]]) -> None:
+    """What a process would do before it connects is done before it is forked: imports, data, the model's map.
+
+    No thread of gRPC's is there.
+    """
+    import msfusion.experiment.network  # noqa: F401
+    from msfusion.cli import main  # noqa: F401
+    from msfusion.experiment import remote
+    from msfusion.experiment.config import load_config
+
+    prepare, made = remote.prepared_for_network, dict[str, Any]()
+
+    def prepared(config: Any, parts: Any) -> Any:
+        text = config.to_toml()
+        if text not in made:
+            made[text] = prepare(config, parts)
+        return made[text]
+
+    remote.prepared_for_network = prepared
+    for settings in jobs:
+        run = prepared(load_config(None, settings).pinned(), None)
+        run.plan()
+
+
+def finish(forge: Forge, said: str, folder: Path, *arguments: str) -> None:
+    """Run a command to its end. Raises RuntimeError where it fails."""
+    process = forge.start(said, *arguments)
+    while True:
+        ended = forge.ended()
+        if process in ended:
+            break
+        time.sleep(0.01)
+    if ended[process]:
+        raise RuntimeError(f"{arguments[0]} ended with {ended[process]}: {(folder / said).read_text()}")
 
 
 def memory_of(processes: list[int]) -> int:
