@@ -22,6 +22,7 @@ from msfusion.experiment.export import export
 from msfusion.experiment.kinds import prepare
 from msfusion.experiment.setup import Parts, prepare_parts
 from msfusion.experiment.train import train
+from msfusion.federated.messages import task_message
 from msfusion.models.build import build_model
 from msfusion.models.spec import ModelSpec
 from msfusion.objectives import evaluate
@@ -111,6 +112,23 @@ def test_what_is_foreseen_is_what_happens(settings: tuple[str, ...], tmp_path: P
     for row in plan["participants"]:
         memory = kept.memories.get(row["participant"], {})
         assert sum(tensor.nbytes for tensor in memory.values()) <= row["remembered_bytes"]
+
+
+def test_a_run_that_goes_on_hands_out_the_same_bytes(parts: Parts, tmp_path: Path) -> None:
+    """By them a participant knows, when its server was killed, that it has done this task already."""
+    made = setup.prepare(images("participants.ratio=0.25"), parts)
+    begun = made.method.initial_state()
+    update = made.method.train(made.method.assign(begun, 0, 0), made.data.participants[0])
+    state = fuse_updates(made.method, begun, [update])
+    directory = RunDirectory(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    directory.add_metrics({"round": 1})
+    directory.save_checkpoint(1, state, "run")
+    kept = directory.load_checkpoint("run")
+    assert kept is not None
+    before, after = (made.method.assign(each, 1, 0) for each in (state, kept.state))
+    assert any(name.startswith("finished") for name in before.tensors)
+    assert task_message("train", before) == task_message("train", after)
 
 
 @pytest.mark.slow

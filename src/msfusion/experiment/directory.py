@@ -50,6 +50,9 @@ from msfusion.files import (
 
 KEPT_CHECKPOINTS = 2
 
+_ORDER = "order"
+"""In a checkpoint's metadata, the names of its tensors in the order of the state."""
+
 Made = TypeVar("Made")
 
 
@@ -248,7 +251,11 @@ class RunDirectory:
         path = self.path / "checkpoints" / f"round-{rounds:06d}.safetensors"
         metrics = _digest(*self._metrics_lines()[:rounds])
         metadata = {"rounds": rounds, "run": fingerprint, "metrics": metrics}
-        _write(path, state if isinstance(state, Streamed) else with_memories(state, memories or {}), metadata)
+        if isinstance(state, Streamed):
+            write_streamed(path, state, metadata)
+        else:
+            tensors = with_memories(state, memories or {})
+            write_tensors(path, tensors, {**metadata, _ORDER: list(tensors)})
         with refusing_write_errors(path.parent):
             for old in self._checkpoints()[KEPT_CHECKPOINTS:]:
                 old.unlink(missing_ok=True)
@@ -257,7 +264,7 @@ class RunDirectory:
         self, fingerprint: str, tell: Callable[[str], None] = lambda _: None
     ) -> Checkpoint | None:
         """As `newest_checkpoint`, in memory."""
-        found = self.newest_checkpoint(read_tensors, fingerprint, tell)
+        found = self.newest_checkpoint(_read_in_order, fingerprint, tell)
         return None if found is None else Checkpoint(found[0], *without_memories(found[1]))
 
     def newest_checkpoint(
@@ -355,6 +362,19 @@ class RunDirectory:
                 remove_unfinished(self.path)
                 remove_unfinished(self.path / "checkpoints")
             yield
+
+
+def _read_in_order(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a checkpoint in the order in which the state had them; a file has them by their names.
+
+    Messages are made in that order, and a participant knows by their bytes that it has done a task already.
+    Checkpoints of older versions do not have it, nor those that were streamed.
+    """
+    tensors, metadata = read_tensors(path)
+    order = metadata.get(_ORDER, list(tensors))
+    if sorted(order) != sorted(tensors):
+        raise RunDirectoryError(f"{path} is damaged: its tensors are not those that it names.")
+    return {name: tensors[name] for name in order}, metadata
 
 
 def _write(path: Path, state: Mapping[str, Tensor] | Streamed, metadata: Mapping[str, Any]) -> None:
