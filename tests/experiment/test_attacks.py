@@ -10,10 +10,10 @@ from torch.nn.functional import cross_entropy
 from msfusion.experiment.attacks import (
     Hits,
     changed_rows,
-    label_shares_of_bias,
+    known_scale,
+    label_shares,
     label_shares_of_weight,
     present_classes,
-    reach,
     total_variation,
     untouched,
 )
@@ -39,7 +39,8 @@ def changes_of_layer(settings: TrainingSettings) -> tuple[Tensor, Tensor]:
 def test_one_step_of_sgd_tells_the_shares_of_all_classes(rate: float) -> None:
     settings = TrainingSettings("sgd", rate, momentum=0.9)
     weight, bias = changes_of_layer(settings)
-    shares = label_shares_of_bias(bias, reach(settings, 0, 1))
+    shares = label_shares(bias, known_scale(settings, 0, 1))
+    torch.testing.assert_close(label_shares(bias), SHARES, atol=1e-5, rtol=0)  # two classes are absent
     torch.testing.assert_close(shares, SHARES, atol=1e-5, rtol=0)
     assert present_classes(shares, len(LABELS)).tolist() == [True, False, True, True, False]
     torch.testing.assert_close(label_shares_of_weight(weight), SHARES, atol=1e-5, rtol=0)
@@ -47,21 +48,36 @@ def test_one_step_of_sgd_tells_the_shares_of_all_classes(rate: float) -> None:
 
 def test_shares_of_changes_made_by_hand() -> None:
     change = torch.tensor([0.25, -0.25, 0.0, -0.5])  # 1/4 + change / 1 = 1/2, 0, 1/4, and below zero
-    torch.testing.assert_close(label_shares_of_bias(change, 1.0), torch.tensor([2, 0, 1, 0]).double() / 3)
-    assert label_shares_of_bias(torch.zeros(4), 0.1).tolist() == [0.25] * 4
-    assert label_shares_of_bias(torch.zeros(4), 0.0).tolist() == [0.25] * 4
+    torch.testing.assert_close(label_shares(change, 1.0), torch.tensor([2, 0, 1, 0]).double() / 3)
+    torch.testing.assert_close(label_shares(change), torch.tensor([3, 1, 2, 0]).double() / 6)
+    assert label_shares(torch.zeros(4), 0.1).tolist() == [0.25] * 4
+    assert label_shares(torch.zeros(4)).tolist() == [0.25] * 4
     rows = torch.tensor([[1.0, 1.0], [-1.0, -1.0], [0.0, 0.0]])
     torch.testing.assert_close(label_shares_of_weight(rows), torch.tensor([2, 0, 1]).double() / 3)
     assert label_shares_of_weight(torch.zeros(4, 2)).tolist() == [0.25] * 4
 
 
-def test_how_far_steps_reach() -> None:
-    momentum = TrainingSettings("sgd", 0.1, momentum=0.5, weight_decay=0.1)
-    assert reach(momentum, 0, 3) == pytest.approx(0.1 * (1 + 1.5 + 1.75))
-    falling = TrainingSettings("adamw", 0.1, learning_rate_schedule="cosine", rounds=2)
-    assert reach(falling, 0, 4) == pytest.approx(0.4, rel=1e-5)
-    assert reach(falling, 1, 4) == pytest.approx(0.2, rel=1e-5)
-    assert reach(falling, 0, 0) == 0
+def test_the_scale_is_known_of_one_plain_step_alone() -> None:
+    falling = {"learning_rate_schedule": "cosine", "rounds": 2}
+    settings = TrainingSettings("sgd", 0.1, **falling)  # type: ignore[arg-type]
+    assert known_scale(settings, 0, 1) == pytest.approx(0.1)
+    assert known_scale(settings, 1, 1) == pytest.approx(0.05)
+    assert known_scale(settings, 0, 2) is None
+    assert known_scale(TrainingSettings("adamw"), 0, 1) is None
+    assert known_scale(TrainingSettings("sgd", clip_norm=1.0), 0, 1) is None
+
+
+def test_with_a_known_scale_a_class_need_not_be_absent() -> None:
+    layer = nn.Linear(1, 3)
+    with torch.no_grad():
+        layer.weight.zero_()
+        layer.bias.zero_()
+    cross_entropy(layer(torch.ones(6, 1)), torch.tensor([0, 1, 1, 2, 2, 2])).backward()
+    assert layer.bias.grad is not None
+    change = -0.2 * layer.bias.grad
+    torch.testing.assert_close(
+        label_shares(change, 0.2), torch.tensor([1, 2, 3]).double() / 6, atol=1e-6, rtol=0
+    )
 
 
 def trained_table(settings: TrainingSettings, steps: int) -> tuple[Tensor, Tensor]:

@@ -17,53 +17,47 @@ from torch import Tensor, nn
 from msfusion.federated.training import TrainingSettings
 
 
-def reach(settings: TrainingSettings, round_index: int, steps: int) -> float:
-    """How far so many steps of a round move a parameter whose gradient is one throughout: found by taking them.
+def known_scale(settings: TrainingSettings, round_index: int, steps: int) -> float | None:
+    """By what a bias changes for each unit of its gradient, where the server knows: in a single step of SGD.
 
-    Of SGD it is the factor between a constant gradient and the change that it makes, momentum included; of Adam, which
-    divides by the gradient's size, the largest change that there can be. Weight decay is left out: it is small beside.
+    After several steps predictions are not what they were, and Adam divides by the gradient's size.
     """
-    parameter = nn.Parameter(torch.zeros(1))
-    optimizer = settings.optimizer_for([parameter], settings.learning_rate_in(round_index))
-    for group in optimizer.param_groups:
-        group["weight_decay"] = 0.0
-    for _ in range(steps):
-        parameter.grad = torch.ones(1)
-        optimizer.step()
-    return abs(parameter.item())
+    if settings.optimizer != "sgd" or steps != 1 or settings.clip_norm is not None:
+        return None
+    return settings.learning_rate_in(round_index)
 
 
-def label_shares_of_bias(change: Float[Tensor, " classes"], reach: float) -> Float[Tensor, " classes"]:
+def label_shares(change: Float[Tensor, " classes"], scale: float | None = None) -> Float[Tensor, " classes"]:
     """The share of each class among a participant's labels, from how the bias of the output layer has changed.
 
     The gradient of cross-entropy at the bias of class c is the mean of p_c - 1[label = c]. So with predictions that are
-    uniform, as those of an untrained model nearly are, a step changes the bias by
+    uniform, as those of an untrained model nearly are,
 
-        reach * (share_c - 1 / classes)        and        share_c  =  1 / classes + change_c / reach
+        change_c  =  scale * (share_c - 1 / classes)        and        share_c  =  1 / classes + change_c / scale
 
-    which is exact for one step of SGD, over all of the examples, from uniform predictions. Later steps, mini-batches
-    and Adam's division make it an estimate. Shares below zero are set to zero, and all divided by their sum.
+    which is exact for one step of SGD on all examples. Where the scale is not known (None) it is taken as the smallest
+    with which no share is below zero, as if the least frequent class were absent: share_c is then in proportion to
+    change_c - min change. Several steps, mini-batches and Adam's division make it an estimate.
 
     Source: the observation is that of iDLG (Zhao et al., arXiv 2001.02610) and of Wainakh et al., "User-Level Label
-    Leakage from Gradients in Federated Learning", PoPETs 2022, who take one class after the other; this is the closed
-    form of it for a bias.
+    Leakage from Gradients in Federated Learning", PoPETs 2022, who take one example after the other from the gradient;
+    this is a closed form of it.
     """
-    classes = len(change)
-    if reach == 0:
-        return torch.full((classes,), 1 / classes, dtype=torch.float64)
-    return _shares(1 / classes + change.double() / reach)
+    exact = change.double()
+    if scale is None:
+        return _shares(exact - exact.min())
+    return _shares(1 / len(change) + exact / scale)
 
 
 def label_shares_of_weight(change: Float[Tensor, "classes features"]) -> Float[Tensor, " classes"]:
     """The same from the weight of an output layer that has no bias.
 
     The gradient of row c is the mean of (p_c - 1[label = c]) h, h being what goes into the layer. Where features are
-    not negative (after a ReLU) the sum of a row goes with the change of a bias, in a scale that nobody knows; it is
-    chosen such that the least frequent class is absent. Where features have both signs (after a LayerNorm) the sum says
-    little, and the estimate may be worse than uniform shares. Source: the gradient's sums are those of Wainakh et al.
+    not negative (after a ReLU) the sum of a row goes with the change of a bias, in a scale that nobody knows. Where
+    they have both signs (after a LayerNorm) it says little, and the estimate may be worse than uniform shares. Source:
+    the sums are those of Wainakh et al.
     """
-    sums = change.double().sum(1)
-    return _shares(sums - sums.min())
+    return label_shares(change.double().sum(1))
 
 
 def _shares(values: Float[Tensor, " classes"]) -> Float[Tensor, " classes"]:

@@ -24,10 +24,10 @@ from msfusion.errors import ConfigError, RunDirectoryError
 from msfusion.experiment.attacks import (
     Hits,
     changed_rows,
-    label_shares_of_bias,
+    known_scale,
+    label_shares,
     label_shares_of_weight,
     present_classes,
-    reach,
     total_variation,
 )
 from msfusion.experiment.config import Config, load_config
@@ -280,7 +280,7 @@ class LabelAttack(Attack):
         changes = [sent - received for received, sent in self.found(self.tensors()[0], task, update)]
         change = torch.stack(changes).mean(0)
         if self.bias:
-            shares = label_shares_of_bias(change, reach(self.settings, task.round_index, steps))
+            shares = label_shares(change, known_scale(self.settings, task.round_index, steps))
         else:
             shares = label_shares_of_weight(change)
         counts = self.data.participants[update.participant].targets.bincount(minlength=self.data.classes)
