@@ -258,6 +258,31 @@ def export(
 
 
 @app.command()
+@told_in_a_sentence
+def audit(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a run of 'msfusion train'.")],
+    round_number: Annotated[
+        int, typer.Option("--round", min=1, help="The round whose updates are attacked.")
+    ] = 1,
+    participant: Annotated[int | None, typer.Option(min=0, help="Only the update of this one.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Attack what participants sent in a round as a curious server would. Shows how much of their data it finds out."""
+    from msfusion.experiment.audit import audit as attack
+    from msfusion.experiment.report.audit import audit_lines, audit_tables
+
+    audited = attack(run, round_number, participant, lambda text: typer.echo(f"msfusion: {text}.", err=True))
+    if as_json:
+        _print_json(audited)
+        return
+    console = console_of_user()
+    for table in audit_tables(audited):
+        console.print(table)
+    for line in audit_lines(audited):
+        print_line(console, line)
+
+
+@app.command()
 def version() -> None:
     """Print the version."""
     from importlib.metadata import version as installed

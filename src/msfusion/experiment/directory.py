@@ -261,10 +261,10 @@ class RunDirectory:
                 old.unlink(missing_ok=True)
 
     def load_checkpoint(
-        self, fingerprint: str, tell: Callable[[str], None] = lambda _: None
+        self, fingerprint: str, tell: Callable[[str], None] = lambda _: None, at_most: int | None = None
     ) -> Checkpoint | None:
         """As `newest_checkpoint`, in memory."""
-        found = self.newest_checkpoint(_read_in_order, fingerprint, tell)
+        found = self.newest_checkpoint(_read_in_order, fingerprint, tell, at_most)
         return None if found is None else Checkpoint(found[0], *without_memories(found[1]))
 
     def newest_checkpoint(
@@ -272,8 +272,11 @@ class RunDirectory:
         read: Callable[[Path], tuple[Made, dict[str, Any]]],
         fingerprint: str,
         tell: Callable[[str], None] = lambda _: None,
+        at_most: int | None = None,
     ) -> tuple[int, Made] | None:
         """The newest checkpoint that is whole, of this run, and with all its lines of metrics as they were.
+
+        `at_most`: after how many rounds it may have been made.
 
         It is given as how many rounds are done, and what `read` makes of its file beside the metadata. None where there
         is none: the run begins again, and loses nothing but time. Raises RunDirectoryError where it would begin again
@@ -284,6 +287,8 @@ class RunDirectory:
         foreign, flaws = None, []
         found: tuple[int, Made] | None = None
         for path in self._checkpoints():
+            if at_most is not None and _rounds_of(path) > at_most:
+                continue
             try:
                 made, metadata = read(path)
             except RunDirectoryError:
@@ -308,7 +313,7 @@ class RunDirectory:
 
         Those that are there may lie further apart: how often checkpoints are made may change whenever a run goes on.
         """
-        there = [int(path.stem.removeprefix("round-")) for path in self._checkpoints()]
+        there = [_rounds_of(path) for path in self._checkpoints()]
         apart = max(there, default=0) - min(there, default=0)
         return every + max(every, apart)
 
@@ -383,6 +388,11 @@ def _write(path: Path, state: Mapping[str, Tensor] | Streamed, metadata: Mapping
         write_streamed(path, state, metadata)
     else:
         write_tensors(path, state, metadata)
+
+
+def _rounds_of(checkpoint: Path) -> int:
+    """After how many rounds a checkpoint was made, by the name of its file."""
+    return int(checkpoint.stem.removeprefix("round-"))
 
 
 def fresh_path(name: str, parent: Path = Path("runs")) -> Path:

@@ -28,7 +28,8 @@ class Kind:
     `prepare` makes one. `plan_tables` say what a run would ask of everybody, `closing_table` how it ended.
     `shares_parts`: runs of the same data and model can share both and the width map. `title`: what stands where others
     have a width ratio. `personal`: every participant may end with a model of its own. `compresses`: what crosses is
-    compressed, and a comparison tells what it took to be as good as the first row.
+    compressed, and a comparison tells what it took to be as good as the first row. `unaudited`: why an audit has no
+    attack on what participants send.
     """
 
     prepare: Callable[[Config, Parts | None], Prepared]
@@ -38,6 +39,7 @@ class Kind:
     title: str | None = None
     personal: bool = False
     compresses: bool = False
+    unaudited: str | None = None
 
 
 def usual_run(made: setup.Setup) -> SlicesRun:
@@ -58,6 +60,7 @@ KINDS: Mapping[str, Kind] = {
         split.closing_table,
         title="split learning",
         compresses=True,
+        unaudited="in split learning the server is sent all labels, without any attack, and activations besides",
     ),
     "fedgrow": Kind(
         lambda config, parts: GrowRun(config),
@@ -66,6 +69,7 @@ KINDS: Mapping[str, Kind] = {
         shares_parts=False,
         title="Fed-Grow",
         personal=True,
+        unaudited="participants of Fed-Grow send a growth operator, for which there is no attack here yet",
     ),
 }
 """By a method's name; all others are of the usual kind."""

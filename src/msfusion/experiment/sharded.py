@@ -284,10 +284,10 @@ class _Directory(RunDirectory):
     runs: list[ShardedRun] = field(default_factory=list)
 
     def load_checkpoint(
-        self, fingerprint: str, tell: Callable[[str], None] = lambda _: None
+        self, fingerprint: str, tell: Callable[[str], None] = lambda _: None, at_most: int | None = None
     ) -> Checkpoint | None:
         """As of every run; each rank has its part of it."""
-        return self.runs[0].loaded(self.newest_checkpoint(check_tensors, fingerprint, tell))
+        return self.runs[0].loaded(self.newest_checkpoint(check_tensors, fingerprint, tell, at_most))
 
     def save_checkpoint(
         self,

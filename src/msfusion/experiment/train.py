@@ -112,7 +112,7 @@ def train(
         prepared.figures()  # a model whose costs cannot be counted is refused before it is trained
         fingerprint = fingerprint_of(prepared, config)
         if begun:
-            _refuse_other(directory.read_fingerprint(), fingerprint, prepared.config, path)
+            refuse_other(directory.read_fingerprint(), fingerprint, prepared.config, path)
         else:
             RunDirectory.create(path, config.to_toml(), fingerprint)
         try:
@@ -182,7 +182,8 @@ def refuse_change(directory: RunDirectory, config: Config) -> None:
         )
 
 
-def _refuse_other(began: Fingerprint, now: Fingerprint, config: Config, path: Path) -> None:
+def refuse_other(began: Fingerprint, now: Fingerprint, config: Config, path: Path) -> None:
+    """Raises RunDirectoryError where the run in `path` began with anything else than there is now."""
     began.refuse_other_code(now.code, config, path)
     began.refuse_other_data(now.data, config, path)
     began.refuse_other_model(now.model, config, path)

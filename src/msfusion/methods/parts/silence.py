@@ -62,6 +62,11 @@ def silenced(model: SubModel, state: State, aliases: Mapping[str, str]) -> dict[
     return quiet
 
 
+def makers_of_logits(program: Program, aliases: Mapping[str, str]) -> frozenset[str]:
+    """The tensors, by their first names, that make a traced model's logits and do nothing else; empty without such."""
+    return _Search(program, aliases).silencing()
+
+
 QUIET = 0.1
 """How far the logits of a quiet model are from each other, in nats: it changes a probability by a tenth."""
 
