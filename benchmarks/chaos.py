@@ -83,11 +83,10 @@ class Federation:
     name: str
     count: int
     port: int
-    plain: bool
     waiting: list[str]
 
     def _access(self, who: str) -> list[str]:
-        return ["--plain-text"] if self.plain else ["--certificates", f"{self.name}/keys/{who}"]
+        return ["--certificates", f"{self.name}/keys/{who}"]
 
     @property
     def job(self) -> str:
@@ -314,7 +313,7 @@ def measured(options: argparse.Namespace, mode: str, forge: Forge, folder: Path)
     finish(forge, f"{name}/keys.txt", folder, *keys[:2], f"{name}/other-keys", *keys[3:])
     patience = round(max(10.0, 2.5 * pace), 1)
     waiting = [] if wait else ["--patience", str(patience), "--deadline", str(patience)]
-    federation = Federation(folder, name, count, free_port(), options.plain_text, waiting)
+    federation = Federation(folder, name, count, free_port(), waiting)
     draws = random.Random(f"{options.seed} {mode}")
     slow = set(draws.sample(range(honest), round(options.slow * honest)))
     links = [Link(SLOW.rate, SLOW.delay) if each in slow else Link() for each in range(honest)]
@@ -336,7 +335,7 @@ def measured(options: argparse.Namespace, mode: str, forge: Forge, folder: Path)
         "participants": honest,
         "hostile": hostile,
         "slow_links": len(slow),
-        "access": "plain text" if options.plain_text else "TLS and tokens",
+        "access": "TLS and tokens",
         "seconds_of_an_undisturbed_round_in_one_process": round(pace, 2),
         "patience_and_deadline": None if wait else patience,
         "strangers": dict(strangers.ends),
@@ -449,7 +448,6 @@ def options_given() -> argparse.Namespace:
     parser.add_argument("--slow", type=float, default=0.2, help="the share of links of 1 Mbit/s and 200 ms")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit", type=float, default=3000.0, help="seconds of a run, before it is given up")
-    parser.add_argument("--plain-text", action="store_true", help="without TLS and tokens")
     parser.add_argument(
         "--quick", action="store_true", help="4 participants, 3 rounds, one kill of the server"
     )

@@ -262,7 +262,7 @@ def hostile_peers(
     peers = []
     for who in range(honest, federation.count):
         own = part_of(config, who, None)
-        access = Access() if federation.plain else Access.of_participant(keys / f"keys/participant-{who}")
+        access = Access.of_participant(keys / f"keys/participant-{who}")
         draws = random.Random(f"{options.seed} hostile {who}")
         assert not callable(own.method)
         about = address, access, own.agreement, own.method, own.data
