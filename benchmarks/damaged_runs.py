@@ -202,8 +202,14 @@ def result_of(run: Path) -> dict[str, Any]:
     summary = json.loads((run / "summary.json").read_text())
     return {
         "model": digest(run / "model.safetensors"),
-        "metrics": [{**line, "seconds": 0} for line in lines],
-        "summary": {**summary, "seconds": 0, "files": None, "sha256": None},
+        "metrics": [{**line, "seconds": 0, "each": {**line["each"], "seconds": 0}} for line in lines],
+        "summary": {
+            **summary,
+            "seconds": 0,
+            "results": [{**row, "seconds": 0} for row in summary["results"]],
+            "files": None,
+            "sha256": None,
+        },
     }
 
 
