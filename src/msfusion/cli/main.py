@@ -57,7 +57,7 @@ def init(
         str | None, typer.Option(metavar="NAME", help="Your model: a built-in one, or module:function.")
     ] = None,
 ) -> None:
-    """Write a configuration to begin with, which has every key and what it means."""
+    """Write a configuration with every key in it, to begin with."""
     from msfusion.experiment.config.described import write_commented
 
     write_commented(file, data, model)
@@ -267,7 +267,7 @@ def audit(
     participant: Annotated[int | None, typer.Option(min=0, help="Only the update of this one.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Attack what participants sent in a round as a curious server would. Shows how much of their data it finds out."""
+    """Attack what was sent in a round, as the server could. Shows how much of the data it finds out."""
     from msfusion.experiment.audit import audit as attack
     from msfusion.experiment.report.audit import audit_lines, audit_tables
 
