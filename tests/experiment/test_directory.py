@@ -86,7 +86,7 @@ def test_a_checkpoint_has_the_memories_beside_the_state(run: RunDirectory) -> No
     assert checkpoint is not None
     assert list(checkpoint.state) == list(state())  # in its order, in which messages are made
     assert {participant: list(memory) for participant, memory in checkpoint.memories.items()} == {
-        3: ["a", ".round"],
+        3: [".round", "a"],
         11: ["a/b.c"],
     }
     assert torch.equal(checkpoint.memories[3]["a"], torch.ones(2))

@@ -29,7 +29,7 @@ from torch import Tensor
 from msfusion.errors import RunDirectoryError
 from msfusion.experiment.fingerprint import Fingerprint
 from msfusion.experiment.lock import LOCK, locked
-from msfusion.federated.memory import Memories, with_memories, without_memories
+from msfusion.federated.memory import MARK, Memories, with_memories, without_memories
 from msfusion.files import (
     TEMPORARY,
     Streamed,
@@ -51,7 +51,7 @@ from msfusion.files import (
 KEPT_CHECKPOINTS = 2
 
 _ORDER = "order"
-"""In a checkpoint's metadata, the names of its tensors in the order of the state."""
+"""In a checkpoint's metadata, the names of the state's tensors in their order."""
 
 Made = TypeVar("Made")
 
@@ -252,10 +252,11 @@ class RunDirectory:
         metrics = _digest(*self._metrics_lines()[:rounds])
         metadata = {"rounds": rounds, "run": fingerprint, "metrics": metrics}
         if isinstance(state, Streamed):
-            write_streamed(path, state, metadata)
+            order = [name for name in state.forms if not name.startswith(MARK)]
+            write_streamed(path, state, {**metadata, _ORDER: order})
         else:
             tensors = with_memories(state, memories or {})
-            write_tensors(path, tensors, {**metadata, _ORDER: list(tensors)})
+            write_tensors(path, tensors, {**metadata, _ORDER: list(state)})
         with refusing_write_errors(path.parent):
             for old in self._checkpoints()[KEPT_CHECKPOINTS:]:
                 old.unlink(missing_ok=True)
@@ -370,16 +371,17 @@ class RunDirectory:
 
 
 def _read_in_order(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of a checkpoint in the order in which the state had them; a file has them by their names.
+    """The tensors of a checkpoint, those of the state in its order; a file has them by their names.
 
     Messages are made in that order, and a participant knows by their bytes that it has done a task already.
-    Checkpoints of older versions do not have it, nor those that were streamed.
+    Checkpoints of older versions do not have it.
     """
     tensors, metadata = read_tensors(path)
-    order = metadata.get(_ORDER, list(tensors))
-    if sorted(order) != sorted(tensors):
+    of_state = [name for name in tensors if not name.startswith(MARK)]
+    order = metadata.get(_ORDER, of_state)
+    if sorted(order) != sorted(of_state):
         raise RunDirectoryError(f"{path} is damaged: its tensors are not those that it names.")
-    return {name: tensors[name] for name in order}, metadata
+    return {**{name: tensors[name] for name in order}, **tensors}, metadata
 
 
 def _write(path: Path, state: Mapping[str, Tensor] | Streamed, metadata: Mapping[str, Any]) -> None:

@@ -87,7 +87,8 @@ class Keeping:
                 return self._brought(name, form, rank, here)
             return collected(self._ranks, self._shard, state, [name]).get(name, state[name])
 
-        forms = {name: self._shard.forms[name] for name in state}
+        # in the order of the first state, which one that was read from a file has not
+        forms = {name: form for name, form in self._shard.forms.items() if name in state}
         forms |= {name: form for name, (form, _) in carried.items()}
         forms |= {name: Form(torch.uint8, tuple(message(name).shape)) for name in sorted(late)}
         return Kept(forms, read)
