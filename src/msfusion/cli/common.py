@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _BROKEN_PIPE = 128 + 13
+"""The exit code of a process that was ended by SIGPIPE: whoever read its output has left."""
+
 AGAIN_SECONDS = 0.05
 """After how long a signal comes again that came where Python lets nothing be raised."""
-
-"""The exit code of a process that was ended by SIGPIPE: whoever read its output has left."""
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -112,13 +112,13 @@ class DeadZone(Codec):
 def _shortest(codes: Packed) -> tuple[int, bytes]:
     """How codes take the fewest bytes, and these; the first of them show it."""
     first = codes[:TRIED]
-    ways = {AS_THEY_ARE: len(first), DEFLATED: len(deflated(first))}
-    ways |= {way: len(each.encode(first, LARGEST_CODE)) for way, each in GROUPINGS.items()}
-    way = min(ways, key=lambda each: ways[each])
-    if way == AS_THEY_ARE:
-        return way, codes.tobytes()
-    payload = GROUPINGS[way].encode(codes, LARGEST_CODE) if way in GROUPINGS else deflated(codes)
-    return (way, payload) if len(payload) < len(codes) else (AS_THEY_ARE, codes.tobytes())
+    tried = {AS_THEY_ARE: first.tobytes(), DEFLATED: deflated(first)}
+    tried |= {way: each.encode(first, LARGEST_CODE) for way, each in GROUPINGS.items()}
+    way, payload = min(tried.items(), key=lambda each: len(each[1]))
+    if len(codes) > TRIED and way != AS_THEY_ARE:
+        payload = GROUPINGS[way].encode(codes, LARGEST_CODE) if way in GROUPINGS else deflated(codes)
+    shorter = way != AS_THEY_ARE and len(payload) < len(codes)
+    return (way, payload) if shorter else (AS_THEY_ARE, codes.tobytes())
 
 
 def _read(header: Header) -> tuple[int, float, float]:

@@ -9,6 +9,7 @@ compared with the participant's examples, which are on this machine.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
@@ -201,7 +202,7 @@ def _as_read(method: Method, task: Task, update: Update) -> tuple[Task, Update]:
     return received, small.updated(received, update)
 
 
-class Attack:
+class Attack(ABC):
     """An attack on all updates of a round. `why_not` says why it does not apply, where it does not."""
 
     name: str
@@ -226,13 +227,13 @@ class Attack:
             row = {"participant": update.participant, "examples": update.examples}
             self.rows.append({**row, **self.attacked(task, update, steps)})
 
+    @abstractmethod
     def tensors(self) -> tuple[str, ...]:
         """The names, in the model, of the tensors that are looked at."""
-        raise NotImplementedError
 
+    @abstractmethod
     def attacked(self, task: Task, update: Update, steps: int) -> dict[str, Any]:
         """What is found in an update, beside what is true."""
-        raise NotImplementedError
 
     def found(self, name: str, task: Task, update: Update) -> list[tuple[Tensor, Tensor]]:
         """A tensor of the model as it was sent and as it came back: once, or of each block that was trained."""

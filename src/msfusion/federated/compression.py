@@ -351,15 +351,14 @@ def decode(message: Tensor, shapes: Mapping[str, tuple[int, ...]], codec: Codec)
     Nothing is allocated beyond what the shapes ask for.
     """
     names, sizes = sorted(shapes), [math.prod(shapes[name]) for name in sorted(shapes)]
-    if message.dtype != torch.uint8 or message.ndim != 1 or len(message) < 2 * len(names):
+    begin = SCALE.itemsize * len(names)
+    if message.dtype != torch.uint8 or message.ndim != 1 or len(message) < begin:
         raise CodecError("a message is damaged: it is no vector of bytes, or too short")
     data = message.contiguous().numpy().tobytes()
-    scales = (
-        torch.frombuffer(bytearray(data[: 2 * len(names)]), dtype=torch.uint8).view(SCALE).to(torch.float32)
-    )
+    scales = torch.frombuffer(bytearray(data[:begin]), dtype=torch.uint8).view(SCALE).to(torch.float32)
     if not bool((scales.isfinite() & (scales >= 0)).all()):
         raise CodecError("a message is damaged: it has an impossible scale")
-    values = codec.decode(data[2 * len(names) :], max_elements=sum(sizes))
+    values = codec.decode(data[begin:], max_elements=sum(sizes))
     if values.dtype != torch.float32 or tuple(values.shape) != (sum(sizes),):
         raise CodecError(f"a message has {tuple(values.shape)} entries, where {sum(sizes)} are expected")
     split = zip(names, torch.split(values, sizes), scales, strict=True)
