@@ -76,7 +76,7 @@ def test_options_from_toml_are_converted() -> None:
         (
             ModelSpec("vgg"),
             digits,
-            "must be one of resnet, convnet, text_classifier, decoder_lm, transformers:TYPE",
+            "must be one of resnet, convnet, mlp, text_classifier, decoder_lm, transformers:TYPE",
         ),
         (
             ModelSpec(options={"width": 3}),

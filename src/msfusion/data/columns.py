@@ -25,11 +25,20 @@ TEXT_NAMES = ("text", "sentence", "content", "review", "question", "document")
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns are used: the input and its kind (`image`, `text` or `numbers`), and the label if any."""
+    """Which columns are used: the inputs and their kind, and the label if any.
 
-    input: str
+    A column of images, texts or lists of numbers (kind `image`, `text`, `numbers`) is the only input; a `table` has any
+    number of columns, each with a number or a word in a row.
+    """
+
+    inputs: tuple[str, ...]
     kind: str
     label: str | None
+
+    @property
+    def input(self) -> str:
+        """The only one, or the first."""
+        return self.inputs[0]
 
 
 def column_values(split: Any, column: str) -> list[Any]:
@@ -120,7 +129,8 @@ def image_mode(split: Any, column: str) -> str | None:
 def find_columns(split: Any, spec: DataSpec) -> Columns:
     """Which columns hold inputs and labels: as `spec` says, or by type and usual names; or DataError."""
     features = split.features
-    for name in (spec.input_column, spec.label_column, spec.partition_column):
+    asked = spec.input_column if isinstance(spec.input_column, tuple) else (spec.input_column,)
+    for name in (*asked, spec.label_column, spec.partition_column):
         if name is not None and name not in features:
             raise DataError(f"there is no column '{name}' in {spec.source}; there are {', '.join(features)}.")
     label = spec.label_column or label_column(features)
@@ -132,45 +142,65 @@ def find_columns(split: Any, spec: DataSpec) -> Columns:
             f"{', '.join(LABEL_NAMES)}; set data.label_column to the one that holds labels."
         )
     kinds = {
-        name: _kind(feature)
+        name: kind_of(feature)
         for name, feature in features.items()
         if name not in (label, spec.partition_column)
     }
-    chosen = spec.input_column or _guess_input(kinds)
-    kind = _kind(features[chosen]) if chosen is not None else None
-    if chosen is not None and kind is None:
-        held = getattr(features[chosen], "dtype", type(features[chosen]).__name__)
+    if isinstance(spec.input_column, tuple):
+        return Columns(_table(spec.input_column, features, label, spec), "table", label)
+    if spec.input_column is not None:
+        kind = kind_of(features[spec.input_column])
+        if kind is None:
+            raise DataError(_unreadable(spec.input_column, features, spec))
+        return Columns((spec.input_column,), "table" if kind == "number" else kind, label)
+    chosen = _guess_inputs(kinds, spec)
+    if chosen is None:
         raise DataError(
-            f"the column '{chosen}' of {spec.source} holds {held}: the input must be no column but one of images, text "
-            "or lists of numbers."
+            f"no column of images, text or numbers found in {spec.source}: its columns are "
+            f"{', '.join(features)}; set data.input_column to the one that holds inputs, or to a list of them."
         )
-    if chosen is None or kind is None:
-        raise DataError(
-            f"no column of images, text or lists of numbers found in {spec.source}: its columns are "
-            f"{', '.join(features)}; set data.input_column to the one that holds inputs."
-        )
-    if (
-        label is None
-        and spec.task is None
-        and len(features) > 1
-        and chosen not in (*TEXT_NAMES, spec.input_column)
-    ):
+    if label is None and spec.task is None and len(features) > 1 and chosen[0] not in TEXT_NAMES:
         raise DataError(
             f"it is not clear what {spec.source} is for: its columns are {', '.join(features)}, and none is called as "
             f"labels are ({', '.join(LABEL_NAMES)}) or texts ({', '.join(TEXT_NAMES)}); set data.label_column to "
             "classify, or data.task = 'language_modelling'."
         )
-    return Columns(chosen, kind, label)
+    kind = kinds[chosen[0]] or ""
+    return Columns(chosen, "table" if kind == "number" else kind, label)
 
 
-def _kind(feature: Any) -> str | None:
-    """What a column holds: image, text, numbers (lists of them), or None: nothing that a model could read."""
+def _table(
+    names: tuple[str, ...], features: Mapping[str, Any], label: str | None, spec: DataSpec
+) -> tuple[str, ...]:
+    """The columns of a table that were asked for. Raises DataError for one that holds neither numbers nor words."""
+    for name in names:
+        if name == label or names.count(name) > 1:
+            raise DataError(f"data.input_column has '{name}', which is the label or stands there twice.")
+        if kind_of(features[name]) not in ("number", "text"):
+            raise DataError(_unreadable(name, features, spec))
+    return names
+
+
+def _unreadable(name: str, features: Mapping[str, Any], spec: DataSpec) -> str:
+    held = getattr(features[name], "dtype", type(features[name]).__name__)
+    return (
+        f"the column '{name}' of {spec.source} holds {held}: the input must be a column of images, text or lists of "
+        "numbers, or a list of columns of numbers and words."
+    )
+
+
+def kind_of(feature: Any) -> str | None:
+    """What a column holds: image, text, numbers (lists of them), number, or None: nothing that a model could read."""
     kind = type(feature).__name__
     if kind == "Image":
         return "image"
-    if kind == "Value" and feature.dtype in ("string", "large_string"):
+    if kind in ("List", "Sequence", "LargeList", "Array2D", "Array3D"):
+        return "numbers"
+    if kind != "Value":
+        return None
+    if feature.dtype in ("string", "large_string"):
         return "text"
-    return "numbers" if kind in ("List", "Sequence", "LargeList", "Array2D", "Array3D") else None
+    return "number" if feature.dtype.startswith(("int", "uint", "float", "bool")) else None
 
 
 def label_column(names: Collection[str]) -> str | None:
@@ -180,10 +210,25 @@ def label_column(names: Collection[str]) -> str | None:
     return next((name for name in (*LABEL_NAMES, *classes) if name in names), None)
 
 
-def _guess_input(kinds: dict[str, str | None]) -> str | None:
-    """The first image column, or else text under a usual name, or else any text, or else lists of numbers."""
-    for wanted in ("image", "text", "numbers"):
-        names = [name for name, kind in kinds.items() if kind == wanted]
-        if names:
-            return next((name for name in TEXT_NAMES if name in names), names[0])
-    return None
+def _guess_inputs(kinds: Mapping[str, str | None], spec: DataSpec) -> tuple[str, ...] | None:
+    """The first image column, or else text under a usual name, or else any text, or lists of numbers, or a table.
+
+    Raises DataError where a text of no usual name stands among several numbers: it could be one column of a table.
+    """
+    by_kind = {
+        wanted: [name for name, kind in kinds.items() if kind == wanted] for wanted in set(kinds.values())
+    }
+    texts, numbers = by_kind.get("text", []), by_kind.get("number", [])
+    if by_kind.get("image"):
+        return (by_kind["image"][0],)
+    usual = next((name for name in TEXT_NAMES if name in texts), None)
+    if usual is None and texts and len(numbers) > 1 and spec.task != "language_modelling":
+        raise DataError(
+            f"it is not clear which columns of {spec.source} are inputs: {', '.join(map(str, [*texts, *numbers]))}; "
+            f"set data.input_column to the one with texts, or to a list for a table, such as {[*numbers, *texts]}."
+        )
+    if texts:
+        return (usual or texts[0],)
+    if by_kind.get("numbers"):
+        return (by_kind["numbers"][0],)
+    return tuple(numbers) or None

@@ -25,16 +25,15 @@ _MISSING = {"", "NA", "N/A", "n/a", "<NA>", "#N/A", "NaN", "nan", "NULL", "null"
 """What programs write for a missing number. Among texts these are words."""
 
 
-def settings_of(config: Any, spec: DataSpec) -> dict[str, Any]:
-    """How `datasets` is to read CSV: no word is a missing cell, and labels and values to share out by stay text."""
+def settings_of(config: Any) -> dict[str, Any]:
+    """How `datasets` is to read CSV: every cell stays text, and no word is a missing one."""
     import pandas
 
     header: list[str] = []
     with suppress(Exception):  # an archive, or a file that cannot be read, of which `datasets` says more
         file = next(iter(config.data_files.values()))[0]
         header = list(pandas.read_csv(file, sep=config.sep, encoding=config.encoding, nrows=0).columns)
-    converted = dict.fromkeys(_used(header, spec), str)
-    return {"keep_default_na": False, "converters": converted or None}
+    return {"keep_default_na": False, "converters": dict.fromkeys(header, str) or None}
 
 
 def typed_splits(splits: Mapping[str, Any], spec: DataSpec) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from msfusion.batch import IGNORED, Batch
+from msfusion.data.preprocessing import Preprocessing
 from msfusion.digests import digest_of_tensors
 
 
@@ -30,6 +31,7 @@ class FederatedData:
     tokens: all tokens by their id, where the vocabulary was made of the training texts; else empty.
     tokenizer: what made the token ids, as `DataSpec.tokenizer` names it, where that is known.
     masked: language modelling of masked tokens rather than of the next one.
+    preprocessing: how raw examples became these tensors, where that is known; `msfusion export` keeps it.
     """
 
     participants: tuple[Batch, ...]
@@ -44,6 +46,7 @@ class FederatedData:
     tokens: tuple[str, ...] = ()
     tokenizer: str | None = None
     masked: bool = False
+    preprocessing: Preprocessing | None = None
 
     @property
     def by_holder(self) -> dict[str, Batch]:

@@ -57,7 +57,7 @@ def load_hub(spec: DataSpec) -> Loaded:
             )
         texts = text_values(train, columns.input, "the training split")
         test_texts = None if test is None else text_values(test, columns.input, "the test split")
-        return load_running_text(texts, test_texts, keys, spec)
+        return load_running_text(texts, test_texts, keys, spec, columns.input)
     load = load_measured if spec.task == "regression" else load_classification
     return load(train, test, columns, keys, spec)
 
@@ -71,7 +71,7 @@ def load_own_split(source: str, participant: int, spec: DataSpec) -> Batch:
     reference, _ = _splits(spec)
     columns = find_columns(reference, spec)
     holder, own = f"participant {participant}", _own_rows(source, participant, spec, columns.label)
-    for name in filter(None, (columns.input, columns.label)):
+    for name in filter(None, (*columns.inputs, columns.label)):
         if name not in own.features:
             raise DataError(
                 f"the data of {holder} ({source}) has no column '{name}', as that of data.source has; it has "
@@ -168,7 +168,7 @@ def _open(spec: DataSpec, labels: bool = False) -> Any:
                 arguments |= {"drop_labels": False}
             delimited = hasattr(builder.config, "keep_default_na")
             if delimited:
-                arguments |= settings_of(builder.config, spec)
+                arguments |= settings_of(builder.config)
             splits = datasets.load_dataset(name, spec.subset, **arguments, trust_remote_code=False)
             return typed_splits(splits, spec) if delimited else splits
     except DataError:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Num
+from jaxtyping import Num
 from torch import Tensor
 
 from msfusion.data.spec import DataSpec
@@ -71,31 +71,23 @@ def decode_images(
     return tensor[:, None] if tensor.ndim == 3 else tensor.permute(0, 3, 1, 2).contiguous()
 
 
-def normalised(
-    train: Num[Tensor, "train channels height width"],
-    test: Num[Tensor, "test channels height width"],
-    spec: DataSpec,
-) -> tuple[Float[Tensor, "train channels height width"], Float[Tensor, "test channels height width"]]:
-    """Both as float32 with mean 0 and variance 1 in each channel of the training set; or just in 0 ... 1.
+def mean_and_spread(
+    images: Num[Tensor, "examples channels height width"],
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Of each channel the mean and the standard deviation, of pixels in 0 ... 1, as float32 has them.
 
-    uint8 images are divided by 255 first. Raises nothing: a constant channel becomes 0.
+    uint8 images are divided by 255 first. The deviation of a constant channel is 1e-6.
     """
-    scale = 255.0 if train.dtype == torch.uint8 else 1.0
-    if not spec.normalise:
-        return train.float() / scale, test.float() / scale
+    scale = 255.0 if images.dtype == torch.uint8 else 1.0
     mean, deviation = [], []
-    for channel in train.unbind(
+    for channel in images.unbind(
         1
     ):  # one after the other: a float64 copy of all would be eight times the images
         values = channel.double() / scale
         mean.append(values.mean())
         deviation.append(values.std(correction=0))
-    centre = torch.stack(mean).float()[:, None, None]
-    spread = torch.stack(deviation).float().clamp(min=1e-6)[:, None, None]
-    return (
-        train.float().div_(scale).sub_(centre).div_(spread),
-        test.float().div_(scale).sub_(centre).div_(spread),
-    )
+    centre, spread = torch.stack(mean).float(), torch.stack(deviation).float().clamp(min=1e-6)
+    return tuple(centre.tolist()), tuple(spread.tolist())
 
 
 @contextmanager

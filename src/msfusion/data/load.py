@@ -12,10 +12,12 @@ from msfusion.data.builtin import read_digits, read_python_docs, stratified
 from msfusion.data.federated import FederatedData
 from msfusion.data.function import load_function
 from msfusion.data.hub import load_hub
-from msfusion.data.images import normalised
+from msfusion.data.inputs import ImageEncoding
+from msfusion.data.labels import Classes
 from msfusion.data.loaded import Loaded, check_batches
 from msfusion.data.own import with_own
 from msfusion.data.partition import NEEDS_KEYS, partition
+from msfusion.data.preprocessing import Preprocessing
 from msfusion.data.running_text import load_running_text
 from msfusion.data.spec import DataSpec
 from msfusion.errors import DataError
@@ -77,16 +79,20 @@ def _digits(spec: DataSpec) -> Loaded:
     if spec.partition != "contiguous":
         train = train[torch.randperm(len(train), generator=torch.Generator().manual_seed(spec.seed))]
     train, test = train[: spec.max_train], test[: spec.max_test]
-    train_images, test_images = normalised(images[train], images[test], spec)
+    encoding = ImageEncoding.fitted(images[train], "image", spec, bits=8)
+    names = tuple("0123456789")
     return Loaded(
-        Batch((train_images,), labels[train]),
-        Batch((test_images,), labels[test]),
+        Batch((encoding.encode(images[train]),), labels[train]),
+        Batch((encoding.encode(images[test]),), labels[test]),
         "classification",
         10,
         "digits",
         "digits: 8x8 grey images of handwritten digits, 10 classes",
         keys=labels[train].numpy(),
-        label_names=tuple("0123456789"),
+        label_names=names,
+        preprocessing=Preprocessing(
+            "classification", encoding, 10, Classes("label", names, tuple(range(10)))
+        ),
     )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from msfusion.batch import IGNORED, Batch
 from msfusion.data.federated import FederatedData
+from msfusion.data.preprocessing import Preprocessing
 from msfusion.errors import DataError
 
 MOST_CLASSES = 2**24
@@ -38,6 +39,7 @@ class Loaded:
     tokens: tuple[str, ...] = ()
     tokenizer: str | None = None
     masked: bool = False
+    preprocessing: Preprocessing | None = None
 
     def check(self) -> None:
         """Raise DataError, as `check_batches` does, before examples are shared out: it counts as the user does."""

@@ -12,9 +12,11 @@ from numpy import ndarray
 from torch import Tensor
 
 from msfusion.batch import Batch
-from msfusion.data.classified import Chosen, chosen_rows, inputs_of
+from msfusion.data.classified import chosen_rows
 from msfusion.data.columns import Columns, column_values
+from msfusion.data.inputs import Chosen, encoded
 from msfusion.data.loaded import Loaded
+from msfusion.data.preprocessing import Preprocessing
 from msfusion.data.spec import DataSpec
 from msfusion.errors import DataError
 
@@ -35,7 +37,7 @@ def load_measured(
     Raises DataError, naming the example, for one without a number, and for inputs that cannot be read.
     """
     assert columns.label is not None
-    train_targets = _targets(train, columns.label, "the training split")
+    train_targets = targets_of(train, columns.label, "the training split")
     if test is None:
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(spec.seed))
         count = max(1, round(len(train) * (spec.test_share or 0.2)))
@@ -43,7 +45,7 @@ def load_measured(
         test, test_targets = train, train_targets
     else:
         kept, held_out = torch.arange(len(train)), torch.arange(len(test))
-        test_targets = _targets(test, columns.label, holder)
+        test_targets = targets_of(test, columns.label, holder)
     if train_targets.shape[1] != test_targets.shape[1]:
         raise DataError(
             f"the column '{columns.label}' holds {train_targets.shape[1]} numbers in the training split and "
@@ -53,7 +55,7 @@ def load_measured(
         chosen_rows(kept, spec.max_train, spec),
         chosen_rows(held_out, spec.max_test, spec),
     )
-    train_inputs, test_inputs, encoder = inputs_of(
+    train_inputs, test_inputs, encoding = encoded(
         Chosen(train, train_rows, "the training split"), Chosen(test, test_rows, holder), columns, spec
     )
     count = train_targets.shape[1]
@@ -65,14 +67,13 @@ def load_measured(
         Path(spec.source).name,
         f"{spec.source}: {columns.kind}, {count} number{'s' if count > 1 else ''} to predict",
         keys=None if keys is None else keys[train_rows.numpy()],
-        vocabulary_size=encoder.size if encoder else None,
-        padding=encoder.padding if encoder else None,
-        tokens=encoder.tokens if encoder else (),
-        tokenizer=encoder.name if encoder else None,
+        preprocessing=Preprocessing("regression", encoding, count, label=columns.label),
+        **encoding.known,
     )
 
 
-def _targets(split: Any, column: str, holder: str) -> Float32[Tensor, "examples numbers"]:
+def targets_of(split: Any, column: str, holder: str) -> Float32[Tensor, "examples numbers"]:
+    """The numbers that stand in a column. Raises DataError, naming the example, where there is none."""
     values = column_values(split, column)
     rows = [value if isinstance(value, list | tuple | np.ndarray) else [value] for value in values]
     for number, row in enumerate(rows):

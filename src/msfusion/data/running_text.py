@@ -12,7 +12,9 @@ from jaxtyping import Shaped
 from numpy import ndarray
 
 from msfusion.batch import Batch
+from msfusion.data.inputs import RunningTextEncoding
 from msfusion.data.loaded import Loaded
+from msfusion.data.preprocessing import Preprocessing
 from msfusion.data.spec import DataSpec
 from msfusion.data.text import SPLITTERS, Encoder, blocks, encode_texts, masked
 from msfusion.errors import ConfigError, DataError
@@ -23,6 +25,7 @@ def load_running_text(
     test: Sequence[str] | None,
     keys: Shaped[ndarray, " documents"] | None,
     spec: DataSpec,
+    column: str = "text",
 ) -> Loaded:
     """Blocks of `spec.length` tokens from documents in order; without a test set, each one's end is held out.
 
@@ -48,6 +51,7 @@ def load_running_text(
     test_batch = blocks(torch.tensor(list(chain.from_iterable(test_ids))), spec.length)
     test_batch = test_batch.take(slice(spec.max_test))
     description = _description(test_batch, tokenizer, encoder, spec)
+    encoding = RunningTextEncoding(column, encoder, spec.length)
     if spec.mask_share > 0:
         train_batch, test_batch = _masked(train_batch, test_batch, encoder, spec)
     return Loaded(
@@ -58,11 +62,9 @@ def load_running_text(
         Path(spec.source).name,
         description,
         keys=None if block_keys is None else block_keys[: spec.max_train],
-        vocabulary_size=encoder.size,
-        padding=encoder.padding,
-        tokens=encoder.tokens,
-        tokenizer=encoder.name,
         masked=spec.mask_share > 0,
+        preprocessing=Preprocessing("language_modelling", encoding, encoder.size, masked=spec.mask_share > 0),
+        **encoding.known,
     )
 
 

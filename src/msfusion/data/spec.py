@@ -55,7 +55,14 @@ class DataSpec:
         "default the first where the data has a label column",
         **one_of(TASKS),
     )
-    input_column: str | None = setting(None, "by default found by type and usual names")
+    input_column: str | tuple[str, ...] | None = setting(
+        None,
+        "by default found by type and usual names; a list of columns is a table, of numbers and words",
+        fits=lambda columns: (
+            isinstance(columns, str) or (isinstance(columns, list | tuple) and bool(columns))
+        ),
+        wanted="the name of a column, or a list of names",
+    )
     label_column: str | None = setting(None, "by default found by type and usual names")
     train_split: str = setting("train", "the name of the split to train on")
     test_split: str | None = setting(
@@ -85,7 +92,9 @@ class DataSpec:
         0.0, "of the tokens, to be masked and predicted; 0 predicts the next token", ge=0, lt=1
     )
 
-    normalise: bool = setting(True, "images to mean 0, variance 1 per channel of the training set")
+    normalise: bool = setting(
+        True, "images to mean 0, variance 1 per channel of the training set; numbers of a table per column"
+    )
     image_size: int | None = setting(None, "resize images to so many pixels square", ge=1, le=2**14)
     channels: int | None = setting(
         None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
@@ -78,7 +78,7 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Encoder:
-    """A tokenizer's number of ids, and which of them are padding, mask (None if it has none) and unknown.
+    """A tokenizer with its number of ids, and which of them are padding, mask (None if it has none) and unknown.
 
     `tokens` are all tokens by their id where the vocabulary was made here; a tokenizer from a folder keeps its own.
     """
@@ -89,6 +89,40 @@ class Encoder:
     tokens: tuple[str, ...] = ()
     unknown: int = 1
     name: str | None = None
+    pretrained: Any = field(default=None, compare=False, repr=False)
+
+    @classmethod
+    def of_vocabulary(cls, name: str, tokens: tuple[str, ...]) -> Encoder:
+        """Texts are split as the tokenizer of that name does; the tokens have these ids."""
+        return cls(len(tokens), padding=0, mask=2, tokens=tokens, name=name)
+
+    @classmethod
+    def of_folder(cls, name: str) -> Encoder:
+        """The tokenizer of `transformers:FOLDER`. Raises ConfigError where there is none."""
+        tokenizer = pretrained_tokenizer(name)
+        padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        candidates = (tokenizer.unk_token_id, tokenizer.cls_token_id, tokenizer.bos_token_id, 0, 1)
+        unknown = next(token for token in candidates if token is not None and token != padding)
+        size = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=0))  # ids may have gaps
+        return cls(size, padding, tokenizer.mask_token_id, (), unknown, name, tokenizer)
+
+    def encode(self, texts: Sequence[str], longest: int | None = None) -> list[list[int]]:
+        """The ids of each text. A tokenizer of a folder cuts texts to `longest` tokens itself, so that its end stays.
+
+        Raises ConfigError where such a tokenizer cannot encode them.
+        """
+        texts = [text.removeprefix(_MARK) for text in texts]
+        if self.pretrained is None:
+            split = SPLITTERS[self.name or ""]
+            return Vocabulary(self.tokens).encode(map(split, texts))
+        cut = {} if longest is None else {"truncation": True, "max_length": longest}
+        try:
+            found = self.pretrained(texts, verbose=False, **cut)["input_ids"] if texts else []
+        except Exception as error:  # whatever a tokenizer raises for a length that leaves no room for a token
+            raise ConfigError(
+                f"data.tokenizer = '{self.name}' cannot encode these texts: {in_one_line(error)}"
+            ) from error
+        return [list(ids) for ids in found]
 
 
 def encode_texts(
@@ -96,18 +130,17 @@ def encode_texts(
 ) -> tuple[list[list[int]], list[list[int]], Encoder]:
     """The ids of training and test texts, and what is known of the tokenizer.
 
-    Where it has no vocabulary of its own, that of the training texts is made: at most `size` tokens. A
-    tokenizer of a folder cuts texts to `longest` tokens itself, so that its end token stays.
+    Where it has no vocabulary of its own, that of the training texts is made: at most `size` tokens.
     Raises ConfigError when a tokenizer's folder cannot be used.
     """
-    train, test = ([text.removeprefix(_MARK) for text in texts] for texts in (train, test))
     if is_pretrained(tokenizer):
-        return _pretrained(tokenizer, train, test, longest)
+        encoder = Encoder.of_folder(tokenizer)
+        return encoder.encode(train, longest), encoder.encode(test, longest), encoder
     split = SPLITTERS[tokenizer]
-    documents = [split(text) for text in train]  # once: this is what takes the time
+    documents = [split(text.removeprefix(_MARK)) for text in train]  # once: this is what takes the time
     vocabulary = Vocabulary.of(documents, size)
-    encoder = Encoder(len(vocabulary.tokens), padding=0, mask=2, tokens=vocabulary.tokens, name=tokenizer)
-    return vocabulary.encode(documents), vocabulary.encode(map(split, test)), encoder
+    encoder = Encoder.of_vocabulary(tokenizer, vocabulary.tokens)
+    return vocabulary.encode(documents), encoder.encode(test), encoder
 
 
 def padded(documents: Sequence[Sequence[int]], length: int, encoder: Encoder) -> Int[Tensor, "examples time"]:
@@ -164,27 +197,3 @@ def masked(batch: Batch, share: float, mask: int, generator: torch.Generator) ->
 def pretrained_tokenizer(tokenizer: str) -> Any:
     """The tokenizer of `transformers:FOLDER`. Raises ConfigError where there is none."""
     return load_tokenizer(tokenizer.removeprefix(FOLDER))
-
-
-def _pretrained(
-    name: str, train: Sequence[str], test: Sequence[str], longest: int | None
-) -> tuple[list[list[int]], list[list[int]], Encoder]:
-    """As `encode_texts`, by the tokenizer in a folder."""
-    tokenizer = pretrained_tokenizer(name)
-    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    candidates = (tokenizer.unk_token_id, tokenizer.cls_token_id, tokenizer.bos_token_id, 0, 1)
-    unknown = next(token for token in candidates if token is not None and token != padding)
-    size = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=0))  # ids may have gaps
-    cut = {} if longest is None else {"truncation": True, "max_length": longest}
-
-    def encode(texts: Sequence[str]) -> list[list[int]]:
-        return (
-            [list(ids) for ids in tokenizer(list(texts), verbose=False, **cut)["input_ids"]] if texts else []
-        )
-
-    try:
-        return encode(train), encode(test), Encoder(size, padding, tokenizer.mask_token_id, (), unknown, name)
-    except Exception as error:  # whatever a tokenizer raises for a length that leaves no room for a token
-        raise ConfigError(
-            f"data.tokenizer = '{name}' cannot encode these texts: {in_one_line(error)}"
-        ) from error

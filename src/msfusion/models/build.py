@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from types import UnionType
@@ -15,6 +16,7 @@ from msfusion.batch import Batch
 from msfusion.errors import ConfigError
 from msfusion.imports import failing_as, import_function, in_one_line, is_reference
 from msfusion.models.convolutional import ConvNet, ResNet
+from msfusion.models.dense import MLP
 from msfusion.models.huggingface import build_transformers, is_transformers
 from msfusion.models.spec import ModelSpec
 from msfusion.models.transformer import DecoderLM, TextClassifier
@@ -25,6 +27,7 @@ from msfusion.untrusted import require_room, require_sane
 BUILT_IN: dict[str, type[nn.Module]] = {
     "resnet": ResNet,
     "convnet": ConvNet,
+    "mlp": MLP,
     "text_classifier": TextClassifier,
     "decoder_lm": DecoderLM,
 }
@@ -71,7 +74,8 @@ def build_model(spec: ModelSpec, data: TrainingData | None = None) -> nn.Module:
     """The model that the settings name, with seeded random weights (or those of its folder).
 
     Sizes that the options leave open are taken from the data, where the builder takes them by these names:
-    `classes`, `in_channels`, `image_size`, `vocabulary_size`, `block_length` (tokens an example), `padding`.
+    `classes`, `in_channels`, `image_size`, `in_features` (numbers an example), `vocabulary_size`, `block_length`
+    (tokens an example), `padding`.
     A `module:function` gets those that its signature names, and the options.
     Raises ConfigError for an unknown model or option, a missing or impossible size, or a model that does not
     fit the data's task.
@@ -102,9 +106,10 @@ def sizes_of(data: TrainingData | None) -> dict[str, Any]:
         sizes |= {"vocabulary_size": data.vocabulary_size, "block_length": int(first.shape[1])}
         sizes |= {} if data.padding is None else {"padding": data.padding}
         sizes |= {"tokens": data.tokens, "tokenizer": data.tokenizer}
-    elif first.ndim == 4:
+        return sizes
+    if first.ndim == 4:
         sizes |= {"in_channels": int(first.shape[1]), "image_size": tuple(map(int, first.shape[2:]))}
-    return sizes
+    return sizes | {"in_features": math.prod(first.shape[1:])}
 
 
 def full_options(spec: ModelSpec, data: TrainingData) -> dict[str, Any]:
@@ -144,6 +149,14 @@ def _built_in(spec: ModelSpec, sizes: Mapping[str, Any], data: TrainingData | No
             f"model.options needs {', '.join(missing)} for {spec.name}, as this data does not say."
         )
     return _checked(builder, arguments)
+
+
+def _kind_of_inputs(data: TrainingData) -> str:
+    if data.vocabulary_size is not None:
+        return "text"
+    inputs = data.test.inputs
+    first = next(iter(inputs.values())) if isinstance(inputs, dict) else inputs[0]
+    return "images" if first.ndim == 4 else "numbers"
 
 
 def _checked(builder: Callable[..., nn.Module], arguments: Mapping[str, Any]) -> nn.Module:
@@ -199,13 +212,16 @@ def _require_random(spec: ModelSpec) -> None:
 
 def _require_fit(name: str, data: TrainingData) -> None:
     """Raise ConfigError when a built-in model is asked to learn what it cannot."""
-    needs_text, language = name in ("text_classifier", "decoder_lm"), data.task == "language_modelling"
-    if needs_text != (data.vocabulary_size is not None) or (name == "decoder_lm") != language:
-        kind = "text" if data.vocabulary_size is not None else "images or numbers"
+    fitting = {
+        "text": ("decoder_lm",) if data.task == "language_modelling" else ("text_classifier",),
+        "images": ("resnet", "convnet", "mlp"),
+        "numbers": ("mlp",),
+    }
+    kind = _kind_of_inputs(data)
+    if name not in fitting[kind]:
         raise ConfigError(
             f"model.name = '{name}' does not fit data of {kind} for {data.task.replace('_', ' ')}: take "
-            "resnet or "
-            f"convnet for images, text_classifier to classify text, decoder_lm for language modelling."
+            f"{' or '.join(fitting[kind])}."
         )
     if name == "decoder_lm" and data.masked:
         raise ConfigError("model.name = 'decoder_lm' predicts next tokens: set data.mask_share to 0.")

@@ -22,7 +22,7 @@ class ModelSpec:
 
     name: str = setting(
         "resnet",
-        "resnet, convnet, text_classifier, decoder_lm; transformers:TYPE; transformers:FOLDER; or module:function",
+        "resnet, convnet, mlp, text_classifier, decoder_lm; transformers:TYPE; transformers:FOLDER; or module:function",
     )
     options: Mapping[str, Any] = setting(
         dict,

@@ -78,12 +78,21 @@ def _known_own(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _known_columns(value: Any) -> Any:
+    """The name of a column, or names, a list as a tuple: TOML has none."""
+    names = value if isinstance(value, list | tuple) else [value]
+    if value is not None and not (names and all(isinstance(name, str) for name in names)):
+        raise ValueError("should be the name of a column, or a list of names")
+    return tuple(value) if isinstance(value, list) else value
+
+
 if TYPE_CHECKING:
 
     class DataSection(Section):
         """The keys of DataSpec."""
 
         own: str | tuple[str | int, ...] | None = None
+        input_column: str | tuple[str, ...] | None = None
 
     class ModelSection(Section):
         """The keys of ModelSpec."""
@@ -99,7 +108,10 @@ else:
     DataSection = section_of(
         DataSpec,
         without=("participants", "seed"),
-        read_as={"own": Annotated[str | tuple[str | int, ...] | None, BeforeValidator(_known_own)]},
+        read_as={
+            "own": Annotated[str | tuple[str | int, ...] | None, BeforeValidator(_known_own)],
+            "input_column": Annotated[str | tuple[str, ...] | None, BeforeValidator(_known_columns)],
+        },
     )
     ModelSection = section_of(ModelSpec, without=("seed",))
     LocalTrainingSection = section_of(TrainingSettings, without=("rounds",))

@@ -1,0 +1,188 @@
+"""How raw examples become tensors, kept with the model that learnt from them: as JSON text, and back.
+
+    preprocessing.json   the columns, sizes, means and classes
+    vocabulary.json      all tokens by their id, where the vocabulary was made of the training texts
+
+A tokenizer of `transformers` lies beside them, as `save_pretrained` writes it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from msfusion.data.inputs import (
+    ImageEncoding,
+    InputEncoding,
+    NumbersEncoding,
+    RunningTextEncoding,
+    TextEncoding,
+)
+from msfusion.data.labels import Classes
+from msfusion.data.spec import FOLDER, is_pretrained
+from msfusion.data.table import NumberColumn, TableEncoding, WordColumn
+from msfusion.data.text import SPLITTERS, Encoder
+from msfusion.errors import DataError
+from msfusion.files import write_json
+from msfusion.folders import VOCABULARY
+from msfusion.imports import in_one_line
+
+FILE = "preprocessing.json"
+FORMAT = 1
+TASKS = ("classification", "language_modelling", "regression")
+MOST = 2**24
+"""Classes, pixels on a side or tokens of an example: more than any model has."""
+MOST_BYTES = 64 * 2**20
+"""Of such a file: a vocabulary of a million tokens takes less."""
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What was fitted to the training data: how columns become inputs, and labels targets.
+
+    outputs: how many classes, tokens or numbers there are. classes: for classification. label: for regression, the
+    column with the numbers. masked: language modelling of masked tokens.
+    """
+
+    task: str
+    inputs: InputEncoding
+    outputs: int
+    classes: Classes | None = None
+    label: str | None = None
+    masked: bool = False
+
+    @property
+    def label_column(self) -> str | None:
+        """Where the answers stand, if anywhere."""
+        return self.classes.column if self.classes is not None else self.label
+
+    def write(self, folder: Path) -> None:
+        """Write the files; a tokenizer of a folder is not among them."""
+        inputs: dict[str, Any] = {"kind": self.inputs.kind, **_plain(self.inputs)}
+        encoder = getattr(self.inputs, "encoder", None)
+        if isinstance(encoder, Encoder):
+            # where the tokenizer came from is a place on the machine that trained
+            inputs["encoder"] = FOLDER if is_pretrained(encoder.name or "") else encoder.name
+            if encoder.tokens:
+                write_json(folder / VOCABULARY, list(encoder.tokens))
+        classes = None if self.classes is None else _plain(self.classes)
+        rest = {name: getattr(self, name) for name in ("task", "outputs", "label", "masked")}
+        write_json(folder / FILE, {"format": FORMAT, **rest, "classes": classes, "inputs": inputs})
+
+    @classmethod
+    def read(cls, folder: Path) -> Preprocessing:
+        """The opposite of `write`. Raises DataError where it is missing, damaged, or of a later version."""
+        path = folder / FILE
+        given = _json(path)
+        if not isinstance(given, dict) or given.get("format") != FORMAT:
+            raise DataError(f"{path} is none that this version of msfusion reads.")
+        try:
+            classes = given.pop("classes")
+            made: Preprocessing = _made(
+                cls,
+                {name: value for name, value in given.items() if name not in ("format", "inputs")},
+                inputs=_inputs(given["inputs"], folder),
+                classes=None if classes is None else _made(Classes, classes),
+            )
+            made._check()
+        except DataError as error:
+            raise DataError(f"{path} cannot be used: {error}") from error
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DataError(f"{path} is damaged: {in_one_line(error)}") from error
+        return made
+
+    def _check(self) -> None:
+        """Raise ValueError, naming it, for what no `write` has written."""
+        sizes = [self.outputs]
+        if isinstance(self.inputs, ImageEncoding):
+            sizes += [self.inputs.channels, self.inputs.height, self.inputs.width]
+            for each in (self.inputs.centre, self.inputs.spread):
+                if each is not None and (
+                    len(each) != self.inputs.channels or not all(map(math.isfinite, each))
+                ):
+                    raise ValueError("centre and spread")
+        if isinstance(self.inputs, TextEncoding | RunningTextEncoding):
+            sizes.append(self.inputs.length)
+        if not all(0 < size <= MOST for size in sizes):
+            raise ValueError("a size that no model has")
+        if self.task not in TASKS or (self.task == "classification") != (self.classes is not None):
+            raise ValueError("the task")
+        if self.classes is not None and not (
+            len(self.classes.names) == len(self.classes.values) == self.outputs
+        ):
+            raise ValueError("the classes")
+
+
+_KINDS: Mapping[str, type[Any]] = {
+    each.kind: each for each in (ImageEncoding, TextEncoding, RunningTextEncoding, NumbersEncoding)
+}
+
+
+def _plain(value: Any) -> dict[str, Any]:
+    """The fields of a dataclass, but for a tokenizer."""
+    return {key: each for key, each in asdict(value).items() if key != "encoder"}
+
+
+def _inputs(given: Mapping[str, Any], folder: Path) -> InputEncoding:
+    if given["kind"] == TableEncoding.kind:
+        return TableEncoding(tuple(_column(part) for part in given["parts"]))
+    kind = _KINDS[given["kind"]]
+    values = {key: value for key, value in given.items() if key not in ("kind", "encoder")}
+    made: InputEncoding
+    if "encoder" in given:
+        made = _made(kind, values, encoder=_encoder(given["encoder"], folder))
+    else:
+        made = _made(kind, values)
+    return made
+
+
+def _column(given: Mapping[str, Any]) -> NumberColumn | WordColumn:
+    kind: type[Any] = WordColumn if "words" in given else NumberColumn
+    made: NumberColumn | WordColumn = _made(kind, given)
+    return made
+
+
+def _encoder(name: str, folder: Path) -> Encoder:
+    if name == FOLDER:
+        return Encoder.of_folder(f"{FOLDER}{folder}")
+    if name not in SPLITTERS:
+        raise DataError(f"its tokenizer '{name}' is none of {', '.join(SPLITTERS)}")
+    tokens = _json(folder / VOCABULARY)
+    if not isinstance(tokens, list) or len(tokens) < 3 or not all(isinstance(each, str) for each in tokens):
+        raise DataError(f"{folder / VOCABULARY} is no list of tokens")
+    return Encoder.of_vocabulary(name, tuple(tokens))
+
+
+def _made(kind: type[Any], given: Mapping[str, Any], **others: Any) -> Any:
+    """A dataclass of values of the types that it declares. Raises ValueError for others, and for other fields."""
+    from pydantic import TypeAdapter
+
+    hints = get_type_hints(kind)
+    known = {each.name for each in fields(kind)} - set(others)
+    if set(given) != known:
+        raise ValueError(f"fields {', '.join(sorted(set(given) ^ known))}")
+    values = {
+        name: TypeAdapter(hints[name]).validate_json(json.dumps(value), strict=True)
+        for name, value in given.items()
+    }
+    return kind(**values, **others)
+
+
+def _json(path: Path) -> Any:
+    """What stands in a file. Raises DataError where it is missing, far too large, or no JSON text."""
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            raise DataError(f"{path} is larger than any such file.")
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+    except (OSError, ValueError, RecursionError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path} is missing or no JSON text ({type(error).__name__}).") from error
+
+
+def _refuse(name: str) -> None:
+    raise ValueError(name)  # NaN and infinities, which are no JSON
