@@ -51,6 +51,7 @@ if TYPE_CHECKING:
         Small,
         Windows,
     )
+    from msfusion.predictor import Prediction, Predictor, load_predictor
     from msfusion.scoring import Scoring, loss, metric
     from msfusion.width.cut import Cut, cut
     from msfusion.width.groups import Frozen, Group, Place, WidthMap, Window
@@ -102,6 +103,7 @@ _HOMES = {
         "Small",
         "Windows",
     ],
+    "msfusion.predictor": ["Prediction", "Predictor", "load_predictor"],
     "msfusion.scoring": ["Scoring", "loss", "metric"],
     "msfusion.width.cut": ["Cut", "cut"],
     "msfusion.width.groups": ["Frozen", "Group", "Place", "WidthMap", "Window"],
@@ -150,6 +152,8 @@ __all__ = [
     "MsfusionError",
     "Outbound",
     "Place",
+    "Prediction",
+    "Predictor",
     "Printed",
     "PrivacyError",
     "Problem",
@@ -190,6 +194,7 @@ __all__ = [
     "fuse",
     "grow",
     "growth",
+    "load_predictor",
     "local_steps",
     "loss",
     "method",

@@ -51,7 +51,12 @@ def grown(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_model_for_images_comes_back_from_its_folder_alone(tmp_path: Path) -> None:
     config = run(tmp_path / "run", *QUICK_SETTINGS)
     files = export(tmp_path / "run", tmp_path / "new" / "out")
-    assert [file.name for file in files] == ["model.json", "model.safetensors"]
+    assert [file.name for file in files] == [
+        "README.md",
+        "model.json",
+        "model.safetensors",
+        "preprocessing.json",
+    ]
     found = evaluate(rebuilt(tmp_path / "new" / "out"), load_data(config.data_spec).test)
     assert found.accuracy == pytest.approx(RunDirectory.reopen(tmp_path / "run").read_summary()["accuracy"])
 
@@ -129,7 +134,7 @@ def test_a_common_model_is_nobodys_own(tmp_path: Path) -> None:
     run(tmp_path / "scratch", *scratch, "grow={growth='scratch', further='federated'}")
     with pytest.raises(ConfigError, match="share one model"):
         export(tmp_path / "scratch", tmp_path / "out", 0)
-    assert len(export(tmp_path / "scratch", tmp_path / "out")) == 3
+    assert len(export(tmp_path / "scratch", tmp_path / "out")) == 5
 
 
 def test_a_run_must_have_ended_and_the_folder_be_free(grown: Path, tmp_path: Path) -> None:

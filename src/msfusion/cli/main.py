@@ -259,6 +259,48 @@ def export(
 
 @app.command()
 @told_in_a_sentence
+def predict(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A folder that 'msfusion export' wrote.")],
+    inputs: Annotated[
+        str,
+        typer.Argument(
+            metavar="INPUTS", help="Examples: a folder, a file, or digits (the built-in test set)."
+        ),
+    ],
+    split: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Which split of a folder. Default: its test split.")
+    ] = None,
+    resize: Annotated[
+        bool, typer.Option("--resize", help="Bring images of any size to that of the training images.")
+    ] = False,
+    code: Annotated[
+        str | None,
+        typer.Option(metavar="MODULE:FUNCTION", help="Code that makes the model, which you trust."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where all predictions go: .csv, .json or .jsonl.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what an exported model makes of examples. Where they have answers, also how often it is right."""
+    from msfusion.experiment.predict import predict as run
+    from msfusion.experiment.report.predicted import evaluation_line, prediction_table
+
+    found = run(model, inputs, split=split, code=code, resize=resize, out=out)
+    if as_json:
+        _print_json(found)
+        return
+    console = console_of_user()
+    if found["predictions"]:
+        console.print(prediction_table(found["predictions"]))
+    if found["evaluation"] is not None:
+        print_line(console, evaluation_line(found["evaluation"]))
+    if out is not None:
+        print_line(console, out)
+
+
+@app.command()
+@told_in_a_sentence
 def audit(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a run of 'msfusion train'.")],
     round_number: Annotated[

@@ -94,9 +94,9 @@ def _own_rows(source: str, participant: int, spec: DataSpec, label: str | None) 
             f"{Path.cwd()})."
         )
     try:
-        splits = _open(place)
+        splits = open_splits(place)
         if spec.train_split in splits and label not in (None, *splits[spec.train_split].features):
-            splits = _open(place, labels=True)
+            splits = open_splits(place, labels=True)
     except DataError as error:
         told = str(error).replace("data.source =", f"data.own of participant {participant} =")
         raise DataError(told) from error
@@ -110,7 +110,7 @@ def _own_rows(source: str, participant: int, spec: DataSpec, label: str | None) 
 
 def _splits(spec: DataSpec) -> tuple[Any, Any | None]:
     """The training split, and the test split where there is one."""
-    splits = _open(spec)
+    splits = open_splits(spec)
     if spec.train_split not in splits:
         raise DataError(
             f"{spec.source} has no split '{spec.train_split}' to train on; it has {', '.join(splits)}."
@@ -145,7 +145,7 @@ def _labels_hidden(split: Any, train: Any, spec: DataSpec) -> bool:
     return hidden and -1 not in column_values(train, label)
 
 
-def _open(spec: DataSpec, labels: bool = False) -> Any:
+def open_splits(spec: DataSpec, labels: bool = False) -> Any:
     """All splits of a source. `labels`: those of a folder's folders too where they are all of one class."""
     try:
         import datasets

@@ -45,7 +45,7 @@ class Preprocessing:
     """What was fitted to the training data: how columns become inputs, and labels targets.
 
     outputs: how many classes, tokens or numbers there are. classes: for classification. label: for regression, the
-    column with the numbers. masked: language modelling of masked tokens.
+    column with the numbers. masked: language modelling of masked tokens. loss, metrics: the names of a run's figures.
     """
 
     task: str
@@ -54,6 +54,8 @@ class Preprocessing:
     classes: Classes | None = None
     label: str | None = None
     masked: bool = False
+    loss: str = "cross_entropy"
+    metrics: tuple[str, ...] = ()
 
     @property
     def label_column(self) -> str | None:
@@ -70,7 +72,9 @@ class Preprocessing:
             if encoder.tokens:
                 write_json(folder / VOCABULARY, list(encoder.tokens))
         classes = None if self.classes is None else _plain(self.classes)
-        rest = {name: getattr(self, name) for name in ("task", "outputs", "label", "masked")}
+        rest = {
+            name: getattr(self, name) for name in ("task", "outputs", "label", "masked", "loss", "metrics")
+        }
         write_json(folder / FILE, {"format": FORMAT, **rest, "classes": classes, "inputs": inputs})
 
     @classmethod

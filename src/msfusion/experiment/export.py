@@ -4,6 +4,8 @@
 - any other: `model.safetensors`, and in `model.json` the name and options with which `build_model` makes it; a small
   model, a sum of blocks and an ensemble are made of narrow copies (`models.several`)
 - `vocabulary.json`, a list of all tokens by their id, where the vocabulary was made of the training texts
+- `preprocessing.json`: how raw examples become inputs, and what the classes are called (`data.preprocessing`)
+- `README.md`: what the model is, how it was trained, and how good it is (`experiment.card`)
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from msfusion.data.load import load_data
 from msfusion.data.spec import is_pretrained
 from msfusion.data.text import pretrained_tokenizer
 from msfusion.errors import ConfigError, RunDirectoryError
+from msfusion.experiment.card import model_card
 from msfusion.experiment.config import Config, load_config
 from msfusion.experiment.directory import RunDirectory
 from msfusion.experiment.fingerprint import code_of, model_digest
@@ -28,11 +31,13 @@ from msfusion.experiment.grow import GrowRun
 from msfusion.experiment.kinds import kind_of
 from msfusion.experiment.setup import Setup, is_scored_by_classes, prepare, settle_process, traced
 from msfusion.federated.method import Method
-from msfusion.files import read_tensors, write_folder_with, write_json, write_tensors
+from msfusion.files import read_tensors, write_folder_with, write_json, write_tensors, write_text
+from msfusion.folders import VOCABULARY
 from msfusion.imports import is_reference
 from msfusion.models.build import build_model, full_options
 from msfusion.models.several import options_of, several
 from msfusion.models.spec import ModelSpec
+from msfusion.predictor import MODEL
 
 
 def export(path: Path, out: Path, participant: int | None = None) -> list[Path]:
@@ -52,7 +57,13 @@ def export(path: Path, out: Path, participant: int | None = None) -> list[Path]:
     directory.read_fingerprint().refuse_other_code(code_of(config), config, path)
     find = _grown if kind_of(config.method.name).personal else _common
     model, data, spec = find(config, directory, participant)
-    write_folder_with(out, lambda folder: _write(folder, model, config, data, spec))
+    summary = directory.read_summary()
+
+    def write(folder: Path) -> None:
+        _write(folder, model, config, data, spec)
+        write_text(folder / "README.md", model_card(model, data, config, summary))
+
+    write_folder_with(out, write)
     return sorted(out.iterdir())
 
 
@@ -138,8 +149,12 @@ def _write(folder: Path, model: nn.Module, config: Config, data: FederatedData, 
         save(folder)
     else:
         write_tensors(folder / "model.safetensors", model.state_dict(), {"format": 1})
-        write_json(folder / "model.json", {"name": spec.name, "options": full_options(spec, data)})
-    if data.tokens:
-        write_json(folder / "vocabulary.json", list(data.tokens))
-    if save is not None and is_pretrained(tokenizer):
+        write_json(folder / MODEL, {"name": spec.name, "options": full_options(spec, data)})
+    if data.preprocessing is None:
+        if data.tokens:
+            write_json(folder / VOCABULARY, list(data.tokens))
+    else:
+        loss, metrics = config.training.loss, config.evaluation.metrics
+        replace(data.preprocessing, loss=loss, metrics=tuple(metrics)).write(folder)
+    if is_pretrained(tokenizer):
         pretrained_tokenizer(tokenizer).save_pretrained(folder)

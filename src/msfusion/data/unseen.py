@@ -1,0 +1,173 @@
+"""Examples that a trained model has never seen, read from files as its training data was."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from msfusion.batch import Batch
+from msfusion.data.builtin import read_digits, stratified
+from msfusion.data.columns import column_values
+from msfusion.data.hub import READERS, TEST_SPLITS, open_splits
+from msfusion.data.inputs import Chosen, ImageEncoding, RunningTextEncoding
+from msfusion.data.measured import targets_of
+from msfusion.data.preprocessing import Preprocessing
+from msfusion.data.spec import DataSpec
+from msfusion.data.text import blocks
+from msfusion.errors import ConfigError, DataError
+from msfusion.imports import in_one_line
+
+DIGITS = "digits"
+"""The built-in digits, of which the test set is meant."""
+
+
+@dataclass(frozen=True)
+class Unseen:
+    """Inputs, what each example is called, and its target where the source says it."""
+
+    inputs: Tensor
+    names: tuple[str, ...]
+    targets: Tensor | None
+
+    @property
+    def batch(self) -> Batch:
+        """The examples; without targets with zeros in their place."""
+        targets = torch.zeros(len(self.inputs), dtype=torch.int64) if self.targets is None else self.targets
+        return Batch((self.inputs,), targets)
+
+
+Source = str | Path | Sequence[Any]
+"""A folder or file, or the examples themselves: texts, paths of images, rows (dicts) of a table, lists of numbers."""
+
+
+def load_unseen(source: Source, preprocessing: Preprocessing, split: str | None = None) -> Unseen:
+    """The examples of a source, in its order.
+
+    Of a folder with several splits it is the test split, unless `split` says which. Targets are there where the source
+    has the column of labels that training had, and not all of them are missing.
+    Raises DataError for what cannot be read, has not the columns of the training data, or a label that is no class.
+    """
+    if source == DIGITS and preprocessing.label_column == "label":
+        return _digits(preprocessing)
+    if isinstance(source, str | Path):
+        rows, holder = _rows(Path(source).expanduser(), preprocessing, split), str(source)
+    else:
+        rows, holder = _made(source, preprocessing), "these examples"
+    for name in preprocessing.inputs.columns:
+        if name not in rows.features:
+            raise DataError(
+                f"{holder} has no column '{name}', as the training data had; it has {', '.join(rows.features)}."
+            )
+    if not len(rows):
+        raise DataError(f"{holder} has no examples.")
+    inputs = preprocessing.inputs.read(Chosen.all_of(rows, holder))
+    if isinstance(preprocessing.inputs, RunningTextEncoding):
+        batch = blocks(inputs, preprocessing.inputs.length)
+        assert isinstance(batch.inputs, tuple)
+        names = tuple(f"block {index}" for index in range(len(batch)))
+        return Unseen(batch.inputs[0], names, batch.targets)
+    return Unseen(inputs, _names(rows, preprocessing), _targets(rows, preprocessing, holder))
+
+
+def _digits(preprocessing: Preprocessing) -> Unseen:
+    encoding = preprocessing.inputs
+    if not isinstance(encoding, ImageEncoding) or (encoding.height, encoding.width) != (8, 8):
+        raise DataError(f"'{DIGITS}' are images of 8x8 pixels, which this model was not trained on.")
+    images, labels = read_digits()
+    _, test = stratified(labels, 0.2, seed=0)
+    names = tuple(f"digit {index}" for index in test.tolist())
+    return Unseen(encoding.encode(images[test]), names, labels[test])
+
+
+def _rows(source: Path, preprocessing: Preprocessing, split: str | None) -> Any:
+    """The rows of a file or folder as `datasets` has them."""
+    if not source.exists():
+        raise DataError(f"{source}: there is no such folder or file (seen from {Path.cwd()}).")
+    single = source.is_file() and source.suffix.lower() not in READERS
+    if isinstance(preprocessing.inputs, ImageEncoding) and single:
+        return _made([source], preprocessing)
+    label = preprocessing.label_column
+    spec = DataSpec(str(source), label_column=label)
+    try:
+        splits = open_splits(spec)
+        name = _chosen_split(splits, split, source)
+        if label is not None and label not in splits[name].features:
+            splits = _labelled(spec, splits, name, preprocessing)
+    except DataError as error:
+        raise DataError(str(error).replace("data.source = ", "")) from error
+    return splits[name]
+
+
+def _chosen_split(splits: Mapping[str, Any], asked: str | None, source: Path) -> str:
+    if asked is not None and asked not in splits:
+        raise DataError(f"{source} has no split '{asked}'; it has {', '.join(splits)}.")
+    usual = [name for name in TEST_SPLITS if name in splits]
+    if asked is None and not usual and len(splits) > 1:
+        raise DataError(f"{source} has the splits {', '.join(splits)}: say which (--split).")
+    return asked or next(iter([*usual, *splits]))
+
+
+def _labelled(spec: DataSpec, splits: Any, name: str, preprocessing: Preprocessing) -> Any:
+    """The splits with folders' names as labels, where these are classes: `datasets` drops them where there is one."""
+    again, label = open_splits(spec, labels=True), preprocessing.label_column
+    known = set(() if preprocessing.classes is None else preprocessing.classes.names)
+    names = getattr(again[name].features.get(label), "names", None) if name in again else None
+    return again if names and set(names) <= known else splits
+
+
+def _made(examples: Sequence[Any], preprocessing: Preprocessing) -> Any:
+    """Examples that a program has at hand, as rows."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise ConfigError("reading examples needs datasets: pip install 'msfusion[data]'.") from error
+    column, encoding = preprocessing.inputs.columns[0], preprocessing.inputs
+    if isinstance(encoding, ImageEncoding):
+        cells = [{"path": str(each), "bytes": None} for each in examples]
+        return datasets.Dataset.from_dict({column: cells}).cast_column(column, datasets.Image(encoding.mode))
+    rows = [each if isinstance(each, Mapping) else {column: each} for each in examples]
+    try:
+        return datasets.Dataset.from_list([dict(row) for row in rows])
+    except Exception as error:  # pyarrow raises many kinds
+        raise DataError(f"these examples make no table: {in_one_line(error)}.") from error
+
+
+def _names(rows: Any, preprocessing: Preprocessing) -> tuple[str, ...]:
+    """The file of each image, or the number of each row."""
+    if isinstance(preprocessing.inputs, ImageEncoding):
+        cells = column_values(rows, preprocessing.inputs.column)
+        paths = [str((cell or {}).get("path") or "") for cell in cells]
+        if all(paths):
+            return tuple(Path(path).name for path in paths)
+    return tuple(f"row {row}" for row in range(len(rows)))
+
+
+def _targets(rows: Any, preprocessing: Preprocessing, holder: str) -> Tensor | None:
+    column = preprocessing.label_column
+    if column is None or column not in rows.features:
+        return None
+    hidden = all(value is None or value == -1 for value in column_values(rows, column))
+    if hidden and not (preprocessing.classes is not None and -1 in preprocessing.classes.values):
+        return None
+    if preprocessing.classes is not None:
+        return preprocessing.classes.labels_of(rows, holder)
+    targets = targets_of(rows, column, holder)
+    if targets.shape[1] != preprocessing.outputs:
+        raise DataError(
+            f"the column '{column}' of {holder} holds {targets.shape[1]} numbers, and the training data had "
+            f"{preprocessing.outputs}."
+        )
+    return targets
+
+
+def resized(preprocessing: Preprocessing) -> Preprocessing:
+    """The same, but images of any size are brought to that of the training images."""
+    encoding = preprocessing.inputs
+    if not isinstance(encoding, ImageEncoding) or encoding.height != encoding.width:
+        raise ConfigError("only a model of square images can have others resized.")
+    return replace(preprocessing, inputs=replace(encoding, image_size=encoding.height))

@@ -1,0 +1,42 @@
+"""Predictions as a table, and how good they are as a line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from msfusion.experiment.report.table import Column, Row, Table
+from msfusion.experiment.report.words import percent
+
+SHOWN = 20
+"""So many predictions fit a terminal."""
+
+
+def _numbers(row: Row) -> str | None:
+    return ", ".join(f"{number:.4g}" for number in row["numbers"]) if "numbers" in row else None
+
+
+_COLUMNS = (
+    Column("example", "name", align="left"),
+    Column("label", "label", align="left", optional=True),
+    Column("probability", "probability", percent, optional=True),
+    Column("predicted", _numbers, optional=True),
+)
+
+
+def prediction_table(predictions: Sequence[Row]) -> Table:
+    """The first predictions, and how many more there are."""
+    more = len(predictions) - SHOWN
+    notes = [f"{more:,} more: --out FILE.csv writes all of them."] if more > 0 else []
+    return Table("predictions", _COLUMNS, predictions[:SHOWN], notes=notes)
+
+
+def evaluation_line(evaluation: Mapping[str, Any]) -> str:
+    """How good the predictions are: `accuracy 97.5%, loss 0.0812 on 360 examples with answers`."""
+    told = {"accuracy": "{:.2%}".format, "perplexity": "{:.2f}".format}
+    figures = [
+        f"{name.replace('_', ' ')} {told.get(name, '{:.4g}'.format)(value)}"
+        for name, value in evaluation.items()
+        if name != "examples"
+    ]
+    return f"{', '.join(figures)} on {evaluation['examples']:,} examples with answers"

@@ -1,0 +1,230 @@
+"""A trained model at work: raw examples in, labels or numbers out, as `msfusion export` has written it.
+
+predictor = msfusion.load_predictor("model/")
+for each in predictor("photos/"):
+    print(each.name, each.label, each.probability)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from msfusion.batch import Batch
+from msfusion.data.federated import FederatedData
+from msfusion.data.inputs import ImageEncoding, NumbersEncoding, RunningTextEncoding, TextEncoding
+from msfusion.data.loaded import check_batches
+from msfusion.data.preprocessing import FILE, Preprocessing
+from msfusion.data.table import TableEncoding
+from msfusion.data.unseen import Source, Unseen, load_unseen, resized
+from msfusion.errors import ConfigError, DataError, MsfusionError
+from msfusion.files import read_tensors
+from msfusion.folders import PREFIX
+from msfusion.imports import in_one_line, is_reference
+from msfusion.models.build import build_model
+from msfusion.models.spec import ModelSpec
+from msfusion.objectives import Evaluation, evaluating, logits_of
+from msfusion.scoring import CROSS_ENTROPY, LOSSES, TORCH_METRICS, Scoring, loss_named, metrics_named
+
+MODEL = "model.json"
+"""Where a folder says how its model is made, by name and options, unless it is one of transformers."""
+OURS = ("msfusion.models.several:several",)
+"""Functions that make models, and are part of msfusion."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of one example.
+
+    name: the image's file, or "row 3". label, probability: of the most likely class. probabilities: of all classes, by
+    name. numbers: what was predicted where there are no classes.
+    """
+
+    name: str
+    label: str | None = None
+    probability: float | None = None
+    probabilities: Mapping[str, float] | None = None
+    numbers: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A model with the preprocessing that it learnt with. `load_predictor` makes one from a folder."""
+
+    model: nn.Module
+    preprocessing: Preprocessing
+    scoring: Scoring = CROSS_ENTROPY
+
+    def __call__(self, source: Source, split: str | None = None) -> list[Prediction]:
+        """What the model says of each example: of a folder, a file, or examples at hand (`data.unseen`).
+
+        Raises DataError for examples that cannot be read as the training data was; ConfigError for a language model,
+        which has nothing to say of an example (`evaluate` tells its perplexity).
+        """
+        return self.predictions(self.read(source, split))
+
+    def evaluate(self, source: Source, split: str | None = None) -> Evaluation:
+        """How good the model is on examples whose answers the source has. Raises DataError where it has none."""
+        return self.evaluation(self.read(source, split))
+
+    def read(self, source: Source, split: str | None = None) -> Unseen:
+        """The examples of a source, as the model takes them in."""
+        found = load_unseen(source, self.preprocessing, split)
+        known = self.preprocessing
+        size = known.inputs.known.get("vocabulary_size")
+        check_batches({"the source": found.batch}, known.outputs, size, self._task_of(found))
+        return found
+
+    def predictions(self, examples: Unseen) -> list[Prediction]:
+        """As `__call__`, of examples that have been read."""
+        known = self.preprocessing
+        if known.task == "language_modelling":
+            raise ConfigError(
+                "this is a language model, which gives examples no label: ask for its perplexity."
+            )
+        found: list[Prediction] = []
+        with evaluating(self.model):
+            for batch in self._named(examples.batch).split(self.scoring.batch_size):
+                outputs = logits_of(batch.call(self.model))
+                names = examples.names[len(found) : len(found) + len(batch)]
+                if known.classes is None:
+                    rows = outputs.reshape(len(batch), -1).tolist()
+                    found += [
+                        Prediction(name, numbers=tuple(row)) for name, row in zip(names, rows, strict=True)
+                    ]
+                else:
+                    shares = outputs.double().softmax(1).tolist()
+                    labels = known.classes.names
+                    found += [_classified(name, row, labels) for name, row in zip(names, shares, strict=True)]
+        return found
+
+    def evaluation(self, examples: Unseen) -> Evaluation:
+        """As `evaluate`, of examples that have been read."""
+        if examples.targets is None:
+            wanted = self.preprocessing.label_column
+            raise DataError(f"there are no answers to compare with: the source has no column '{wanted}'.")
+        return self.scoring.evaluate(self.model, self._named(examples.batch))
+
+    def _named(self, batch: Batch) -> Batch:
+        return data_of(self.preprocessing, batch).for_model(self.model).test
+
+    def _task_of(self, found: Unseen) -> str:
+        return "other" if found.targets is None else self.preprocessing.task
+
+
+def _classified(name: str, shares: Sequence[float], labels: Sequence[str]) -> Prediction:
+    best = max(range(len(shares)), key=shares.__getitem__)
+    return Prediction(name, labels[best], shares[best], dict(zip(labels, shares, strict=True)))
+
+
+def load_predictor(folder: str | Path, code: str | None = None, *, resize: bool = False) -> Predictor:
+    """The model in a folder that `msfusion export` wrote, ready to predict.
+
+    A model that a function of somebody's makes is code of theirs, which is run only where `code` names it, as in
+    "mymodule:network". `resize` brings images of any size to that of the training images.
+    Raises ConfigError and DataError for a folder that cannot be used.
+    """
+    folder = Path(folder).expanduser()
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: there is no such folder (seen from {Path.cwd()}).")
+    if not (folder / FILE).is_file():
+        raise ConfigError(
+            f"{folder} has no {FILE}, which says how examples become inputs: msfusion export writes it, unless the "
+            "data came from a function of your own (then call the model itself)."
+        )
+    preprocessing = Preprocessing.read(folder)
+    model = _model(folder, preprocessing, code)
+    scoring = _scoring(preprocessing)
+    return Predictor(model, resized(preprocessing) if resize else preprocessing, scoring)
+
+
+def data_of(preprocessing: Preprocessing, batch: Batch) -> FederatedData:
+    """A batch as data of which that is known which training knew: for what depends on it."""
+    return FederatedData(
+        (),
+        batch,
+        preprocessing.task,
+        preprocessing.outputs,
+        masked=preprocessing.masked,
+        preprocessing=preprocessing,
+        **preprocessing.inputs.known,
+    )
+
+
+def _model(folder: Path, preprocessing: Preprocessing, code: str | None) -> nn.Module:
+    data = data_of(preprocessing, _blank(preprocessing))
+    if (folder / "config.json").is_file():
+        return build_model(ModelSpec(f"{PREFIX}{folder}", weights="whole"), data).eval()
+    spec = _spec(folder)
+    for name in _references(spec):
+        if name not in OURS and name != code:
+            raise ConfigError(
+                f"the model in {folder} is made by {name}, which is code that would be run here: if you trust it, name "
+                f"it (--code {name})."
+            )
+    model = build_model(spec, data)
+    tensors, _ = read_tensors(folder / "model.safetensors")
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise DataError(
+            f"the weights in {folder} are not those of the model in its {MODEL}: {in_one_line(error)}"
+        ) from error
+    return model.eval()
+
+
+def _spec(folder: Path) -> ModelSpec:
+    path = folder / MODEL
+    try:
+        given = json.loads(path.read_text(encoding="utf-8"))
+        return ModelSpec(str(given["name"]), dict(given["options"]))
+    except MsfusionError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataError(f"{path} is missing or damaged ({type(error).__name__}).") from error
+
+
+def _references(spec: ModelSpec) -> list[str]:
+    """The functions that make a model, and those that these are given the names of, however deep."""
+    names, waiting = [spec.name], [spec.options]
+    while waiting:
+        for key, value in waiting.pop().items():
+            if key == "name":
+                names.append(str(value))
+            elif isinstance(value, Mapping):
+                waiting.append(value)
+    return [name for name in names if is_reference(name)]
+
+
+def _blank(preprocessing: Preprocessing) -> Batch:
+    """Two made-up examples, of the shapes of real ones."""
+    inputs = preprocessing.inputs
+    if isinstance(inputs, ImageEncoding):
+        tensor = torch.zeros(2, inputs.channels, inputs.height, inputs.width)
+    elif isinstance(inputs, TextEncoding | RunningTextEncoding):
+        tensor = torch.ones(2, inputs.length, dtype=torch.int64)
+    elif isinstance(inputs, TableEncoding):
+        tensor = torch.zeros(2, inputs.width)
+    else:
+        assert isinstance(inputs, NumbersEncoding)
+        tensor = torch.zeros(2, 1)  # models of lists say their size in their options
+    return Batch((tensor,), torch.zeros(2, dtype=torch.int64))
+
+
+def _scoring(preprocessing: Preprocessing) -> Scoring:
+    """The figures of the run, as far as they are none of a function of somebody's."""
+    labels = preprocessing.task != "regression"
+    loss = preprocessing.loss if preprocessing.loss in LOSSES else None
+    known = [name for name in preprocessing.metrics if name in TORCH_METRICS]
+    scoring = Scoring(
+        loss_named(loss) if loss else None,
+        metrics_named(known, preprocessing.outputs, labels),
+        preprocessing.task == "language_modelling",
+        labels=labels,
+    )
+    return scoring if loss or labels else replace(scoring, loss=loss_named("mse"))
