@@ -16,9 +16,10 @@ from msfusion.errors import ConfigError, DataError
 from msfusion.models import ModelSpec, build_model
 
 datasets = pytest.importorskip("datasets", reason="needs datasets")
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:unclosed file", "ignore::pytest.PytestUnraisableExceptionWarning"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:unclosed file", "ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 TRAIN = "age,city,member,label\n1,oslo,true,no\n2,rome,false,yes\n3,oslo,false,no\n6,bonn,true,yes\n"
 ALL = ("age", "city", "member")

@@ -163,6 +163,7 @@ def test_a_table_of_measures(tmp_path: Path) -> None:
     assert len(one.numbers) == 1
 
 
+@pytest.mark.release
 def test_a_language_model_tells_its_perplexity(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     for name, count in (("train", 90), ("test", 30)):
@@ -177,6 +178,7 @@ def test_a_language_model_tells_its_perplexity(tmp_path: Path) -> None:
         load_predictor(model)(tmp_path / "data")
 
 
+@pytest.mark.release
 def test_a_model_of_transformers(tmp_path: Path) -> None:
     pytest.importorskip("transformers", reason="needs transformers")
     options = "model.options={n_embd=16, n_head=2, n_layer=1}"
