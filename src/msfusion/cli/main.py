@@ -81,7 +81,7 @@ def train(
     """Train one model across all participants. The end says what each of them held, computed and sent."""
     from msfusion.experiment.config import load_config
     from msfusion.experiment.directory import RunDirectory, newest_path, reserved_path
-    from msfusion.experiment.kinds import kind_of
+    from msfusion.experiment.kinds import advice_lines, kind_of
     from msfusion.experiment.train import Silent
     from msfusion.experiment.train import train as run
     from msfusion.experiment.watch import watcher
@@ -108,6 +108,8 @@ def train(
         return
     if not quiet:
         console.print(kind_of(summary["method"]).closing_table(summary))
+        for line in advice_lines(summary):
+            print_line(console, line)
     print_line(console, path)
 
 

@@ -147,7 +147,7 @@ def serve(
     """
     from msfusion.engines.grpc.listening import Listening
     from msfusion.experiment.config import load_config
-    from msfusion.experiment.kinds import kind_of
+    from msfusion.experiment.kinds import advice_lines, kind_of
     from msfusion.experiment.network import serve as run
     from msfusion.experiment.report.usual import results_table
     from msfusion.experiment.train import Silent
@@ -170,6 +170,8 @@ def serve(
         summary = run(settings, out, listening, watching)
     if not quiet:
         console.print(kind_of(summary["method"]).closing_table(summary))
+        for line in advice_lines(summary):
+            print_line(console, line)
         console.print(results_table(summary))
     print_line(console, out)
 

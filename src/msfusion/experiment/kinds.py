@@ -88,3 +88,8 @@ def prepare(config: Config, parts: Parts | None = None) -> Prepared:
 def shared_parts(config: Config) -> Parts | None:
     """What runs of the same data and model have in common; None where a method builds several models."""
     return setup.prepare_parts(config) if kind_of(config.method.name).shares_parts else None
+
+
+def advice_lines(summary: Row) -> list[str]:
+    """What the end of a run advises, a line each; a run of an older version has none."""
+    return [f"Advice: {sentence}." for sentence in summary.get("advice", ())]

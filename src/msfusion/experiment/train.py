@@ -14,6 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor
 
 from msfusion.errors import ConfigError, MsfusionError, RunDirectoryError
+from msfusion.experiment.advice import advice, constant_answer
 from msfusion.experiment.config import Config, load_config
 from msfusion.experiment.config.sections import SHARDED
 from msfusion.experiment.directory import RunDirectory
@@ -268,9 +269,13 @@ def _told(each: LeftOut, round_index: int) -> dict[str, Any]:
 
 
 def summarise(prepared: Prepared, metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The final figures of a run. `targets`: what it took to reach each accuracy that was asked for."""
+    """The final figures of a run, and what they advise.
+
+    `targets`: what it took to reach each accuracy that was asked for. `constant_answer`: how good it is to say the same
+    of all examples.
+    """
     last, count = metrics[-1], prepared.config.participants.count
-    return {
+    summary = {
         "method": prepared.config.method.name,
         "seed": prepared.config.seed,
         "rounds": len(metrics),
@@ -285,6 +290,9 @@ def summarise(prepared: Prepared, metrics: Sequence[Mapping[str, Any]]) -> dict[
         "targets": [first_reached(metrics, each, count) for each in prepared.config.evaluation.targets],
         **prepared.figures(),
     }
+    if (constant := constant_answer(prepared.data)) is not None:
+        summary["constant_answer"] = constant
+    return summary | {"advice": advice(summary, metrics, list(map(len, prepared.data.participants)))}
 
 
 def participant_results(metrics: Sequence[Mapping[str, Any]], count: int) -> list[dict[str, Any]]:

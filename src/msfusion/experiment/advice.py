@@ -1,0 +1,118 @@
+"""What a run's figures say about the run itself, in a sentence each, with what to do.
+
+A rule speaks only where the figures leave little doubt: a sentence that is often wrong is soon read no more.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from msfusion.batch import IGNORED
+from msfusion.data.federated import FederatedData
+from msfusion.data.loaded import LABELLED
+
+Line = Mapping[str, Any]
+
+FEW_EXAMPLES = 10
+STILL = 0.05
+"""So much lower in the last quarter of the rounds, of what the loss was before, is still on its way down."""
+NEAR = 0.05
+"""An accuracy that is so little better than that of one answer, with a loss that is not, is no knowledge."""
+WORSE = 1.2
+"""So many times the lowest loss of the run is worse by more than chance."""
+
+
+def constant_answer(data: FederatedData) -> dict[str, float] | None:
+    """The accuracy and the loss (nats) of always giving the same answer; None where targets are no classes.
+
+    The best such answer for the test set: its most frequent class, and the shares of its classes as probabilities.
+    """
+    if data.task not in LABELLED:
+        return None
+    targets = data.test.targets[data.test.targets != IGNORED]
+    shares = targets.flatten().bincount(minlength=data.classes).double() / targets.numel()
+    present = shares[shares > 0]
+    entropy = -(present * present.log()).sum()
+    return {"accuracy": float(shares.max()), "loss": float(torch.clamp(entropy, min=0.0))}
+
+
+def advice(summary: Mapping[str, Any], metrics: Sequence[Line], examples: Sequence[int]) -> list[str]:
+    """What is to be done about a run that has ended; nothing where all seems well.
+
+    `summary` and `metrics` are what the run leaves in its directory, `examples` how many each participant has.
+    """
+    return [*_quality(summary, metrics), *_few_examples(examples)]
+
+
+def _quality(summary: Mapping[str, Any], metrics: Sequence[Line]) -> Iterator[str]:
+    """One sentence at most: a model that has learnt nothing cannot have learnt too little as well."""
+    losses = [(line["round"], line["loss"]) for line in metrics if "loss" in line]
+    if not losses:
+        return
+    known = [(number, loss) for number, loss in losses if loss is not None]
+    if losses[-1][1] is None or not known:
+        yield (
+            "the loss on the test set is not finite at the end: lower training.learning_rate, or set training.clip_norm"
+        )
+        return
+    last, (best_round, best) = known[-1][1], min(known, key=lambda each: each[1])
+    if _is_constant(summary, last):
+        yield _constant(summary)
+    elif last > WORSE * best and best > 0:
+        yield (
+            f"the loss on the test set was lowest in round {best_round} ({best:.3g}) and is {last:.3g} at the end: "
+            "stop there (rounds), or lower training.learning_rate or training.local_epochs"
+        )
+    else:
+        yield from _still_learning(known, summary["rounds"])
+
+
+def _is_constant(summary: Mapping[str, Any], loss: float) -> bool:
+    """Whether neither the loss nor, beyond chance, the accuracy is better than that of one answer for all."""
+    constant, accuracy = summary.get("constant_answer"), summary.get("accuracy")
+    if constant is None or accuracy is None or loss < 0.98 * constant["loss"]:
+        return False
+    return bool(accuracy <= constant["accuracy"] + NEAR)
+
+
+def _constant(summary: Mapping[str, Any]) -> str:
+    constant, training = summary["constant_answer"], summary.get("training_loss")
+    told = (
+        f"the model is no better than one that always gives the same answer (accuracy {summary['accuracy']:.1%}, and "
+        f"{constant['accuracy']:.1%} for that)"
+    )
+    if training is not None and math.isfinite(training) and training < 0.7 * constant["loss"]:
+        return (
+            f"{told}, though participants learn their own data (loss {training:.3g} in training): lower "
+            "training.local_epochs, or set method.start = 'auto'"
+        )
+    return f"{told}: raise training.learning_rate, training.local_epochs or rounds"
+
+
+def _still_learning(known: Sequence[tuple[int, float]], rounds: int) -> Iterator[str]:
+    earlier = [loss for number, loss in known if number <= 0.75 * rounds]
+    last = known[-1][1]
+    if (
+        len(known) >= 4
+        and earlier
+        and last < (1 - STILL) * min(earlier)
+        and last <= min(loss for _, loss in known)
+    ):
+        yield (
+            f"the loss on the test set still fell in the last quarter of the rounds ({min(earlier):.3g} to {last:.3g}): more "
+            "rounds would make a better model"
+        )
+
+
+def _few_examples(examples: Sequence[int]) -> Iterator[str]:
+    few = [who for who, count in enumerate(examples) if count < FEW_EXAMPLES]
+    if few:
+        named = ", ".join(map(str, few[:5])) + (f" and {len(few) - 5} more" if len(few) > 5 else "")
+        yield (
+            f"participant {named} has fewer than {FEW_EXAMPLES} examples: its part of the model learns little from "
+            "them, and its updates say much about each"
+        )
