@@ -103,8 +103,8 @@ def _still_learning(known: Sequence[tuple[int, float]], rounds: int) -> Iterator
         and last <= min(loss for _, loss in known)
     ):
         yield (
-            f"the loss on the test set still fell in the last quarter of the rounds ({min(earlier):.3g} to {last:.3g}): more "
-            "rounds would make a better model"
+            f"the loss on the test set still fell in the last quarter of the rounds ({min(earlier):.3g} to "
+            f"{last:.3g}): more rounds would make a better model"
         )
 
 
