@@ -28,7 +28,6 @@ app = typer.Typer(
     name="msfusion",
     help="Train models larger than any of the machines that train them.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 app.add_typer(network)
@@ -324,6 +323,22 @@ def audit(
         console.print(table)
     for line in audit_lines(audited):
         print_line(console, line)
+
+
+@app.command()
+@told_in_a_sentence
+def doctor(as_json: AsJson = False) -> None:
+    """Look at this machine and installation: what is there, and what is amiss. Exit code 1 where something is."""
+    from msfusion.experiment.doctor import examine
+    from msfusion.experiment.report.doctor import doctor_table
+
+    findings = examine()
+    if as_json:
+        _print_json(findings)
+    else:
+        console_of_user().print(doctor_table(findings))
+    if any(each["state"] == "amiss" for each in findings):
+        raise typer.Exit(1)
 
 
 @app.command()
