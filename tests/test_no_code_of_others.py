@@ -24,6 +24,7 @@ ALLOWED = {
         "pickle",
     ): "the name of an error that multiprocessing raises; nothing is read with it",
     ("imports.py", "importlib"): "module:function, which the user asked to be run",
+    ("experiment/doctor.py", "importlib"): "metadata: what is installed, in which version",
     ("experiment/environment.py", "importlib"): "metadata: versions, for the record of a comparison",
     (
         "width/generate.py",

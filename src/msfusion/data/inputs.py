@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -46,6 +46,7 @@ class Chosen:
         return self.split if whole else self.split.select(wanted), position.argsort(), wanted
 
 
+@runtime_checkable
 class InputEncoding(Protocol):
     """How some columns become a model's inputs."""
 

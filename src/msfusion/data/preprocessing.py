@@ -131,7 +131,7 @@ def _plain(value: Any) -> dict[str, Any]:
     return {key: each for key, each in asdict(value).items() if key != "encoder"}
 
 
-def _inputs(given: Mapping[str, Any], folder: Path) -> InputEncoding:
+def _inputs(given: Any, folder: Path) -> InputEncoding:
     if given["kind"] == TableEncoding.kind:
         return TableEncoding(tuple(_column(part) for part in given["parts"]))
     kind = _KINDS[given["kind"]]
@@ -144,13 +144,13 @@ def _inputs(given: Mapping[str, Any], folder: Path) -> InputEncoding:
     return made
 
 
-def _column(given: Mapping[str, Any]) -> NumberColumn | WordColumn:
+def _column(given: Any) -> NumberColumn | WordColumn:
     kind: type[Any] = WordColumn if "words" in given else NumberColumn
     made: NumberColumn | WordColumn = _made(kind, given)
     return made
 
 
-def _encoder(name: str, folder: Path) -> Encoder:
+def _encoder(name: Any, folder: Path) -> Encoder:
     if name == FOLDER:
         return Encoder.of_folder(f"{FOLDER}{folder}")
     if name not in SPLITTERS:
@@ -161,7 +161,7 @@ def _encoder(name: str, folder: Path) -> Encoder:
     return Encoder.of_vocabulary(name, tuple(tokens))
 
 
-def _made(kind: type[Any], given: Mapping[str, Any], **others: Any) -> Any:
+def _made(kind: type[Any], given: Any, **others: Any) -> Any:
     """A dataclass of values of the types that it declares. Raises ValueError for others, and for other fields."""
     from pydantic import TypeAdapter
 

@@ -31,7 +31,7 @@ class NumberColumn:
     width: ClassVar[int] = 1
 
     @classmethod
-    def fitted(cls, name: str, values: Sequence[float], normalise: bool) -> NumberColumn:
+    def fitted(cls, name: str, values: Sequence[int | float], normalise: bool) -> NumberColumn:
         """To the values of the training examples; a column that is the same everywhere becomes 0."""
         if not normalise:
             return cls(name)
