@@ -242,3 +242,18 @@ def test_wikitext_has_as_many_tokens_as_published(
     tokens = sum(batch.targets.numel() for batch in data.participants)
     assert tokens + 1 == 217_646
     assert data.test.targets.numel() + 1 == 245_569
+
+
+def test_data_of_ones_own_are_shared_out_evenly_unless_it_is_asked_for(
+    write_hub: Callable[..., Path],
+) -> None:
+    rows = {"x": [[0.0]] * 40, "label": [0, 1] * 20, "user": [0, 1] * 20}
+    features = {"x": datasets.Sequence(datasets.Value("float64")), "label": WHOLE, "user": WHOLE}
+    source = str(write_hub(features, train=rows, test=rows))
+
+    def sizes(**settings: Any) -> list[int]:
+        return [len(each) for each in load_data(DataSpec(source, participants=4, **settings)).participants]
+
+    assert sizes() == [10] * 4
+    for asked in ({"partition": "dirichlet"}, {"alpha": 0.1}, {"partition_column": "user"}):
+        assert sizes(**asked) != [10] * 4

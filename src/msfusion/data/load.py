@@ -28,8 +28,9 @@ def load_data(spec: DataSpec | None = None) -> FederatedData:
     """Load data, turn it into tensors, and share it out among participants. Deterministic given the seed.
 
     Sources: `digits` and `python-docs` (built in); a Hub name or folder (`msfusion.data.hub`);
-    `module:function` (`msfusion.data.function`). By default labels are shared out by Dirichlet(0.5), and
-    running text in stretches; with `spec.own` nothing is shared out (`msfusion.data.own`).
+    `module:function` (`msfusion.data.function`). By default examples are shared out evenly, those of
+    `digits` by Dirichlet(0.5), and running text in stretches; with `spec.own` nothing is shared out
+    (`msfusion.data.own`).
     Raises ConfigError for impossible settings, DataError for data that cannot be loaded or shared out.
     """
     spec = spec or DataSpec()
@@ -96,11 +97,21 @@ def _digits(spec: DataSpec) -> Loaded:
     )
 
 
+def _usual_partition(loaded: Loaded, spec: DataSpec) -> str:
+    """Running text in stretches, a user's own examples evenly; unevenly where that is asked for, and the digits.
+
+    Those are there to show what uneven data does.
+    """
+    if loaded.task == "language_modelling":
+        return "contiguous"
+    asked = spec.partition_column is not None or spec.alpha != DataSpec.alpha
+    return "dirichlet" if loaded.task == "classification" and (asked or spec.source == "digits") else "iid"
+
+
 def _share_out(loaded: Loaded, spec: DataSpec) -> FederatedData:
     """Give each participant its examples."""
     loaded.check()
-    usual = {"classification": "dirichlet", "language_modelling": "contiguous"}.get(loaded.task, "iid")
-    name = spec.partition or usual
+    name = spec.partition or _usual_partition(loaded, spec)
     keys = loaded.keys
     if keys is None:
         if name in NEEDS_KEYS:

@@ -105,7 +105,9 @@ class DataSpec:
 
     participants: int = setting(10, "how many share the data", ge=1)
     partition: str | None = setting(
-        None, "iid, dirichlet, shards, column, contiguous, or flwr:NAME (msfusion.data.partition)"
+        None,
+        "iid, dirichlet, shards, column, contiguous, or flwr:NAME (msfusion.data.partition); by default iid, for "
+        "running text contiguous, for digits, and where alpha or a column is given, dirichlet",
     )
     partition_column: str | None = setting(
         None, "what the partition column goes by (or dirichlet, shards instead of the label)"
