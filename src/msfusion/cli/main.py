@@ -76,6 +76,9 @@ def train(
     overrides: Overrides = None,
     workers: Workers = None,
     quiet: Quiet = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the summary as JSON, and nothing else.")
+    ] = False,
 ) -> None:
     """Train one model across all participants. The end says what each of them held, computed and sent."""
     from msfusion.experiment.config import load_config
@@ -97,13 +100,16 @@ def train(
     settings = load_config(source, [*(overrides or ()), *_workers_override(workers)])
     settings.refuse_ignored()
     console, first = console_of_user(), _speaks(settings.run.engine)
-    quiet = quiet or not first
+    quiet = quiet or as_json or not first
     with (
         reserved_path(out, name) if first else nullcontext(out or Path("runs")) as path,
         Silent() if quiet else watcher(console) as watching,
     ):
         summary = run(settings, path, resume=resume, watcher=watching)
     if not first:
+        return
+    if as_json:
+        _print_json(summary)
         return
     if not quiet:
         console.print(kind_of(summary["method"]).closing_table(summary))
