@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from msfusion.federated.problem import METHODS, Problem, Settings, method
     from msfusion.federated.results import RoundResult
     from msfusion.federated.rounds import run_rounds
+    from msfusion.federated.secure_sums import SecureSums
     from msfusion.federated.states import model_state
     from msfusion.federated.training import Training, local_steps
     from msfusion.federation import Federation
@@ -88,6 +89,7 @@ _HOMES = {
     "msfusion.federated.problem": ["METHODS", "Problem", "Settings", "method"],
     "msfusion.federated.results": ["RoundResult"],
     "msfusion.federated.rounds": ["run_rounds"],
+    "msfusion.federated.secure_sums": ["SecureSums"],
     "msfusion.federated.states": ["model_state"],
     "msfusion.federated.training": ["Training", "local_steps"],
     "msfusion.federation": ["Federation"],
@@ -159,6 +161,7 @@ __all__ = [
     "RoundResult",
     "RoundSettings",
     "Scoring",
+    "SecureSums",
     "Settings",
     "Small",
     "Start",

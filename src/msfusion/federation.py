@@ -39,6 +39,7 @@ from msfusion.federated.problem import METHODS, Chosen, Problem, Settings
 from msfusion.federated.results import ParticipantResult, RoundResult
 from msfusion.federated.rounds import run_rounds
 from msfusion.federated.screening import DEFAULT, Screening
+from msfusion.federated.secure_sums import SecureSums, secured
 from msfusion.federated.states import loaded, model_state
 from msfusion.federated.training import TrainingSettings
 from msfusion.files import digest_of_json, read_tensors, refusing_write_errors, write_tensors
@@ -66,7 +67,8 @@ class Federation:
     out the rounds (default: this process), `callbacks` are told of them. `fraction` of the participants is asked in a
     round; `conditions` say who is absent or late; `screening` what becomes of bad updates; `together` how many are
     trained at once. `codec` makes what participants send small, `codec_down` what they are sent
-    (`federated.compression`).
+    (`federated.compression`). With `secure` the server learns the sum of a round's updates, and no single one
+    (`federated.secure_sums`).
 
     Raises ConfigError or DataError for what does not fit together, in one sentence that says what to do.
     """
@@ -92,6 +94,7 @@ class Federation:
         evaluation_batch_size: int = 256,
         codec: Codec | None = None,
         codec_down: Codec | None = None,
+        secure: bool | SecureSums = False,
     ) -> None:
         _check_arguments(model, engine, callbacks, metrics, seed, evaluation_batch_size)
         self.participants, self.test, language = _shared_out(model, data, test)
@@ -116,6 +119,7 @@ class Federation:
         self._model, self._together = model, together
         self._conditions, self._screening = conditions, screening
         self._codecs = codec, codec_down
+        self._secure = (SecureSums() if secure else None) if isinstance(secure, bool) else secure
         self._round_settings = RoundSettings(1, fraction, evaluate_every=evaluate_every, seed=seed)
         self._check_data()
         self.done, self.planned = 0, 0
@@ -279,6 +283,7 @@ class Federation:
                 _told(self._round_settings), _told(self._screening), self._together, self._conditions is None,
             ],
             **({"codecs": [*map(repr, self._codecs)]} if any(self._codecs) else {}),
+            **({} if self._secure is None else {"secure sums": _told(self._secure)}),
             "losses or metrics": [self.scoring.loss is None, sorted(self.scoring.metrics), self.scoring.labels],
         }  # fmt: skip
         return {
@@ -305,7 +310,7 @@ class Federation:
         )
         with seeded(self.seed):
             chosen = self.settings.chosen(problem)
-            compressed(chosen.method, *self._codecs)
+            secured(compressed(chosen.method, *self._codecs), self._secure)
             first = chosen.method.initial_state()
         if before is not None and first and forms_of(first) != forms_of(before):
             raise ConfigError(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from msfusion.batch import Batch
-from msfusion.errors import CodecError, ConfigError, DataError, MsfusionError, TrainingError
+from msfusion.errors import CodecError, ConfigError, DataError, MsfusionError, SumError, TrainingError
 from msfusion.federated.conversation import Conversation
 from msfusion.federated.engine import Answer, Ask, Engine, InProcess, threads_set
 from msfusion.federated.late import LateUpdate, with_late, without_late
@@ -29,6 +29,7 @@ from msfusion.federated.screening import (
     fault_of_count,
     verdict_of,
 )
+from msfusion.federated.secure_sums import as_run, check_rounds
 from msfusion.federated.verdict import Norm
 from msfusion.width.groups import State
 
@@ -86,6 +87,9 @@ def run_rounds(
         raise ConfigError(
             f"participants of {method.name} come one after the other, so none can be late: leave the deadline out"
         )
+    if method.secure_sums is not None:
+        check_rounds(method.secure_sums, len(data), conditions, screening)
+        method = as_run(method)
     calendar = Calendar(settings, len(data), conditions)
     federation = _Federation(
         method, data, settings, test, calendar, on_participant, memories or {}, together, screening
@@ -520,7 +524,7 @@ def _made_again(make: Callable[[], Task], update: Update) -> Task:
 def _named(failure: MsfusionError, participant: int, round_index: int) -> MsfusionError:
     """Why a participant failed, saying which: the server that answers it need not know."""
     who = f"participant {participant}"
-    if who in str(failure) or isinstance(failure, ConfigError):
+    if who in str(failure) or isinstance(failure, ConfigError | SumError):
         return failure
     named = TrainingError(f"{failure} (round {round_index}, {who})")
     named.__cause__ = failure

@@ -51,6 +51,7 @@ from msfusion.federated.capacities import Capacities
 from msfusion.federated.participation import RoundSettings
 from msfusion.federated.problem import METHODS, Settings
 from msfusion.federated.screening import Screening
+from msfusion.federated.secure_sums import SecureSums
 from msfusion.federated.training import TrainingSettings
 from msfusion.folders import PREFIX, folder_of, has_tokenizer
 from msfusion.imports import in_one_line
@@ -232,6 +233,11 @@ class Config(Section):
             for key, given in (("codec", self.method.codec), ("codec_down", self.method.codec_down))
         )
         return up, down
+
+    @property
+    def secure_sums(self) -> SecureSums | None:
+        """That the server learns sums alone; None where it sees each update."""
+        return None if self.method.secure is None else self.method.secure.made(SecureSums)
 
     @property
     def own_table(self) -> str | None:

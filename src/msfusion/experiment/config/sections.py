@@ -14,6 +14,7 @@ from msfusion.experiment.config.declared import Section, key_of, keys_of, sectio
 from msfusion.federated.participation import RoundSettings
 from msfusion.federated.problem import METHODS
 from msfusion.federated.screening import Screening
+from msfusion.federated.secure_sums import SecureSums
 from msfusion.federated.training import TrainingSettings
 from msfusion.imports import is_reference
 from msfusion.methods import HOUSE
@@ -46,6 +47,9 @@ SLICES_ONLY = (
 
 CODECS = ("method.codec", "method.codec_down")
 """What makes the messages of a round small: not where a method of the house has messages of its own kind."""
+
+SECURE = ("method.secure",)
+"""What keeps single updates from the server: not where a method of the house needs them."""
 
 
 def _known_loss(value: Any) -> Any:
@@ -152,6 +156,17 @@ class OverlapSection(Section):
     gain: float = key_of(Feedback, "gain")
 
 
+class SecureSection(Section):
+    """The server learns the sum of a round's updates alone. `secure = true` is a table with the defaults."""
+
+    minimum: int = key_of(SecureSums, "minimum")
+
+
+def _true_as_table(value: Any) -> Any:
+    """`secure = true` is an empty table, `secure = false` none."""
+    return ({} if value else None) if isinstance(value, bool) else value
+
+
 def _known_method(value: Any) -> Any:
     """The name of a method, or of a class of the user's."""
     if isinstance(value, str) and value not in METHODS and not is_reference(value):
@@ -166,7 +181,7 @@ def _keys_of_methods() -> dict[str, Any]:
         if settings.own_table is None:
             keys |= keys_of(settings, without=("name", "ratio", "contrastive"), read_as=_READ_AS)
     keys |= keys_of(ContrastiveSettings, prefix="contrastive_")
-    return {**keys, **_CODECS, **keys_of(Screening, without=("max_examples",))}
+    return {**keys, **_CODECS, **_SECURE, **keys_of(Screening, without=("max_examples",))}
 
 
 _CodecKey = Annotated[str | dict[str, Any], BeforeValidator(as_now)]
@@ -185,6 +200,15 @@ _CODECS = {
             default=None, description="the same for what participants are sent, as changes of what they know"
         ),
     ),
+}
+_SECURE = {
+    "secure": (
+        Annotated[SecureSection | None, BeforeValidator(_true_as_table)],
+        Field(
+            default=None,
+            description="true: the server learns the sum of a round's updates, and no single one; or a table with",
+        ),
+    )
 }
 _METHOD_NAME = Field(default="msfusion", description=f"{', '.join(HOUSE)}, or module:Class")
 _READ_AS = {
@@ -205,6 +229,7 @@ if TYPE_CHECKING:
         start: Start | AUTO
         codec: str | dict[str, Any] | None
         codec_down: str | dict[str, Any] | None
+        secure: SecureSection | None
         overlap: OverlapSection | None
         schedule: str
 
@@ -231,6 +256,7 @@ class SplitSection(Section):
     meaningless: ClassVar[tuple[str, ...]] = (
         *SLICES_ONLY,
         *CODECS,
+        *SECURE,
         "method.weighting",
         "participants.fraction",
         "participants.dropout",
