@@ -1,7 +1,7 @@
-"""Secure sums: the server learns the sum of a round's updates, and no single one. For any method that needs no more.
+"""Secure sums: the server learns the sum of a round's updates, and no single one.
 
-A participant p with weight a_p sends what it has changed as whole numbers x_p = round(a_p change 2^k), modulo 2^64, under
-masks that nobody else can make all of (Bonawitz et al., ACM CCS 2017, without the sharing of secrets):
+A participant p with weight a_p sends what it has changed as whole numbers x_p = round(a_p change 2^k), modulo 2^64,
+under masks that nobody else can make all of (Bonawitz et al., ACM CCS 2017, without the sharing of secrets):
 
     y_p  =  x_p  +  own_p  +  sum of pair_{p,q} over q > p  -  sum of pair_{p,q} over q < p
 
@@ -78,7 +78,7 @@ class SecureSums:
         check(self, prefix="secure.")
 
     def costs(self, module: Any, costs: Costs, participants: int) -> Costs:
-        """What a module costs whoever trains it, where everybody answers: eight bytes for each entry, keys and seeds."""
+        """What a module costs whoever trains it, with everybody there: eight bytes an entry, keys, seeds."""
         tensors = {id(tensor): tensor for tensor in state_tensors(module).values()}
         entries = sum(tensor.numel() for tensor in tensors.values())
         up = 8 * (entries + 1) + 2 * SEED_BYTES
@@ -275,13 +275,11 @@ class Layout:
     def numbers(
         self, task: Task, update: Update, point: FixedPoint, weight: int
     ) -> Int64[Tensor, " entries"]:
-        """An update as numbers to be added up. Raises SumError where there is something that cannot be."""
+        """An update as numbers to be added up. Raises UpdateError or TrainingError for one that cannot be."""
         parts = []
         for name, form in self.forms.items():
             if name not in update.tensors:
-                raise SumError(
-                    f"the update lacks the tensor {name!r}, which its method declares: nothing is sent"
-                )
+                raise UpdateError(f"the update lacks the tensor {name!r}, which its method declares")
             change = _real(update.tensors[name].detach().cpu()) - self._sent(name, form, task)
             parts.append(point.encode(change, weight, f"the tensor {name!r}"))
         loss = torch.tensor([update.loss], dtype=torch.float64)
@@ -293,7 +291,7 @@ class Layout:
         """What a participant was sent, moved by the mean change of all."""
         sizes = [math.prod(shape) for _, shape in self.forms.values()]
         moved: dict[str, Tensor] = {}
-        for (name, form), part in zip(self.forms.items(), total[:-1].split(sizes), strict=True):
+        for (name, form), part in zip(self.forms.items(), torch.split(total[:-1], sizes), strict=True):
             dtype, shape = form
             mean = point.mean if dtype.is_floating_point else point.mean_of_counts
             moved[name] = (self._sent(name, form, task) + mean(part, weight).view(shape)).to(dtype)
@@ -425,10 +423,8 @@ class Summand:
 
     def pairs(self) -> Request:
         """The seeds of the pairs with those that have dropped out."""
-        seeds = [_tensor(self._seeds[who]) for who in self._asked]
-        return Request(
-            tensors={"pairs": torch.stack(seeds) if seeds else torch.empty(0, SEED_BYTES, dtype=torch.uint8)}
-        )
+        seeds = b"".join(self._seeds[who] for who in self._asked)
+        return Request(tensors={"pairs": _tensor(seeds).view(-1, SEED_BYTES)})
 
     def own(self) -> Request:
         """The seed of the own mask; after it there is nothing more to say."""
@@ -530,8 +526,8 @@ class SumOfRound(Conversation):
         if not is_a_sum(total):
             return self._ended(
                 turn,
-                "what is left without the masks is no sum of updates, so a participant has told a wrong seed; the model "
-                "stays as it was",
+                "without the masks there is no sum of updates, so a participant has told a wrong seed; the model stays "
+                "as it was",
             )
         loss = self._fuse(total)
         return self._ended(turn, Response(metadata={"loss": loss}))
@@ -581,7 +577,7 @@ def _wrong(who: int, what: str) -> UpdateError:
 
 
 def _tensor(data: bytes) -> UInt8[Tensor, " bytes"]:
-    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    return torch.tensor([*data], dtype=torch.uint8)
 
 
 def _bytes(tensor: Tensor) -> bytes:
