@@ -247,8 +247,8 @@ class Federation:
                 f"{directory} was saved by {about['method']} with seed {about['seed']}, and this is {self._name} "
                 f"with seed {self.seed}: make the federation as it was"
             )
-        for what, digest in self._digests.items():
-            if about["digests"].get(what) != digest:
+        for what in {**self._digests, **about["digests"]}:
+            if about["digests"].get(what) != self._digests.get(what):
                 raise ConfigError(f"{directory} was saved with other {what}: make the federation as it was")
         self._chosen, self._state, self._memories, self.done = None, None, {}, 0
         self._plan(int(about["planned"]))

@@ -186,7 +186,8 @@ def prepare(config: Config, parts: Parts | None = None) -> Setup:
     method = secured(compressed(chosen.method, *config.codecs), config.secure_sums)
     setup = Setup(config, data, parts.model, parts.width_map, method, rounds, chosen.why)
     if method.secure_sums is not None:
-        check_rounds(method.secure_sums, len(data.participants), setup.conditions, config.screening)
+        asked = len(rounds.participants_in(0, len(data.participants)))
+        check_rounds(method.secure_sums, asked, setup.conditions, config.screening)
     return setup
 
 

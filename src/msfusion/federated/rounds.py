@@ -88,7 +88,8 @@ def run_rounds(
             f"participants of {method.name} come one after the other, so none can be late: leave the deadline out"
         )
     if method.secure_sums is not None:
-        check_rounds(method.secure_sums, len(data), conditions, screening)
+        asked = len(settings.participants_in(0, len(data)))
+        check_rounds(method.secure_sums, asked, conditions, screening)
         method = as_run(method)
     calendar = Calendar(settings, len(data), conditions)
     federation = _Federation(

@@ -116,14 +116,12 @@ def secured(method: Method, secure: SecureSums | None) -> Method:
     return method
 
 
-def check_rounds(
-    secure: SecureSums, participants: int, conditions: Conditions | None, screening: Screening
-) -> None:
-    """Raise ConfigError where the settings of the rounds need single updates, or there are too few participants."""
-    if participants < secure.minimum:
+def check_rounds(secure: SecureSums, asked: int, conditions: Conditions | None, screening: Screening) -> None:
+    """Raise ConfigError where the settings of the rounds need single updates, or too few are asked in a round."""
+    if asked < secure.minimum:
         raise ConfigError(
-            f"there are {participants} participants, and method.secure.minimum is {secure.minimum}: no sum would ever "
-            "be opened"
+            f"{asked} participants are asked in a round, and method.secure.minimum is {secure.minimum}: no sum would "
+            "ever be opened"
         )
     if conditions is not None and conditions.deadline is not None and conditions.late == "downweight":
         raise ConfigError(
