@@ -454,7 +454,7 @@ class SumOfRound(Conversation):
         self._asked: list[int] = []  # who has dropped out, of which the seeds of pairs are awaited
         self._pairs: dict[tuple[int, int], bytes] = {}  # (who is left, who has dropped out) -> seed
         self._learned: dict[str, Tensor] = {}
-        self._summed = 0
+        self.opened: tuple[list[int], Tensor] | None = None  # of whom the sum is, and the sum
 
     def answer(self, turn: Turn) -> Sequence[Response | MsfusionError]:
         """One step of the exchange, once everybody who is there has taken it."""
@@ -466,7 +466,7 @@ class SumOfRound(Conversation):
 
     def figures(self) -> dict[str, float | int]:
         """How many updates are in the sum."""
-        return {SUMMED: self._summed}
+        return {SUMMED: len(self.opened[0]) if self.opened else 0}
 
     def _meet(self, turn: Turn) -> list[Response | MsfusionError]:
         keys, examples = dict[int, bytes](), dict[int, int]()
@@ -543,19 +543,30 @@ class SumOfRound(Conversation):
 
     def _fuse(self, total: Int64[Tensor, " entries"]) -> float:
         """Let the inner method fuse it; the mean loss."""
-        inner, roster, left = self._method.inner, self._roster, sorted(self._masked)
-        weights = {who: inner.weight_in_sums(count) for who, count in roster.examples.items()}
-        point, weight = FixedPoint(sum(weights.values())), sum(weights[who] for who in left)
-        loss = float(point.mean(total[-1:], weight))
+        left = sorted(self._masked)
+        answered = [self.read(total, left, who) for who in left]
+        self._learned, self.opened = self._method.inner.fuse(self._state, iter(answered)), (left, total)
+        return answered[0][1].loss
 
-        def answered() -> Any:
-            for who in left:
-                task = inner.assign(self._state, self._round, who)
-                moved = self._method.layout(task).moved(task, total, point, weight)
-                yield task, Update(who, self._round, moved, roster.examples[who], loss)
+    def read(self, numbers: Int64[Tensor, " entries"], of: Sequence[int], who: int) -> tuple[Task, Update]:
+        """A participant's task and the update with which it would move by the mean change, if `numbers` are the sum of
+        what some have sent, without masks.
+        """
+        weights = self._weights
+        point, weight = FixedPoint(sum(weights.values())), sum(weights[each] for each in of)
+        task = self._method.inner.assign(self._state, self._round, who)
+        moved = self._method.layout(task).moved(task, numbers, point, weight)
+        loss = float(point.mean(numbers[-1:], weight))
+        return task, Update(who, self._round, moved, self._roster.examples[who], loss)
 
-        self._learned, self._summed = inner.fuse(self._state, answered()), len(left)
-        return loss
+    def shares(self, of: Sequence[int]) -> dict[int, float]:
+        """What share of a mean over some participants each has."""
+        weights = self._weights
+        return {who: weights[who] / sum(weights[each] for each in of) for who in of}
+
+    @property
+    def _weights(self) -> dict[int, int]:
+        return {who: self._method.inner.weight_in_sums(count) for who, count in self._roster.examples.items()}
 
     def _given_up(self, turn: Turn, left: Mapping[int, object]) -> list[Response | MsfusionError]:
         return self._ended(
