@@ -114,7 +114,7 @@ def changed_rows(
     A row that is looked up by nobody has a gradient of zero, so it comes back as it was sent. With weight decay every
     row changes; but what decay alone makes of a row the server can work out (`untouched`), and all others had a
     gradient besides. A codec may leave either unsaid: then the row comes back as it was sent again. `steps` says how
-    many were taken, as {steps: 1.0}; of a mean over participants each number, with the share of those that took so many.
+    many were taken, as {steps: 1.0}; of a mean over participants each number, with the share of those that took it.
 
     Source: Melis et al., "Exploiting Unintended Feature Leakage in Collaborative Learning", IEEE S&P 2019, section 4.1.
     """
