@@ -39,7 +39,7 @@ from msfusion.federated.problem import METHODS, Chosen, Problem, Settings
 from msfusion.federated.results import ParticipantResult, RoundResult
 from msfusion.federated.rounds import run_rounds
 from msfusion.federated.screening import DEFAULT, Screening
-from msfusion.federated.secure_sums import SecureSums, secured
+from msfusion.federated.secure_sums import SecureSums, as_run, secured
 from msfusion.federated.states import loaded, model_state
 from msfusion.federated.training import TrainingSettings
 from msfusion.files import digest_of_json, read_tensors, refusing_write_errors, write_tensors
@@ -152,7 +152,7 @@ class Federation:
     @property
     def figure_names(self) -> tuple[str, ...]:
         """What `RoundResult.figures` may have beside what all have: metrics of the method and of evaluations."""
-        return (*self.scoring.metrics, *sorted(self.method.metrics))
+        return (*self.scoring.metrics, *sorted(as_run(self.method).metrics))
 
     def fit(self, rounds: int) -> list[RoundResult]:
         """Run so many rounds; what each of them came to, without its state."""
