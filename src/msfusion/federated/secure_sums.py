@@ -544,9 +544,9 @@ class SumOfRound(Conversation):
     def _fuse(self, total: Int64[Tensor, " entries"]) -> float:
         """Let the inner method fuse it; the mean loss."""
         left = sorted(self._masked)
-        answered = [self.read(total, left, who) for who in left]
-        self._learned, self.opened = self._method.inner.fuse(self._state, iter(answered)), (left, total)
-        return answered[0][1].loss
+        answered = (self.read(total, left, who) for who in left)
+        self._learned, self.opened = self._method.inner.fuse(self._state, answered), (left, total)
+        return self.read(total, left, left[0])[1].loss
 
     def read(self, numbers: Int64[Tensor, " entries"], of: Sequence[int], who: int) -> tuple[Task, Update]:
         """A participant's task and the update with which it would move by the mean change, if `numbers` are the sum of
