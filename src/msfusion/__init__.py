@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         UntraceableModelError,
         UpdateError,
     )
+    from msfusion.federated.accounting import Privacy
     from msfusion.federated.conversation import Conversation, Request, Response
     from msfusion.federated.engine import Answer, Ask, Engine, InProcess, engine, perform
     from msfusion.federated.method import Answered, Method, Task, Update
@@ -81,6 +82,7 @@ _HOMES = {
         "UntraceableModelError",
         "UpdateError",
     ],
+    "msfusion.federated.accounting": ["Privacy"],
     "msfusion.federated.conversation": ["Conversation", "Request", "Response"],
     "msfusion.federated.engine": ["Answer", "Ask", "Engine", "InProcess", "engine", "perform"],
     "msfusion.federated.method": ["Answered", "Method", "Task", "Update"],
@@ -153,6 +155,7 @@ __all__ = [
     "Outbound",
     "Place",
     "Printed",
+    "Privacy",
     "PrivacyError",
     "Problem",
     "Processes",

@@ -16,7 +16,7 @@ from msfusion.errors import ConfigError
 from msfusion.experiment.config import load_config
 from msfusion.experiment.directory import RunDirectory
 from msfusion.experiment.train import train
-from msfusion.federated.secure_sums import SECRET, SUMMED
+from msfusion.federated.secure_sums import SUMMED, SecureMethod
 
 SMALL = (*QUICK_JOB, "method.name=small")
 SECURE = (*SMALL, "method.secure=true")
@@ -60,7 +60,7 @@ def test_a_run_that_is_resumed_is_the_run(tmp_path: Path) -> None:
     assert states[1] is not None
     for name, tensor in states[0].state.items():
         assert torch.equal(tensor, states[1].state[name]), name
-    assert all(set(memory) == {SECRET} for memory in states[0].memories.values())
+    assert all(set(memory) == {SecureMethod.secret} for memory in states[0].memories.values())
 
 
 def test_what_is_not_asked_for_changes_no_fingerprint() -> None:

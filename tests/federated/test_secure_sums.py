@@ -28,17 +28,15 @@ from msfusion.federated.conversation import Conversation, Request, Response
 from msfusion.federated.engine import Answer, Ask, Engine, InProcess
 from msfusion.federated.method import Method, Task, Update
 from msfusion.federated.participation import Calendar, Conditions, RoundSettings
+from msfusion.federated.protected import as_run, protected
 from msfusion.federated.results import RoundResult
 from msfusion.federated.screening import Screening
 from msfusion.federated.secure_sums import (
-    SECRET,
     Roster,
     SecureMethod,
     SecureSums,
     Summand,
     SumOfRound,
-    as_run,
-    secured,
 )
 from msfusion.federated.training import TrainingSettings
 from msfusion.width.groups import State, WidthMap
@@ -69,6 +67,13 @@ def some_data() -> tuple[Batch, ...]:
     return tuple(
         Batch((torch.randn(13 + each, 6),), torch.randint(3, (13 + each,))) for each in range(PEOPLE)
     )
+
+
+SECRET = SecureMethod.secret
+
+
+def secured(method: Method, secure: SecureSums) -> Method:
+    return protected(method, secure, None, PEOPLE)
 
 
 def plain(kind: str = "small") -> Method:

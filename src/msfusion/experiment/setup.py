@@ -23,7 +23,7 @@ from msfusion.federated.compression import compressed
 from msfusion.federated.method import Method
 from msfusion.federated.participation import Calendar, Conditions, RoundSettings
 from msfusion.federated.problem import METHODS, Problem
-from msfusion.federated.secure_sums import check_rounds, secured
+from msfusion.federated.protected import check_protected_rounds, protected
 from msfusion.federated.training import TrainingSettings
 from msfusion.methods.blocks import BlocksMethod
 from msfusion.models.build import build_model
@@ -183,11 +183,10 @@ def prepare(config: Config, parts: Parts | None = None) -> Setup:
         evaluate_every=config.evaluation.every,
         seed=config.seed,
     )
-    method = secured(compressed(chosen.method, *config.codecs), config.secure_sums)
+    asked = len(rounds.participants_in(0, len(data.participants)))
+    method = protected(compressed(chosen.method, *config.codecs), config.secure_sums, config.privacy, asked)
     setup = Setup(config, data, parts.model, parts.width_map, method, rounds, chosen.why)
-    if method.secure_sums is not None:
-        asked = len(rounds.participants_in(0, len(data.participants)))
-        check_rounds(method.secure_sums, asked, setup.conditions, config.screening)
+    check_protected_rounds(method, rounds, len(data.participants), setup.conditions, config.screening)
     return setup
 
 

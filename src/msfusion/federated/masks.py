@@ -37,13 +37,13 @@ CHUNK = 2**17
 """Numbers of a stream that are made at a time."""
 
 
-def check_cryptography() -> None:
-    """Raise ConfigError where the package is missing."""
+def check_cryptography(key: str) -> None:
+    """Raise ConfigError, naming the setting, where the package is missing."""
     try:
         import cryptography  # noqa: F401  # only whether it is there
     except ImportError as error:
         raise ConfigError(
-            "method.secure needs the package cryptography, at every participant: pip install 'msfusion[stream]'"
+            f"{key} needs the package cryptography, at every participant: pip install 'msfusion[stream]'"
         ) from error
 
 

@@ -29,7 +29,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int64
 from torch import Tensor
 
 from msfusion.batch import Batch
@@ -42,23 +42,20 @@ from msfusion.federated.masks import (
     Identity,
     add_stream,
     add_wrapping,
-    check_cryptography,
     context_of,
     is_a_sum,
 )
-from msfusion.federated.method import Answered, Evaluation, Kind, Method, Task, Training, Update
+from msfusion.federated.method import Answered, Kind, Method, Task, Training, Update
 from msfusion.federated.privacy import Form, Outbound
 from msfusion.federated.screening import DEFAULT, Screening
 from msfusion.federated.states import payload_bytes
+from msfusion.federated.wrapped import Wrapped, bytes_of, new_secret, tensor_of
 from msfusion.setting import check, setting
-from msfusion.width.groups import State, Window
+from msfusion.width.groups import State
 from msfusion.width.tensors import state_tensors
 
 if TYPE_CHECKING:
     from msfusion.federated.participation import Conditions
-
-SECRET = ".secret"
-"""The name, in a participant's memory, of what its keys and masks follow from."""
 
 SUMMED = "summed"
 """The name, in a round's figures, of how many updates its sum is of; none where it could not be had."""
@@ -87,35 +84,6 @@ class SecureSums:
         return replace(costs, bytes_down=costs.bytes_down + down, bytes_up=costs.bytes_up - before + up)
 
 
-def secured(method: Method, secure: SecureSums | None) -> Method:
-    """The method, of whose updates the server learns the sum alone from now on (None: each, as it is).
-
-    Raises ConfigError where the method or its settings need more than that, or the package `cryptography` is missing.
-    """
-    if secure is None:
-        return method
-    check_cryptography()
-    method.weight_in_sums(1)
-    asks = method.sequential or method.conversation(method.initial_state(), 0) is not None
-    if asks or method.asks(method.initial_state()):
-        raise ConfigError(
-            f"method.secure does not go with {method.name}, whose participants ask the server or report to it one by "
-            "one: leave method.secure out"
-        )
-    if method.compression is not None:
-        raise ConfigError(
-            "method.secure does not go with method.codec and method.codec_down, since what a codec has made cannot be "
-            "added up: leave one of them out"
-        )
-    if method.recalibrates:
-        raise ConfigError(
-            "method.secure does not go with measuring BatchNorm's statistics anew, for which each participant sends "
-            "its own: set method.recalibrate to false, or take a model without BatchNorm"
-        )
-    object.__setattr__(method, "_secure_sums", secure)  # a dataclass may be frozen
-    return method
-
-
 def check_rounds(secure: SecureSums, asked: int, conditions: Conditions | None, screening: Screening) -> None:
     """Raise ConfigError where the settings of the rounds need single updates, or too few are asked in a round."""
     if asked < secure.minimum:
@@ -135,30 +103,26 @@ def check_rounds(secure: SecureSums, asked: int, conditions: Conditions | None, 
         )
 
 
-def as_run(method: Method) -> Method:
-    """The method as its rounds are run: itself, or the one of its sums."""
-    secure = method.secure_sums
-    return method if secure is None or isinstance(method, SecureMethod) else SecureMethod(method, secure)
-
-
-class SecureMethod(Method):
+class SecureMethod(Wrapped):
     """Another method, `inner`, of whose updates the server learns the weighted sum alone.
 
     What the inner method fuses is, in place of each participant's update, what the participant was sent moved by the
     mean change of all: a method whose `fuse` goes by the weighted sum of updates alone comes to the same.
     """
 
+    secret = ".secret"
+
     def __init__(self, inner: Method, settings: SecureSums) -> None:
-        self.inner, self.settings = inner, settings
-        self.name, self.scoring, self.seed = inner.name, inner.scoring, inner.seed
+        super().__init__(inner)
+        self.settings = settings
         object.__setattr__(self, "metrics", inner.metrics | {SUMMED})
-        object.__setattr__(self, "_secure_sums", settings)
 
     # Where the participant is.
 
     def train(self, task: Task, data: Batch) -> Training:
         """Train as the inner method does; then tell the server what it needs for the sum, and nothing else."""
-        secret, kept = _secret_in(task.memory)
+        kept = self.others(task.memory)
+        secret = bytes_of(task.memory[self.secret]) if self.secret in task.memory else new_secret()
         update = self.inner.train(replace(task, memory=kept), data)
         if not isinstance(update, Update):
             raise ConfigError(
@@ -172,7 +136,7 @@ class SecureMethod(Method):
         while not mine.heard(answer):
             answer = yield mine.pairs()
         answer = yield mine.own()
-        memory = {**(update.memory or kept), SECRET: _tensor(secret)}
+        memory = {**(update.memory or kept), self.secret: tensor_of(secret)}
         return replace(update, loss=mine.mean_loss(answer), memory=memory)
 
     def outbound(self, kind: Kind, task: Task) -> Outbound:
@@ -192,16 +156,7 @@ class SecureMethod(Method):
         # of one kind in each request; far more than the seeds of all participants
         return Outbound(forms, frozenset({"examples"}), most_bytes=8 * entries + 2**20)
 
-    @property
-    def remembers(self) -> bool:
-        """The participant's secret, at least."""
-        return True
-
     # In the server.
-
-    def assign(self, state: State, round_index: int, participant: int) -> Task:
-        """As the inner method does."""
-        return self.inner.assign(state, round_index, participant)
 
     def conversation(self, state: State, round_index: int) -> Conversation:
         """Who adds up the updates of a round."""
@@ -213,37 +168,11 @@ class SecureMethod(Method):
             pass
         return dict(state)
 
-    def initial_state(self) -> dict[str, Tensor]:
-        """As the inner method."""
-        return self.inner.initial_state()
-
-    def begins_with(self, state: State) -> bool:
-        """As the inner method."""
-        return self.inner.begins_with(state)
-
-    def evaluate(self, state: State, data: Batch) -> Evaluation:
-        """As the inner method."""
-        return self.inner.evaluate(state, data)
-
-    def check_together(self) -> None:
-        """As the inner method. Participants that exchange messages are trained one by one nevertheless."""
-        self.inner.check_together()
-
-    def window(self, round_index: int, participant: int) -> Window | None:
-        """As the inner method."""
-        return self.inner.window(round_index, participant)
-
     # On both sides.
 
     def layout(self, task: Task) -> Layout:
         """How an update of this task lies in the numbers that are added up."""
         return Layout.of(self.inner.outbound("train", task))
-
-
-def _secret_in(memory: State) -> tuple[bytes, dict[str, Tensor]]:
-    """A participant's secret, made when it is first needed, and what the inner method has it keep."""
-    kept = {name: tensor for name, tensor in memory.items() if name != SECRET}
-    return _bytes(memory[SECRET]) if SECRET in memory else os.urandom(SEED_BYTES), kept
 
 
 @dataclass(frozen=True)
@@ -322,10 +251,10 @@ class Roster:
 
     def response(self) -> Response:
         """As it is told to the participants."""
-        keys = torch.stack([_tensor(key) for key in self.keys.values()])
+        keys = torch.stack([tensor_of(key) for key in self.keys.values()])
         return Response(
             tensors={
-                "nonce": _tensor(self.nonce),
+                "nonce": tensor_of(self.nonce),
                 "participants": torch.tensor([*self.keys]),
                 "keys": keys,
                 "examples": torch.tensor([*self.examples.values()]),
@@ -338,7 +267,7 @@ class Roster:
         found = {name: tensor.cpu() for name, tensor in response.tensors.items()}
         try:
             who, examples = found["participants"].tolist(), found["examples"].tolist()
-            keys, nonce = [_bytes(key) for key in found["keys"]], _bytes(found["nonce"])
+            keys, nonce = [bytes_of(key) for key in found["keys"]], bytes_of(found["nonce"])
             if not len(who) == len(keys) == len(examples) == len(set(who)) == len(set(keys)):
                 raise ValueError("of different lengths, or somebody twice")
             if not all(isinstance(count, int) and count > 0 for count in examples):
@@ -374,7 +303,7 @@ class Summand:
 
     def key(self) -> Request:
         """The public key."""
-        key = _tensor(self._identity.public_key)
+        key = tensor_of(self._identity.public_key)
         return Request(tensors={"key": key}, metadata={"examples": self._update.examples})
 
     def meet(self, response: Response) -> None:
@@ -422,12 +351,12 @@ class Summand:
     def pairs(self) -> Request:
         """The seeds of the pairs with those that have dropped out."""
         seeds = b"".join(self._seeds[who] for who in self._asked)
-        return Request(tensors={"pairs": _tensor(seeds).view(-1, SEED_BYTES)})
+        return Request(tensors={"pairs": tensor_of(seeds).view(-1, SEED_BYTES)})
 
     def own(self) -> Request:
         """The seed of the own mask; after it there is nothing more to say."""
         self._seeds.clear()
-        return Request(tensors={"own": _tensor(self._identity.own_seed(self._context))})
+        return Request(tensors={"own": tensor_of(self._identity.own_seed(self._context))})
 
     def mean_loss(self, response: Response) -> float:
         """The mean loss of the round, which stands for the participant's."""
@@ -472,8 +401,8 @@ class SumOfRound(Conversation):
         keys, examples = dict[int, bytes](), dict[int, int]()
         for who, request in sorted(turn, key=lambda each: each[0]):
             key, count = request.tensors.get("key"), request.metadata.get("examples")
-            if key is not None and type(count) is int and count > 0 and _bytes(key) not in keys.values():
-                keys[who], examples[who] = _bytes(key), count
+            if key is not None and type(count) is int and count > 0 and bytes_of(key) not in keys.values():
+                keys[who], examples[who] = bytes_of(key), count
         if len(keys) < self._method.settings.minimum:
             return self._given_up(turn, keys)
         self._roster, self._step = Roster(os.urandom(SEED_BYTES), keys, examples), self._add
@@ -492,7 +421,7 @@ class SumOfRound(Conversation):
             seeds = request.tensors.get("pairs")
             if seeds is not None and len(seeds) == len(self._asked):
                 self._pairs |= {
-                    (who, gone): _bytes(seed) for gone, seed in zip(self._asked, seeds, strict=True)
+                    (who, gone): bytes_of(seed) for gone, seed in zip(self._asked, seeds, strict=True)
                 }
                 there.add(who)
         gone = self._masked.keys() - there
@@ -512,7 +441,7 @@ class SumOfRound(Conversation):
         return [told if who in self._masked else _wrong(who, what) for who, _ in turn]
 
     def _open(self, turn: Turn) -> list[Response | MsfusionError]:
-        seeds = {who: _bytes(request.tensors["own"]) for who, request in turn if "own" in request.tensors}
+        seeds = {who: bytes_of(request.tensors["own"]) for who, request in turn if "own" in request.tensors}
         gone = sorted(self._masked.keys() - seeds.keys())
         if gone:
             return self._ended(
@@ -583,12 +512,3 @@ class SumOfRound(Conversation):
 
 def _wrong(who: int, what: str) -> UpdateError:
     return UpdateError(f"participant {who} did not send a {what} when that was due", who)
-
-
-def _tensor(data: bytes) -> UInt8[Tensor, " bytes"]:
-    return torch.tensor([*data], dtype=torch.uint8)
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    data: bytes = tensor.cpu().contiguous().numpy().tobytes()
-    return data

@@ -218,8 +218,8 @@ class BlocksMethod(Method):
         """As `small`. Raises ConfigError where some train more blocks than others."""
         if not self.capacities.alike:
             raise ConfigError(
-                f"method.secure does not go with {self.name} where participants have different ratios, so that some "
-                "train blocks that others do not: give all the same participants.ratio"
+                f"method.secure and method.privacy do not go with {self.name} where participants have different "
+                "ratios, so that some train blocks that others do not: give all the same participants.ratio"
             )
         return self.small.weight_in_sums(examples)
 

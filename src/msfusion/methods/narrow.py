@@ -183,8 +183,9 @@ class NarrowMethod(Method):
         alike = len(set(self.ratios)) == 1 if self.capacities is None else self.capacities.alike
         if self.schedule is not full and not (self.schedule is static and alike):
             raise ConfigError(
-                f"method.secure does not go with {self.name}, whose participants hold different windows: a sum of few "
-                "would say much of each; choose method.name = 'fedavg' or 'small', or method.start = 'blocks'"
+                f"method.secure and method.privacy do not go with {self.name}, whose participants hold different "
+                "windows: a sum of few would say much of each; choose method.name = 'fedavg' or 'small', or "
+                "method.start = 'blocks'"
             )
         return weight_in_mean(examples, self.weighting, self.average)
 
@@ -335,8 +336,8 @@ def weight_in_mean(examples: int, weighting: Weighting, average: Average) -> int
     """The weight of a participant with so many examples. Raises ConfigError where the average needs single updates."""
     if average != "mean":
         raise ConfigError(
-            f"method.secure does not go with method.average = '{average}', which has to see each update by itself: "
-            "leave one of them out"
+            f"method.secure and method.privacy do not go with method.average = '{average}', which has to see each "
+            "update by itself: leave one of them out"
         )
     return examples if weighting == "examples" else 1
 

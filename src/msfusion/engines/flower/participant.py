@@ -34,6 +34,7 @@ from msfusion.engines.grpc.sent import SentLog
 from msfusion.errors import RunDirectoryError, StreamError
 from msfusion.federated.engine import perform, threads_set
 from msfusion.federated.method import Method
+from msfusion.federated.protected import as_run
 from msfusion.files import digest_of_json
 
 Say = Callable[[str], None]
@@ -138,7 +139,7 @@ def _done(
 ) -> tuple[object, bytes]:
     """A task, done. It may be one that was done before: it goes on from the same memory, so the same comes of it."""
     kind, task, _ = task_in(body, who.number)
-    method = who.method(asked.everybodys)
+    method = as_run(who.method(asked.everybodys))
     with keeping(memory, who.own_folder, who.run, asked.rounds_kept) as kept, threads_set(who.threads):
         try:
             task = replace(task, memory=kept.load(asked.kept))

@@ -41,7 +41,7 @@ from msfusion.federated.conversation import Request, Response
 from msfusion.federated.engine import Finished, Talk, perform, say_next, talk, threads_set
 from msfusion.federated.messages import request_message
 from msfusion.federated.method import Kind, Method, Released, Task
-from msfusion.federated.secure_sums import as_run
+from msfusion.federated.protected import as_run
 from msfusion.federated.states import payload_bytes
 from msfusion.files import digest_of_json
 

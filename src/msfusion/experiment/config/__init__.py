@@ -47,6 +47,7 @@ from msfusion.experiment.config.sections import (
     SplitSection,
     TrainingSection,
 )
+from msfusion.federated.accounting import Privacy
 from msfusion.federated.capacities import Capacities
 from msfusion.federated.participation import RoundSettings
 from msfusion.federated.problem import METHODS, Settings
@@ -238,6 +239,11 @@ class Config(Section):
     def secure_sums(self) -> SecureSums | None:
         """That the server learns sums alone; None where it sees each update."""
         return None if self.method.secure is None else self.method.secure.made(SecureSums)
+
+    @property
+    def privacy(self) -> Privacy | None:
+        """The noise that participants add; None where they add none."""
+        return None if self.method.privacy is None else self.method.privacy.made(Privacy)
 
     @property
     def own_table(self) -> str | None:

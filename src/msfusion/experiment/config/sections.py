@@ -11,6 +11,7 @@ from msfusion.averaging.robust import AVERAGES, Average
 from msfusion.data.spec import OWN_DATA, DataSpec, names_own_data
 from msfusion.experiment.config.codecs import as_now, codec_of
 from msfusion.experiment.config.declared import Section, key_of, keys_of, section_of
+from msfusion.federated.accounting import Privacy
 from msfusion.federated.participation import RoundSettings
 from msfusion.federated.problem import METHODS
 from msfusion.federated.screening import Screening
@@ -48,8 +49,8 @@ SLICES_ONLY = (
 CODECS = ("method.codec", "method.codec_down")
 """What makes the messages of a round small: not where a method of the house has messages of its own kind."""
 
-SECURE = ("method.secure",)
-"""What keeps single updates from the server: not where a method of the house needs them."""
+SECURE = ("method.secure", "method.privacy")
+"""What keeps single updates to the participants: not where a method of the house needs them."""
 
 
 def _known_loss(value: Any) -> Any:
@@ -162,6 +163,14 @@ class SecureSection(Section):
     minimum: int = key_of(SecureSums, "minimum")
 
 
+class PrivacySection(Section):
+    """Participants' changes are cut down and have noise: differential privacy for each participant."""
+
+    clip: float = key_of(Privacy, "clip")
+    noise: float = key_of(Privacy, "noise")
+    delta: float = key_of(Privacy, "delta")
+
+
 def _true_as_table(value: Any) -> Any:
     """`secure = true` is an empty table, `secure = false` none."""
     return ({} if value else None) if isinstance(value, bool) else value
@@ -208,7 +217,14 @@ _SECURE = {
             default=None,
             description="true: the server learns the sum of a round's updates, and no single one; or a table with",
         ),
-    )
+    ),
+    "privacy": (
+        PrivacySection | None,
+        Field(
+            default=None,
+            description="participants' changes are cut down and have noise (differential privacy); a table with",
+        ),
+    ),
 }
 _METHOD_NAME = Field(default="msfusion", description=f"{', '.join(HOUSE)}, or module:Class")
 _READ_AS = {
@@ -230,6 +246,7 @@ if TYPE_CHECKING:
         codec: str | dict[str, Any] | None
         codec_down: str | dict[str, Any] | None
         secure: SecureSection | None
+        privacy: PrivacySection | None
         overlap: OverlapSection | None
         schedule: str
 

@@ -17,7 +17,7 @@ from msfusion.experiment.config import Config
 from msfusion.experiment.config.keys import flattened
 from msfusion.experiment.fingerprint import references_of
 from msfusion.experiment.own_data import OwnData
-from msfusion.federated.secure_sums import as_run
+from msfusion.federated.protected import as_run
 from msfusion.files import write_folder_with
 from msfusion.imports import is_reference, own_files
 
