@@ -148,7 +148,7 @@ def _done(
             return Lost(asked.kept), b""
         everybody = [who.data] * (who.number + 1)  # nobody else's place is looked at
         (answer,), seconds = perform(method, kind, [task], everybody, test=who.test)
-        update = sent_of(kind, task, answer, seconds, len(who.data), kept, say)
+        update = sent_of(kind, task, answer, seconds, len(who.data), kept, say, method.tells_losses)
     if update is None:
         return Failed(), b""
     who.log.message("update", update)

@@ -179,7 +179,8 @@ class _Worker:
     def _message(
         self, kind: Kind, task: Task, answer: Released | MsfusionError, seconds: float
     ) -> bytes | None:
-        return sent_of(kind, task, answer, seconds, len(self._data), self._kept, self._tell)
+        told = self._kept, self._tell, self.method.tells_losses
+        return sent_of(kind, task, answer, seconds, len(self._data), *told)
 
 
 class Talking:
