@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         UntraceableModelError,
         UpdateError,
     )
+    from msfusion.federated.accounting import Privacy
     from msfusion.federated.conversation import Conversation, Request, Response
     from msfusion.federated.engine import Answer, Ask, Engine, InProcess, engine, perform
     from msfusion.federated.method import Answered, Method, Task, Update
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from msfusion.federated.problem import METHODS, Problem, Settings, method
     from msfusion.federated.results import RoundResult
     from msfusion.federated.rounds import run_rounds
+    from msfusion.federated.secure_sums import SecureSums
     from msfusion.federated.states import model_state
     from msfusion.federated.training import Training, local_steps
     from msfusion.federation import Federation
@@ -81,6 +83,7 @@ _HOMES = {
         "UntraceableModelError",
         "UpdateError",
     ],
+    "msfusion.federated.accounting": ["Privacy"],
     "msfusion.federated.conversation": ["Conversation", "Request", "Response"],
     "msfusion.federated.engine": ["Answer", "Ask", "Engine", "InProcess", "engine", "perform"],
     "msfusion.federated.method": ["Answered", "Method", "Task", "Update"],
@@ -89,6 +92,7 @@ _HOMES = {
     "msfusion.federated.problem": ["METHODS", "Problem", "Settings", "method"],
     "msfusion.federated.results": ["RoundResult"],
     "msfusion.federated.rounds": ["run_rounds"],
+    "msfusion.federated.secure_sums": ["SecureSums"],
     "msfusion.federated.states": ["model_state"],
     "msfusion.federated.training": ["Training", "local_steps"],
     "msfusion.federation": ["Federation"],
@@ -155,6 +159,7 @@ __all__ = [
     "Prediction",
     "Predictor",
     "Printed",
+    "Privacy",
     "PrivacyError",
     "Problem",
     "Processes",
@@ -163,6 +168,7 @@ __all__ = [
     "RoundResult",
     "RoundSettings",
     "Scoring",
+    "SecureSums",
     "Settings",
     "Small",
     "Start",

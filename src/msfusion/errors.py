@@ -74,5 +74,13 @@ class StreamError(MsfusionError):
         self.status = status
 
 
+class SumError(MsfusionError):
+    """The sum of a round's updates cannot be had without a single one becoming known: the model stays as it was.
+
+    So it is where too few participants are left, or somebody says what cannot be (`federated.secure_sums`). A run
+    goes on after it.
+    """
+
+
 class CheckError(MsfusionError):
     """A part that somebody wrote breaks a law that all parts of its kind must keep (`msfusion.checks`)."""

@@ -29,6 +29,7 @@ from msfusion.data.federated import FederatedData, example_inputs
 from msfusion.data.load import load_data
 from msfusion.data.spec import DataSpec
 from msfusion.errors import ConfigError, DataError
+from msfusion.federated.accounting import Privacy, Spent
 from msfusion.federated.compression import compressed
 from msfusion.federated.engine import Engine
 from msfusion.federated.memory import with_memories, without_memories
@@ -36,9 +37,11 @@ from msfusion.federated.method import Evaluation, Method
 from msfusion.federated.participation import Conditions, RoundSettings
 from msfusion.federated.privacy import forms_of
 from msfusion.federated.problem import METHODS, Chosen, Problem, Settings
+from msfusion.federated.protected import as_run, protected, spend, spent_by
 from msfusion.federated.results import ParticipantResult, RoundResult
 from msfusion.federated.rounds import run_rounds
 from msfusion.federated.screening import DEFAULT, Screening
+from msfusion.federated.secure_sums import SecureSums
 from msfusion.federated.states import loaded, model_state
 from msfusion.federated.training import TrainingSettings
 from msfusion.files import digest_of_json, read_tensors, refusing_write_errors, write_tensors
@@ -66,7 +69,8 @@ class Federation:
     out the rounds (default: this process), `callbacks` are told of them. `fraction` of the participants is asked in a
     round; `conditions` say who is absent or late; `screening` what becomes of bad updates; `together` how many are
     trained at once. `codec` makes what participants send small, `codec_down` what they are sent
-    (`federated.compression`).
+    (`federated.compression`). With `secure` the server learns the sum of a round's updates, and no single one
+    (`federated.secure_sums`); with `privacy` participants add noise to what they send (`federated.noise`).
 
     Raises ConfigError or DataError for what does not fit together, in one sentence that says what to do.
     """
@@ -92,6 +96,8 @@ class Federation:
         evaluation_batch_size: int = 256,
         codec: Codec | None = None,
         codec_down: Codec | None = None,
+        secure: bool | SecureSums = False,
+        privacy: Privacy | None = None,
     ) -> None:
         _check_arguments(model, engine, callbacks, metrics, seed, evaluation_batch_size)
         self.participants, self.test, language = _shared_out(model, data, test)
@@ -116,6 +122,8 @@ class Federation:
         self._model, self._together = model, together
         self._conditions, self._screening = conditions, screening
         self._codecs = codec, codec_down
+        self._privacy = privacy
+        self._secure = (SecureSums() if secure else None) if isinstance(secure, bool) else secure
         self._round_settings = RoundSettings(1, fraction, evaluate_every=evaluate_every, seed=seed)
         self._check_data()
         self.done, self.planned = 0, 0
@@ -124,6 +132,7 @@ class Federation:
         self.figures: list[dict[str, float]] = []
         """Of each round that is done, those before a resume as well: its number and its figures."""
 
+        self._spent: Spent | None = None
         self._chosen: Chosen | None = None
         self._state: dict[str, Tensor] | None = None
         self._memories: dict[int, Mapping[str, Tensor]] = {}
@@ -148,7 +157,14 @@ class Federation:
     @property
     def figure_names(self) -> tuple[str, ...]:
         """What `RoundResult.figures` may have beside what all have: metrics of the method and of evaluations."""
-        return (*self.scoring.metrics, *sorted(self.method.metrics))
+        return (*self.scoring.metrics, *sorted(as_run(self.method).metrics))
+
+    @property
+    def privacy_spent(self) -> dict[str, float]:
+        """With noise: what was set, and the epsilons of the rounds that are done, against whoever sees the models
+        (`epsilon`) and against the server (`epsilon_of_server`). Empty without.
+        """
+        return {} if self._spent is None else self._spent.figures()
 
     def fit(self, rounds: int) -> list[RoundResult]:
         """Run so many rounds; what each of them came to, without its state."""
@@ -184,6 +200,8 @@ class Federation:
             for result in results:
                 self._state, self._memories = result.state, dict(result.memories)
                 self.done = result.round_index + 1
+                if self._spent is not None:
+                    spend(self._spent, result)
                 self.history.append(replace(result, state={}, memories={}))
                 self.figures.append({"round": result.number, **result.figures()})
                 stops = [callback.round(self, result) for callback in self.callbacks]
@@ -218,6 +236,7 @@ class Federation:
             "method": self.method.name,
             "seed": self.seed,
             "digests": self._digests,
+            **({} if self._spent is None else {"spent": self._spent.told()}),
             "figures": [
                 {name: value if math.isfinite(value) else None for name, value in line.items()}
                 for line in self.figures
@@ -243,8 +262,8 @@ class Federation:
                 f"{directory} was saved by {about['method']} with seed {about['seed']}, and this is {self._name} "
                 f"with seed {self.seed}: make the federation as it was"
             )
-        for what, digest in self._digests.items():
-            if about["digests"].get(what) != digest:
+        for what in {**self._digests, **about["digests"]}:
+            if about["digests"].get(what) != self._digests.get(what):
                 raise ConfigError(f"{directory} was saved with other {what}: make the federation as it was")
         self._chosen, self._state, self._memories, self.done = None, None, {}, 0
         self._plan(int(about["planned"]))
@@ -255,6 +274,10 @@ class Federation:
                 "was"
             )
         self._state, self._memories, self.done = state, dict(memories), int(about["rounds"])
+        if self._spent is not None:
+            self._spent = spent_by(self.method)
+            assert self._spent is not None
+            self._spent.again(about["spent"])
         self.history, self.figures = (
             [],
             [
@@ -279,6 +302,8 @@ class Federation:
                 _told(self._round_settings), _told(self._screening), self._together, self._conditions is None,
             ],
             **({"codecs": [*map(repr, self._codecs)]} if any(self._codecs) else {}),
+            **({} if self._secure is None else {"secure sums": _told(self._secure)}),
+            **({} if self._privacy is None else {"privacy": _told(self._privacy)}),
             "losses or metrics": [self.scoring.loss is None, sorted(self.scoring.metrics), self.scoring.labels],
         }  # fmt: skip
         return {
@@ -305,7 +330,8 @@ class Federation:
         )
         with seeded(self.seed):
             chosen = self.settings.chosen(problem)
-            compressed(chosen.method, *self._codecs)
+            asked = len(self._round_settings.participants_in(0, len(self.participants)))
+            protected(compressed(chosen.method, *self._codecs), self._secure, self._privacy, asked)
             first = chosen.method.initial_state()
         if before is not None and first and forms_of(first) != forms_of(before):
             raise ConfigError(
@@ -314,6 +340,7 @@ class Federation:
                 "left"
             )
         self._chosen, self.planned = chosen, rounds
+        self._spent = self._spent or spent_by(chosen.method)
 
     def _as_data(self) -> FederatedData:
         test = self.participants[0] if self.test is None else self.test

@@ -168,10 +168,12 @@ def digest_of_json(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], *, private: bool = False
+) -> None:
     """Write tensors as safetensors, whole or not at all, with a digest of tensors and metadata.
 
-    Equal tensors and metadata give equal bytes. Raises RunDirectoryError.
+    Equal tensors and metadata give equal bytes. What is `private` only the owner may read. Raises RunDirectoryError.
     """
     from safetensors.torch import save_file
 
@@ -181,10 +183,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     header = {_METADATA: json.dumps(sealed, sort_keys=True)}
 
     def write(temporary: Path) -> None:
-        temporary.touch()
-        usual_rights = temporary.stat().st_mode
+        temporary.touch(0o600 if private else 0o666)
+        rights = temporary.stat().st_mode
         save_file(separate, temporary, metadata=header)
-        temporary.chmod(usual_rights)  # safetensors leaves files that only their owner may read
+        temporary.chmod(rights)  # safetensors leaves files that only their owner may read
 
     write_with(path, write)
 

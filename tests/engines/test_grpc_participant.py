@@ -34,6 +34,13 @@ from msfusion.federated.messages import encode, task_message
 DATA, PROBE = checks._examples(), checks._Probe()
 
 
+def test_nobody_else_may_read_what_is_kept(tmp_path: Path) -> None:
+    """A participant's secret is in it."""
+    Kept(tmp_path, "run", 1).save(1, one(1.0))
+    (file,) = tmp_path.glob("kept-*")
+    assert file.stat().st_mode & 0o077 == 0
+
+
 def one(value: float) -> dict[str, torch.Tensor]:
     return {"logits": torch.full((3,), value)}
 

@@ -94,6 +94,45 @@ def test_tokens_of_texts_are_found(tmp_path: Path) -> None:
     assert mean["guessing"] < 0.9
 
 
+def test_with_secure_sums_the_sum_alone_is_found(tmp_path: Path) -> None:
+    """What each sent under masks is attacked all the same; what is found in it has nothing to do with its labels."""
+    run = trained(tmp_path / "run", *QUICK_JOB, "method.name=small", "method.secure=true", "rounds=1")
+    told = audit(run)
+    plain = audit(trained(tmp_path / "plain", *QUICK_JOB, "method.name=small", "rounds=1"))
+    assert (told["secure"], plain["secure"]) == (True, False)
+    found, open_ = told["attacks"]["labels"], plain["attacks"]["labels"]
+    assert "sum" not in open_
+    assert found["mean"]["distance"] > found["mean"]["distance_of_uniform"] > open_["mean"]["distance"]
+    assert found["sum"]["participants"] == [0, 1, 2]
+    assert found["sum"]["examples"] == 120
+    shares = [0.0] * 10
+    for row in open_["participants"]:
+        shares = [
+            each + row["examples"] / 120 * own for each, own in zip(shares, row["true_shares"], strict=True)
+        ]
+    assert found["sum"]["true_shares"] == pytest.approx(shares)
+    assert found["sum"]["distance"] < found["mean"]["distance"]
+    shown = msfusion("audit", str(run))
+    assert "sum of 3" in shown.stdout
+    assert "no single update can be read" in shown.stdout
+
+
+def test_with_secure_sums_the_tokens_of_all_are_found_together(tmp_path: Path) -> None:
+    text = [
+        *QUICK_TEXT,
+        "rounds=1",
+        "model.name=decoder_lm",
+        "method.name=fedavg",
+        "training.weight_decay=0.1",
+    ]
+    small = "model.options={features=8, heads=1, layers=1, tied=false}"
+    found = audit(trained(tmp_path / "run", *text, small, "method.secure=true"))["attacks"]["tokens"]
+    assert found["mean"]["recall"] == 1  # all are named, but for padding, which says nothing
+    assert found["mean"]["precision"] == pytest.approx(found["mean"]["guessing"], abs=0.02)
+    assert found["sum"]["precision"] == 1
+    assert found["sum"]["recall"] > 0.9
+
+
 def test_a_matrix_that_also_makes_the_logits_is_not_attacked() -> None:
     model = ("model.name=decoder_lm", "model.options={features=8, heads=1, layers=1}")
     attack = TokenAttack(prepare(load_config(None, [*QUICK_TEXT, *model, "method.name=fedavg"])))

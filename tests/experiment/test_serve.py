@@ -43,6 +43,7 @@ METHODS = {
     ],
     "contrastive": [*SHORT, "method.start=fresh", "method.contrastive_weight=0.1"],
     "small": [*SHORT, "method.name=small"],
+    "secure": [*SHORT, "method.name=small", "method.secure=true"],
     "fedgrow": [*QUICK_GROW, "rounds=3"],
 }
 """By what is remarkable in it: a participant of `msfusion` remembers logits and what its codecs have left out, of
@@ -92,6 +93,7 @@ def stopped(process: int) -> Iterator[None]:
     [
         "split",
         "msfusion",
+        pytest.param("secure", marks=pytest.mark.release),
         pytest.param("fedgrow", marks=pytest.mark.release),
         pytest.param("contrastive", marks=pytest.mark.release),
         pytest.param("small", marks=pytest.mark.release),

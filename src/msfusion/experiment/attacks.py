@@ -8,6 +8,7 @@ lower bound on what an update gives away.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -89,6 +90,14 @@ def untouched(
     return parameter.detach()
 
 
+def untouched_in_mean(
+    received: Float[Tensor, "..."], settings: TrainingSettings, round_index: int, steps: Mapping[int, float]
+) -> Float[Tensor, "..."]:
+    """The same of a mean over participants: `steps` has the share of those that took so many."""
+    parts = [share * untouched(received, settings, round_index, count) for count, share in steps.items()]
+    return torch.stack(parts).sum(0)
+
+
 ROUNDING = 1e-6
 """Relative. The participant's own steps may round otherwise than those of `untouched`."""
 
@@ -98,17 +107,18 @@ def changed_rows(
     sent: Float[Tensor, "rows features"],
     settings: TrainingSettings,
     round_index: int,
-    steps: int,
+    steps: Mapping[int, float],
 ) -> Bool[Tensor, " rows"]:
     """The rows of a table of embeddings that had a gradient: those of the tokens in a participant's examples.
 
     A row that is looked up by nobody has a gradient of zero, so it comes back as it was sent. With weight decay every
     row changes; but what decay alone makes of a row the server can work out (`untouched`), and all others had a
-    gradient besides. A codec may leave either unsaid: then the row comes back as it was sent again.
+    gradient besides. A codec may leave either unsaid: then the row comes back as it was sent again. `steps` says how
+    many were taken, as {steps: 1.0}; of a mean over participants each number, with the share of those that took it.
 
     Source: Melis et al., "Exploiting Unintended Feature Leakage in Collaborative Learning", IEEE S&P 2019, section 4.1.
     """
-    decayed = untouched(received, settings, round_index, steps)
+    decayed = untouched_in_mean(received, settings, round_index, steps)
     moved = (sent - received).abs() > ROUNDING * received.abs()
     pulled = (sent - decayed).abs() > ROUNDING * decayed.abs()
     return moved.any(1) & pulled.any(1)

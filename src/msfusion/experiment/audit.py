@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, fx
 
 from msfusion.batch import Batch
-from msfusion.errors import ConfigError, RunDirectoryError
+from msfusion.errors import ConfigError, MsfusionError, RunDirectoryError
 from msfusion.experiment.attacks import (
     Hits,
     changed_rows,
@@ -38,9 +38,11 @@ from msfusion.experiment.kinds import kind_of
 from msfusion.experiment.setup import Setup, settle_process
 from msfusion.experiment.slices import SlicesRun
 from msfusion.experiment.train import each_of, fingerprint_of, prepared_here, refuse_other
+from msfusion.federated.conversation import Conversation, Response, Turn
 from msfusion.federated.engine import Answer, Ask, Engine, InProcess
 from msfusion.federated.method import Method, Task, Update
 from msfusion.federated.results import RoundResult
+from msfusion.federated.secure_sums import SumOfRound
 from msfusion.methods.parts.silence import makers_of_logits
 from msfusion.width.analysis import operator_name_of
 from msfusion.width.groups import State
@@ -48,6 +50,17 @@ from msfusion.width.submodel import program_of
 
 Hear = Callable[[Task, Update], None]
 """Told of a task as its participant could read it, and of the update as the server could."""
+
+HearSum = Callable[[Task, Update, "Behind"], None]
+"""Told of the sum of a round's updates, as if it were one, and of who is behind it."""
+
+
+@dataclass(frozen=True)
+class Behind:
+    """The participants whose examples are behind an update, and the share of those that took so many steps."""
+
+    participants: tuple[int, ...]
+    steps: Mapping[int, float]
 
 
 def audit(
@@ -85,7 +98,12 @@ def audit(
             for attack in attacks if participant in (None, update.participant) else ():
                 attack.look(task, update)
 
-    begun = _make_again(run, directory, lines[:round_number], hear, tell)
+    def hear_sum(task: Task, update: Update, behind: Behind) -> None:
+        if update.round_index == round_number - 1:
+            for attack in attacks:
+                attack.look_at_sum(task, update, behind)
+
+    begun = _make_again(run, directory, lines[:round_number], (hear, hear_sum), tell)
     if participant is not None and participant not in sent:
         told = ", ".join(map(str, sorted(sent)))
         raise ConfigError(f"participant {participant} sent nothing in round {round_number}; who did: {told}")
@@ -94,6 +112,7 @@ def audit(
         "round": round_number,
         "made_again_from": begun,
         "compressed": run.method.compression is not None,
+        "secure": run.method.secure_sums is not None,
         "attacks": {attack.name: attack.report() for attack in attacks},
     }
 
@@ -114,7 +133,7 @@ def _make_again(
     run: SlicesRun,
     directory: RunDirectory,
     lines: Sequence[Mapping[str, Any]],
-    hear: Hear,
+    hear: tuple[Hear, HearSum],
     tell: Callable[[str], None],
 ) -> int:
     """Run the rounds up to the last of these lines again, and return after how many rounds that began.
@@ -127,7 +146,7 @@ def _make_again(
     state: State = before.state if before else run.initial_state()
     if done < last - 1:
         tell(f"no checkpoint just before round {last} is kept: rounds {done + 1} to {last} are made again")
-    run.engine = Listening(InProcess(run.config.run.device), hear)
+    run.engine = Listening(InProcess(run.config.run.device), *hear)
     with closing(run.rounds(state, before.memories if before else {}, done, lambda _: None)) as rounds:
         for result in rounds:
             _refuse_other_round(result, lines[result.number - 1], directory.path)
@@ -159,12 +178,15 @@ def _equal(state: State, other: State) -> bool:
 
 
 class Listening(Engine):
-    """Another engine, of which is heard what the server sees: each task of training, and the update that answers it."""
+    """Another engine, of which is heard what the server sees: each task of training, and the update that answers it.
+
+    With secure sums that is what came under masks, taken for an update, and the sum.
+    """
 
     converses = True
 
-    def __init__(self, engine: Engine, hear: Hear) -> None:
-        self._engine, self._hear = engine, hear
+    def __init__(self, engine: Engine, hear: Hear, hear_sum: HearSum = lambda *_: None) -> None:
+        self._engine, self._hear, self._hear_sum = engine, hear, hear_sum
 
     def open(self, data: Sequence[Batch], test: Batch | None = None) -> None:
         """As the other engine."""
@@ -177,6 +199,8 @@ class Listening(Engine):
     def run(self, method: Method, asks: Sequence[Ask]) -> Iterator[Answer]:
         """As the other engine."""
         sent: dict[int, Task] = {}
+        conversation = next((ask.conversation for ask in asks if ask.conversation), None)
+        masked = Overheard(conversation) if isinstance(conversation, SumOfRound) else None
 
         def noted(ask: Ask) -> Ask:
             def tasks() -> Sequence[Task]:
@@ -184,13 +208,50 @@ class Listening(Engine):
                 sent.update((task.participant, task) for task in made if ask.kind == "train")
                 return made
 
-            return replace(ask, tasks=tasks)
+            return replace(ask, tasks=tasks, conversation=masked or ask.conversation)
 
+        answers: list[Answer] = []
         for answer in self._engine.run(method, [noted(ask) for ask in asks]):
             task = sent.pop(answer.update.participant, None)
             if task is not None and answer.failure is None:
-                self._hear(*_as_read(method, task, answer.update))
+                if masked is None:
+                    self._hear(*_as_read(method, task, answer.update))
+                answers.append(answer)
             yield answer
+        if masked is not None:
+            self._hear_masked(masked, {each.update.participant: each.update for each in answers})
+
+    def _hear_masked(self, masked: Overheard, updates: Mapping[int, Update]) -> None:
+        """Hear what each sent under masks, and the sum of all. The numbers that updates have besides are known too."""
+        for who, update in sorted(updates.items()):
+            task, read = masked.conversation.read(masked.numbers[who], [who], who)
+            self._hear(task, replace(read, metadata=update.metadata))
+        if masked.conversation.opened is not None:
+            left, total = masked.conversation.opened
+            task, read = masked.conversation.read(total, left, left[0])
+            told = [updates[who] for who in left if who in updates]
+            steps: dict[int, float] = {}
+            for update in told:
+                count, share = (
+                    update.metadata.get("steps"),
+                    masked.conversation.shares(left)[update.participant],
+                )
+                if isinstance(count, int):
+                    steps[count] = steps.get(count, 0.0) + share
+            examples = sum(update.examples for update in told)
+            self._hear_sum(task, replace(read, examples=examples), Behind(tuple(left), steps))
+
+
+class Overheard(Conversation):
+    """The conversation of secure sums, of which is kept what participants sent under masks."""
+
+    def __init__(self, conversation: SumOfRound) -> None:
+        self.conversation, self.numbers = conversation, dict[int, Tensor]()
+
+    def answer(self, turn: Turn) -> Sequence[Response | MsfusionError]:
+        """As the conversation."""
+        self.numbers |= {who: each.tensors["masked"] for who, each in turn if "masked" in each.tensors}
+        return self.conversation.answer(turn)
 
 
 def _as_read(method: Method, task: Task, update: Update) -> tuple[Task, Update]:
@@ -213,26 +274,38 @@ class Attack(ABC):
         self.shapes, self.aliases = setup.width_map.shapes, setup.width_map.aliases
         self.program = program_of(setup.width_map)
         self.rows: list[dict[str, Any]] = []
+        self.of_the_sum: dict[str, Any] | None = None
         self.why_not: str | None = None
 
     def look(self, task: Task, update: Update) -> None:
         """Attack an update, and note how well that went."""
-        steps = update.metadata.get("steps")
-        if self.why_not is None and not isinstance(steps, int):
+        steps, who = update.metadata.get("steps"), update.participant
+        behind = Behind((who,), {steps: 1.0} if isinstance(steps, int) else {})
+        found = self._found(task, update, behind)
+        if found is not None:
+            self.rows.append({"participant": who, **found})
+
+    def look_at_sum(self, task: Task, update: Update, behind: Behind) -> None:
+        """The same of the sum of the updates of a round."""
+        found = self._found(task, update, behind)
+        if found is not None:
+            self.of_the_sum = {"participants": [*behind.participants], **found}
+
+    def _found(self, task: Task, update: Update, behind: Behind) -> dict[str, Any] | None:
+        if self.why_not is None and not behind.steps:
             self.why_not = "updates of this method do not say how many steps were taken"
         if self.why_not is None and not all(self.found(name, task, update) for name in self.tensors()):
             self.why_not = f"updates of this method have no tensor {self.tensors()[0]!r}"
-        if self.why_not is None:
-            assert isinstance(steps, int)
-            row = {"participant": update.participant, "examples": update.examples}
-            self.rows.append({**row, **self.attacked(task, update, steps)})
+        if self.why_not is not None:
+            return None
+        return {"examples": update.examples, **self.attacked(task, update, behind)}
 
     @abstractmethod
     def tensors(self) -> tuple[str, ...]:
         """The names, in the model, of the tensors that are looked at."""
 
     @abstractmethod
-    def attacked(self, task: Task, update: Update, steps: int) -> dict[str, Any]:
+    def attacked(self, task: Task, update: Update, behind: Behind) -> dict[str, Any]:
         """What is found in an update, beside what is true."""
 
     def found(self, name: str, task: Task, update: Update) -> list[tuple[Tensor, Tensor]]:
@@ -250,7 +323,8 @@ class Attack(ABC):
             return {"applies": False, "why": self.why_not}
         rows = sorted(self.rows, key=lambda row: row["participant"])
         mean = {name: fmean(row[name] for row in rows) for name in self.figures} if rows else {}
-        return {"applies": True, "looked_at": list(self.tensors()), "participants": rows, "mean": mean}
+        told = {"looked_at": list(self.tensors()), "participants": rows, "mean": mean}
+        return {"applies": True, **told, **({} if self.of_the_sum is None else {"sum": self.of_the_sum})}
 
 
 class LabelAttack(Attack):
@@ -276,15 +350,16 @@ class LabelAttack(Attack):
         """The bias of the output layer, or its weight where it has none."""
         return tuple((self.bias or self.weight)[:1])
 
-    def attacked(self, task: Task, update: Update, steps: int) -> dict[str, Any]:
+    def attacked(self, task: Task, update: Update, behind: Behind) -> dict[str, Any]:
         """Shares of the classes, and how far they are from the true ones."""
         changes = [sent - received for received, sent in self.found(self.tensors()[0], task, update)]
         change = torch.stack(changes).mean(0)
         if self.bias:
-            shares = label_shares(change, known_scale(self.settings, task.round_index, steps))
+            shares = label_shares(change, known_scale(self.settings, task.round_index, max(behind.steps)))
         else:
             shares = label_shares_of_weight(change)
-        counts = self.data.participants[update.participant].targets.bincount(minlength=self.data.classes)
+        labels = torch.cat([self.data.participants[who].targets for who in behind.participants])
+        counts = labels.bincount(minlength=self.data.classes)
         true, uniform = counts.double() / counts.sum(), torch.full_like(shares, 1 / self.data.classes)
         return {
             "shares": shares.tolist(),
@@ -333,13 +408,14 @@ class TokenAttack(Attack):
         """The table of the tokens' embeddings."""
         return self.tables[:1]
 
-    def attacked(self, task: Task, update: Update, steps: int) -> dict[str, Any]:
+    def attacked(self, task: Task, update: Update, behind: Behind) -> dict[str, Any]:
         """How well the tokens are found; padding, which everybody has, does not count."""
         named = torch.zeros(self.data.vocabulary_size or 0, dtype=torch.bool)
         for received, sent in self.found(self.tensors()[0], task, update):
-            named |= changed_rows(received, sent, self.settings, task.round_index, steps)
+            named |= changed_rows(received, sent, self.settings, task.round_index, behind.steps)
         true = torch.zeros_like(named)
-        true[_tokens_of(self.data.participants[update.participant])] = True
+        for who in behind.participants:
+            true[_tokens_of(self.data.participants[who])] = True
         if self.data.padding is not None:
             named[self.data.padding] = true[self.data.padding] = False
         found = {"tokens": int(true.sum()), "tokens_named": int(named.sum())}

@@ -7,6 +7,7 @@ from typing import Any
 from msfusion.experiment.figures import coverage_by_round, run_figures
 from msfusion.experiment.setup import Setup
 from msfusion.experiment.simulated import planned_attendance, planned_seconds
+from msfusion.federated.protected import planned_privacy
 from msfusion.methods.copies import CopiesMethod
 
 
@@ -28,8 +29,16 @@ def plan_run(setup: Setup) -> dict[str, Any]:
         "entry_coverage": coverage_by_round(setup),
         **({} if seconds is None else {"simulated_seconds": seconds}),
         "attendance": planned_attendance(setup),
+        **_privacy(setup),
         **run_figures(setup),
     }
+
+
+def _privacy(setup: Setup) -> dict[str, Any]:
+    """What differential privacy the run will spend, if everybody who is there stays; nothing without noise."""
+    rounds = [setup.calendar.round(index).on_time for index in range(setup.config.rounds)]
+    planned = planned_privacy(setup.method, rounds)
+    return {"privacy": planned} if planned else {}
 
 
 def copies_of(setup: Setup) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from msfusion.federated.compression import compressed
 from msfusion.federated.method import Method
 from msfusion.federated.participation import Calendar, Conditions, RoundSettings
 from msfusion.federated.problem import METHODS, Problem
+from msfusion.federated.protected import check_protected_rounds, protected
 from msfusion.federated.training import TrainingSettings
 from msfusion.methods.blocks import BlocksMethod
 from msfusion.models.build import build_model
@@ -81,7 +82,9 @@ class Setup:
         if ratio not in self._costs:
             model, small = self.method.trained_at(ratio), self.method.compression
             costs = training_costs(model, self.data.participants[0], self.config.training_settings)
-            self._costs[ratio] = costs if small is None else small.costs(model, costs)
+            costs = costs if small is None else small.costs(model, costs)
+            secure, people = self.method.secure_sums, self.config.participants.count
+            self._costs[ratio] = costs if secure is None else secure.costs(model, costs, people)
         return self._costs[ratio]
 
     @cached_property
@@ -180,8 +183,11 @@ def prepare(config: Config, parts: Parts | None = None) -> Setup:
         evaluate_every=config.evaluation.every,
         seed=config.seed,
     )
-    method = compressed(chosen.method, *config.codecs)
-    return Setup(config, data, parts.model, parts.width_map, method, rounds, chosen.why)
+    asked = len(rounds.participants_in(0, len(data.participants)))
+    method = protected(compressed(chosen.method, *config.codecs), config.secure_sums, config.privacy, asked)
+    setup = Setup(config, data, parts.model, parts.width_map, method, rounds, chosen.why)
+    check_protected_rounds(method, rounds, len(data.participants), setup.conditions, config.screening)
+    return setup
 
 
 def problem_of(config: Config, parts: Parts, budgeted: bool = False) -> Problem:

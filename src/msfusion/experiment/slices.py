@@ -13,6 +13,7 @@ from msfusion.experiment.prepared import Observer
 from msfusion.experiment.setup import Setup
 from msfusion.experiment.simulated import arrivals
 from msfusion.federated.participation import Calendar
+from msfusion.federated.protected import spend, spend_again, spent_by
 from msfusion.federated.results import RoundResult
 from msfusion.methods.starts import start_line
 from msfusion.width.groups import State
@@ -55,14 +56,19 @@ class SlicesRun(LocalRun):
 
 
 class _Observer:
-    """Entry coverage as the run goes on (not of `small`, which trains no full model), and the overlap."""
+    """Entry coverage as the run goes on (not of `small`, which trains no full model), the overlap, and what
+    differential privacy is spent.
+    """
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
         self._reached = Reached(setup) if setup.covers else None
+        self._spent = spent_by(setup.method)
 
     def again(self, line: Mapping[str, Any]) -> None:
         """A round that was run before."""
+        if self._spent is not None:
+            spend_again(self._spent, line)
         if self._reached is not None:
             self._reached.after(line["round"] - 1, line["participants"], line.get("overlap"), arrivals(line))
 
@@ -76,4 +82,7 @@ class _Observer:
             figures["entry_coverage"] = self._reached.after(result.round_index, present, overlap, arriving)
         if overlap is not None:
             figures["overlap"] = overlap
+        if self._spent is not None:
+            spend(self._spent, result)
+            figures["privacy"] = self._spent.figures()
         return figures

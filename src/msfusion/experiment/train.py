@@ -280,7 +280,7 @@ def summarise(prepared: Prepared, metrics: Sequence[Mapping[str, Any]]) -> dict[
         "seed": prepared.config.seed,
         "rounds": len(metrics),
         "data": prepared.data.description,
-        **{key: last[key] for key in (*_QUALITY, "metrics") if key in last},
+        **{key: last[key] for key in (*_QUALITY, "metrics", "privacy") if key in last},
         "training_loss": last["training_loss"],
         "entry_coverage": last.get("entry_coverage"),
         "seconds": round(sum(line["seconds"] for line in metrics), 3),

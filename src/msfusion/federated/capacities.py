@@ -72,6 +72,11 @@ class Capacities:
         """For each participant the mean of its ratios: what the spacing of the windows goes by."""
         return tuple(statistics.fmean(_values(capacity)) for capacity in self.each)
 
+    @property
+    def alike(self) -> bool:
+        """Whether everybody has the same ratio as the others in every round."""
+        return len(set(self.each)) == 1 and not isinstance(self.each[0], OneOf)
+
     @cached_property
     def smallest(self) -> float:
         """The smallest ratio that anybody can have."""

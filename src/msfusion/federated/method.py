@@ -37,7 +37,9 @@ from msfusion.scoring import CROSS_ENTROPY, Scoring
 from msfusion.width.groups import State, WidthMap, Window
 
 if TYPE_CHECKING:
+    from msfusion.federated.accounting import Noise
     from msfusion.federated.compression import Compression, Entries
+    from msfusion.federated.secure_sums import SecureSums
 
 ABSURD = 2.0**64
 """No honest value is as large (about 1.8e19): its square is more than a float32 can hold."""
@@ -174,6 +176,16 @@ class Method(Settings):
     def compression(self) -> Compression | None:
         """How its messages become small, as `federated.compression.compressed` sets it; None: they go as they are."""
         return self.__dict__.get("_compression")
+
+    @property
+    def secure_sums(self) -> SecureSums | None:
+        """That the server learns sums alone, as `federated.protected.protected` sets it; None: it sees each update."""
+        return self.__dict__.get("_secure_sums")
+
+    @property
+    def noise(self) -> Noise | None:
+        """The noise that participants add to what they send, set in the same place; None: nothing is added."""
+        return self.__dict__.get("_noise")
 
     def __repr__(self) -> str:
         """Without its weights."""
@@ -381,6 +393,26 @@ class Method(Settings):
     def known_at_first(self) -> State:
         """What both sides know of the state before a participant has been sent anything. It is left untouched."""
         return self.initial_state()
+
+    # What lets the server do without single updates (`federated.protected`).
+
+    def weight_in_sums(self, examples: int) -> int:
+        """The weight of a participant with so many examples, of a method whose `fuse` needs the weighted sum of all
+        updates alone. Raises ConfigError, saying why, of one that needs more, and of one that has not said it.
+        """
+        raise ConfigError(
+            f"method.secure and method.privacy do not go with {self.name}, which does not say that the sum of all "
+            "updates is enough for it (Method.weight_in_sums): leave them out"
+        )
+
+    @property
+    def tells_losses(self) -> bool:
+        """Whether the loss in an update says something."""
+        return True
+
+    def simulated_memory(self, participant: int) -> State:
+        """What a participant begins with that is simulated, where one on a machine of its own draws it."""
+        return {}
 
     # What is divided among several processes, none of which has all of it.
 

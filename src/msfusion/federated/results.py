@@ -92,17 +92,17 @@ class RoundResult:
         down = sum(each.bytes_down for each in moved) + late_down
         return down, sum(each.bytes_up for each in moved) + late_up
 
-    def figures(self) -> dict[str, float]:
+    def figures(self) -> dict[str, float | int]:
         """The round in numbers, by name: those that all methods have (`scoring.FIGURES`), and `own_figures`."""
         down, up = self.bytes_moved
-        found: dict[str, float | None] = {"training_loss": self.training_loss}
+        found: dict[str, float | int | None] = {"training_loss": self.training_loss}
         if self.evaluation is not None:
             for name in SCORES:
                 found[name] = getattr(self.evaluation, name)
         found |= {"bytes_down": down, "bytes_up": up, "seconds": self.seconds, **self.own_figures()}
         return {name: value for name, value in found.items() if value is not None}
 
-    def own_figures(self) -> dict[str, float]:
+    def own_figures(self) -> dict[str, float | int]:
         """What was asked for beside the usual: metrics of the evaluation, of the participants, and of the server."""
         asked = {} if self.evaluation is None else self.evaluation.metrics
         return {**self.metrics, **self.server_figures, **asked}

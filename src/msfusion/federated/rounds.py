@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -13,13 +14,14 @@ import torch
 from torch import Tensor
 
 from msfusion.batch import Batch
-from msfusion.errors import CodecError, ConfigError, DataError, MsfusionError, TrainingError
+from msfusion.errors import CodecError, ConfigError, DataError, MsfusionError, SumError, TrainingError
 from msfusion.federated.conversation import Conversation
 from msfusion.federated.engine import Answer, Ask, Engine, InProcess, threads_set
 from msfusion.federated.late import LateUpdate, with_late, without_late
 from msfusion.federated.memory import Memories
 from msfusion.federated.method import Evaluation, Method, Task, Update
 from msfusion.federated.participation import Attendance, Calendar, Conditions, RoundSettings
+from msfusion.federated.protected import as_run, check_protected_rounds
 from msfusion.federated.reporting import Report, mean_of, reports_of
 from msfusion.federated.results import LeftOut, ParticipantResult, RoundResult
 from msfusion.federated.screening import (
@@ -86,6 +88,8 @@ def run_rounds(
         raise ConfigError(
             f"participants of {method.name} come one after the other, so none can be late: leave the deadline out"
         )
+    check_protected_rounds(method, settings, len(data), conditions, screening)
+    method = as_run(method)
     calendar = Calendar(settings, len(data), conditions)
     federation = _Federation(
         method, data, settings, test, calendar, on_participant, memories or {}, together, screening
@@ -266,9 +270,8 @@ class _Federation:
             name: value for name, value in told if name in self.method.metrics and not isinstance(value, str)
         }
         moved = done.bytes_down, done.bytes_up
-        return ParticipantResult(
-            update.participant, update.loss, update.examples, *moved, done.seconds, metrics
-        )
+        loss = update.loss if self.method.tells_losses else math.nan
+        return ParticipantResult(update.participant, loss, update.examples, *moved, done.seconds, metrics)
 
     def _stop_if_nothing_counts(
         self, engine: Engine, answers: Answers, answered: int, fused: State, round_index: int
@@ -395,8 +398,8 @@ class _Federation:
         if participant in self._sent:
             return self._sent[participant]
         task = self.method.assign(state, round_index, participant)
-        memory = self.memories.get(participant)
-        task = task if memory is None else replace(task, memory=memory)
+        memory = self.memories.get(participant) or self.method.simulated_memory(participant)
+        task = replace(task, memory=memory) if memory else task
         small = self.method.compression
         if small is None or small.down is None:
             return task
@@ -520,7 +523,7 @@ def _made_again(make: Callable[[], Task], update: Update) -> Task:
 def _named(failure: MsfusionError, participant: int, round_index: int) -> MsfusionError:
     """Why a participant failed, saying which: the server that answers it need not know."""
     who = f"participant {participant}"
-    if who in str(failure) or isinstance(failure, ConfigError):
+    if who in str(failure) or isinstance(failure, ConfigError | SumError):
         return failure
     named = TrainingError(f"{failure} (round {round_index}, {who})")
     named.__cause__ = failure

@@ -29,7 +29,7 @@ from typing import Literal, NoReturn
 import torch
 from torch import Tensor
 
-from msfusion.errors import DataError, MsfusionError, UpdateError
+from msfusion.errors import DataError, MsfusionError, SumError, UpdateError
 from msfusion.federated.held import Held
 from msfusion.federated.method import ABSURD, Update
 from msfusion.federated.privacy import Outbound
@@ -158,8 +158,10 @@ class Answers:
         """Raise the error of the lowest participant where the work of nobody counts of the `answered` that did any.
 
         That is no bad participant: it is the learning rate, the model, or the method's own code. But one that was there
-        alone, of a federation of several `participants`, ends no run.
+        alone, of a federation of several `participants`, ends no run; neither does a sum that was not opened.
         """
+        if any(isinstance(error, SumError) for error in self._errors.values()):
+            return
         if len(self._errors) == answered >= min(2, participants):
             self.stop(
                 "nobody's work of this round counts, so look for what all have in common (the learning rate)"

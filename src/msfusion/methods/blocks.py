@@ -214,6 +214,15 @@ class BlocksMethod(Method):
             seen.append(Seen(task.participant, phase, held, now))
         return {**state, **averages.result(), **versions.after(seen).tensors()}
 
+    def weight_in_sums(self, examples: int) -> int:
+        """As `small`. Raises ConfigError where some train more blocks than others."""
+        if not self.capacities.alike:
+            raise ConfigError(
+                f"method.secure and method.privacy do not go with {self.name} where participants have different "
+                "ratios, so that some train blocks that others do not: give all the same participants.ratio"
+            )
+        return self.small.weight_in_sums(examples)
+
     def evaluate(self, state: State, data: Batch) -> Evaluation:
         """How good the sum of all blocks is."""
         whole = loaded(self.whole, model_state(state))

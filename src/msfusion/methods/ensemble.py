@@ -79,6 +79,10 @@ class EnsembleMethod(Method):
         merged[averages.changed] += 1
         return {**state, **averages.result(), _MERGED: merged}
 
+    def weight_in_sums(self, examples: int) -> int:
+        """As `small`."""
+        return self.small.weight_in_sums(examples)
+
     def evaluate(self, state: State, data: Batch) -> Evaluation:
         """How good the mean of the models that have been trained is; of the first one, if none has."""
         trained = state[_MERGED].nonzero().flatten().tolist() or [0]

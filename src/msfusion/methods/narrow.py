@@ -176,6 +176,19 @@ class NarrowMethod(Method):
         cuts = plan(self.width_map, self.window_of(task))
         return {name: Entries(name, cuts[name]) for name in task.tensors if name in cuts}
 
+    def weight_in_sums(self, examples: int) -> int:
+        """As `weighting` says. Raises ConfigError where windows differ, or the average is no mean."""
+        if type(self) is not NarrowMethod:
+            return super().weight_in_sums(examples)
+        alike = len(set(self.ratios)) == 1 if self.capacities is None else self.capacities.alike
+        if self.schedule is not full and not (self.schedule is static and alike):
+            raise ConfigError(
+                f"method.secure and method.privacy do not go with {self.name}, whose participants hold different "
+                "windows: a sum of few would say much of each; choose method.name = 'fedavg' or 'small', or "
+                "method.start = 'blocks'"
+            )
+        return weight_in_mean(examples, self.weighting, self.average)
+
     @property
     def recalibrates(self) -> bool:
         """Whether BatchNorm's statistics, which in narrow models are not the fused one's, are to be measured anew."""
@@ -317,6 +330,16 @@ def train_update(
 def weight_of(update: Update, weighting: Weighting) -> float:
     """The weight a_p of an update in the average."""
     return float(update.examples) if weighting == "examples" else 1.0
+
+
+def weight_in_mean(examples: int, weighting: Weighting, average: Average) -> int:
+    """The weight of a participant with so many examples. Raises ConfigError where the average needs single updates."""
+    if average != "mean":
+        raise ConfigError(
+            f"method.secure and method.privacy do not go with method.average = '{average}', which has to see each "
+            "update by itself: leave one of them out"
+        )
+    return examples if weighting == "examples" else 1
 
 
 def with_memory(update: Update) -> Update:

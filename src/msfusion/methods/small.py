@@ -22,7 +22,7 @@ from msfusion.federated.privacy import Outbound
 from msfusion.federated.sharding import Read, Sharding, stretched
 from msfusion.federated.states import loaded, state_of, with_aliases, without_aliases
 from msfusion.federated.training import TrainingSettings
-from msfusion.methods.narrow import Weighting, add_update, train_update, with_memory
+from msfusion.methods.narrow import Weighting, add_update, train_update, weight_in_mean, with_memory
 from msfusion.methods.parts import batch_norm
 from msfusion.methods.parts.contrastive import (
     WITHOUT,
@@ -123,6 +123,10 @@ class SmallMethod(Method):
         """How good the small model is with this state."""
         loaded(self.model, state)
         return self.scoring.evaluate(self.model, data)
+
+    def weight_in_sums(self, examples: int) -> int:
+        """As `weighting` says. Raises ConfigError where the average is no mean."""
+        return weight_in_mean(examples, self.weighting, self.average)
 
     @property
     def recalibrates(self) -> bool:

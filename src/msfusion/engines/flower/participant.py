@@ -34,6 +34,7 @@ from msfusion.engines.grpc.sent import SentLog
 from msfusion.errors import RunDirectoryError, StreamError
 from msfusion.federated.engine import perform, threads_set
 from msfusion.federated.method import Method
+from msfusion.federated.protected import as_run
 from msfusion.files import digest_of_json
 
 Say = Callable[[str], None]
@@ -138,7 +139,7 @@ def _done(
 ) -> tuple[object, bytes]:
     """A task, done. It may be one that was done before: it goes on from the same memory, so the same comes of it."""
     kind, task, _ = task_in(body, who.number)
-    method = who.method(asked.everybodys)
+    method = as_run(who.method(asked.everybodys))
     with keeping(memory, who.own_folder, who.run, asked.rounds_kept) as kept, threads_set(who.threads):
         try:
             task = replace(task, memory=kept.load(asked.kept))
@@ -147,7 +148,7 @@ def _done(
             return Lost(asked.kept), b""
         everybody = [who.data] * (who.number + 1)  # nobody else's place is looked at
         (answer,), seconds = perform(method, kind, [task], everybody, test=who.test)
-        update = sent_of(kind, task, answer, seconds, len(who.data), kept, say)
+        update = sent_of(kind, task, answer, seconds, len(who.data), kept, say, method.tells_losses)
     if update is None:
         return Failed(), b""
     who.log.message("update", update)

@@ -61,7 +61,7 @@ class Kept:
         if self._folder is None:
             self._in_memory[number] = {name: tensor.clone() for name, tensor in memory.items()}
         else:
-            write_tensors(self._path(number), memory, {"run": self._run})
+            write_tensors(self._path(number), memory, {"run": self._run}, private=True)
 
     def load(self, number: int) -> Mapping[str, Tensor]:
         """What was kept in that round; nothing for 0. Raises RunDirectoryError where it is not here."""
@@ -130,10 +130,12 @@ def sent_of(
     examples: int,
     kept: Kept,
     tell: Callable[[str], None],
+    tells_losses: bool = True,
 ) -> bytes | None:
     """What is sent of a task that is done, an update as a message; None where the participant could not do it.
 
-    What it is to keep is kept; `tell` is told how it went, on the participant's machine alone.
+    What it is to keep is kept, where nobody else may read it; `tell` is told how it went, on the participant's machine
+    alone.
     """
     where = f"round {task.round_index + 1}"
     if isinstance(answer, MsfusionError):
@@ -141,6 +143,7 @@ def sent_of(
         return None
     if answer.memory:
         kept.save(task.round_index + 1, answer.memory)
-    figures = f"{examples} examples, loss {answer.loss:.4f}, {seconds:.2f} s"
+    loss = f"loss {answer.loss:.4f}, " if tells_losses else ""
+    figures = f"{examples} examples, {loss}{seconds:.2f} s"
     tell(f"{where}: {figures if kind == 'train' else kind}")
     return update_message(answer, seconds)

@@ -41,6 +41,7 @@ from msfusion.federated.conversation import Request, Response
 from msfusion.federated.engine import Finished, Talk, perform, say_next, talk, threads_set
 from msfusion.federated.messages import request_message
 from msfusion.federated.method import Kind, Method, Released, Task
+from msfusion.federated.protected import as_run
 from msfusion.federated.states import payload_bytes
 from msfusion.files import digest_of_json
 
@@ -114,7 +115,7 @@ class _Worker:
     ) -> None:
         self._log = log
         self._data, self._test = data, test
-        self._method: Method | MethodOf = method
+        self._method: Method | MethodOf = as_run(method) if isinstance(method, Method) else method
         self._participant, self._kept, self._tell = participant, kept, connecting.on_event
         self._hello = Hello(FORMAT, participant, os.urandom(16), len(data), agreement)
         self._done: tuple[bytes, bytes | None] = (b"", None)  # the last work, and what came of it
@@ -137,7 +138,7 @@ class _Worker:
         self._kept.rounds = stream.ask(self._hello, Welcome).rounds_kept
         self._tell("connected")
         if not isinstance(self._method, Method):
-            self._method = self._method(stream.ask(HowMany(), Examples).counts)
+            self._method = as_run(self._method(stream.ask(HowMany(), Examples).counts))
         while True:
             work: Work | Over = stream.ask(Ready(), Work, Over)
             if isinstance(work, Over):
@@ -178,7 +179,8 @@ class _Worker:
     def _message(
         self, kind: Kind, task: Task, answer: Released | MsfusionError, seconds: float
     ) -> bytes | None:
-        return sent_of(kind, task, answer, seconds, len(self._data), self._kept, self._tell)
+        told = self._kept, self._tell, self.method.tells_losses
+        return sent_of(kind, task, answer, seconds, len(self._data), *told)
 
 
 class Talking:

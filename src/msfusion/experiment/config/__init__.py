@@ -47,10 +47,12 @@ from msfusion.experiment.config.sections import (
     SplitSection,
     TrainingSection,
 )
+from msfusion.federated.accounting import Privacy
 from msfusion.federated.capacities import Capacities
 from msfusion.federated.participation import RoundSettings
 from msfusion.federated.problem import METHODS, Settings
 from msfusion.federated.screening import Screening
+from msfusion.federated.secure_sums import SecureSums
 from msfusion.federated.training import TrainingSettings
 from msfusion.folders import PREFIX, folder_of, has_tokenizer
 from msfusion.imports import in_one_line
@@ -232,6 +234,16 @@ class Config(Section):
             for key, given in (("codec", self.method.codec), ("codec_down", self.method.codec_down))
         )
         return up, down
+
+    @property
+    def secure_sums(self) -> SecureSums | None:
+        """That the server learns sums alone; None where it sees each update."""
+        return None if self.method.secure is None else self.method.secure.made(SecureSums)
+
+    @property
+    def privacy(self) -> Privacy | None:
+        """The noise that participants add; None where they add none."""
+        return None if self.method.privacy is None else self.method.privacy.made(Privacy)
 
     @property
     def own_table(self) -> str | None:

@@ -11,9 +11,11 @@ from msfusion.averaging.robust import AVERAGES, Average
 from msfusion.data.spec import OWN_DATA, DataSpec, names_own_data
 from msfusion.experiment.config.codecs import as_now, codec_of
 from msfusion.experiment.config.declared import Section, key_of, keys_of, section_of
+from msfusion.federated.accounting import Privacy
 from msfusion.federated.participation import RoundSettings
 from msfusion.federated.problem import METHODS
 from msfusion.federated.screening import Screening
+from msfusion.federated.secure_sums import SecureSums
 from msfusion.federated.training import TrainingSettings
 from msfusion.imports import is_reference
 from msfusion.methods import HOUSE
@@ -46,6 +48,9 @@ SLICES_ONLY = (
 
 CODECS = ("method.codec", "method.codec_down")
 """What makes the messages of a round small: not where a method of the house has messages of its own kind."""
+
+SECURE = ("method.secure", "method.privacy")
+"""What keeps single updates to the participants: not where a method of the house needs them."""
 
 
 def _known_loss(value: Any) -> Any:
@@ -164,6 +169,25 @@ class OverlapSection(Section):
     gain: float = key_of(Feedback, "gain")
 
 
+class SecureSection(Section):
+    """The server learns the sum of a round's updates alone. `secure = true` is a table with the defaults."""
+
+    minimum: int = key_of(SecureSums, "minimum")
+
+
+class PrivacySection(Section):
+    """Participants' changes are cut down and have noise: differential privacy for each participant."""
+
+    clip: float = key_of(Privacy, "clip")
+    noise: float = key_of(Privacy, "noise")
+    delta: float = key_of(Privacy, "delta")
+
+
+def _true_as_table(value: Any) -> Any:
+    """`secure = true` is an empty table, `secure = false` none."""
+    return ({} if value else None) if isinstance(value, bool) else value
+
+
 def _known_method(value: Any) -> Any:
     """The name of a method, or of a class of the user's."""
     if isinstance(value, str) and value not in METHODS and not is_reference(value):
@@ -178,7 +202,7 @@ def _keys_of_methods() -> dict[str, Any]:
         if settings.own_table is None:
             keys |= keys_of(settings, without=("name", "ratio", "contrastive"), read_as=_READ_AS)
     keys |= keys_of(ContrastiveSettings, prefix="contrastive_")
-    return {**keys, **_CODECS, **keys_of(Screening, without=("max_examples",))}
+    return {**keys, **_CODECS, **_SECURE, **keys_of(Screening, without=("max_examples",))}
 
 
 _CodecKey = Annotated[str | dict[str, Any], BeforeValidator(as_now)]
@@ -195,6 +219,22 @@ _CODECS = {
         _CodecKey | None,
         Field(
             default=None, description="the same for what participants are sent, as changes of what they know"
+        ),
+    ),
+}
+_SECURE = {
+    "secure": (
+        Annotated[SecureSection | None, BeforeValidator(_true_as_table)],
+        Field(
+            default=None,
+            description="true: the server learns the sum of a round's updates, and no single one; or a table with",
+        ),
+    ),
+    "privacy": (
+        PrivacySection | None,
+        Field(
+            default=None,
+            description="participants' changes are cut down and have noise (differential privacy); a table with",
         ),
     ),
 }
@@ -217,6 +257,8 @@ if TYPE_CHECKING:
         start: Start | AUTO
         codec: str | dict[str, Any] | None
         codec_down: str | dict[str, Any] | None
+        secure: SecureSection | None
+        privacy: PrivacySection | None
         overlap: OverlapSection | None
         schedule: str
 
@@ -243,6 +285,7 @@ class SplitSection(Section):
     meaningless: ClassVar[tuple[str, ...]] = (
         *SLICES_ONLY,
         *CODECS,
+        *SECURE,
         "method.weighting",
         "participants.fraction",
         "participants.dropout",

@@ -17,6 +17,7 @@ from msfusion.experiment.config import Config
 from msfusion.experiment.config.keys import flattened
 from msfusion.experiment.fingerprint import references_of
 from msfusion.experiment.own_data import OwnData
+from msfusion.federated.protected import as_run
 from msfusion.files import write_folder_with
 from msfusion.imports import is_reference, own_files
 
@@ -111,7 +112,7 @@ def _check(config: Config) -> None:
         prepared = prepared_for_network(config.pinned(), None)
     else:
         prepared = OwnData(config.pinned()).run([1] * config.participants.count)
-    if prepared.method.conversation(prepared.initial_state(), 0) is not None:
+    if as_run(prepared.method).conversation(prepared.initial_state(), 0) is not None:
         raise ConfigError(
             f"participants of {config.method.name} ask the server in the middle of a task, and one message over Flower "
             "takes seconds: use 'msfusion serve' and 'msfusion join'"

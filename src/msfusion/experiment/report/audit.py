@@ -40,6 +40,8 @@ def audit_tables(audited: Row) -> list[Table]:
         if found["applies"]:
             title, columns = _TABLES[name]
             mean: list[dict[str, Any]] = [{"participant": "mean", "examples": None, **found["mean"]}]
+            if "sum" in found:
+                mean.append({**found["sum"], "participant": f"sum of {len(found['sum']['participants'])}"})
             told = title.format(" and ".join(found["looked_at"]))
             titled = f"{audited['method']}, round {audited['round']}: {told}"
             tables.append(Table(titled, columns, found["participants"], mean))
@@ -48,6 +50,11 @@ def audit_tables(audited: Row) -> list[Table]:
 
 def audit_lines(audited: Row) -> Iterator[str]:
     """Why the other attacks do not apply, and what is to be kept in mind."""
+    if audited["secure"]:
+        yield (
+            "With method.secure no single update can be read: rows of participants are attacks on what they sent under "
+            "masks, so what is found there is chance. The sum of all can be read."
+        )
     for name, found in audited["attacks"].items():
         if not found["applies"]:
             yield f"The attack on {name} does not apply: {found['why']}."

@@ -39,7 +39,11 @@ def plan_tables(plan: Row) -> list[Table]:
     """What a run would ask of each participant, and how often each will be there."""
     clock = f", {duration(plan['simulated_seconds'])} simulated" if "simulated_seconds" in plan else ""
     title = f"{plan['method']}, {plan['rounds']} rounds{clock}"
-    notes = [*([start_line(plan["start"]["why"])] if "start" in plan else []), *sum_lines(plan)]
+    notes = [
+        *([start_line(plan["start"]["why"])] if "start" in plan else []),
+        *sum_lines(plan),
+        *privacy_lines(plan),
+    ]
     costs = Table(title, (*_HELD, _PEAK, *_SENT), *_cost_rows(plan), notes)
     return [costs, *attendance_tables(plan)]
 
@@ -79,6 +83,7 @@ def attendance_tables(plan: Row) -> list[Table]:
 
 def _closing_lines(summary: Row) -> Iterator[str]:
     yield from sum_lines(summary)
+    yield from privacy_lines(summary)
     if summary.get("entry_coverage") is not None:
         yield f"{summary['entry_coverage']:.2%} of the model's entries were held by someone in some round"
     if "simulated_seconds" in summary:
@@ -135,6 +140,17 @@ def sum_lines(figures: Row) -> Iterator[str]:
     yield f"{whole_sum}, {answer} FLOPs to answer one example"
     run = f"in the whole run each participant is sent {sent} finished blocks besides, remembers {kept}"
     yield f"{run}, and computes {flops} FLOPs with what that takes"
+
+
+def privacy_lines(figures: Row) -> Iterator[str]:
+    """What differential privacy is spent, or will be; nothing without noise."""
+    if "privacy" not in figures:
+        return
+    spent = figures["privacy"]
+    yield (
+        f"differential privacy of each participant: epsilon {spent['epsilon']:.3g} at delta {spent['delta']:g} against "
+        f"whoever sees the models, {spent['epsilon_of_server']:.3g} against the server"
+    )
 
 
 def checkpointing_line(modules: Sequence[str]) -> str:

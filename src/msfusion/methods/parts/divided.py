@@ -95,6 +95,11 @@ def check_divisible(method: Method, kind: type[Method], average: str) -> None:
             "run.engine = 'sharded' sends tensors as they are, part by part: leave out method.codec and "
             "method.codec_down"
         )
+    if method.secure_sums is not None or method.noise is not None:
+        raise ConfigError(
+            "run.engine = 'sharded' has no server that could add up what it cannot read: leave out method.secure and "
+            "method.privacy"
+        )
     if average not in OWN_BY_ENTRY:
         raise ConfigError(
             f"run.engine = 'sharded' averages entry by entry, and method.average = '{average}' may look at whole "

@@ -1,0 +1,139 @@
+"""A method that is another one but for a few functions: what an update is on its way to the server."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from msfusion.batch import Batch
+from msfusion.errors import ConfigError
+from msfusion.federated.method import Answered, Evaluation, Kind, Method, Task
+from msfusion.federated.privacy import Outbound
+from msfusion.seeds import seed_of
+from msfusion.width.groups import State, Window
+
+SECRET_BYTES = 32
+
+
+class Wrapped(Method):
+    """Another method, `inner`, with a secret of each participant's under the name `secret` in its memory.
+
+    What follows from the secret is the participant's alone: it is never sent. Where participants are simulated, it
+    follows from the run's seed, so that runs can be repeated.
+    """
+
+    secret: str
+
+    def __init__(self, inner: Method) -> None:
+        self.inner = inner
+        self.name, self.scoring, self.seed = inner.name, inner.scoring, inner.seed
+        object.__setattr__(self, "metrics", inner.metrics)  # of the class elsewhere
+        for settings in ("_secure_sums", "_noise"):
+            object.__setattr__(self, settings, inner.__dict__.get(settings))
+
+    def assign(self, state: State, round_index: int, participant: int) -> Task:
+        """As the inner method does."""
+        return self.inner.assign(state, round_index, participant)
+
+    def fuse(self, state: State, answered: Answered) -> dict[str, Tensor]:
+        """As the inner method does."""
+        return self.inner.fuse(state, answered)
+
+    def outbound(self, kind: Kind, task: Task) -> Outbound:
+        """As the inner method declares."""
+        return self.inner.outbound(kind, task)
+
+    def initial_state(self) -> dict[str, Tensor]:
+        """As the inner method."""
+        return self.inner.initial_state()
+
+    def begins_with(self, state: State) -> bool:
+        """As the inner method."""
+        return self.inner.begins_with(state)
+
+    def evaluate(self, state: State, data: Batch) -> Evaluation:
+        """As the inner method."""
+        return self.inner.evaluate(state, data)
+
+    def check_together(self) -> None:
+        """As the inner method. Participants are trained one by one nevertheless."""
+        self.inner.check_together()
+
+    def window(self, round_index: int, participant: int) -> Window | None:
+        """As the inner method."""
+        return self.inner.window(round_index, participant)
+
+    def weight_in_sums(self, examples: int) -> int:
+        """As the inner method."""
+        return self.inner.weight_in_sums(examples)
+
+    @property
+    def tells_losses(self) -> bool:
+        """As the inner method."""
+        return self.inner.tells_losses
+
+    @property
+    def remembers(self) -> bool:
+        """The participant's secret, at least."""
+        return True
+
+    def simulated_memory(self, participant: int) -> dict[str, Tensor]:
+        """A secret that follows from the seed, which everybody knows who knows the configuration."""
+        path = (self.seed, participant, *self.secret.encode())
+        numbers = [seed_of(*path, each) % 256 for each in range(SECRET_BYTES)]
+        own = {self.secret: torch.tensor(numbers, dtype=torch.uint8)}
+        return {**self.inner.simulated_memory(participant), **own}
+
+    def others(self, memory: State) -> dict[str, Tensor]:
+        """What the inner method has the participant keep."""
+        return {name: tensor for name, tensor in memory.items() if name != self.secret}
+
+
+def check_sum_is_enough(method: Method, key: str) -> None:
+    """Raise ConfigError where a method needs more than the weighted sum of what participants train.
+
+    `key` is the setting that does not go with it then.
+    """
+    method.weight_in_sums(1)
+    state = method.initial_state()
+    if method.sequential or method.conversation(state, 0) is not None or method.asks(state):
+        raise ConfigError(
+            f"{key} does not go with {method.name}, whose participants ask the server or report to it one by one: "
+            f"leave {key} out"
+        )
+    if method.compression is not None:
+        raise ConfigError(
+            f"{key} does not go with method.codec and method.codec_down, since what a codec has made cannot be added "
+            "up: leave one of them out"
+        )
+    if method.recalibrates:
+        raise ConfigError(
+            f"{key} does not go with measuring BatchNorm's statistics anew, for which each participant sends its own: "
+            "set method.recalibrate to false, or take a model without BatchNorm"
+        )
+
+
+def new_secret() -> bytes:
+    """Random bytes that nobody else knows."""
+    return os.urandom(SECRET_BYTES)
+
+
+def tensor_of(data: bytes) -> UInt8[Tensor, " bytes"]:
+    """Bytes as a tensor."""
+    return torch.tensor([*data], dtype=torch.uint8)
+
+
+def bytes_of(tensor: Tensor) -> bytes:
+    """The bytes of a tensor."""
+    data: bytes = tensor.cpu().contiguous().numpy().tobytes()
+    return data
+
+
+def names_of_buffers(method: Method) -> Iterable[str]:
+    """The last parts of the names of the model's buffers, such as running statistics."""
+    model = getattr(method, "whole", None)  # which a method of a user's own may not have
+    return () if model is None else {name.rpartition(".")[2] for name, _ in model.named_buffers()}
