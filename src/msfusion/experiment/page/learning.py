@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from msfusion.experiment.page.reading import Cell, Run, item, number, whole
-from msfusion.experiment.report.spreads import curve
+from msfusion.experiment.report.spreads import spread
 from msfusion.federated.problem import METHODS
 from msfusion.methods import HOUSE
 from msfusion.quoting import short
@@ -111,20 +111,24 @@ def _figures(run: Run, key: str, own: bool) -> list[dict[str, Any]]:
 
 
 def _line(runs: Sequence[Sequence[dict[str, Any]]], key: str) -> dict[str, list[float | None]]:
-    """Mean and band of several runs over the rounds that all have, not more points than can be seen."""
-    found = curve(runs, key)
-    step = max(1, -(-len(found["rounds"]) // MOST_POINTS))
-    places = [*range(0, len(found["rounds"]), step)]
-    if found["rounds"] and places[-1] != len(found["rounds"]) - 1:
-        places.append(len(found["rounds"]) - 1)
+    """Mean and band of several runs over the rounds that all have, not more points than can be seen.
+
+    There is a gap where a figure of any of them is not finite.
+    """
+    by_round = [{line["round"]: line[key] for line in run} for run in runs]
+    rounds = sorted(set.intersection(*map(set, by_round)))
+    step = max(1, -(-len(rounds) // MOST_POINTS))
+    rounds = sorted({*rounds[::step], *rounds[-1:]})
+    spreads = [spread([values[number] for values in by_round]) for number in rounds]
     line: dict[str, list[float | None]] = {
-        "x": [found["rounds"][place] for place in places],
-        "y": [significant(found["mean"][place]) for place in places],
+        "x": [*rounds],
+        "y": [significant(each["mean"]) for each in spreads],
     }
-    if any(found["sd"][place] is not None for place in places):
+    if any(each["sd"] is not None for each in spreads):
         for name, sign in (("low", -1), ("high", 1)):
             line[name] = [
-                significant(found["mean"][place] + sign * (found["sd"][place] or 0.0)) for place in places
+                None if each["sd"] is None else significant(each["mean"] + sign * each["sd"])
+                for each in spreads
             ]
     return line
 

@@ -9,6 +9,7 @@ import hashlib
 import ipaddress
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -186,4 +187,5 @@ def serve_page(run: Path, host: str, port: int, tell: Callable[[str], None]) -> 
     with server:
         shown = f"[{host}]" if ":" in host else host
         tell(f"http://{shown}:{server.port}/")
-        server.serve_forever(poll_interval=0.2)
+        with suppress(KeyboardInterrupt):  # there is no other end, so this is none before the time
+            server.serve_forever(poll_interval=0.2)
