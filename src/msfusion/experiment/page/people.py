@@ -189,7 +189,7 @@ def labels(cell: Cell) -> Section | None:
         "values": table,
         "label": "examples",
     }
-    text = "How the training examples are shared out. The darker the field, the more examples of a label."
+    text = "How the training examples are shared out. The stronger the colour of a field, the more examples of a label."
     return {"id": "labels", "title": "Who has which labels", "text": text, "charts": [chart]}
 
 

@@ -129,6 +129,8 @@ def read_runs(paths: Sequence[Path], *, may_be_empty: bool = False) -> list[Run]
                 f"there is no run in {path}: name the directory of a run, or of a comparison of several"
             )
         labels = _labels(path) if found != [path] else {}
+        order = list(labels)  # first those of compare.json: the first method leads
+        found.sort(key=lambda each: order.index(each.name) if each.name in labels else 0)
         runs += [_read(each, labels.get(each.name, "")) for each in found[: MOST_RUNS - len(runs)]]
     return runs
 

@@ -186,6 +186,6 @@ def serve_page(run: Path, host: str, port: int, tell: Callable[[str], None]) -> 
         ) from error
     with server:
         shown = f"[{host}]" if ":" in host else host
-        tell(f"http://{shown}:{server.port}/")
         with suppress(KeyboardInterrupt):  # there is no other end, so this is none before the time
+            tell(f"http://{shown}:{server.port}/")
             server.serve_forever(poll_interval=0.2)

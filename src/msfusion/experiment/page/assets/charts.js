@@ -15,16 +15,16 @@ function made(tag, className, text) {
 const UNITS = [[1e15, "P"], [1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]];
 
 /** A number with three digits and a unit, as the commands print it. */
-function counted(value) {
-  for (const [size, unit] of UNITS) if (Math.abs(value) >= 0.9995 * size) return `${+(value / size).toPrecision(3)} ${unit}`;
-  return `${+value.toPrecision(3)}`;
+function counted(value, digits = 3) {
+  for (const [size, unit] of UNITS) if (Math.abs(value) >= 0.9995 * size) return `${+(value / size).toPrecision(digits)} ${unit}`;
+  return `${+value.toPrecision(digits)}`;
 }
 
 /** How the numbers of an axis are told. */
-function teller(form) {
-  if (form === "percent") return (value) => `${+(100 * value).toPrecision(3)}%`;
-  if (form === "bytes") return (value) => (Math.abs(value) < 1000 ? `${counted(value)} B` : `${counted(value)}B`);
-  return counted;
+function teller(form, digits = 3) {
+  if (form === "percent") return (value) => `${+(100 * value).toPrecision(digits)}%`;
+  if (form === "bytes") return (value) => (Math.abs(value) < 1000 ? `${counted(value, digits)} B` : `${counted(value, digits)}B`);
+  return (value) => counted(value, digits);
 }
 
 function shorter(text, most) {
@@ -44,11 +44,17 @@ function coloursOf(names) {
 /** How an axis tells its numbers: with as many digits as tell neighbours apart. */
 function tickTeller(form, values) {
   const [low, high] = d3.extent(values);
-  if (low === undefined) return counted;
+  if (low === undefined) return teller(form);
   if (form === "percent") return d3.tickFormat(low, high, 6, "~%");
-  if (form === "whole") return (value) => (Number.isInteger(value) ? String(value) : "");
+  if (form === "whole") return String;
   if (form === "plain" && Math.max(Math.abs(low), Math.abs(high)) < 10000) return d3.tickFormat(low, high, 6);
-  return teller(form);
+  return teller(form, high - low < 0.03 * Math.abs(high) ? 5 : 3);
+}
+
+/** Where an axis has its marks: rounds are whole. */
+function ticksOf(form, values, most) {
+  const [low, high] = d3.extent(values);
+  return form === "whole" && low !== undefined ? [...new Set(d3.ticks(low, high, most).concat(low === high ? [low] : []))].filter(Number.isInteger) : most;
 }
 
 /** What the colours mean; nothing for a single one. */
@@ -92,19 +98,24 @@ function lines(chart, width) {
     Plot.line(solid, style),
     Plot.line(dashed, { ...style, strokeDasharray: "7 4" }),
     Plot.dot(alone, { x: "x", y: "y", fill: "name", r: 2.5 }),
-    Plot.text(chart.rules, { y: "y", text: "name", frameAnchor: "right", textAnchor: "end", dy: -7 }),
+    Plot.text(chart.rules, { y: "y", text: "name", frameAnchor: "right", textAnchor: "end", dy: -7, stroke: "var(--back)", fill: "currentColor" }),
     Plot.tip(all, Plot.pointer({ x: "x", y: "y", title: (point) => tipOf(point, chart, x, y) })),
   ];
   const picture = plotted({
     width, height: heightFor(width), marginLeft: 62, marginBottom: 42, marginTop: 18,
     x: { label: chart.x.label, labelArrow: false, tickFormat: tickTeller(chart.x.form, all.map((point) => point.x)),
-      ticks: Math.max(3, Math.round(width / 90)), nice: false },
+      ticks: ticksOf(chart.x.form, all.map((point) => point.x), Math.max(3, Math.round(width / 90))), nice: false },
     y: { label: null, grid: true, tickFormat: tickTeller(chart.y.form, chart.y.zero ? [0, ...values] : values), type: log ? "log" : "linear", zero: Boolean(chart.y.zero), ticks: log ? 4 : 6 },
     color: { type: "categorical", domain: names, range: colours },
     marks,
   });
   const shown = chart.series.map((each, index) => ({ name: each.name, colour: colours[index], dashed: each.dashed }));
-  return [legend(shown), picture];
+  return [legend(shown), ...axisOf(chart), picture];
+}
+
+/** What stands upwards, where the title does not say it. */
+function axisOf(chart) {
+  return chart.y.label === chart.title ? [] : [made("p", "axis", `upwards: ${chart.y.label}`)];
 }
 
 function tipOf(point, chart, x, y) {
@@ -118,7 +129,8 @@ function points(chart, width) {
   const x = teller(chart.x.form), y = teller(chart.y.form);
   const picture = plotted({
     width, height: heightFor(width), marginLeft: 62, marginBottom: 42, marginTop: 18,
-    x: { label: chart.x.label, labelArrow: false, tickFormat: x, ticks: Math.max(3, Math.round(width / 110)), grid: true, inset: 12 },
+    x: { label: chart.x.label, labelArrow: false, tickFormat: tickTeller(chart.x.form, chart.points.map((point) => point.x)),
+      ticks: Math.max(3, Math.round(width / 110)), grid: true, inset: 12 },
     y: { label: null, grid: true, tickFormat: tickTeller(chart.y.form, chart.points.map((point) => point.y)), inset: 12 },
     color: { type: "categorical", domain: names, range: colours },
     marks: [
@@ -126,7 +138,7 @@ function points(chart, width) {
       Plot.tip(chart.points, Plot.pointer({ x: "x", y: "y", title: (point) => tipOf(point, chart, x, y) })),
     ],
   });
-  return [legend(names.map((name, index) => ({ name, colour: colours[index] }))), picture];
+  return [legend(names.map((name, index) => ({ name, colour: colours[index] }))), ...axisOf(chart), picture];
 }
 
 /** Time lines: a row for each participant, a bar for each thing that it does. */
@@ -135,7 +147,7 @@ function spans(chart, width) {
   const all = chart.spans.map(([row, begin, end, kind]) => ({ row, begin, end, kind: chart.kinds[kind] }));
   const shown = chart.kinds.filter((kind) => all.some((span) => span.kind === kind));
   const colour = (kind) => OF_KINDS[chart.kinds.indexOf(kind)];
-  const x = counted;
+  const x = teller("plain");
   const picture = plotted({
     width, height: 60 + 18 * chart.rows, marginLeft: 40, marginBottom: 42, marginTop: 10,
     x: { label: chart.x.label, labelArrow: false, tickFormat: x, ticks: Math.max(3, Math.round(width / 110)) },
