@@ -16,6 +16,7 @@ import typer
 from msfusion.cli.common import Overrides, Quiet, console_of_user, print_line, told_in_a_sentence
 from msfusion.cli.deploy import deploy
 from msfusion.cli.network import network
+from msfusion.cli.pages import pages
 from msfusion.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ app = typer.Typer(
 )
 app.add_typer(network)
 app.add_typer(deploy)
+app.add_typer(pages)
 
 ConfigFile = Annotated[
     Path | None,

@@ -1,6 +1,7 @@
 """Several methods on the same data, participants and rounds, over several seeds, with what each costs.
 
-Every run is a run directory of its own under the comparison's; what is finished is not run again.
+Every run is a run directory of its own under the comparison's; what is finished is not run again. At the end there is a
+page of all runs, report.html (`experiment.page`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from msfusion.experiment.directory import RunDirectory
 from msfusion.experiment.environment import environment
 from msfusion.experiment.kinds import kind_of, shared_parts
 from msfusion.experiment.lock import locked
+from msfusion.experiment.page.write import leave_report
 from msfusion.experiment.report.cells import collect_cells
 from msfusion.experiment.setup import Parts
 from msfusion.experiment.train import Watcher, train
@@ -56,6 +58,7 @@ def compare(
             "cells": collect_cells(path, planned),
         }
         write_json(path / "compare.json", result)
+        leave_report(path)
     return result
 
 
@@ -70,7 +73,7 @@ def _run_all(
         if not RunDirectory(here).finished and parts_of != key:
             parts, parts_of = shared_parts(run.config), key
         with watch(f"[{number}/{len(planned)}] {run.name}") as watcher:
-            train(run.config, here, resume=True, watcher=watcher, parts=parts)
+            train(run.config, here, resume=True, watcher=watcher, parts=parts, report=False)
         began = RunDirectory(here).read_fingerprint()
         other, data = trained_on.setdefault(key, (here, began.data))  # runs may have been finished long ago
         began.refuse_other_data(data, run.config, f"{here}, compared with {other},")

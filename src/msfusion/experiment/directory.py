@@ -7,6 +7,7 @@
 - `tensorboard/`: the same metrics as events, where TensorBoard is installed
 - `model.safetensors`: the final global state
 - `summary.json`: the final figures; written last, so a run that has it is finished
+- `about.json`, `report.html`: for readers (`experiment.page`); nothing depends on them, and a run without is as good
 
 No file is believed for its name. Each JSON file and each file of tensors has a digest of itself, a checkpoint those of
 the fingerprint and of the metrics that it goes with, the summary those of all that a finished run consists of.

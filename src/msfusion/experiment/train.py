@@ -21,6 +21,8 @@ from msfusion.experiment.directory import RunDirectory
 from msfusion.experiment.events import Events
 from msfusion.experiment.fingerprint import Fingerprint, code_of
 from msfusion.experiment.kinds import prepare
+from msfusion.experiment.page.about import note
+from msfusion.experiment.page.write import leave_report
 from msfusion.experiment.prepared import Prepared
 from msfusion.experiment.report.spreads import first_reached
 from msfusion.experiment.setup import Parts
@@ -83,6 +85,7 @@ def train(
     preparing: Callable[[Config, Parts | None], Prepared] | None = None,
     directory: RunDirectory | None = None,
     held: bool = False,
+    report: bool = True,
 ) -> dict[str, Any]:
     """Train, leaving everything in the directory `path`, and return the summary.
 
@@ -90,8 +93,9 @@ def train(
     is, and one that has not begun is begun. The result is the same as if it had never stopped:
     model.safetensors bit for bit. `parts` are data, model and width map where they are known already;
     `preparing` makes the run of them (by default for participants that are all here); `directory` is another kind of
-    directory at `path`; `held`: the caller has locked it already (`RunDirectory.locked`). With run.engine = "sharded"
-    this is one of several processes (`experiment.sharded`).
+    directory at `path`; `held`: the caller has locked it already (`RunDirectory.locked`); `report`: at the end the
+    page of the run is left there too (`experiment.page`). With run.engine = "sharded" this is one of several processes
+    (`experiment.sharded`).
 
     Raises RunDirectoryError where the directory is in use, holds something else, or a run of another configuration,
     other data or other code, where a finished run is damaged, or it cannot be written; and what loading, tracing,
@@ -117,11 +121,14 @@ def train(
         else:
             RunDirectory.create(path, config.to_toml(), fingerprint)
         try:
-            return _run(prepared, directory, fingerprint, watcher or Silent())
+            summary = _run(prepared, directory, fingerprint, watcher or Silent())
         except MsfusionError:
             if not begun and not directory.read_metrics():
                 directory.remove()
             raise
+        if report:
+            leave_report(path)
+        return summary
 
 
 def fingerprint_of(prepared: Prepared, config: Config) -> Fingerprint:
@@ -196,6 +203,7 @@ def _run(
 ) -> dict[str, Any]:
     """The rounds that are still to be run, and the end."""
     config = prepared.config
+    note(prepared, directory.path)
     checkpoint = directory.load_checkpoint(fingerprint.digest, watcher.note)
     done = checkpoint.rounds if checkpoint else 0
     state: Mapping[str, Tensor] = checkpoint.state if checkpoint else prepared.initial_state()
@@ -216,8 +224,10 @@ def _run(
             events.add(line)
             watcher.round(line)
         directory.save_model(model_state(state))  # before anything else that can fail
-    summary = summarise(prepared, directory.read_metrics())
+    metrics = directory.read_metrics()
+    summary = summarise(prepared, metrics)
     directory.finish(summary)
+    note(prepared, directory.path, metrics)
     return summary
 
 

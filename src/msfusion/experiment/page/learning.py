@@ -1,0 +1,154 @@
+"""How good the models became: learning curves, with what a guess and the small model reach."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from msfusion.experiment.page.reading import Cell, Run, item, number, whole
+from msfusion.experiment.report.spreads import spread
+from msfusion.federated.problem import METHODS
+from msfusion.methods import HOUSE
+from msfusion.quoting import short
+
+Section = dict[str, Any]
+"""A part of the page: `id`, `title`, `text`, `charts` and `tables`, all plain values (JSON)."""
+
+MOST_POINTS = 400
+"""Of one line: a chart is not wider."""
+MOST_OWN_METRICS = 12
+
+_NAMES = {
+    "accuracy": ("Accuracy on the test data", "percent"),
+    "own_accuracy": ("Accuracy in participants' own proportions of labels", "percent"),
+    "perplexity": ("Perplexity on the test data", "plain"),
+    "loss": ("Loss on the test data", "plain"),
+    "training_loss": ("Loss in training", "plain"),
+}
+
+
+def significant(value: float | None) -> float | None:
+    """A number with six digits: more cannot be seen."""
+    return None if value is None else float(f"{value:.6g}")
+
+
+def is_floor(method: str) -> bool:
+    """Whether a method is what the others have to be better than. No code of others is asked."""
+    return method in HOUSE and METHODS[method].role == "floor"
+
+
+def learning(cells: Sequence[Cell]) -> Section | None:
+    """The learning curves of all methods, a chart for each figure; None where no round is done."""
+    charts = []
+    for key, (title, form) in _NAMES.items():
+        chart = _chart(cells, key, title, form)
+        if chart is not None:
+            charts.append(chart)
+    for name in _own_metrics(cells):
+        chart = _chart(cells, name, short(name), "plain", own=True)
+        if chart is not None:
+            charts.append(chart)
+    if not charts:
+        return None
+    seeds = max(len(cell.runs) for cell in cells)
+    text = "One line for each method, by the number of rounds that are done."
+    if seeds > 1:
+        text += (
+            " A line is the mean over the seeds, and the band around it one standard deviation to each side."
+        )
+    if any(is_floor(cell.runs[0].method) for cell in cells):
+        text += " The dashed line is the small model, which every participant could train alone."
+    if any(chart["rules"] for chart in charts):
+        text += " The dotted line is what a model reaches that guesses."
+    return {"id": "learning", "title": "Learning curves", "text": text, "charts": charts}
+
+
+def _own_metrics(cells: Sequence[Cell]) -> list[str]:
+    names: dict[str, None] = {}
+    for cell in cells:
+        for run in cell.runs:
+            for line in run.lines[-1:]:
+                found = line.get("metrics")
+                names.update(dict.fromkeys(found if isinstance(found, dict) else ()))
+    return list(names)[:MOST_OWN_METRICS]
+
+
+def _chart(
+    cells: Sequence[Cell], key: str, title: str, form: str, own: bool = False
+) -> dict[str, Any] | None:
+    series, notes = [], []
+    for cell in cells:
+        lines = [_figures(run, key, own) for run in cell.runs]
+        gone = sorted({each["round"] for found in lines for each in found if each[key] is None})
+        if gone:
+            notes.append(f"{cell.name}: not finite in {_rounds(gone)}")
+        with_rounds = [found for found in lines if any(each[key] is not None for each in found)]
+        if not with_rounds:
+            continue
+        series.append({"name": cell.name, "dashed": is_floor(cell.runs[0].method), **_line(with_rounds, key)})
+    if not series:
+        return None
+    return {
+        "kind": "lines",
+        "title": title,
+        "x": {"label": "rounds", "form": "whole"},
+        "y": {"label": title, "form": form},
+        "series": series,
+        "rules": _guess(cells, key),
+        "notes": notes,
+    }
+
+
+def _figures(run: Run, key: str, own: bool) -> list[dict[str, Any]]:
+    """The figure of each round that has one; None where it is not finite."""
+    found = []
+    for line in run.lines:
+        where = line.get("metrics") if own else line
+        if isinstance(where, dict) and key in where:
+            found.append({"round": line["round"], key: number(where[key])})
+    return found
+
+
+def _line(runs: Sequence[Sequence[dict[str, Any]]], key: str) -> dict[str, list[float | None]]:
+    """Mean and band of several runs over the rounds that all have, not more points than can be seen.
+
+    There is a gap where a figure of any of them is not finite.
+    """
+    by_round = [{line["round"]: line[key] for line in run} for run in runs]
+    rounds = sorted(set.intersection(*map(set, by_round)))
+    step = max(1, -(-len(rounds) // MOST_POINTS))
+    rounds = sorted({*rounds[::step], *rounds[-1:]})
+    spreads = [spread([values[number] for values in by_round]) for number in rounds]
+    line: dict[str, list[float | None]] = {
+        "x": [*rounds],
+        "y": [significant(each["mean"]) for each in spreads],
+    }
+    if any(each["sd"] is not None for each in spreads):
+        for name, sign in (("low", -1), ("high", 1)):
+            line[name] = [
+                None if each["sd"] is None else significant(each["mean"] + sign * each["sd"])
+                for each in spreads
+            ]
+    return line
+
+
+def _guess(cells: Sequence[Cell], key: str) -> list[dict[str, Any]]:
+    """What a model reaches that takes every class for equally likely, where all runs have as many classes."""
+    classes = {whole(run.about.get("classes")) for cell in cells for run in cell.runs}
+    tasks = {item(run.about, "task") for cell in cells for run in cell.runs}
+    count = classes.pop() if len(classes) == 1 else None
+    if count is None or count < 2 or tasks != {"classification"}:
+        return []
+    if key == "accuracy":
+        return [{"name": f"a guess, {1 / count:.1%}", "y": significant(1 / count)}]
+    if key == "loss":
+        return [{"name": f"a guess, {math.log(count):.3g}", "y": significant(math.log(count))}]
+    return []
+
+
+def _rounds(numbers: Sequence[int]) -> str:
+    """Some rounds in words, the first few of them."""
+    shown = ", ".join(map(str, numbers[:8]))
+    word = "round" if len(numbers) == 1 else "rounds"
+    return f"{word} {shown}" + (f" and {len(numbers) - 8} more" if len(numbers) > 8 else "")
