@@ -114,8 +114,15 @@ def test_a_change_without_an_end_is_refused(value: float) -> None:
         method.train(method.assign(method.initial_state(), 0, 0), vectors(1)[0])
 
 
-@pytest.mark.parametrize("secure", [None, SecureSums()])
-@pytest.mark.parametrize("name", ["small", "msfusion"])
+@pytest.mark.parametrize(
+    ("name", "secure"),
+    [
+        ("small", None),
+        ("msfusion", SecureSums()),
+        pytest.param("small", SecureSums(), marks=pytest.mark.release),
+        pytest.param("msfusion", None, marks=pytest.mark.release),
+    ],
+)
 def test_runs_can_be_repeated_and_resumed(name: str, secure: SecureSums | None) -> None:
     """Where participants are simulated: the secrets follow from the seed, and noise from secrets and rounds."""
     settings = {"start": "blocks", "passes": 2} if name == "msfusion" else {}

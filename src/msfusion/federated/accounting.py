@@ -15,7 +15,6 @@ follows from the seed, which everybody knows.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
@@ -66,14 +65,16 @@ class Spent:
 
     noise: Noise
     secure: bool
-    _squares: Counter[int] = field(default_factory=Counter)  # of mu, in the model, by participant
-    _sent: Counter[int] = field(default_factory=Counter)  # the updates of each that the server may have seen
+    _squares: dict[int, float] = field(default_factory=dict)  # of mu, in the model, by participant
+    _sent: dict[int, float] = field(default_factory=dict)  # the updates of each that the server may have seen
 
     def add(self, merged: Collection[int], left_out: Collection[int], summed: int) -> None:
         """A round whose sum is of so many updates; who is left out may have sent its own, or be in the sum."""
-        for who in {*merged, *left_out} if summed else ():
-            self._squares[who] += (self.noise.privacy.clip / self.noise.of_sum(summed)) ** 2  # type: ignore[assignment]
-        self._sent.update({*merged, *left_out})
+        for who in {*merged, *left_out}:
+            self._sent[who] = self._sent.get(who, 0.0) + 1
+            if summed:
+                square = (self.noise.privacy.clip / self.noise.of_sum(summed)) ** 2
+                self._squares[who] = self._squares.get(who, 0.0) + square
 
     @property
     def epsilon(self) -> float:
@@ -96,17 +97,15 @@ class Spent:
 
     def told(self) -> dict[str, dict[str, float]]:
         """All that was added, as plain values."""
-        return {
-            name: {str(who): value for who, value in each.items()} for name, each in self._counters.items()
-        }
+        return {name: {str(who): value for who, value in each.items()} for name, each in self._added.items()}
 
     def again(self, told: Mapping[str, Mapping[str, float]]) -> None:
-        """Add what was `told`."""
-        for name, each in self._counters.items():
+        """Begin with what was `told`."""
+        for name, each in self._added.items():
             each.update({int(who): value for who, value in told[name].items()})
 
     @property
-    def _counters(self) -> dict[str, Counter[int]]:
+    def _added(self) -> dict[str, dict[int, float]]:
         return {"squares": self._squares, "sent": self._sent}
 
 
