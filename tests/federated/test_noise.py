@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -263,3 +263,26 @@ def normed(*, recalibrate: bool) -> Method:
 def test_rounds_whose_noise_would_be_another_are_refused(options: dict[str, Any], word: str) -> None:
     with pytest.raises(ConfigError, match=word):
         run(noisy(), **options)
+
+
+def test_noise_is_the_same_for_what_was_sent_and_another_for_anything_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The same noise on two states would cancel in the difference of two updates."""
+    from msfusion.federated import noise
+
+    seeds: list[bytes] = []
+
+    def noted(count: int, seed: bytes) -> Tensor:
+        seeds.append(seed)
+        return normal(count, seed)
+
+    monkeypatch.setattr(noise, "normal", noted)
+    method = as_run(noisy())
+    task = method.assign(method.initial_state(), 0, 0)
+    task = replace(task, memory=method.simulated_memory(0))
+    other = replace(task, tensors={name: tensor + 1e-3 for name, tensor in task.tensors.items()})
+    for each in (task, task, other, replace(task, round_index=1)):
+        method.train(each, some_data()[0])
+    assert seeds[0] == seeds[1]
+    assert len(set(seeds)) == 3

@@ -9,7 +9,8 @@ where one participant's part is left out: differential privacy for participants,
 with the noise made by the participants themselves (Kairouz et al., ICML 2021). `federated.accounting` says what is
 spent.
 
-The numbers z follow from the participant's secret and the round, so that a round that is done again is the same.
+The numbers z follow from the participant's secret, the round and what the participant was sent, so that a round that is
+done again is the same, and one that begins with something else has other noise.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from msfusion.batch import Batch
+from msfusion.digests import digest_of_tensors
 from msfusion.errors import ConfigError, TrainingError
-from msfusion.federated.masks import add_stream, context_of, derived
+from msfusion.federated.masks import add_stream, derived
 from msfusion.federated.method import Method, Task, Update
 from msfusion.federated.wrapped import Wrapped, bytes_of, names_of_buffers, new_secret, tensor_of
 from msfusion.width.groups import State
@@ -49,7 +51,9 @@ class NoisyMethod(Wrapped):
                 f"method.privacy does not go with {self.name}, which asks the server as it trains"
             )
         memory = {**(update.memory or kept), self.secret: tensor_of(secret)}
-        seed = derived(secret, b"noise", context_of(task.round_index.to_bytes(8, "little")))
+        # the same noise on something else that was sent would give away the difference
+        sent = digest_of_tensors(task.tensors, f"round {task.round_index}")
+        seed = derived(secret, b"noise", sent.encode())
         return replace(update, tensors=self._hidden(task.tensors, update, seed), loss=0.0, memory=memory)
 
     @property
