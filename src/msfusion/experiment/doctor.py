@@ -22,7 +22,7 @@ EXTRAS = {
     "cli": "the command line",
     "data": "images, tables and text from files, and the Hub's data sets",
     "transformers": "models of transformers, and their tokenizers",
-    "stream": "many machines (serve, join)",
+    "stream": "many machines (serve, join); secure sums and noise",
     "flower": "runs over Flower",
     "codecs": "fast codecs for small messages and split learning",
     "plot": "pictures (compare, plan --out)",
