@@ -13,7 +13,6 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +142,7 @@ def content_policy(*, live: bool) -> str:
 @cache
 def asset(name: str) -> str:
     """The text of a file that belongs to the page."""
-    return (resources.files(__package__) / "assets" / name).read_text(encoding="utf-8")
+    return (Path(__file__).with_name("assets") / name).read_text(encoding="utf-8")
 
 
 def _digest(text: str) -> str:

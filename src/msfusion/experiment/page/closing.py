@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -45,7 +47,7 @@ def _seed(run: Run) -> str:
 
 
 def _took(run: Run) -> str:
-    return duration(sum(each for each in run.series("seconds") if each is not None))
+    return duration(math.fsum(each for each in run.series("seconds") if each is not None))
 
 
 def _quality(run: Run) -> str:
@@ -77,8 +79,6 @@ def costs(cell: Cell) -> Section | None:
 
 def comparison(path: Path) -> Section | None:
     """The tables of a comparison; None where there is no compare.json."""
-    import json
-
     content = read_inside(path, "compare.json")
     if content is None:
         return None

@@ -110,7 +110,7 @@ def _figures(run: Run, key: str, own: bool) -> list[dict[str, Any]]:
     return found
 
 
-def _line(runs: Sequence[Sequence[dict[str, Any]]], key: str) -> dict[str, list[float | None]]:
+def _line(runs: Sequence[Sequence[dict[str, Any]]], key: str) -> dict[str, list[int | float | None]]:
     """Mean and band of several runs over the rounds that all have, not more points than can be seen.
 
     There is a gap where a figure of any of them is not finite.
@@ -120,7 +120,7 @@ def _line(runs: Sequence[Sequence[dict[str, Any]]], key: str) -> dict[str, list[
     step = max(1, -(-len(rounds) // MOST_POINTS))
     rounds = sorted({*rounds[::step], *rounds[-1:]})
     spreads = [spread([values[number] for values in by_round]) for number in rounds]
-    line: dict[str, list[float | None]] = {
+    line: dict[str, list[int | float | None]] = {
         "x": [*rounds],
         "y": [significant(each["mean"]) for each in spreads],
     }
