@@ -336,7 +336,7 @@ def audit(
 @app.command()
 @told_in_a_sentence
 def doctor(as_json: AsJson = False) -> None:
-    """Look at this machine and installation: what is there, and what is amiss. Exit code 1 where something is."""
+    """Look at this machine and installation. Exit code 1 where something is amiss."""
     from msfusion.experiment.doctor import examine
     from msfusion.experiment.report.doctor import doctor_table
 
