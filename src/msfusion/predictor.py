@@ -59,6 +59,8 @@ class Predictor:
     model: nn.Module
     preprocessing: Preprocessing
     scoring: Scoring = CROSS_ENTROPY
+    taken: tuple[str, ...] | None = None
+    """The names by which it takes its inputs, where its `forward` does not say."""
 
     def __call__(self, source: Source, split: str | None = None) -> list[Prediction]:
         """What the model says of each example: of a folder, a file, or examples at hand (`data.unseen`).
@@ -111,7 +113,8 @@ class Predictor:
         return self.scoring.evaluate(self.model, self._named(examples.batch))
 
     def _named(self, batch: Batch) -> Batch:
-        return data_of(self.preprocessing, batch).for_model(self.model).test
+        data = data_of(self.preprocessing, batch)
+        return (data.for_model(self.model) if self.taken is None else data.for_inputs(self.taken)).test
 
     def _task_of(self, found: Unseen) -> str:
         return "other" if found.targets is None else self.preprocessing.task
@@ -138,9 +141,9 @@ def load_predictor(folder: str | Path, code: str | None = None, *, resize: bool 
             "data came from a function of your own (then call the model itself)."
         )
     preprocessing = Preprocessing.read(folder)
-    model = _model(folder, preprocessing, code)
+    model, taken = _model(folder, preprocessing, code)
     scoring = _scoring(preprocessing)
-    return Predictor(model, resized(preprocessing) if resize else preprocessing, scoring)
+    return Predictor(model, resized(preprocessing) if resize else preprocessing, scoring, taken)
 
 
 def data_of(preprocessing: Preprocessing, batch: Batch) -> FederatedData:
@@ -156,10 +159,13 @@ def data_of(preprocessing: Preprocessing, batch: Batch) -> FederatedData:
     )
 
 
-def _model(folder: Path, preprocessing: Preprocessing, code: str | None) -> nn.Module:
+def _model(
+    folder: Path, preprocessing: Preprocessing, code: str | None
+) -> tuple[nn.Module, tuple[str, ...] | None]:
+    """The model, and the names of its inputs where it is made of narrow ones, whose forward takes anything."""
     data = data_of(preprocessing, _blank(preprocessing))
     if (folder / "config.json").is_file():
-        return build_model(ModelSpec(f"{PREFIX}{folder}", weights="whole"), data).eval()
+        return build_model(ModelSpec(f"{PREFIX}{folder}", weights="whole"), data).eval(), None
     spec = _spec(folder)
     for name in _references(spec):
         if name not in OURS and name != code:
@@ -175,7 +181,8 @@ def _model(folder: Path, preprocessing: Preprocessing, code: str | None) -> nn.M
         raise DataError(
             f"the weights in {folder} are not those of the model in its {MODEL}: {in_one_line(error)}"
         ) from error
-    return model.eval()
+    shown = spec.options.get("inputs") if spec.name in OURS else None
+    return model.eval(), None if shown is None else tuple(map(str, shown))
 
 
 def _spec(folder: Path) -> ModelSpec:

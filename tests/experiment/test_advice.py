@@ -67,6 +67,19 @@ def test_a_loss_as_of_one_answer_with_a_better_accuracy_is_no_such_answer() -> N
     assert of([1.4, 1.39, 1.386, 1.386], accuracy=0.5) == []
 
 
+def test_numbers_that_are_no_better_than_their_mean() -> None:
+    (told,) = of([9.0, 8.0, 7.9], accuracy=None, constant_answer={"loss": 8.0}, loss=7.9)
+    assert "the mean of all targets (mean squared error 7.9, and 8 for that)" in told
+    assert of([9.0, 8.0, 3.0], accuracy=None, constant_answer={"loss": 8.0}) == []
+
+
+def test_under_noise_more_rounds_are_no_remedy() -> None:
+    (told,) = of([1.4, 1.39, 1.386], 0.26, privacy={"noise": 1.0})
+    assert "the noise of method.privacy hides" in told
+    assert of([1.2, 1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4], 0.8, privacy={"noise": 1.0}) == []
+    assert of([1.2, 1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4], 0.99) == []
+
+
 def test_few_examples_are_named() -> None:
     (told,) = advice({"rounds": 1}, [], [100, 3, 9, 10])
     assert told.startswith("participant 1, 2 has fewer than 10 examples")
@@ -87,4 +100,6 @@ def test_the_constant_answer_by_hand() -> None:
     tokens = torch.tensor([[0, 1], [2, IGNORED]])
     found = constant_answer(data(tokens, "language_modelling"))
     assert found == {"accuracy": pytest.approx(1 / 3), "loss": pytest.approx(math.log(3))}
-    assert constant_answer(data(torch.zeros(3, 1), "regression")) is None
+    assert constant_answer(data(torch.tensor([[1.0], [3.0]]), "regression")) == {"loss": 1.0}
+    assert constant_answer(data(torch.zeros(3, 1), "regression"), "l1") is None
+    assert constant_answer(data(torch.zeros(3, 1), "other")) is None

@@ -73,17 +73,20 @@ def test_images(tmp_path: Path) -> None:
     (alone,) = predictor(one)
     assert alone == predictor([one])[0]
     assert alone.probability == pytest.approx(
-        next(each for each in predictions if each.name == "1.png").probability, rel=1e-5
+        next(each for each in predictions if each.name == "test/cat/1.png").probability, rel=1e-5
     )
     # a folder of one class, whose name datasets would drop, and one without classes
     assert predictor.evaluate(photos_of(test / "cat", tmp_path / "cats")).examples == 15
     (test / "cat").rename(tmp_path / "unknown")
     with pytest.raises(DataError, match="no answers to compare with"):
         predictor.evaluate(tmp_path / "unknown")
+    photos_of(tmp_path / "unknown", tmp_path / "more")  # a folder in a folder is a class
+    with pytest.raises(DataError, match="label 'unknown', which is none of the 2 classes"):
+        predictor(tmp_path / "more")
     assert len(predictor(tmp_path / "unknown")) == 15
 
     Image.new("RGB", (20, 10)).save(tmp_path / "large.png")
-    with pytest.raises(DataError, match=r"8x8 pixels and those of .*20x10"):
+    with pytest.raises(DataError, match=r"8x8 pixels and those of .*20x10.*add --resize"):
         predictor(tmp_path / "large.png")
     assert load_predictor(model, resize=True)(tmp_path / "large.png")[0].label in ("cat", "dog")
 
@@ -127,7 +130,7 @@ def test_texts(tmp_path: Path) -> None:
         "model.name=text_classifier",
         options,
     )
-    model, summary = exported(tmp_path, *settings, "method.start=fresh")
+    model, summary = exported(tmp_path, *settings)  # the small model: a narrow one
     predictor = load_predictor(model)
     assert predictor.evaluate(tmp_path / "data" / "test.csv").accuracy == summary["accuracy"]
     assert [each.name for each in predictor(["a good thing", "bad"])] == ["row 0", "row 1"]
@@ -153,7 +156,7 @@ def test_a_table_of_measures(tmp_path: Path) -> None:
         "model.name=mlp",
         "model.options={hidden=[16]}",
     )
-    model, summary = exported(tmp_path, *settings, "method.start=fresh")
+    model, summary = exported(tmp_path, *settings)  # the small model, which is narrowed
     predictor = load_predictor(model)
     found = predictor.evaluate(tmp_path / "all.csv")
     wanted = (summary["loss"], summary["metrics"]["r2"])  # of the same rows in another order

@@ -62,6 +62,8 @@ def init(
     from msfusion.experiment.config.described import write_commented
 
     write_commented(file, data, model)
+    if data is not None and data.startswith((".", "/", "~")) and not Path(data).expanduser().exists():
+        typer.echo(f"msfusion: there is no {data} yet.", err=True)
     typer.echo(f"{file}: look at it, then: msfusion plan {file}; msfusion train {file}")
 
 

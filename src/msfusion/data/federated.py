@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -95,11 +95,15 @@ class FederatedData:
         A forward that takes `input_ids` (and `attention_mask`), or `pixel_values`, as those of `transformers`
         do, is called by keyword; any other by position. Data with keyword inputs stays as it is.
         """
-        taken = inspect.signature(model.forward).parameters
+        return self.for_inputs(inspect.signature(model.forward).parameters)
+
+    def for_inputs(self, taken: Iterable[str]) -> FederatedData:
+        """The same for a model that takes inputs by these names."""
+        names = set(taken)
         return replace(
             self,
-            participants=tuple(self._named(batch, set(taken)) for batch in self.participants),
-            test=self._named(self.test, set(taken)),
+            participants=tuple(self._named(batch, names) for batch in self.participants),
+            test=self._named(self.test, names),
         )
 
     def _named(self, batch: Batch, taken: set[str]) -> Batch:

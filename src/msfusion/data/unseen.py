@@ -65,13 +65,17 @@ def load_unseen(source: Source, preprocessing: Preprocessing, split: str | None 
             )
     if not len(rows):
         raise DataError(f"{holder} has no examples.")
-    inputs = preprocessing.inputs.read(Chosen.all_of(rows, holder))
+    try:
+        inputs = preprocessing.inputs.read(Chosen.all_of(rows, holder))
+    except DataError as error:
+        told = str(error).replace("set data.image_size to", "add --resize (in Python: resize=True) to")
+        raise DataError(told) from error
     if isinstance(preprocessing.inputs, RunningTextEncoding):
         batch = blocks(inputs, preprocessing.inputs.length)
         assert isinstance(batch.inputs, tuple)
         names = tuple(f"block {index}" for index in range(len(batch)))
         return Unseen(batch.inputs[0], names, batch.targets)
-    return Unseen(inputs, _names(rows, preprocessing), _targets(rows, preprocessing, holder))
+    return Unseen(inputs, _names(rows, preprocessing, source), _targets(rows, preprocessing, holder))
 
 
 def _digits(preprocessing: Preprocessing) -> Unseen:
@@ -113,11 +117,15 @@ def _chosen_split(splits: Mapping[str, Any], asked: str | None, source: Path) ->
 
 
 def _labelled(spec: DataSpec, splits: Any, name: str, preprocessing: Preprocessing) -> Any:
-    """The splits with folders' names as labels, where these are classes: `datasets` drops them where there is one."""
+    """The splits with folders' names as labels: `datasets` drops them where there is one alone.
+
+    Images that lie in the folder itself have its name then, which is a label only where it is a class.
+    """
     again, label = open_splits(spec, labels=True), preprocessing.label_column
     known = set(() if preprocessing.classes is None else preprocessing.classes.names)
     names = getattr(again[name].features.get(label), "names", None) if name in again else None
-    return again if names and set(names) <= known else splits
+    itself = names == [Path(spec.source).resolve().name]
+    return again if names and (set(names) <= known or not itself) else splits
 
 
 def _made(examples: Sequence[Any], preprocessing: Preprocessing) -> Any:
@@ -137,14 +145,21 @@ def _made(examples: Sequence[Any], preprocessing: Preprocessing) -> Any:
         raise DataError(f"these examples make no table: {in_one_line(error)}.") from error
 
 
-def _names(rows: Any, preprocessing: Preprocessing) -> tuple[str, ...]:
-    """The file of each image, or the number of each row."""
+def _names(rows: Any, preprocessing: Preprocessing, source: Source) -> tuple[str, ...]:
+    """The file of each image, as it lies in the source, or the number of each row."""
     if isinstance(preprocessing.inputs, ImageEncoding):
         cells = column_values(rows, preprocessing.inputs.column)
         paths = [str((cell or {}).get("path") or "") for cell in cells]
         if all(paths):
-            return tuple(Path(path).name for path in paths)
+            folder = Path(source).expanduser().resolve() if isinstance(source, str | Path) else None
+            return tuple(_place(Path(path).resolve(), folder) for path in paths)
     return tuple(f"row {row}" for row in range(len(rows)))
+
+
+def _place(path: Path, folder: Path | None) -> str:
+    """Where a file lies in a folder; its name alone where that is somewhere else."""
+    inside = folder is not None and folder in path.parents
+    return str(path.relative_to(folder)) if folder is not None and inside else path.name
 
 
 def _targets(rows: Any, preprocessing: Preprocessing, holder: str) -> Tensor | None:

@@ -18,6 +18,8 @@ from msfusion.data.loaded import LABELLED
 Line = Mapping[str, Any]
 
 FEW_EXAMPLES = 10
+NEARLY_ALL = 0.98
+"""More accuracy than that is not worth more rounds."""
 STILL = 0.05
 """So much lower in the last quarter of the rounds, of what the loss was before, is still on its way down."""
 NEAR = 0.05
@@ -26,12 +28,19 @@ WORSE = 1.2
 """So many times the lowest loss of the run is worse by more than chance."""
 
 
-def constant_answer(data: FederatedData) -> dict[str, float] | None:
-    """The accuracy and the loss (nats) of always giving the same answer; None where targets are no classes.
+def constant_answer(data: FederatedData, loss: str = "cross_entropy") -> dict[str, float] | None:
+    """The accuracy and the loss of always giving the same answer; None where that is not known.
 
-    The best such answer for the test set: its most frequent class, and the shares of its classes as probabilities.
+    The best such answer for the test set: its most frequent class, and the shares of its classes as probabilities (the
+    loss is in nats); of numbers their means, by mean squared error. `loss` is the name of the one that is told.
     """
-    if data.task not in LABELLED:
+    if data.task == "regression" and loss in (
+        "cross_entropy",
+        "mse",
+    ):  # the former is no loss of numbers: mse it is
+        targets = data.test.targets.double()
+        return {"loss": float((targets - targets.mean(0)).square().mean())}
+    if data.task not in LABELLED or loss != "cross_entropy":
         return None
     targets = data.test.targets[data.test.targets != IGNORED]
     shares = targets.flatten().bincount(minlength=data.classes).double() / targets.numel()
@@ -68,23 +77,34 @@ def _quality(summary: Mapping[str, Any], metrics: Sequence[Line]) -> Iterator[st
             "stop there (rounds), or lower training.learning_rate or training.local_epochs"
         )
     else:
-        yield from _still_learning(known, summary["rounds"])
+        yield from _still_learning(known, summary)
 
 
 def _is_constant(summary: Mapping[str, Any], loss: float) -> bool:
     """Whether neither the loss nor, beyond chance, the accuracy is better than that of one answer for all."""
     constant, accuracy = summary.get("constant_answer"), summary.get("accuracy")
-    if constant is None or accuracy is None or loss < 0.98 * constant["loss"]:
+    if constant is None or loss < 0.98 * constant["loss"]:
         return False
-    return bool(accuracy <= constant["accuracy"] + NEAR)
+    return "accuracy" not in constant or (accuracy is not None and accuracy <= constant["accuracy"] + NEAR)
 
 
 def _constant(summary: Mapping[str, Any]) -> str:
     constant, training = summary["constant_answer"], summary.get("training_loss")
+    if "accuracy" not in constant:
+        return (
+            f"the model is no better than one that always gives the mean of all targets (mean squared error "
+            f"{summary['loss']:.3g}, and {constant['loss']:.3g} for that): bring targets to about -1 ... 1 (less their "
+            "mean, divided by their spread), or raise training.learning_rate or rounds"
+        )
     told = (
         f"the model is no better than one that always gives the same answer (accuracy {summary['accuracy']:.1%}, and "
         f"{constant['accuracy']:.1%} for that)"
     )
+    if "privacy" in summary:
+        return (
+            f"{told}: the noise of method.privacy hides what was learned; take more participants, a smaller model, or "
+            "less noise"
+        )
     if training is not None and math.isfinite(training) and training < 0.7 * constant["loss"]:
         return (
             f"{told}, though participants learn their own data (loss {training:.3g} in training): lower "
@@ -93,9 +113,11 @@ def _constant(summary: Mapping[str, Any]) -> str:
     return f"{told}: raise training.learning_rate, training.local_epochs or rounds"
 
 
-def _still_learning(known: Sequence[tuple[int, float]], rounds: int) -> Iterator[str]:
-    earlier = [loss for number, loss in known if number <= 0.75 * rounds]
+def _still_learning(known: Sequence[tuple[int, float]], summary: Mapping[str, Any]) -> Iterator[str]:
+    earlier = [loss for number, loss in known if number <= 0.75 * summary["rounds"]]
     last = known[-1][1]
+    if (summary.get("accuracy") or 0.0) > NEARLY_ALL or "privacy" in summary:  # each round spends more of it
+        return
     if (
         len(known) >= 4
         and earlier

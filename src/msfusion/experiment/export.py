@@ -51,6 +51,8 @@ def export(path: Path, out: Path, participant: int | None = None) -> list[Path]:
     directory = RunDirectory.reopen(path)
     if not directory.finished:
         raise RunDirectoryError(f"the run in {path} is not finished; go on with it by --resume.")
+    if out.is_dir() and any(out.iterdir()):
+        raise RunDirectoryError(f"{out} already holds files: choose another --out, or remove it.")
     RunDirectory.check_free(out)
     config = load_config(directory.config)
     directory.check_end()

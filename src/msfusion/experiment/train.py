@@ -300,7 +300,7 @@ def summarise(prepared: Prepared, metrics: Sequence[Mapping[str, Any]]) -> dict[
         "targets": [first_reached(metrics, each, count) for each in prepared.config.evaluation.targets],
         **prepared.figures(),
     }
-    if (constant := constant_answer(prepared.data)) is not None:
+    if (constant := constant_answer(prepared.data, prepared.config.training.loss)) is not None:
         summary["constant_answer"] = constant
     return summary | {"advice": advice(summary, metrics, list(map(len, prepared.data.participants)))}
 
