@@ -70,6 +70,19 @@ def test_other_files(tmp_path: Path, content: bytes) -> None:
         Preprocessing.read(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("height", 2**22), ("image_size", 2**30), ("channels", 0), ("spread", [1.0]), ("width", True)],
+)
+def test_sizes_that_would_fill_the_memory(tmp_path: Path, key: str, value: Any) -> None:
+    KNOWN[0].write(tmp_path)
+    content = json.loads((tmp_path / FILE).read_text())
+    content["inputs"][key] = value
+    (tmp_path / FILE).write_text(json.dumps(content))
+    with pytest.raises(DataError, match="is damaged"):
+        Preprocessing.read(tmp_path)
+
+
 VALUES = st.one_of(
     st.none(),
     st.booleans(),

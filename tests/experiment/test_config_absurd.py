@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from pathlib import Path
@@ -55,10 +56,14 @@ def test_absurd_values_are_refused_quickly_and_shortly(
     path = tmp_path / "absurd.toml"
     text = value if value[:1] in "-[{'0123456789in" else f"'{value}'"
     path.write_text(f"{key} = {text}\n")
-    begin = time.process_time()
-    with pytest.raises(ConfigError) as error:
-        load_config(path) if place == "file" else load_config(None, [f"{key}={value}"])
-    assert time.process_time() - begin < 1
+    gc.disable()  # looking through all that an old worker holds takes longer than what is measured
+    try:
+        begin = time.process_time()
+        with pytest.raises(ConfigError) as error:
+            load_config(path) if place == "file" else load_config(None, [f"{key}={value}"])
+        assert time.process_time() - begin < 1
+    finally:
+        gc.enable()
     told = str(error.value)
     assert len(told) < 600
     assert told.isprintable()

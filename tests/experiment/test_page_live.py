@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -145,13 +146,24 @@ def test_ctrl_c_ends_it_in_good_order(tmp_path: Path) -> None:
         "--port",
         "0",
     ]
+    hears = partial(
+        signal.signal, signal.SIGINT, signal.SIG_DFL
+    )  # it may be that whoever runs the tests is deaf to it
     with subprocess.Popen(
-        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=hears,
     ) as process:
         assert process.stdout is not None
         address = process.stdout.readline()
         assert address.startswith("http://127.0.0.1:")
         os.kill(process.pid, signal.SIGINT)
-        _, told = process.communicate(timeout=60)
+        try:
+            _, told = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 0
     assert told == ""

@@ -26,7 +26,7 @@ from msfusion.data.labels import Classes
 from msfusion.data.spec import FOLDER, is_pretrained
 from msfusion.data.table import NumberColumn, TableEncoding, WordColumn
 from msfusion.data.text import SPLITTERS, Encoder
-from msfusion.errors import DataError
+from msfusion.errors import ConfigError, DataError
 from msfusion.files import write_json
 from msfusion.folders import VOCABULARY
 from msfusion.imports import in_one_line
@@ -35,7 +35,7 @@ FILE = "preprocessing.json"
 FORMAT = 1
 TASKS = ("classification", "language_modelling", "regression")
 MOST = 2**24
-"""Classes, pixels on a side or tokens of an example: more than any model has."""
+"""Classes, pixels or tokens of an example: more than any model has."""
 MOST_BYTES = 64 * 2**20
 """Of such a file: a vocabulary of a million tokens takes less."""
 
@@ -103,7 +103,10 @@ class Preprocessing:
         """Raise ValueError, naming it, for what no `write` has written."""
         sizes = [self.outputs]
         if isinstance(self.inputs, ImageEncoding):
-            sizes += [self.inputs.channels, self.inputs.height, self.inputs.width]
+            shape = self.inputs.channels, self.inputs.height, self.inputs.width
+            sizes += [*shape, math.prod(shape)]
+            if self.inputs.image_size not in (None, self.inputs.height):
+                raise ValueError("image_size")
             for each in (self.inputs.centre, self.inputs.spread):
                 if each is not None and (
                     len(each) != self.inputs.channels or not all(map(math.isfinite, each))
@@ -163,8 +166,10 @@ def _encoder(name: Any, folder: Path) -> Encoder:
 
 def _made(kind: type[Any], given: Any, **others: Any) -> Any:
     """A dataclass of values of the types that it declares. Raises ValueError for others, and for other fields."""
-    from pydantic import TypeAdapter
-
+    try:
+        from pydantic import TypeAdapter
+    except ImportError as error:
+        raise ConfigError(f"{FILE} is read with pydantic: pip install 'msfusion[cli]'.") from error
     hints = get_type_hints(kind)
     known = {each.name for each in fields(kind)} - set(others)
     if set(given) != known:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from msfusion.data.spec import is_pretrained
-from msfusion.errors import MsfusionError
 from msfusion.experiment.config import load_config
 from msfusion.experiment.kinds import prepare
 from msfusion.experiment.page.about import about
@@ -38,8 +38,10 @@ def leave_report(path: Path) -> None:
     """Write the page of a run that has just ended beside its other files. Whatever fails leaves the run as it is."""
     try:
         write_text(path / REPORT, page(page_data(read_runs([path]), [path])))
-    except (MsfusionError, OSError, ValueError, RuntimeError):
-        return
+    except Exception as error:  # a mistake in a page is no reason for a run of a week to end with a traceback
+        logging.getLogger("msfusion").warning(
+            "msfusion: the page of the run could not be written (%s).", type(error).__name__
+        )
 
 
 def add_windows(run: Run) -> None:
