@@ -65,7 +65,42 @@ class InputEncoding(Protocol):
 
 
 @dataclass(frozen=True)
-class ImageEncoding:
+class OneColumn:
+    """What is read from one column alone."""
+
+    column: str
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """That one."""
+        return (self.column,)
+
+    @property
+    def known(self) -> Mapping[str, Any]:
+        """Nothing that the inputs do not show."""
+        return {}
+
+
+@dataclass(frozen=True)
+class Tokens(OneColumn):
+    """Texts as ids of tokens: what they are made with, and how many an example has."""
+
+    encoder: Encoder
+    length: int
+
+    @property
+    def known(self) -> Mapping[str, Any]:
+        """The vocabulary."""
+        return {
+            "vocabulary_size": self.encoder.size,
+            "padding": self.encoder.padding,
+            "tokens": self.encoder.tokens,
+            "tokenizer": self.encoder.name,
+        }
+
+
+@dataclass(frozen=True)
+class ImageEncoding(OneColumn):
     """Images of so many channels and pixels, brought to 0 ... 1, then to mean 0 and variance 1 of the training set.
 
     mode: the Pillow mode to which the column says that they are converted. image_size: all are resized to it.
@@ -74,7 +109,6 @@ class ImageEncoding:
 
     kind: ClassVar[str] = "image"
 
-    column: str
     channels: int
     height: int
     width: int
@@ -95,16 +129,6 @@ class ImageEncoding:
         _, channels, height, width = pixels.shape
         converted = spec.channels is not None
         return cls(column, channels, height, width, bits, mode, spec.image_size, converted, centre, spread)
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """The one with the images."""
-        return (self.column,)
-
-    @property
-    def known(self) -> Mapping[str, Any]:
-        """Nothing that the inputs do not show."""
-        return {}
 
     def read(self, chosen: Chosen) -> Float32[Tensor, "examples channels height width"]:
         """As `InputEncoding.read`; images of another size or depth than those of the training set are refused."""
@@ -136,24 +160,10 @@ class ImageEncoding:
 
 
 @dataclass(frozen=True)
-class TextEncoding:
+class TextEncoding(Tokens):
     """Texts to be classified, as `length` token ids each: cut, or filled up with padding."""
 
     kind: ClassVar[str] = "text"
-
-    column: str
-    encoder: Encoder
-    length: int
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """The one with the texts."""
-        return (self.column,)
-
-    @property
-    def known(self) -> Mapping[str, Any]:
-        """The vocabulary."""
-        return vocabulary_of(self.encoder)
 
     def read(self, chosen: Chosen) -> Int64[Tensor, "examples length"]:
         """As `InputEncoding.read`."""
@@ -165,24 +175,10 @@ class TextEncoding:
 
 
 @dataclass(frozen=True)
-class RunningTextEncoding:
+class RunningTextEncoding(Tokens):
     """Running text as token ids, one after the other: what `data.text.blocks` cuts into examples of `length` tokens."""
 
     kind: ClassVar[str] = "running text"
-
-    column: str
-    encoder: Encoder
-    length: int
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """The one with the texts."""
-        return (self.column,)
-
-    @property
-    def known(self) -> Mapping[str, Any]:
-        """The vocabulary."""
-        return vocabulary_of(self.encoder)
 
     def read(self, chosen: Chosen) -> Int64[Tensor, " tokens"]:
         """The ids of all rows' tokens, in order."""
@@ -194,22 +190,10 @@ class RunningTextEncoding:
 
 
 @dataclass(frozen=True)
-class NumbersEncoding:
+class NumbersEncoding(OneColumn):
     """A column of lists of numbers, as they are."""
 
     kind: ClassVar[str] = "numbers"
-
-    column: str
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """The one with the lists."""
-        return (self.column,)
-
-    @property
-    def known(self) -> Mapping[str, Any]:
-        """Nothing that the inputs do not show."""
-        return {}
 
     def read(self, chosen: Chosen) -> Float32[Tensor, "examples ..."]:
         """As `InputEncoding.read`."""
@@ -222,16 +206,6 @@ class NumbersEncoding:
             raise DataError(
                 f"the column '{self.column}' holds no lists of numbers of one length ({error})."
             ) from error
-
-
-def vocabulary_of(encoder: Encoder) -> Mapping[str, Any]:
-    """What of a tokenizer stands in `FederatedData`."""
-    return {
-        "vocabulary_size": encoder.size,
-        "padding": encoder.padding,
-        "tokens": encoder.tokens,
-        "tokenizer": encoder.name,
-    }
 
 
 def encoded(

@@ -73,15 +73,15 @@ class RunDirectory:
     path: Path
 
     @staticmethod
-    def check_free(path: Path) -> None:
-        """Raises RunDirectoryError where `path` is a file or a directory with something in it."""
+    def check_free(
+        path: Path, remedy: str = "continue that run with --resume or choose another --out"
+    ) -> None:
+        """Raises RunDirectoryError, with what to do, where `path` is a file or a directory with something in it."""
         with refusing_write_errors(path):
             if path.exists() and not path.is_dir():
                 raise RunDirectoryError(f"{path} is a file, not a directory; choose another --out.")
             if path.is_dir() and any(_belongs_to_someone(entry) for entry in path.iterdir()):
-                raise RunDirectoryError(
-                    f"{path} already holds files; continue that run with --resume or choose another --out."
-                )
+                raise RunDirectoryError(f"{path} already holds files; {remedy}.")
 
     @classmethod
     def create(cls, path: Path, config_toml: str, fingerprint: Fingerprint) -> RunDirectory:

@@ -51,9 +51,7 @@ def export(path: Path, out: Path, participant: int | None = None) -> list[Path]:
     directory = RunDirectory.reopen(path)
     if not directory.finished:
         raise RunDirectoryError(f"the run in {path} is not finished; go on with it by --resume.")
-    if out.is_dir() and any(out.iterdir()):
-        raise RunDirectoryError(f"{out} already holds files: choose another --out, or remove it.")
-    RunDirectory.check_free(out)
+    RunDirectory.check_free(out, "choose another --out, or remove it")
     config = load_config(directory.config)
     directory.check_end()
     directory.read_fingerprint().refuse_other_code(code_of(config), config, path)

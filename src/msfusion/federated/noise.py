@@ -29,7 +29,7 @@ from msfusion.digests import digest_of_tensors
 from msfusion.errors import ConfigError, TrainingError
 from msfusion.federated.masks import add_stream, derived
 from msfusion.federated.method import Method, Task, Update
-from msfusion.federated.wrapped import Wrapped, bytes_of, names_of_buffers, new_secret, tensor_of
+from msfusion.federated.wrapped import Wrapped, names_of_buffers
 from msfusion.width.groups import State
 
 if TYPE_CHECKING:
@@ -43,18 +43,11 @@ class NoisyMethod(Wrapped):
 
     def train(self, task: Task, data: Batch) -> Update:
         """Train as the inner method does; send that with noise, and no loss."""
-        kept = self.others(task.memory)
-        secret = bytes_of(task.memory[self.secret]) if self.secret in task.memory else new_secret()
-        update = self.inner.train(replace(task, memory=kept), data)
-        if not isinstance(update, Update):
-            raise ConfigError(
-                f"method.privacy does not go with {self.name}, which asks the server as it trains"
-            )
-        memory = {**(update.memory or kept), self.secret: tensor_of(secret)}
+        update, secret = self.inner_update(task, data, "method.privacy")
         # the same noise on something else that was sent would give away the difference
         sent = digest_of_tensors(task.tensors, f"round {task.round_index}")
         seed = derived(secret, b"noise", sent.encode())
-        return replace(update, tensors=self._hidden(task.tensors, update, seed), loss=0.0, memory=memory)
+        return replace(update, tensors=self._hidden(task.tensors, update, seed), loss=0.0)
 
     @property
     def tells_losses(self) -> bool:

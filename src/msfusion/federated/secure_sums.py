@@ -49,7 +49,7 @@ from msfusion.federated.method import Answered, Kind, Method, Task, Training, Up
 from msfusion.federated.privacy import Form, Outbound
 from msfusion.federated.screening import DEFAULT, Screening
 from msfusion.federated.states import payload_bytes
-from msfusion.federated.wrapped import Wrapped, bytes_of, new_secret, tensor_of
+from msfusion.federated.wrapped import Wrapped, bytes_of, tensor_of
 from msfusion.setting import check, setting
 from msfusion.width.groups import State
 from msfusion.width.tensors import state_tensors
@@ -121,13 +121,7 @@ class SecureMethod(Wrapped):
 
     def train(self, task: Task, data: Batch) -> Training:
         """Train as the inner method does; then tell the server what it needs for the sum, and nothing else."""
-        kept = self.others(task.memory)
-        secret = bytes_of(task.memory[self.secret]) if self.secret in task.memory else new_secret()
-        update = self.inner.train(replace(task, memory=kept), data)
-        if not isinstance(update, Update):
-            raise ConfigError(
-                f"method.secure does not go with {self.name}, which asks the server as it trains"
-            )
+        update, secret = self.inner_update(task, data, "method.secure")
         mine = Summand(self, task, update, Identity(secret))
         answer = yield mine.key()
         mine.meet(answer)
@@ -136,8 +130,7 @@ class SecureMethod(Wrapped):
         while not mine.heard(answer):
             answer = yield mine.pairs()
         answer = yield mine.own()
-        memory = {**(update.memory or kept), self.secret: tensor_of(secret)}
-        return replace(update, loss=mine.mean_loss(answer), memory=memory)
+        return replace(update, loss=mine.mean_loss(answer))
 
     def outbound(self, kind: Kind, task: Task) -> Outbound:
         """Of training, numbers alone: tensors are in the sum."""

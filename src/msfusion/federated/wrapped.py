@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 from jaxtyping import UInt8
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from msfusion.batch import Batch
 from msfusion.errors import ConfigError
-from msfusion.federated.method import Answered, Evaluation, Kind, Method, Task
+from msfusion.federated.method import Answered, Evaluation, Kind, Method, Task, Update
 from msfusion.federated.privacy import Outbound
 from msfusion.seeds import seed_of
 from msfusion.width.groups import State, Window
@@ -87,6 +88,18 @@ class Wrapped(Method):
         numbers = [seed_of(*path, each) % 256 for each in range(SECRET_BYTES)]
         own = {self.secret: torch.tensor(numbers, dtype=torch.uint8)}
         return {**self.inner.simulated_memory(participant), **own}
+
+    def inner_update(self, task: Task, data: Batch, key: str) -> tuple[Update, bytes]:
+        """What comes of the inner method's training, with the participant's secret in its memory; and the secret.
+
+        Raises ConfigError, naming the setting `key`, for a method that asks the server as it trains.
+        """
+        kept = self.others(task.memory)
+        secret = bytes_of(task.memory[self.secret]) if self.secret in task.memory else new_secret()
+        update = self.inner.train(replace(task, memory=kept), data)
+        if not isinstance(update, Update):
+            raise ConfigError(f"{key} does not go with {self.name}, which asks the server as it trains")
+        return replace(update, memory={**(update.memory or kept), self.secret: tensor_of(secret)}), secret
 
     def others(self, memory: State) -> dict[str, Tensor]:
         """What the inner method has the participant keep."""
