@@ -54,6 +54,7 @@ _seconds: dict[str, float] = {}
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that share a trace or a module's fixture run in one process; those of most zoo models are slow."""
     slow = set(SLOW.read_text().split())
+    _leave_all_but_one_to_releases(items)
     for item in items:
         if CHECKED and item.get_closest_marker("without_type_checks"):
             item.add_marker(pytest.mark.skip(reason="types are checked at every call"))
@@ -73,6 +74,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if "forge" in getattr(item, "fixturenames", ()):
             group = "forge"  # which takes ten seconds to be made
         item.add_marker(pytest.mark.xdist_group(folder if folder == "growth" else group))
+
+
+def _leave_all_but_one_to_releases(items: list[pytest.Item]) -> None:
+    """Of the cases of a test that is marked `one_in_ci`, mark all but the first `release`.
+
+    The first is that of the first parameters which are not marked `release` themselves, in any order of the tests.
+    """
+    cases: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("one_in_ci") and not item.get_closest_marker("release"):
+            cases.setdefault(_function(item.nodeid), []).append(item)
+    for each in cases.values():
+        for item in sorted(each, key=lambda item: tuple(item.callspec.indices.values()))[1:]:  # type: ignore[attr-defined]
+            item.add_marker(pytest.mark.release)
 
 
 LONGEST = ("forge", "growth", "test_grow_run", "test_train", "test_export")

@@ -64,6 +64,7 @@ def test_slices_of_shards_are_the_rows_of_slices(data: st.DataObject) -> None:
         assert_same_bits(extract(shard, division.shard_map(owner), window), expected[owner])
 
 
+@pytest.mark.one_in_ci
 @pytest.mark.parametrize("average", ["mean", "median", "trimmed"])
 @settings(max_examples=25, deadline=None)
 @given(st.data())

@@ -102,6 +102,7 @@ def wait_for(path: Path) -> None:
 LONG = [*QUICK, "--set", "rounds=40", "--set", "training.local_epochs=1", "--set", "evaluation.every=40"]
 
 
+@pytest.mark.one_in_ci
 @pytest.mark.timeout(200)
 @pytest.mark.parametrize(
     ("signals", "code"),

@@ -274,6 +274,7 @@ def test_whoever_went_away_finds_its_task_again() -> None:
         assert [each.participant for each in end().left_out] == [1]
 
 
+@pytest.mark.one_in_ci
 @pytest.mark.parametrize(
     ("settings", "comes", "expected"),
     [({"begin_after": 0.5}, False, "has not come"), ({"deadline": 0.5}, True, "has had its task")],
@@ -439,6 +440,7 @@ def test_participants_hear_whether_the_server_may_go_on(error: BaseException, st
         assert hand.refused()[0] == status
 
 
+@pytest.mark.one_in_ci
 @pytest.mark.parametrize("method", [PROBE, Asking()], ids=["a round", "a conversation"])
 def test_a_round_for_which_all_are_late_may_be_run_again(method: Method) -> None:
     """Its error is told to participants as one that passes, in the middle of a conversation too."""

@@ -274,6 +274,7 @@ def silent(accepts: bool) -> Iterator[str]:
         yield f"127.0.0.1:{address[1]}"
 
 
+@pytest.mark.one_in_ci
 @pytest.mark.slow
 @pytest.mark.parametrize("accepts", [False, True])
 def test_patience_holds_where_nothing_answers(accepts: bool) -> None:

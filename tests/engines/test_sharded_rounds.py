@@ -13,6 +13,7 @@ RELEASE = {
 """What the other cases have in it too, or nearly."""
 
 
+@pytest.mark.one_in_ci
 @pytest.mark.parametrize(
     ("name", "count"),
     [

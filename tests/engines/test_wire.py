@@ -166,6 +166,7 @@ def leaks() -> list[Any]:
     ]
 
 
+@pytest.mark.one_in_ci
 @pytest.mark.parametrize(("leak", "sentence", "workers"), leaks())
 def test_a_leak_is_refused_before_a_byte_of_it_leaves(
     leak: str, sentence: str, workers: int, recorded: Recorded
@@ -177,6 +178,7 @@ def test_a_leak_is_refused_before_a_byte_of_it_leaves(
     assert sent(recorded, private(method)) == set()
 
 
+@pytest.mark.one_in_ci
 @pytest.mark.parametrize(
     ("leak", "kind"),
     [("intermediate",) * 2, ("disguised", "intermediate"), ("data", "data"), ("row", "intermediate")],

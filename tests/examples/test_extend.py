@@ -46,6 +46,7 @@ def imported(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module(name)
 
 
+@pytest.mark.one_in_ci
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "name"),
@@ -174,6 +175,7 @@ def runs() -> list[Any]:
     return [pytest.param(name, marks=pytest.mark.release if name in longer else ()) for name in RUNS]
 
 
+@pytest.mark.one_in_ci
 @pytest.mark.slow
 @pytest.mark.parametrize("name", runs())
 def test_from_the_command_line(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,6 +67,7 @@ def whole(parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.one_in_ci
 @pytest.mark.slow
 @pytest.mark.parametrize("after", [2, *(pytest.param(each, marks=pytest.mark.release) for each in (1, 3, 4))])
 def test_stopped_anywhere_and_resumed_it_ends_with_the_same_bytes(
@@ -79,6 +80,7 @@ def test_stopped_anywhere_and_resumed_it_ends_with_the_same_bytes(
     assert metrics_of(tmp_path) == metrics_of(whole)
 
 
+@pytest.mark.one_in_ci
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
@@ -131,6 +133,7 @@ def test_a_run_that_goes_on_hands_out_the_same_bytes(parts: Parts, tmp_path: Pat
     assert task_message("train", before) == task_message("train", after)
 
 
+@pytest.mark.one_in_ci
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "changed",

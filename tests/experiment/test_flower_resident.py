@@ -102,6 +102,7 @@ def test_where_nothing_can_be_written_the_client_app_itself_answers(
     assert not residents(config)
 
 
+@pytest.mark.release
 def test_it_ends_with_the_process_that_starts_client_apps(config: Path) -> None:
     code = f"""
 import subprocess, sys

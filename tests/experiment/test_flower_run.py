@@ -80,6 +80,7 @@ def same_model(one: Path, other: Path) -> bool:
     return RunDirectory(one).model.read_bytes() == RunDirectory(other).model.read_bytes()
 
 
+@pytest.mark.one_in_ci
 @pytest.mark.parametrize(
     "method", ["blocks", "fresh", *(pytest.param(each, marks=pytest.mark.release) for each in LONG)]
 )
@@ -103,6 +104,7 @@ def killed_in_round(grid: FakeGrid, number: str) -> None:
     grid.before = before
 
 
+@pytest.mark.one_in_ci
 @pytest.mark.parametrize("method", ["blocks", "fresh"])
 def test_a_killed_run_goes_on(method: str, here: Path) -> None:
     """Of a method that keeps something, where participants have a folder for it."""
@@ -166,6 +168,7 @@ def test_a_run_config_that_cannot_be_is_refused(run_config: dict[str, object], w
     assert not (here / "x").exists()
 
 
+@pytest.mark.one_in_ci
 @pytest.mark.parametrize(
     ("node", "why"),
     [

@@ -181,6 +181,7 @@ def test_the_tables_say_what_leaves(trained: Path) -> None:
     assert "between participants" in done.title
 
 
+@pytest.mark.one_in_ci
 @pytest.mark.parametrize(
     ("change", "told"),
     [

@@ -119,6 +119,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_report([folder], folder / "page.html")
 
 
+@pytest.mark.one_in_ci
 @pytest.mark.parametrize("width", [390, 1280])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_report_is_drawn_whole_and_asks_for_nothing(

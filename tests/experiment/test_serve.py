@@ -87,6 +87,7 @@ def stopped(process: int) -> Iterator[None]:
     os.kill(process, signal.SIGCONT)
 
 
+@pytest.mark.one_in_ci
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
@@ -269,6 +270,7 @@ def test_only_a_new_run_waits_without_end_for_those_that_have_not_come(
     assert told(here / "run", patience=7.0)[0].begin_after == 7.0
 
 
+@pytest.mark.release
 @pytest.mark.slow
 def test_a_server_that_was_stopped_reads_before_it_calls_anybody_late(here: Path, forge: Forge) -> None:
     """It stands still for longer than the deadline, while a participant finishes its part of the round."""
@@ -309,6 +311,7 @@ def greets(address: str) -> bool:
     return False
 
 
+@pytest.mark.release
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="the limit of another process is set")
 def test_idle_connections_end_no_run(here: Path, forge: Forge) -> None:

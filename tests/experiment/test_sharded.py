@@ -85,9 +85,8 @@ def on_ranks(count: int, config: Config, path: Path, parts: Parts, **options: An
     return side_by_side(count, work)
 
 
-@pytest.mark.parametrize(
-    "name", ["blocks", *(pytest.param(each, marks=pytest.mark.release) for each in ("contrastive", "copies"))]
-)
+@pytest.mark.release
+@pytest.mark.parametrize("name", ["blocks", "contrastive", "copies"])
 def test_a_run_goes_on_with_other_ranks_and_alone(name: str, tmp_path: Path, parts: Parts) -> None:
     config, alone, apart, after = config_of(name), *(tmp_path / each for each in ("alone", "apart", "after"))
     train(config, alone, parts=replace(parts, model=deepcopy(parts.model)))

@@ -194,6 +194,7 @@ def test_the_commands_tell_both_sides(tmp_path: Path) -> None:
     refused(msfusion("plan", "--out", str(tmp_path / "a.png"), *settings), "split has none")
 
 
+@pytest.mark.one_in_ci
 @pytest.mark.parametrize(
     ("change", "told"),
     [

@@ -96,6 +96,7 @@ def test_predicted_bytes_are_those_that_were_moved(undisturbed: Path) -> None:
         assert line["bytes_up"] == sum(each["bytes_up"] for each in summary["participants"])
 
 
+@pytest.mark.one_in_ci
 @pytest.mark.parametrize("after", [1, pytest.param(3, marks=pytest.mark.release), 4])
 def test_stopped_and_resumed_ends_with_the_same_bytes(
     parts: Parts, undisturbed: Path, tmp_path: Path, after: int
@@ -378,6 +379,7 @@ def network(path):
 """
 
 
+@pytest.mark.one_in_ci
 @pytest.mark.parametrize("method", ["msfusion", "split", "fedgrow"])
 def test_a_run_is_not_resumed_on_another_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str

@@ -108,6 +108,7 @@ def test_the_evaluation_batch_size_is_used(parts: Parts) -> None:
     assert prepare(quick("evaluation.batch_size=7"), parts).method.scoring.batch_size == 7
 
 
+@pytest.mark.one_in_ci
 @pytest.mark.parametrize("start", ["fresh", "blocks"])
 def test_the_bytes_of_small_messages_are_foreseen(tmp_path: Path, start: str) -> None:
     given = [f"method.start={start}", "model.options={ widths = [32, 64] }", "evaluation.every=4"]

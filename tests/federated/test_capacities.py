@@ -65,6 +65,7 @@ def test_windows_have_the_ratio_of_the_round(name: str) -> None:
             }
 
 
+@pytest.mark.one_in_ci
 @pytest.mark.parametrize("name", ["msfusion", "small"])
 @pytest.mark.parametrize("weight", [0.0, 1.0])
 def test_one_and_two_workers_agree(name: str, weight: float) -> None:

@@ -258,6 +258,7 @@ KINDS = [
 ]
 
 
+@pytest.mark.one_in_ci
 @pytest.mark.parametrize("kind", KINDS)
 def test_fine_codecs_change_little_and_coarse_ones_save_much(kind: str) -> None:
     (*_, plain), (*_, fine) = (
@@ -278,6 +279,7 @@ def test_fine_codecs_change_little_and_coarse_ones_save_much(kind: str) -> None:
         assert after.bytes_down < before.bytes_down
 
 
+@pytest.mark.one_in_ci
 @pytest.mark.parametrize("kind", KINDS)
 def test_workers_and_resuming_change_nothing(kind: str) -> None:
     up, down = {"small": (FEW, None), "fedavg": (None, COARSE)}.get(kind, (COARSE, FEW))

@@ -114,6 +114,7 @@ def test_a_change_without_an_end_is_refused(value: float) -> None:
         method.train(method.assign(method.initial_state(), 0, 0), vectors(1)[0])
 
 
+@pytest.mark.one_in_ci
 @pytest.mark.parametrize(
     ("name", "secure"),
     [

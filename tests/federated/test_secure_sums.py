@@ -224,6 +224,7 @@ def drop_outs() -> list[Any]:
     ]
 
 
+@pytest.mark.one_in_ci
 @pytest.mark.parametrize(("engine", "at", "who"), drop_outs())
 def test_whoever_drops_out_before_all_are_agreed_is_left_out_alone(
     monkeypatch: pytest.MonkeyPatch, engine: Callable[[], Engine], at: str, who: tuple[int, ...]

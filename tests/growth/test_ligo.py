@@ -34,6 +34,7 @@ from msfusion.growth.starts import copied_from, depth_start, kept_rows, width_st
 from msfusion.objectives import cross_entropy
 
 
+@pytest.mark.one_in_ci
 @pytest.mark.parametrize(
     ("family", "size"),
     [(bert_classifier, SMALL), (gpt2, SHALLOW), (vit, SHALLOW), (llama, GROUPED), (decoder, SMALL)],

@@ -237,6 +237,7 @@ def test_a_round_is_the_loop_by_hand(build: object) -> None:
     assert same(update.memory, {**update.tensors, ROUND: torch.tensor(1)})
 
 
+@pytest.mark.one_in_ci
 @pytest.mark.parametrize("name", ["msfusion", "small"])
 def test_one_and_two_workers_give_the_same_bits(name: str) -> None:
     model, width_map = decoder()

@@ -208,6 +208,7 @@ def test_copies_stay_equal_until_they_may_come_apart() -> None:
         folded_back(method, third)
 
 
+@pytest.mark.one_in_ci
 @pytest.mark.parametrize("ratios", [(0.25, 0.5, 1.0, 0.25), (0.5, 0.5, 0.25, 0.5)])
 @pytest.mark.parametrize("name", ["images", "text"])
 def test_wider_participants_hold_several_copies_of_the_same_function(
@@ -251,6 +252,7 @@ def test_statistics_stay_possible_and_counters_grow() -> None:
     assert int(state["norm.num_batches_tracked"]) > 0
 
 
+@pytest.mark.one_in_ci
 @pytest.mark.parametrize("name", ["images", "text"])
 def test_one_and_two_workers_any_order_and_a_resume_give_the_same_bits(name: str) -> None:
     method = copies(name, (0.25, 0.5, 1.0, 0.25), from_round=1)

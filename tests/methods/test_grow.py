@@ -177,6 +177,7 @@ def test_who_shares_a_target_can_say_what_it_is_worth_as_well() -> None:
         )
 
 
+@pytest.mark.one_in_ci
 @pytest.mark.parametrize(
     "variant",
     [pytest.param(each, marks=() if each in IN_CI else pytest.mark.release) for each in VARIANTS],

@@ -17,6 +17,7 @@ from msfusion.methods.fedgrow.settings import GrowSettings
 from msfusion.models.transformer import DecoderLM
 
 
+@pytest.mark.one_in_ci
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [

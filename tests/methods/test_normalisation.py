@@ -122,6 +122,7 @@ def test_single_values_and_models_without_batch_norm_change_nothing() -> None:
     )
 
 
+@pytest.mark.one_in_ci
 @pytest.mark.parametrize("name", [name for name in AVERAGING if name != "ensemble"])
 def test_a_run_ends_with_the_fused_models_own_statistics(name: str) -> None:
     data = some_data(16, 8, 24)

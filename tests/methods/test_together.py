@@ -36,6 +36,7 @@ from msfusion.models.transformer import DecoderLM, TextClassifier
 from msfusion.windows import Feedback
 
 
+@pytest.mark.one_in_ci
 @pytest.mark.parametrize(
     "name",
     [

@@ -41,6 +41,7 @@ def models() -> list[tuple[nn.Module, Tensor, Tensor, dict[int, object]]]:
     ]
 
 
+@pytest.mark.one_in_ci
 @pytest.mark.parametrize("index", range(7))
 @pytest.mark.parametrize("training", [True, pytest.param(False, marks=pytest.mark.release)])
 def test_models_export_in_both_modes_and_run_at_other_sizes(index: int, training: bool) -> None:

@@ -54,6 +54,7 @@ OPTIMIZERS: dict[str, Optimizers] = {
 }
 
 
+@pytest.mark.one_in_ci
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("clip_norm", [None, 0.1])
 def test_a_sparse_embedding_trains_bit_by_bit_as_a_dense_one(optimizer: str, clip_norm: float | None) -> None:

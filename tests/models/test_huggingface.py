@@ -72,6 +72,7 @@ def test_any_configuration_fits_the_data_and_learns(
     torch.nn.functional.cross_entropy(logits.flatten(0, -2), batch.targets.flatten()).backward()
 
 
+@pytest.mark.one_in_ci
 @pytest.mark.parametrize(("name", "options", "make"), [case[:3] for case in CASES[:1] + CASES[3:4]])
 @pytest.mark.parametrize("training", [True, pytest.param(False, marks=pytest.mark.release)])
 def test_they_export_with_example_inputs(
@@ -118,6 +119,7 @@ def test_a_new_head_on_pretrained_weights(folder: Path) -> None:
     assert model.config.pad_token_id == 0
 
 
+@pytest.mark.one_in_ci
 @pytest.mark.parametrize(
     ("spec", "make", "words"),
     [

@@ -170,6 +170,7 @@ class AsksForTheInput(nn.Module):
         return logits
 
 
+@pytest.mark.one_in_ci
 @pytest.mark.parametrize(
     ("build", "inputs", "at", "message"),
     [

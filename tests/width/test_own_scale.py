@@ -119,6 +119,7 @@ def apart(found: object, expected: object) -> float:
     )
 
 
+@pytest.mark.one_in_ci
 @pytest.mark.usefixtures("_in_double")
 @pytest.mark.parametrize("entry", chosen())
 def test_the_whole_and_its_slices_compute_what_the_small_model_does(entry: Entry) -> None:

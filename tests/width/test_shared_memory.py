@@ -232,6 +232,7 @@ class Mean(nn.Module):
         return x - self.mean
 
 
+@pytest.mark.one_in_ci
 @pytest.mark.parametrize("kind", [OneNormTwice, SharedStatistics, Assigned])
 @pytest.mark.parametrize("converted", ["as it is", "copied", "converted"])
 def test_a_buffer_of_two_names_is_one_in_the_sub_model(kind: type[nn.Module], converted: str) -> None:

@@ -88,6 +88,7 @@ class Counts(nn.Module):
         return x * 1.0
 
 
+@pytest.mark.one_in_ci
 @pytest.mark.parametrize(
     ("layer", "reason"),
     [

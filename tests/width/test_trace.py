@@ -92,6 +92,7 @@ def test_refused_in_one_sentence_that_names_the_place(entry: Entry) -> None:
 SOME = [by_name(name) for name in ("resnet_short", "gru", "nanogpt_slow", "bare_attention", "in_place")]
 
 
+@pytest.mark.one_in_ci
 @pytest.mark.parametrize("entry", SOME, ids=str)
 @pytest.mark.parametrize("training", [True, False])
 def test_the_model_is_only_read(entry: Entry, training: bool) -> None:
@@ -131,6 +132,7 @@ def test_an_example_of_one_token_is_not_silently_wrong(entry: Entry) -> None:
     assert equal(found, call(model, inputs))
 
 
+@pytest.mark.one_in_ci
 @pytest.mark.parametrize("entry", SOME, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
 def test_other_precisions(entry: Entry, dtype: torch.dtype) -> None:

@@ -632,6 +632,7 @@ class Resized(nn.Module):
         return F.interpolate(self.o(torch.relu(self.c(x))), size=x.shape[-2:], mode="bilinear")
 
 
+@pytest.mark.one_in_ci
 @pytest.mark.parametrize(
     ("model", "traced", "called", "fits"),
     [

@@ -27,6 +27,7 @@ def pair(activations: Codec, gradients: Codec) -> tuple[Participant, Server]:
     return client, Server(parts.server, torch.optim.SGD(parts.server.parameters(), 0.0), wire)
 
 
+@pytest.mark.one_in_ci
 @pytest.mark.parametrize(
     "codec", [MaskEncoded(ratio=0.9), MaskEncoded(ratio=0.9, bits=4), TopK(ratio=0.9), RandomTopK(ratio=0.9)]
 )
@@ -56,6 +57,7 @@ def test_the_first_layers_get_the_derivative_of_what_the_server_decodes(codec: S
     client.receive(answer)
 
 
+@pytest.mark.one_in_ci
 @pytest.mark.parametrize(
     ("gradients", "payload"),
     [(Identity(), 4 * KEPT), (HALF, 2 * KEPT + -(-KEPT // 8)), (by_name("quantized", bits=4), KEPT // 2)],

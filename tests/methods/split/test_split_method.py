@@ -52,6 +52,7 @@ def test_the_bits_of_the_loop(way: str, engine: Callable[[], Engine | None]) -> 
     same(loop, job.run(engine()))
 
 
+@pytest.mark.one_in_ci
 @pytest.mark.parametrize("way", ["each", "joined", "relayed"])
 @pytest.mark.parametrize("workers", [1, 2])
 def test_statistics_and_dropout_are_the_same(way: str, workers: int) -> None:
