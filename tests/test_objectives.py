@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from msfusion.batch import IGNORED, Batch
 from msfusion.errors import DataError, MsfusionError, TrainingError
 from msfusion.objectives import (
+    MOST_CLASSES,
     cross_entropy,
     evaluate,
     evaluate_for,
@@ -103,6 +104,18 @@ def test_tokens_are_counted_one_by_one_and_ignored_ones_not_at_all() -> None:
     assert found.perplexity == pytest.approx(math.exp(float(expected)), rel=1e-5)
     assert found.accuracy == sum(int(logits[row].argmax() == batch.targets[row]) for row in rows) / 4
     assert found.examples == 2
+
+
+def test_each_class_is_told_apart_whatever_the_mini_batches() -> None:
+    """Two of three examples of class 0 are right, none of class 2; class 1 has none, and one example has no label."""
+    scores = torch.tensor([[3.0, 1, 0], [3, 1, 0], [0, 1, 0], [1, 0, 0], [0, 0, 9]])
+    batch = Batch((scores,), torch.tensor([0, 0, 0, 2, IGNORED]))
+    for size in (1, 2, 5):
+        assert evaluate(nn.Identity(), batch, batch_size=size).by_class == (2 / 3, None, 0.0)
+    many = torch.zeros(2, MOST_CLASSES + 1)
+    assert evaluate(nn.Identity(), Batch((many,), torch.tensor([0, 1]))).by_class is None
+    tokens = Batch((torch.zeros(1, 3, 5),), torch.tensor([[1, 2, 3]]))
+    assert evaluate(nn.Identity(), tokens, language_modelling=True).by_class is None
 
 
 def test_a_batch_without_any_target_has_loss_zero_and_gradients() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -28,6 +28,9 @@ Objective = Callable[[nn.Module, Batch], Tensor]
 class Evaluation:
     """How good a model is on some data: mean loss, accuracy (0 to 1) where there are classes, perplexity for language
     models, and the metrics that a user asked for, by name.
+
+    `by_class`: of each class the share of its examples that are told rightly, None for one without examples. It is
+    there where outputs are scores of classes, of `MOST_CLASSES` at most.
     """
 
     loss: float
@@ -35,6 +38,11 @@ class Evaluation:
     examples: int
     perplexity: float | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
+    by_class: Sequence[float | None] | None = None
+
+
+MOST_CLASSES = 100
+"""Of more classes, such as the tokens of a vocabulary, it is not told how many of each are told rightly."""
 
 
 def logits_of(output: Any) -> Tensor:
@@ -176,12 +184,20 @@ class Tally:
 
     def __init__(self) -> None:
         self._loss, self._correct, self._counted = 0.0, 0, 0
+        self._of_class: Int[Tensor, "2 classes"] | None = (
+            None  # how many are told rightly, and how many there are
+        )
 
     def add(self, logits: Float[Tensor, "targets classes"], targets: Int[Tensor, " targets"]) -> None:
         """Take in the scores of a mini-batch; targets that are IGNORED do not count."""
         self._loss += float(F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum"))
-        self._correct += int((logits.argmax(-1) == targets).sum())
+        right = logits.argmax(-1) == targets
+        self._correct += int(right.sum())
         self._counted += int((targets != IGNORED).sum())
+        if (classes := logits.shape[-1]) <= MOST_CLASSES:
+            told = (targets[chosen].bincount(minlength=classes) for chosen in (right, targets != IGNORED))
+            counts = torch.stack([*told])
+            self._of_class = counts if self._of_class is None else self._of_class + counts
 
     @property
     def accuracy(self) -> float | None:
@@ -194,7 +210,16 @@ class Tally:
             raise DataError(_NOTHING)
         mean = self._loss / self._counted
         perplexity = _exp(mean) if language_modelling else None
-        return Evaluation(mean, self.accuracy, examples, perplexity)
+        by_class = None if language_modelling else self.by_class
+        return Evaluation(mean, self.accuracy, examples, perplexity, by_class=by_class)
+
+    @property
+    def by_class(self) -> tuple[float | None, ...] | None:
+        """The share of right answers of each class, as `Evaluation` tells it."""
+        if self._of_class is None:
+            return None
+        rows: list[tuple[int, int]] = self._of_class.T.tolist()
+        return tuple(right / there if there else None for right, there in rows)
 
 
 def evaluate_for(

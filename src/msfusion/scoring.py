@@ -118,7 +118,8 @@ class Scoring:
             found = tally.evaluation(len(data), self.language_modelling)
         else:
             accuracy = None if tally is None else tally.accuracy
-            found = Evaluation(loss / len(data), accuracy, len(data))
+            by_class = None if tally is None or self.language_modelling else tally.by_class
+            found = Evaluation(loss / len(data), accuracy, len(data), by_class=by_class)
         return replace(found, metrics=meters.values())
 
     def _counted(self, tally: Tally, outputs: Any, batch: Batch) -> Tally | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import os
 import re
 import statistics
@@ -64,6 +65,27 @@ def test_a_curve_is_what_the_metrics_say_and_a_guess_one_of_all_classes(tmp_path
     ]
     assert [rule["y"] for rule in accuracy["rules"]] == [0.1]
     assert (data["finished"], data["live"]) == (True, False)
+
+
+def test_classes_are_told_apart_round_by_round(tmp_path: Path) -> None:
+    shares = [[0.5, None, 0.25], [0.75, 0.0, 1.0], [1.0, math.nan, 0.5]]
+    lines = [line_of(each + 1, 3, by_class=shares[each]) for each in range(3)]
+    made = made_run(tmp_path / "run", lines=lines, about={"label_names": ["boat", "<b>", "cat"]})
+    section = sections(data_of(made))["classes"]
+    (chart,) = section["charts"]
+    assert chart["rows"] == ["boat", "<b>", "cat"]
+    assert chart["columns"] == ["1", "2", "3"]
+    assert chart["values"] == [[0.5, 0.75, 1.0], [None, 0.0, None], [0.25, 1.0, 0.5]]
+    assert "100.0% of 'boat'" in section["text"]
+    assert "50.0% of 'cat'" in section["text"]
+    assert "classes" not in sections(data_of(made_run(tmp_path / "other")))
+
+
+def test_the_error_of_a_codec_is_a_line(tmp_path: Path) -> None:
+    lines = [line_of(each, 3, codec_error=0.5 / each) for each in (1, 2)]
+    found = charts(sections(data_of(made_run(tmp_path / "run", lines=lines)))["traffic"])
+    assert found["Error of the codec"]["series"] == [{"name": "error", "x": [1, 2], "y": [0.5, 0.25]}]
+    assert "Error of the codec" not in charts(sections(data_of(made_run(tmp_path / "other")))["traffic"])
 
 
 def test_seeds_of_one_method_are_a_mean_with_a_band_and_the_small_model_is_dashed(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from msfusion.errors import CodecError
 from msfusion.federated import rounds as federated_rounds
 from msfusion.federated.capacities import Capacities
 from msfusion.federated.compression import (
+    CODEC_ERROR,
     KNOWN,
     MESSAGE,
     OWED,
@@ -177,6 +178,7 @@ def test_nothing_is_lost_but_sent_later() -> None:
     small, state = method.compression, method.initial_state()
     assert small is not None
     task = method.assign(state, 0, 0)
+    told: list[tuple[float, float]] = []
     changes, sent = torch.zeros(()), {name: torch.zeros_like(each) for name, each in task.tensors.items()}
     torch.manual_seed(4)
     for round_index in range(5):
@@ -189,12 +191,25 @@ def test_nothing_is_lost_but_sent_later() -> None:
         coded = small.coded(task, replace(update, tensors=moved))  # type: ignore[type-var]
         back = small.updated(task, coded)
         weight = "0.weight"
+        due, owed = small._answering(task, moved), part(task.memory, OWED)
+        wanted = [moved[name] - task.tensors[name] + owed.get(name, 0) for name in due]
+        missing = [
+            want - (back.tensors[name] - task.tensors[name]) for want, name in zip(wanted, due, strict=True)
+        ]
+        told.append((float(coded.metadata[CODEC_ERROR]), norm(missing) / norm(wanted)))
         changes = changes + moved[weight] - task.tensors[weight]
         sent[weight] = sent[weight] + back.tensors[weight] - task.tensors[weight]
         task = replace(task, memory=coded.memory)
     owed = part(task.memory, OWED)[weight]
     assert owed.abs().max() > 0.1
     assert torch.allclose(sent[weight] + owed, changes, atol=1e-5)
+    for error, by_hand in told:
+        assert error == pytest.approx(by_hand, rel=1e-4)
+        assert 0.05 < error < 1
+
+
+def norm(tensors: Sequence[Tensor]) -> float:
+    return float(torch.cat([each.reshape(-1) for each in tensors]).double().norm())
 
 
 def test_what_a_participant_knows_comes_to_what_the_server_has() -> None:
@@ -405,11 +420,13 @@ def test_what_may_leave_is_declared() -> None:
     assert outbound.tensors[f"{MESSAGE}.block0.0.weight"] == (torch.float32, (0, 4, 6))
     assert outbound.tensors["block0.1.running_mean"] == (torch.float32, (4,))
     assert "block0.0.weight" not in outbound.tensors
+    assert CODEC_ERROR in outbound.metadata
     entries = sum(tensor.numel() for name, tensor in small.outline(task).tensors.items() if "num" not in name)
     assert outbound.most_bytes is not None
     assert 0 < outbound.most_bytes < 4 * entries + 200
     plain = declared(build("blocks", None, None), "train", method.assign(method.initial_state(), 0, 0))
     assert plain.most_bytes is None
+    assert CODEC_ERROR not in plain.metadata
 
 
 def test_a_method_of_ones_own_is_carried() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
 import msfusion
@@ -13,7 +12,6 @@ from msfusion.data.federated import FederatedData
 from msfusion.experiment.config import Config
 from msfusion.experiment.report.words import count, percent
 from msfusion.experiment.setup import scoring_of
-from msfusion.objectives import evaluating, logits_of
 from msfusion.quoting import plain
 
 _FIGURES: Mapping[str, Callable[[float], str]] = {
@@ -43,26 +41,21 @@ def model_card(model: nn.Module, data: FederatedData, config: Config, summary: M
         f"## On the {len(data.test):,} test examples",
         "",
         *_table(["figure", "value"], figures),
-        *_classes(model, data),
+        *_classes(evaluated.by_class, data),
         *_participants(summary),
         *_use(data),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _classes(model: nn.Module, data: FederatedData) -> list[str]:
+def _classes(shares: Sequence[float | None] | None, data: FederatedData) -> list[str]:
     """How many of the test examples of each class are told rightly."""
-    if data.task != "classification" or not data.label_names:
+    if data.task != "classification" or not data.label_names or shares is None:
         return []
-    right = torch.zeros(data.classes, dtype=torch.int64)
-    with evaluating(model):
-        for batch in data.test.split(256):
-            hits = logits_of(batch.call(model)).argmax(1) == batch.targets
-            right += batch.targets[hits].bincount(minlength=data.classes)
     counts = data.test.targets.bincount(minlength=data.classes).tolist()
     rows = [
-        [name, f"{of:,}", percent(found / of) if of else "-"]
-        for name, of, found in zip(data.label_names, counts, right.tolist(), strict=True)
+        [name, f"{of:,}", "-" if share is None else percent(share)]
+        for name, of, share in zip(data.label_names, counts, shares[: data.classes], strict=True)
     ]
     return ["", "## By class", "", *_table(["class", "test examples", "told rightly"], rows)]
 

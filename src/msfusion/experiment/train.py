@@ -27,6 +27,7 @@ from msfusion.experiment.prepared import Prepared
 from msfusion.experiment.report.spreads import first_reached
 from msfusion.experiment.setup import Parts
 from msfusion.experiment.simulated import attendance_figures, simulated_figures
+from msfusion.federated.compression import CODEC_ERROR
 from msfusion.federated.results import LeftOut, ParticipantResult, RoundResult
 from msfusion.federated.states import model_state
 from msfusion.quoting import plain
@@ -244,7 +245,8 @@ def metrics_line(result: RoundResult, own: Mapping[str, Any]) -> dict[str, Any]:
         "training_loss": result.training_loss,
     }
     figures = result.figures()
-    line |= {name: figures[name] for name in SCORES if name in figures}
+    line |= {name: figures[name] for name in (*SCORES, CODEC_ERROR) if name in figures}
+    line |= _by_class(result)
     down, up = result.bytes_moved
     line |= {
         "bytes_down": down,
@@ -255,11 +257,19 @@ def metrics_line(result: RoundResult, own: Mapping[str, Any]) -> dict[str, Any]:
         **own,
         "each": each_of(result.participants),
     }
-    if asked := {name: value for name, value in result.own_figures().items() if name not in own}:
+    if asked := {name: value for name, value in result.own_figures().items() if name not in line}:
         line["metrics"] = {name: _finite(value) for name, value in asked.items()}
     if result.left_out:
         line["left_out"] = [_told(each, result.round_index) for each in result.left_out]
     return {key: _finite(value) for key, value in line.items()}
+
+
+def _by_class(result: RoundResult) -> dict[str, Any]:
+    """Where the round was evaluated: of each class the share of its test examples that are told rightly."""
+    shares = None if result.evaluation is None else result.evaluation.by_class
+    if shares is None:
+        return {}
+    return {"by_class": [None if share is None else round(share, 4) for share in shares]}
 
 
 EACH = ("loss", "seconds", "bytes_down", "bytes_up")

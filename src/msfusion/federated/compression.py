@@ -23,7 +23,7 @@ setting fits all. Whole numbers and running statistics (a variance must stay pos
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -50,6 +50,10 @@ entries, as `.message.<name>` of shape (0, *shape): a message of any kind tells 
 
 KNOWN, OWED = ".known", ".owed"
 """What the names in a participant's memory begin with: what it knows of the state, and what it has not sent yet."""
+
+CODEC_ERROR = "codec_error"
+"""What a participant tells of its message: how far what was sent is from what there was to send, as the ratio of their
+2-norms. 0 is as it was, 1 nothing sent. What is missing is sent later."""
 
 SCALE = torch.bfloat16
 """Each tensor's root mean square travels as one of these, of two bytes."""
@@ -186,7 +190,8 @@ class Compression:
                 shape = change.shape if place.cut is None else place.cut.shape
                 owed[place.name] = torch.zeros(shape)
             owed[place.name] = place.put(owed, change - sent[name])
-        return replace(update, tensors=tensors, memory={**kept, **labelled(OWED, owed)})
+        told = {**update.metadata, **_error(changes, sent)}
+        return replace(update, tensors=tensors, metadata=told, memory={**kept, **labelled(OWED, owed)})
 
     # On both sides.
 
@@ -212,7 +217,13 @@ class Compression:
         entries = sum(tensor.numel() for tensor in coded.values())
         most = SCALE.itemsize * len(coded) + self.up.encoded_size((entries,), signed=True)
         tensors = {**others, **empty, MESSAGE: (torch.uint8, (None,))} if coded else others
-        return replace(declared, tensors=tensors, most_bytes=most)
+        told = declared.metadata | self.metrics
+        return replace(declared, tensors=tensors, metadata=told, most_bytes=most)
+
+    @property
+    def metrics(self) -> frozenset[str]:
+        """What a participant tells of its messages, by name."""
+        return frozenset() if self.up is None else frozenset([CODEC_ERROR])
 
     def _answering(self, task: Task, tensors: State) -> list[str]:
         """The tensors of an update that are told as changes of what was sent."""
@@ -363,6 +374,16 @@ def decode(message: Tensor, shapes: Mapping[str, tuple[int, ...]], codec: Codec)
         raise CodecError(f"a message has {tuple(values.shape)} entries, where {sum(sizes)} are expected")
     split = zip(names, torch.split(values, sizes), scales, strict=True)
     return {name: (each * scale).view(shapes[name]) for name, each, scale in split}
+
+
+def _error(changes: State, sent: State) -> dict[str, float]:
+    """How far what was sent is from what there was to send; nothing where there was nothing."""
+
+    def norm(tensors: Iterable[Tensor]) -> float:
+        return math.sqrt(math.fsum(float(each.double().square().sum()) for each in tensors))
+
+    whole = norm(changes.values())
+    return {CODEC_ERROR: norm(changes[name] - sent[name] for name in changes) / whole} if whole else {}
 
 
 def _root_mean_square(tensor: Tensor) -> Tensor:

@@ -265,9 +265,12 @@ class _Federation:
 
     def _result(self, done: Answer) -> ParticipantResult:
         update = done.update
-        told = update.metadata.items()
+        small = self.method.compression
+        names = self.method.metrics | (frozenset() if small is None else small.metrics)
         metrics = {
-            name: value for name, value in told if name in self.method.metrics and not isinstance(value, str)
+            name: value
+            for name, value in update.metadata.items()
+            if name in names and not isinstance(value, str)
         }
         moved = done.bytes_down, done.bytes_up
         loss = update.loss if self.method.tells_losses else math.nan

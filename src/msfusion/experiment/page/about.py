@@ -25,6 +25,7 @@ from msfusion.experiment.setup import Setup
 from msfusion.experiment.simulated import arrivals
 from msfusion.experiment.slices import SlicesRun
 from msfusion.files import write_text
+from msfusion.objectives import MOST_CLASSES
 from msfusion.width.groups import WidthMap, Window, held
 from msfusion.windows import EntryCoverage, Feedback
 
@@ -71,6 +72,8 @@ def about(prepared: Prepared) -> dict[str, Any]:
         "classes": data.classes,
         "examples_per_round": [sum(training.batch_sizes(len(own))) for own in data.participants],
     }
+    if data.label_names and len(data.label_names) <= MOST_CLASSES:
+        noted["label_names"] = list(data.label_names)
     counts = None if prepared.config.data.own is not None else data.label_counts()
     if counts is not None and max(counts.shape) <= MOST_LABELS:
         names = data.label_names or [str(each) for each in range(data.classes)]

@@ -54,6 +54,7 @@ def page_data(runs: Sequence[Run], paths: Sequence[Path] = (), *, live: bool = F
 
 
 _OF_A_CELL: Mapping[str, Callable[[Cell], dict[str, Any] | None]] = {
+    "Class by class": learning.by_class,
     "Who held which units": parts.windows,
     "Coverage": parts.coverage,
     "How far apart": parts.apart,

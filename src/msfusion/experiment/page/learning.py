@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,10 @@ Section = dict[str, Any]
 MOST_POINTS = 400
 """Of one line: a chart is not wider."""
 MOST_OWN_METRICS = 12
+MOST_COLUMNS = 100
+"""Of a table of fields."""
+MOST_NAMED = 64
+"""Classes that have a row."""
 
 _NAMES = {
     "accuracy": ("Accuracy on the test data", "percent"),
@@ -62,6 +67,68 @@ def learning(cells: Sequence[Cell]) -> Section | None:
     if any(chart["rules"] for chart in charts):
         text += " The dotted line is what a model reaches that guesses."
     return {"id": "learning", "title": "Learning curves", "text": text, "charts": charts}
+
+
+def by_class(cell: Cell) -> Section | None:
+    """How much of each class the first run of a cell tells rightly, round by round; None where that is not known."""
+    run = cell.runs[0]
+    known = [
+        (line["round"], line["by_class"]) for line in run.lines if isinstance(line.get("by_class"), list)
+    ]
+    if not known:
+        return None
+    classes = min(MOST_NAMED, *(len(shares) for _, shares in known))
+    table = [[number(shares[each]) for _, shares in known] for each in range(classes)]
+    names = _class_names(run, classes)
+    told = [(share, name) for row, name in zip(table, names, strict=True) if (share := row[-1]) is not None]
+    text = (
+        "A row is a class. The fuller a field, the more of the test examples of the class are told rightly."
+    )
+    if told:
+        (low, worst), (high, best) = min(told), max(told)
+        text += f" At the end it is {high:.1%} of '{best}', the most, and {low:.1%} of '{worst}', the least."
+    title = "Test examples that are told rightly"
+    chart = by_rounds(
+        title, ("class", names), [each for each, _ in known], table, "of its examples", "percent"
+    )
+    return {"id": "classes", "title": "Class by class", "text": text, "charts": [chart]}
+
+
+def _class_names(run: Run, count: int) -> list[str]:
+    names = item(run.about, "label_names")
+    given = names if isinstance(names, list) and len(names) >= count else range(count)
+    return [short(each, 40) for each in given[:count]]
+
+
+def by_rounds(
+    title: str,
+    rows: tuple[str, Sequence[str]],
+    rounds: Sequence[int],
+    table: Sequence[Sequence[float | None]],
+    label: str,
+    form: str = "plain",
+) -> dict[str, Any]:
+    """A chart of fields: a row for each of `rows` (what they are, and their names), a column for each round.
+
+    Where there are more rounds than can be seen, several share a column, as a mean. `label` says what the numbers are.
+    """
+    step = max(1, -(-len(rounds) // MOST_COLUMNS))
+    return {
+        "kind": "cells",
+        "title": title,
+        "x": {"label": "round" if step == 1 else f"round, {step} to a column"},
+        "y": {"label": rows[0]},
+        "rows": list(rows[1]),
+        "columns": [str(each) for each in rounds[::step]],
+        "values": [[_mean(row[at : at + step]) for at in range(0, len(row), step)] for row in table],
+        "label": label,
+        "form": form,
+    }
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return significant(statistics.fmean(known)) if known else None
 
 
 def _own_metrics(cells: Sequence[Cell]) -> list[str]:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from msfusion.experiment.page.learning import Section, significant
+from msfusion.experiment.page.learning import MOST_COLUMNS, Section, by_rounds
 from msfusion.experiment.page.reading import Cell, Run, item, number, participants_of, rows_of
 from msfusion.quoting import short
 
 MOST_PARTICIPANTS = 24
 MOST_SPANS = 3000
-MOST_COLUMNS = 100
 
 DOWN, COMPUTE, UP, IDLE, ABSENT, LATE = "receives", "computes", "sends", "waits", "absent", "too late"
 KINDS = (DOWN, COMPUTE, UP, IDLE, ABSENT, LATE)
@@ -129,17 +127,9 @@ def working_seconds(run: Run, shown: int) -> dict[str, Any] | None:
             row.append(number(told.get(who)))
     if not any(value is not None for row in table for value in row):
         return None
-    step, rows = _binned(table)
-    return {
-        "kind": "cells",
-        "title": "Seconds of work in each round",
-        "x": {"label": _columns("round", step)},
-        "y": {"label": "participant"},
-        "rows": [str(who) for who in range(shown)],
-        "columns": [str(1 + step * place) for place in range(len(rows[0]) if rows else 0)],
-        "values": rows,
-        "label": "seconds",
-    }
+    rounds = [line["round"] for line in run.lines]
+    title, who = "Seconds of work in each round", ("participant", [str(each) for each in range(shown)])
+    return by_rounds(title, who, rounds, table, "seconds")
 
 
 def attendance(run: Run, shown: int) -> dict[str, Any] | None:
@@ -191,21 +181,6 @@ def labels(cell: Cell) -> Section | None:
     }
     text = "How the training examples are shared out. The stronger the colour of a field, the more examples of a label."
     return {"id": "labels", "title": "Who has which labels", "text": text, "charts": [chart]}
-
-
-def _binned(table: Sequence[Sequence[float | None]]) -> tuple[int, list[list[float | None]]]:
-    """Rows of not more columns than can be seen, and how many of the former one of the latter stands for."""
-    step = max(1, -(-max(map(len, table), default=0) // MOST_COLUMNS))
-    rows = []
-    for row in table:
-        parts = (row[place : place + step] for place in range(0, len(row), step))
-        known = ([value for value in part if value is not None] for part in parts)
-        rows.append([significant(statistics.fmean(part)) if part else None for part in known])
-    return step, rows
-
-
-def _columns(name: str, step: int) -> str:
-    return name if step == 1 else f"{name}, {step} to a column"
 
 
 def _rounded(seconds: float) -> float:

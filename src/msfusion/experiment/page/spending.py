@@ -149,12 +149,18 @@ def traffic(cell: Cell) -> Section | None:
     charts = [
         _stacked(run, "All messages", _TRAFFIC),
         _stacked(run, "What crosses the cut", _CROSSING, log=True),
+        _codec_error(run),
     ]
     shown = [chart for chart in charts if chart is not None]
     if not shown:
         return None
     text = "Bytes of each round, summed over the participants."
     text += _saved(run)
+    if any(run.series("codec_error")):
+        text += (
+            " The error of the codec is how far a participant's message is from what it had to send (0: as it was, 1: "
+            "nothing of it), in the mean over the participants; what is missing is sent later."
+        )
     return {"id": "traffic", "title": "Messages", "text": text, "charts": shown}
 
 
@@ -169,6 +175,19 @@ def _saved(run: Run) -> str:
         if sent and plain:
             words.append(f"{kind} take {plain / sent:.1f} times fewer bytes")
     return f" With the codecs {' and '.join(words)}." if words else ""
+
+
+def _codec_error(run: Run) -> dict[str, Any] | None:
+    """How much the codec of what participants send left out in each round; None without one."""
+    values = run.series("codec_error")
+    if not any(value is not None for value in values):
+        return None
+    step = max(1, -(-len(values) // MOST_POINTS))
+    rounds = [line["round"] for line in run.lines][::step]
+    series = {"name": "error", "x": rounds, "y": [significant(value) for value in values[::step]]}
+    title = "Error of the codec"
+    x, y = {"label": "rounds", "form": "whole"}, {"label": title, "form": "plain", "zero": True}
+    return {"kind": "lines", "title": title, "x": x, "y": y, "series": [series], "rules": []}
 
 
 def _stacked(run: Run, title: str, names: dict[str, str], log: bool = False) -> dict[str, Any] | None:

@@ -174,14 +174,15 @@ function cells(chart, width) {
   const labels = Math.min(90, 8 + 6 * d3.max(chart.columns, (name) => shorter(name, 12).length));
   const turned = chart.columns.length > 1 && labels > width / chart.columns.length;
   const every = Math.max(1, Math.ceil((chart.columns.length * (turned ? 14 : 30)) / width));
-  const tall = Math.max(1, Math.ceil(chart.rows.length / 24));
+  const tall = Math.max(1, Math.ceil(chart.rows.length / 24)), tell = teller(chart.form || "plain");
+  const side = Math.max(44, Math.min(110, 16 + 6.5 * d3.max(chart.rows, (name) => shorter(name, 14).length)));
   const picture = plotted({
     width, height: 60 + Math.max(60, Math.min(420, 18 * chart.rows.length)) + (turned ? labels : 0),
-    marginLeft: 44, marginBottom: turned ? labels + 30 : 44, marginTop: 10,
+    marginLeft: side, marginBottom: turned ? labels + 30 : 44, marginTop: 10,
     x: { type: "band", domain: d3.range(chart.columns.length), label: chart.x.label, labelArrow: false, tickSize: 0, padding: 0.04,
       ticks: d3.range(0, chart.columns.length, every), tickRotate: turned ? -60 : 0, tickFormat: (at) => shorter(chart.columns[at], 12) },
     y: { type: "band", domain: d3.range(chart.rows.length), label: null, tickSize: 0, padding: 0.04,
-      ticks: d3.range(0, chart.rows.length, tall), tickFormat: (at) => shorter(chart.rows[at], 6) },
+      ticks: d3.range(0, chart.rows.length, tall), tickFormat: (at) => shorter(chart.rows[at], 14) },
     color: chart.signed
       ? { type: "diverging", scheme: "RdBu", domain: [-most, most] }
       : { type: "linear", domain: [0, most], range: ["#4269d018", "#4269d0"] },
@@ -190,7 +191,7 @@ function cells(chart, width) {
       Plot.tip(known, Plot.pointer({
         x: "column", y: "row",
         title: (field) => `${chart.y.label} ${chart.rows[field.row]}\n${chart.x.label}: ${chart.columns[field.column]}\n`
-          + `${counted(field.value)} ${chart.label}`,
+          + `${tell(field.value)} ${chart.label}`,
       })),
     ],
   });
