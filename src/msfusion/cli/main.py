@@ -83,6 +83,9 @@ def train(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the summary as JSON, and nothing else.")
     ] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Try a few rounds first, beside the small model; leaves nothing.")
+    ] = False,
 ) -> None:
     """Train one model across all participants. The end says what each of them held, computed and sent."""
     from msfusion.experiment.config import load_config
@@ -92,6 +95,13 @@ def train(
     from msfusion.experiment.train import train as run
     from msfusion.experiment.watch import watcher
 
+    if check:
+        if resume or out is not None:
+            raise ConfigError(
+                "--check leaves nothing, so there is nothing to resume: leave --out and --resume out"
+            )
+        _check(config, [*(overrides or ()), *_workers_override(workers)], as_json)
+        return
     name = config.stem if config else "digits"
     if resume and out is None:
         out = newest_path(name)
@@ -120,6 +130,23 @@ def train(
         for line in advice_lines(summary):
             print_line(console, line)
     print_line(console, path)
+
+
+def _check(config: Path | None, overrides: list[str], as_json: bool) -> None:
+    from msfusion.experiment.check import check
+    from msfusion.experiment.config import load_config
+    from msfusion.experiment.report.check import check_lines, check_table
+
+    settings = load_config(config, overrides)
+    settings.refuse_ignored()
+    found = check(settings)
+    if as_json:
+        _print_json(found)
+        return
+    console = console_of_user()
+    console.print(check_table(found))
+    for line in check_lines(found):
+        print_line(console, line)
 
 
 @app.command()

@@ -54,7 +54,7 @@ def advice(summary: Mapping[str, Any], metrics: Sequence[Line], examples: Sequen
 
     `summary` and `metrics` are what the run leaves in its directory, `examples` how many each participant has.
     """
-    return [*_quality(summary, metrics), *_few_examples(examples)]
+    return [*_quality(summary, metrics), *few_examples(examples)]
 
 
 def _quality(summary: Mapping[str, Any], metrics: Sequence[Line]) -> Iterator[str]:
@@ -130,7 +130,8 @@ def _still_learning(known: Sequence[tuple[int, float]], summary: Mapping[str, An
         )
 
 
-def _few_examples(examples: Sequence[int]) -> Iterator[str]:
+def few_examples(examples: Sequence[int]) -> Iterator[str]:
+    """A sentence where somebody has very few."""
     few = [who for who, count in enumerate(examples) if count < FEW_EXAMPLES]
     if few:
         named = ", ".join(map(str, few[:5])) + (f" and {len(few) - 5} more" if len(few) > 5 else "")

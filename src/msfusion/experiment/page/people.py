@@ -128,8 +128,8 @@ def working_seconds(run: Run, shown: int) -> dict[str, Any] | None:
     if not any(value is not None for row in table for value in row):
         return None
     rounds = [line["round"] for line in run.lines]
-    title, who = "Seconds of work in each round", ("participant", [str(each) for each in range(shown)])
-    return by_rounds(title, who, rounds, table, "seconds")
+    people = ("participant", [str(each) for each in range(shown)])
+    return by_rounds("Seconds of work in each round", people, rounds, table, "seconds")
 
 
 def attendance(run: Run, shown: int) -> dict[str, Any] | None:

@@ -1,0 +1,195 @@
+"""A try of a run before it is begun (`msfusion train --check`): a few rounds on a part of the data, and what they say.
+
+The method is tried at the learning rate of the configuration, at a third and at three times of it, and beside it the
+small model that each participant could train alone. That takes a minute where the run takes an hour. It cannot foresee
+how good the model will be; it shows what goes wrong from the beginning.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from msfusion.batch import Batch
+from msfusion.data.federated import FederatedData
+from msfusion.errors import ConfigError, TrainingError
+from msfusion.experiment.advice import NEAR, constant_answer, few_examples
+from msfusion.experiment.config import Config
+from msfusion.experiment.kinds import prepare, shared_parts
+from msfusion.experiment.setup import Parts, Setup
+from msfusion.experiment.slices import SlicesRun
+from msfusion.experiment.train import prepared_here
+from msfusion.federated.problem import METHODS
+from msfusion.federated.results import RoundResult
+from msfusion.methods import HOUSE
+from msfusion.quoting import short
+from msfusion.windows import window_size
+
+ROUNDS = 3
+RATES = (1.0, 1 / 3, 3.0)
+MINI_BATCHES = 20
+"""Of a participant, at most: enough to see whether a loss falls."""
+TEST = 1000
+FLOOR = "floor"
+"""The role of what the others have to be better than."""
+
+CLEARLY = 0.9
+"""A loss that is so many times another is lower by more than chance."""
+LARGER = 1.25
+"""A window that is so many times what the ratio asks for is worth a word."""
+TRAFFIC = 0.5
+"""So much for measuring, of what training moves, is worth a word."""
+
+
+def check(config: Config) -> dict[str, Any]:
+    """Try the run, and return what was tried (`tries`) and what is to be done about it (`advice`): plain values.
+
+    Nothing is written. Raises what preparing the run raises, and ConfigError for Fed-Grow, which trains models of its
+    own before the first round.
+    """
+    whole = shared_parts(config)
+    if whole is None:
+        raise ConfigError(
+            f"--check tries a few rounds, and {config.method.name} trains each participant's small model before them: "
+            "leave --check out, or look at 'msfusion plan'"
+        )
+    prepared = prepared_here(config, whole)
+    parts = replace(whole, data=_part(whole.data, config))
+    rounds = min(ROUNDS, config.rounds)
+    brief = prepared.config.changed({"rounds": rounds, "evaluation.every": 1})
+    tries = [_try(brief, parts, rate * config.training_settings.learning_rate) for rate in RATES]
+    setup = prepared.setup if isinstance(prepared, SlicesRun) else None
+    small = None if setup is None or not _is_beside_small(setup) else brief.changed({"method.name": _floor()})
+    if small is not None:
+        tries.append(_try(small, parts, config.training_settings.learning_rate))
+    constant = constant_answer(parts.data, config.training.loss)
+    examples = list(map(len, whole.data.participants))
+    share = sum(map(len, parts.data.participants)) / max(1, sum(examples))
+    seconds = tries[0]["seconds"]
+    return {
+        "method": config.method.name,
+        "rounds": rounds,
+        "share_of_examples": share,
+        "constant_answer": constant,
+        "tries": tries,
+        "expected_seconds": None if seconds is None else config.rounds * seconds / max(share, 1e-9),
+        "advice": [
+            *judged(tries, constant),
+            *few_examples(examples),
+            *([] if setup is None else _windows(setup)),
+        ],
+    }
+
+
+def _part(data: FederatedData, config: Config) -> FederatedData:
+    """Some of everybody's examples, from beginning to end."""
+    most = MINI_BATCHES * config.training_settings.batch_size
+    return replace(
+        data,
+        participants=tuple(_evenly(own, most) for own in data.participants),
+        test=_evenly(data.test, TEST),
+    )
+
+
+def _evenly(batch: Batch, most: int) -> Batch:
+    if len(batch) <= most or batch.is_repeated:
+        return batch
+    return batch.take(torch.linspace(0, len(batch) - 1, most).round().long())
+
+
+def _is_beside_small(setup: Setup) -> bool:
+    """Whether a few rounds can tell a method from the small model: not one that begins as such, or is it."""
+    method = METHODS[setup.config.method.name]
+    return not (setup.forecast is not None or method.holds_everything or method.role == FLOOR)
+
+
+def _floor() -> str:
+    return next(name for name in HOUSE if METHODS[name].role == FLOOR)
+
+
+def _try(config: Config, parts: Parts, rate: float) -> dict[str, Any]:
+    """A few rounds at a learning rate, in figures; a loss of None is not finite."""
+    run = prepare(config.changed({"training.learning_rate": rate}), parts)
+    row: dict[str, Any] = {"method": config.method.name, "learning_rate": rate, "loss": None, "seconds": None}
+    results: list[RoundResult] = []
+    try:
+        with closing(run.rounds(run.initial_state(), {}, 0, lambda _: None)) as rounds:
+            results.extend(rounds)
+    except TrainingError as error:  # it diverges, which is what a try is there for
+        return {**row, "failed": str(error)}
+    last = next((each.evaluation for each in reversed(results) if each.evaluation is not None), None)
+    if last is not None:
+        figures = {"loss": last.loss, "accuracy": last.accuracy, "perplexity": last.perplexity}
+        row |= {
+            key: value if value is None or math.isfinite(value) else None for key, value in figures.items()
+        }
+    moved = statistics.fmean(sum(each.bytes_moved) for each in results)
+    measured = statistics.fmean(each.measuring_bytes for each in results)
+    seconds = statistics.fmean(each.seconds for each in results)
+    return {**row, "seconds": seconds, "bytes": moved, "measuring_bytes": measured}
+
+
+def judged(tries: Sequence[Mapping[str, Any]], constant: Mapping[str, float] | None) -> Iterator[str]:
+    """What the tries say, in a sentence each: the first is the run as it is, the next two at other rates."""
+    first, slower, faster, *small = tries
+    rate = first["learning_rate"]
+    if first["loss"] is None:
+        instead = "" if slower["loss"] is None else f" (at {slower['learning_rate']:.3g} it is)"
+        yield (
+            f"at training.learning_rate = {rate:.3g} the loss is not finite{instead}: lower it, or set "
+            "training.clip_norm"
+        )
+        return
+    for other, word in ((faster, "larger"), (slower, "smaller")):
+        if other["loss"] is not None and other["loss"] < CLEARLY * first["loss"]:
+            yield (
+                f"a {word} learning rate leads further in these rounds: loss {other['loss']:.3g} at "
+                f"{other['learning_rate']:.3g}, and {first['loss']:.3g} at {rate:.3g}"
+            )
+    if constant is not None and _is_constant(first, constant):
+        yield (
+            f"the model has not begun to learn: its loss is {first['loss']:.3g}, and that of one answer for all "
+            f"{constant['loss']:.3g}: it needs more rounds, training.local_epochs, or another learning rate"
+        )
+    if small and small[0]["loss"] is not None and small[0]["loss"] < CLEARLY * first["loss"]:
+        yield (
+            f"the small model is ahead in these rounds (loss {small[0]['loss']:.3g}, and {first['loss']:.3g}): see by "
+            "'msfusion compare' whether that lasts; what method.start = 'auto' takes never begins behind it"
+        )
+    if first["measuring_bytes"] > TRAFFIC * first["bytes"]:
+        yield (
+            "measuring the statistics of BatchNorm on the whole model moves as much as "
+            f"{first['measuring_bytes'] / max(1.0, first['bytes']):.1f} times what training moves: set "
+            "method.recalibrate = false, or evaluation.every to more rounds"
+        )
+
+
+def _is_constant(row: Mapping[str, Any], constant: Mapping[str, float]) -> bool:
+    if row["loss"] < 0.98 * constant["loss"]:
+        return False
+    return row.get("accuracy") is None or row["accuracy"] <= constant.get("accuracy", 1.0) + NEAR
+
+
+def _windows(setup: Setup) -> Iterator[str]:
+    """Groups that are too small for the smallest ratio, so that a participant holds more of them than was asked for."""
+    ratio = setup.capacities.smallest
+    if not setup.covers or ratio >= 1:
+        return
+    coarse = [
+        (group, window_size(ratio, group.units))
+        for group in setup.width_map.groups
+        if window_size(ratio, group.units) > LARGER * ratio * group.units
+    ]
+    if coarse:
+        group, units = coarse[0]
+        more = f", and likewise of {len(coarse) - 1} more groups" if len(coarse) > 1 else ""
+        yield (
+            f"a width ratio of {ratio:g} cannot be kept everywhere: a participant holds {units} of the {group.units} "
+            f"units of '{short(group.name)}'{more}; take a wider model, or another ratio"
+        )

@@ -1,0 +1,33 @@
+"""What a try of a run found, as a table and sentences."""
+
+from __future__ import annotations
+
+from msfusion.experiment.report.table import Column, Row, Table
+from msfusion.experiment.report.words import duration, percent
+
+
+def check_table(found: Row) -> Table:
+    """The run at three learning rates, and the small model."""
+    columns = (
+        Column("method", "method", align="left"),
+        Column("learning rate", "learning_rate", "{:.3g}".format),
+        Column("loss", "loss", "{:.4g}".format, missing="not finite"),
+        Column("accuracy", "accuracy", percent, optional=True),
+        Column("perplexity", "perplexity", "{:.2f}".format, optional=True),
+        Column("a round", "seconds", duration, optional=True),
+    )
+    share, rounds = found["share_of_examples"], found["rounds"]
+    part = "all examples" if share >= 1 else f"{percent(share)} of the examples"
+    notes = []
+    if found["constant_answer"] is not None:
+        notes.append(f"One answer for all has a loss of {found['constant_answer']['loss']:.4g}.")
+    return Table(f"{rounds} rounds on {part}", columns, found["tries"], notes=notes)
+
+
+def check_lines(found: Row) -> list[str]:
+    """How long the run will take here, and what to do before it."""
+    lines = []
+    if found["expected_seconds"] is not None:
+        lines.append(f"The whole run will take about {duration(found['expected_seconds'])} on this machine.")
+    lines += [f"Advice: {sentence}." for sentence in found["advice"]]
+    return lines if found["advice"] else [*lines, "Nothing seems amiss."]
