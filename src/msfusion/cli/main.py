@@ -286,12 +286,19 @@ def export(
     participant: Annotated[
         int | None, typer.Option(min=0, help="Whose model, where each has one of its own (fedgrow).")
     ] = None,
+    program: Annotated[
+        bool, typer.Option("--program", help="Also as model.pt2, which torch.export.load reads.")
+    ] = False,
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="Also as model.onnx, which ONNX Runtime reads.")
+    ] = False,
 ) -> None:
     """Write a trained model as a folder for other programs. It holds weights, architecture and vocabulary."""
     from msfusion.experiment.export import export as write
 
     console = console_of_user()
-    for path in write(run, out, participant):
+    asked: dict[Literal["program", "onnx"], bool] = {"program": program, "onnx": onnx}
+    for path in write(run, out, participant, [form for form, wanted in asked.items() if wanted]):
         print_line(console, path)
 
 

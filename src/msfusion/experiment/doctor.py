@@ -28,6 +28,7 @@ EXTRAS = {
     "plot": "pictures (compare, plan --out)",
     "metrics": "metrics by name (r2, f1, auc)",
     "tensorboard": "logs for TensorBoard",
+    "onnx": "trained models for ONNX Runtime (export --onnx)",
 }
 """What each extra is for. Those that are not listed here are for the development of msfusion, or all of these."""
 

@@ -5,12 +5,13 @@
   model, a sum of blocks and an ensemble are made of narrow copies (`models.several`)
 - `vocabulary.json`, a list of all tokens by their id, where the vocabulary was made of the training texts
 - `preprocessing.json`: how raw examples become inputs, and what the classes are called (`data.preprocessing`)
+- `model.pt2`, `model.onnx`: where asked for, a program of torch.export or of ONNX (`experiment.program`)
 - `README.md`: what the model is, how it was trained, and how good it is (`experiment.card`)
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from msfusion.experiment.directory import RunDirectory
 from msfusion.experiment.fingerprint import code_of, model_digest
 from msfusion.experiment.grow import GrowRun
 from msfusion.experiment.kinds import kind_of
+from msfusion.experiment.program import Form, write_program
 from msfusion.experiment.setup import Setup, is_scored_by_classes, prepare, settle_process, traced
 from msfusion.federated.method import Method
 from msfusion.files import read_tensors, write_folder_with, write_json, write_tensors, write_text
@@ -40,12 +42,12 @@ from msfusion.models.spec import ModelSpec
 from msfusion.predictor import MODEL
 
 
-def export(path: Path, out: Path, participant: int | None = None) -> list[Path]:
+def export(path: Path, out: Path, participant: int | None = None, also: Sequence[Form] = ()) -> list[Path]:
     """Write the model of the finished run in `path` to the folder `out`, whole or not at all, and return its files.
 
-    `participant`: whose model, for Fed-Grow, which gives each its own.
+    `participant`: whose model, for Fed-Grow, which gives each its own. `also`: programs to write besides.
     Raises RunDirectoryError where the run is not finished, is damaged, or its data or code have changed since, and
-    where `out` holds files; ConfigError where there is no such model; and what loading the data raises.
+    where `out` holds files; ConfigError where there is no such model, or program; and what loading the data raises.
     """
     settle_process()  # as the run did: the same data, bit for bit
     directory = RunDirectory.reopen(path)
@@ -61,6 +63,8 @@ def export(path: Path, out: Path, participant: int | None = None) -> list[Path]:
 
     def write(folder: Path) -> None:
         _write(folder, model, config, data, spec)
+        for form in also:
+            write_program(model, data, folder, form)
         write_text(folder / "README.md", model_card(model, data, config, summary))
 
     write_folder_with(out, write)

@@ -204,7 +204,12 @@ class Sizes:
         self._known.clear()
 
     def check(self, tensors: Sequence[Tensor], model: nn.Module) -> None:
-        """TypeError where a tensor differs from the traced one in what must not vary."""
+        """TypeError where a tensor differs from the traced one in what must not vary.
+
+        While the sub-model is traced itself, a size may be a symbol; then whoever traces it has to try other sizes.
+        """
+        if any(isinstance(size, torch.SymInt) for tensor in tensors for size in tensor.shape):
+            return
         key = tuple((t.shape, t.dtype) for t in tensors)
         if key in self._known:
             return
