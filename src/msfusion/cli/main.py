@@ -58,12 +58,20 @@ def init(
         str | None, typer.Option(metavar="NAME", help="Your model: a built-in one, or module:function.")
     ] = None,
 ) -> None:
-    """Write a configuration with every key in it, to begin with."""
+    """Write a configuration with every key in it, to begin with. Of your files it takes names of columns."""
     from msfusion.experiment.config.described import write_commented
 
-    write_commented(file, data, model)
-    if data is not None and data.startswith((".", "/", "~")) and not Path(data).expanduser().exists():
+    given = {key: value for key, value in (("data.source", data), ("model.name", model)) if value is not None}
+    if data is not None and Path(data).expanduser().exists():
+        from msfusion.data.suggested import suggested
+
+        found = suggested(data)
+        given = {**found.settings, **given}
+        for remark in found.remarks:
+            typer.echo(f"msfusion: {remark}.", err=True)
+    elif data is not None and data.startswith((".", "/", "~")):
         typer.echo(f"msfusion: there is no {data} yet.", err=True)
+    write_commented(file, given)
     typer.echo(f"{file}: look at it, then: msfusion plan {file}; msfusion train {file}")
 
 

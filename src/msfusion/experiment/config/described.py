@@ -7,6 +7,7 @@ import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from pydantic import BaseModel
@@ -73,36 +74,36 @@ def page() -> str:
     return "\n".join(parts) + "\n"
 
 
-def commented(data: str | None = None, model: str | None = None) -> str:
+def commented(given: Mapping[str, Any] = MappingProxyType({})) -> str:
     """A configuration to begin with: the built-in one, and under each of its tables all other keys in comments.
 
-    `data` and `model` stand for the built-in ones, where they are given.
+    `given` are values by their dotted keys, which stand for the built-in ones or beside them.
     """
     lines: list[str] = [*_HEAD, ""]
     known = {table.name: table for table in tables()}
     begun, set_here = [""], set[str]()
-    given = {("data", "source"): data, ("model", "name"): model}
+    own = {name: {key: _toml(value) for key, value in _of_table(given, name)} for name in known}
     text = default_toml()
     for line in text[text.index("\nseed") + 1 :].splitlines():
         if line.startswith("["):
-            _end(lines, known[begun[-1]], set_here)
+            _end(lines, known[begun[-1]], set_here, own[begun[-1]])
             begun.append(line.strip("[]"))
             set_here = set()
         key = line.partition("=")[0].strip()
         set_here.add(key)
-        own = given.get((begun[-1], key))
-        lines.append(line if own is None else f"{key} = {_toml(own)}")
-    _end(lines, known[begun[-1]], set_here)
+        value = own[begun[-1]].get(key)
+        lines.append(line if value is None else f"{key} = {value}")
+    _end(lines, known[begun[-1]], set_here, own[begun[-1]])
     for table in known.values():
         if table.name not in begun:
             lines.append(f"# [{table.name}]    # {table.meaning}")
-            _end(lines, table, set())
+            _end(lines, table, set(), {})
     return "\n".join(lines).rstrip() + "\n"
 
 
-def write_commented(path: Path, data: str | None = None, model: str | None = None) -> None:
+def write_commented(path: Path, given: Mapping[str, Any]) -> None:
     """Write `commented` to a new file. Raises ConfigError where there is one, RunDirectoryError where it cannot be."""
-    text = commented(data, model)
+    text = commented(given)
     with refusing_write_errors(path):
         try:
             with path.open("x", encoding="utf-8") as file:
@@ -195,10 +196,20 @@ def _toml(value: Any) -> str:
     return repr(value)
 
 
-def _end(lines: list[str], table: Table, set_here: set[str]) -> None:
-    """Add the keys of a table that are not set, as comments."""
+def _of_table(given: Mapping[str, Any], name: str) -> Iterator[tuple[str, Any]]:
+    for key, value in given.items():
+        table, _, short = key.rpartition(".")
+        if table == name:
+            yield short, value
+
+
+def _end(lines: list[str], table: Table, set_here: set[str], own: Mapping[str, str]) -> None:
+    """Add what is given and not yet there, and the other keys of a table that are not set, as comments."""
     while not lines[-1]:
         lines.pop()
+    more = {key: value for key, value in own.items() if key not in set_here}
+    lines += [f"{key} = {value}" for key, value in more.items()]
+    set_here |= more.keys()
     for key in table.keys:
         if key.name not in set_here and "." not in key.name:
             shown = f"{key.name} = {key.default}" if key.default is not None else f"{key.name} = ..."

@@ -1,0 +1,111 @@
+"""What `msfusion init` writes down about files: columns, label, task and kind of model."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from commands import msfusion
+from PIL import Image
+
+from msfusion.data.suggested import suggested
+from msfusion.errors import DataError
+from msfusion.experiment.config import load_config
+
+datasets = pytest.importorskip("datasets", reason="needs datasets")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:unclosed file", "ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    yield
+    gc.collect()  # datasets leaves the csv file to the garbage collector
+
+
+def csv(path: Path, head: str, *rows: str) -> str:
+    path.write_text("\n".join([head, *rows]) + "\n")
+    return str(path)
+
+
+def test_a_table_has_all_its_columns_as_inputs_but_names_of_its_rows(tmp_path: Path) -> None:
+    rows = [f"p{each},{20 + each},{'Oslo' if each % 2 else 'Rome'},{each % 3}" for each in range(12)]
+    found = suggested(csv(tmp_path / "people.csv", "name,age,city,label", *rows))
+    assert found.settings == {"data.input_column": ["age", "city"], "model.name": "mlp"}
+    assert found.remarks == ["'name' has 12 different words and is left out"]
+
+
+def test_the_last_column_is_the_label_where_none_is_called_so(tmp_path: Path) -> None:
+    rows = [f"{each},{each / 2},{'yes' if each % 2 else 'no'}" for each in range(12)]
+    found = suggested(csv(tmp_path / "table.csv", "a,b,bought", *rows))
+    assert found.settings == {
+        "data.label_column": "bought",
+        "data.input_column": ["a", "b"],
+        "model.name": "mlp",
+    }
+    assert "'bought', the last one" in found.remarks[0]
+
+
+def test_amounts_are_a_regression_and_empty_cells_are_told(tmp_path: Path) -> None:
+    rows = [f"{each if each != 4 else ''},{each + 1},{each * 1.5}" for each in range(12)]
+    found = suggested(csv(tmp_path / "table.csv", "a,b,target", *rows))
+    assert found.settings["data.task"] == "regression"
+    assert found.remarks[0].startswith("'a' has empty cells")
+    whole = [f"{each},{each},{each % 4}" for each in range(12)]
+    assert "data.task" not in suggested(csv(tmp_path / "classes.csv", "a,b,target", *whole)).settings
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("a.csv", "text,label\ngood,1\nbad,0\n", {"model.name": "text_classifier"}),
+        (
+            "b.csv",
+            "words,label\ngood,1\nbad,0\n",
+            {"data.input_column": "words", "model.name": "text_classifier"},
+        ),
+        ("c.txt", "once\nupon\n", {"data.task": "language_modelling", "model.name": "decoder_lm"}),
+    ],
+)
+def test_texts(tmp_path: Path, name: str, text: str, expected: dict[str, object]) -> None:
+    (tmp_path / name).write_text(text)
+    assert suggested(str(tmp_path / name)).settings == expected
+
+
+def test_images_need_nothing_but_folders_of_classes(tmp_path: Path) -> None:
+    for label in ("cat", "dog"):
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        Image.new("L", (8, 8)).save(tmp_path / "photos" / label / "1.png")
+    found = suggested(str(tmp_path / "photos"))
+    assert (found.settings, found.remarks) == ({}, ())
+
+
+def test_what_init_writes_for_a_table_can_be_planned(here: Path) -> None:
+    rows = [
+        f"{each % 7},{'Oslo' if each % 2 else 'Rome'},{'yes' if each % 3 else 'no'}" for each in range(60)
+    ]
+    csv(here / "table.csv", "age,city,bought", *rows)
+    done = msfusion("init", "job.toml", "--data", "table.csv")
+    assert done.exit_code == 0
+    assert "'bought', the last one, is taken" in done.stderr
+    config = load_config(here / "job.toml")
+    assert config.data_spec.input_column == ("age", "city")
+    assert config.data_spec.label_column == "bought"
+    assert config.model.name == "mlp"
+    planned = msfusion("plan", "job.toml")
+    assert planned.exit_code == 0, planned.output
+    assert msfusion("init", "other.toml", "--data", "table.csv", "--model", "mine:net").exit_code == 0
+    assert load_config(here / "other.toml").model.name == "mine:net"
+
+
+def test_what_cannot_be_read_leaves_no_file(here: Path) -> None:
+    (here / "broken.parquet").write_bytes(b"nothing of the kind")
+    with pytest.raises(DataError, match="cannot be loaded"):
+        suggested("broken.parquet")
+    assert msfusion("init", "job.toml", "--data", "broken.parquet").exit_code == 2
+    assert not (here / "job.toml").exists()
