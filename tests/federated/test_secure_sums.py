@@ -493,6 +493,32 @@ def test_masks_of_another_attempt_are_others() -> None:
         assert int((first[who] == second[who]).sum()) == 0
 
 
+def test_the_key_of_another_update_is_another() -> None:
+    """So its masks are others too, even for a server that says again what it said: the same masks on two updates of a
+    round would cancel in their difference. The same update, of a participant that was killed, has the same key.
+    """
+    method = as_run(secure())
+    assert isinstance(method, SecureMethod)
+    task = method.assign(method.initial_state(), 0, 1)
+    task = replace(task, memory={SECRET: torch.arange(32, dtype=torch.uint8)})
+    own = some_data()[1]
+    assert isinstance(own.inputs, tuple)
+    changed = own.inputs[0].clone()
+    changed[3, 2] += 1e-3
+    sent = {name: tensor + 1e-3 for name, tensor in task.tensors.items()}
+    keys = []
+    for each, data in (
+        (task, own),
+        (task, own),
+        (task, replace(own, inputs=(changed,))),
+        (replace(task, tensors=sent), own),
+        (replace(task, round_index=1), own),
+    ):
+        keys.append(next(method.train(each, data)).tensors["key"].numpy().tobytes())
+    assert keys[0] == keys[1]
+    assert len(set(keys)) == 4
+
+
 # What a participant will not say
 
 
@@ -651,6 +677,43 @@ def test_whoever_says_something_else_than_is_due_is_left_out() -> None:
     roster = Roster.of(told[0])  # type: ignore[arg-type]
     assert [*roster.keys] == [0, 1, 2, 3]
     assert roster.examples == {who: 13 + who for who in range(4)}
+
+
+@pytest.mark.parametrize("count", [1, 2**40])
+def test_whoever_says_another_number_of_examples_is_left_out(count: int) -> None:
+    """It is a weight, and the scale of everybody's numbers: with 2^40 examples of one, others' changes were zero."""
+
+    def lies(key: Any) -> Any:
+        def lying(self: Summand) -> Request:
+            request: Request = key(self)
+            return replace(request, metadata={"examples": count}) if self._task.participant == 2 else request
+
+        return lying
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Summand, "key", lies(Summand.key))
+        done = run(secure(), settings=RoundSettings(2))
+    assert [[each.participant for each in result.left_out] for result in done] == [[2], [2]]
+    present = [[who for who in range(PEOPLE) if who != 2]] * 2
+    assert all(map(same, [each.state for each in done], without_masks(plain(), present, {})))
+
+
+@pytest.mark.parametrize("key", [bytes(32), bytes([1]) + bytes(31)])
+def test_a_key_that_is_none_costs_its_sender_the_round_and_nobody_else(key: bytes) -> None:
+    """Points of small order: whoever takes one up refuses it, so the server must not hand it on."""
+    sending = Summand.key
+
+    def lies(self: Summand) -> Request:
+        request = sending(self)
+        if self._task.participant != 2:
+            return request
+        return replace(request, tensors={"key": torch.tensor([*key], dtype=torch.uint8)})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Summand, "key", lies)
+        (result,) = run(secure(), settings=RoundSettings(1))
+    assert [each.participant for each in result.left_out] == [2]
+    assert result.server_figures["summed"] == PEOPLE - 1
 
 
 # What does not go together

@@ -11,7 +11,9 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from msfusion.batch import Batch
+from msfusion.digests import digest_of_tensors
 from msfusion.errors import ConfigError
+from msfusion.federated.masks import derived
 from msfusion.federated.method import Answered, Evaluation, Kind, Method, Task, Update
 from msfusion.federated.privacy import Outbound
 from msfusion.seeds import seed_of
@@ -89,6 +91,10 @@ class Wrapped(Method):
         own = {self.secret: torch.tensor(numbers, dtype=torch.uint8)}
         return {**self.inner.simulated_memory(participant), **own}
 
+    def first_memory(self) -> dict[str, Tensor]:
+        """A secret that nobody else knows."""
+        return {**self.inner.first_memory(), self.secret: tensor_of(new_secret())}
+
     def inner_update(self, task: Task, data: Batch, key: str) -> tuple[Update, bytes]:
         """What comes of the inner method's training, with the participant's secret in its memory; and the secret.
 
@@ -128,6 +134,17 @@ def check_sum_is_enough(method: Method, key: str) -> None:
             f"{key} does not go with measuring BatchNorm's statistics anew, for which each participant sends its own: "
             "set method.recalibrate to false, or take a model without BatchNorm"
         )
+
+
+def secret_for(secret: bytes, purpose: bytes, task: Task, update: Update) -> bytes:
+    """32 bytes for what came of one task, from a participant's secret: the same for the same update, else others.
+
+    Masks or noise that were laid on two different updates would be gone in their difference. So whatever makes a second
+    update of the same round, be it other data, another number of threads or another model that was sent, has others.
+    """
+    sent = digest_of_tensors(task.tensors, f"round {task.round_index}")
+    came = digest_of_tensors(update.tensors, f"{update.examples} examples, loss {update.loss!r}")
+    return derived(secret, purpose, f"{sent} {came}".encode())
 
 
 def new_secret() -> bytes:
