@@ -138,9 +138,7 @@ def _built_in(spec: ModelSpec, sizes: Mapping[str, Any], data: TrainingData | No
     for name in ("classes", "vocabulary_size"):
         given = spec.options.get(name)  # of another type: `_checked` says so
         if isinstance(given, int | float) and name in sizes and given < sizes[name]:
-            raise ConfigError(
-                f"model.options.{name} = {given} is less than the data's {sizes[name]}."
-            )
+            raise ConfigError(f"model.options.{name} = {given} is less than the data's {sizes[name]}.")
     missing = [
         name for name, parameter in inspect.signature(builder).parameters.items()
         if parameter.default is parameter.empty and name not in arguments
