@@ -58,6 +58,19 @@ def test_normal_numbers_are_normal() -> None:
     assert not torch.equal(numbers, normal(1_000_000, b"l" * 32))
 
 
+@pytest.mark.parametrize("bits", [0, 2**64 - 1])
+def test_the_rarest_numbers_are_normal_too(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All bits 0, and all 1: about eight standard deviations out, on either side."""
+    from msfusion.federated import noise
+
+    def stream(numbers: Tensor, seed: bytes) -> None:
+        numbers.numpy().view("u8")[:] = bits
+
+    monkeypatch.setattr(noise, "add_stream", stream)
+    (number,) = normal(1, b"k" * 32).tolist()
+    assert number == pytest.approx(8.2095 if bits else -8.2095, abs=1e-3)
+
+
 @dataclass(frozen=True)
 class Told(Averaging):
     """Participants move all weights by a number of their own; the server takes the mean."""

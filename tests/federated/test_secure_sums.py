@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,14 +14,17 @@ import torch
 from averaging import Averaging
 from averaging import some_data as vectors
 from building import build_method
-from loopback import Loopback
+from loopback import AGREED as RUN
+from loopback import NOTHING, Loopback
 from torch import Tensor, nn
 
 from msfusion import FedAvg, Federation
 from msfusion.batch import Batch
 from msfusion.codecs import DeadZone
+from msfusion.engines.grpc.calling import Connecting
+from msfusion.engines.grpc.participant import take_part
 from msfusion.engines.processes import Processes
-from msfusion.errors import ConfigError, MsfusionError, SumError, TrainingError, UpdateError
+from msfusion.errors import ConfigError, MsfusionError, StreamError, SumError, TrainingError, UpdateError
 from msfusion.federated import rounds
 from msfusion.federated.capacities import Capacities, OneOf
 from msfusion.federated.compression import compressed
@@ -305,6 +309,85 @@ def test_one_that_diverges_is_left_out_by_name(monkeypatch: pytest.MonkeyPatch) 
     done = run(method)
     assert [[each.participant for each in result.left_out] for result in done] == [[2]] * ROUNDS
     assert "has changed by" in done[0].left_out[0].reason
+
+
+# Whoever is killed in the middle of the exchange, and started again
+
+
+class Killed(BaseException):
+    """The process has come to an end."""
+
+
+class Restarting(Loopback):
+    """Participants whose processes are started again where they were killed; with an example changed, if wanted."""
+
+    def __init__(self, folder: Path, changed: bool) -> None:
+        super().__init__()
+        self.folder, self.changed = folder, changed
+
+    def _take_part(self, method: Method, participant: int) -> None:
+        data, connecting = self._data[participant], Connecting(self.address, NOTHING, 30.0)
+        while True:
+            try:
+                take_part(
+                    method,
+                    data,
+                    connecting,
+                    participant=participant,
+                    agreement=RUN,
+                    folder=self.folder / str(participant),
+                )
+                return
+            except StreamError:  # the test is over
+                return
+            except Killed:
+                if self.changed:
+                    assert isinstance(data.inputs, tuple)
+                    data = replace(data, inputs=(data.inputs[0] + 1e-3,))
+
+
+@pytest.mark.parametrize(
+    ("at", "round_index", "changed"),
+    [
+        ("heard", 0, False),
+        ("heard", 1, True),
+        *(
+            pytest.param(at, round_index, changed, marks=pytest.mark.release)
+            for at in ("masked", "pairs", "own")
+            for round_index in (0, 1)
+            for changed in (False, True)
+        ),
+    ],
+)
+def test_whoever_is_killed_in_the_exchange_goes_on_with_the_same_update_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, at: str, round_index: int, changed: bool
+) -> None:
+    """In its first round as well. With another update it would have the same masks, so it is left out."""
+    working, keys, killed = getattr(Summand, at), list[bytes](), list[int]()
+    key = Summand.key
+
+    def noting(self: Summand) -> Request:
+        request = key(self)
+        if (self._task.participant, self._task.round_index) == (1, round_index):
+            keys.append(request.tensors["key"].numpy().tobytes())
+        return request
+
+    def dies(self: Summand, *told: Any) -> Any:
+        if (self._task.participant, self._task.round_index) == (1, round_index) and not killed:
+            killed.append(1)
+            raise Killed
+        return working(self, *told)
+
+    monkeypatch.setattr(Summand, "key", noting)
+    monkeypatch.setattr(Summand, at, dies)
+    done = run(secure(), Restarting(tmp_path, changed), settings=RoundSettings(2))
+    assert len(keys) == 2
+    assert (keys[0] == keys[1]) != changed
+    if changed:
+        assert 1 in [each.participant for each in done[round_index].left_out]
+        return
+    assert not done[round_index].left_out
+    assert all(map(same, [each.state for each in done], [each.state for each in run(secure())]))
 
 
 # Runs that go on
@@ -811,6 +894,17 @@ class Plain(Averaging):
 
     def weight_in_sums(self, examples: int) -> int:
         return 1
+
+
+@pytest.mark.parametrize("weight", [0, -1, 1.5, True, None])
+def test_weights_that_are_none_are_refused(weight: Any) -> None:
+    class Weightless(Averaging):
+        def weight_in_sums(self, examples: int) -> int:
+            given: int = weight
+            return given
+
+    with pytest.raises(ConfigError, match=r"weight_in_sums\(1\) gives"):
+        secured(Weightless(), SecureSums())
 
 
 def test_a_method_of_ones_own_goes_if_it_says_that_the_sum_is_enough() -> None:

@@ -91,11 +91,14 @@ def fault_of_norm(noise: Noise, update: Update, norm: Norm) -> str | None:
 
 
 def normal(count: int, seed: bytes) -> Float64[Tensor, " count"]:
-    """Normal numbers from the stream of a seed, of which 53 bits make a number between 0 and 1."""
+    """Normal numbers from the stream of a seed, of which 52 bits make a number between 0 and 1.
+
+    With more, half a step above the largest would be rounded to 1, which is infinitely far out.
+    """
     bits = torch.zeros(count, dtype=torch.int64)
     add_stream(bits, seed)
-    even = (bits.numpy().view(np.uint64) >> np.uint64(11)).astype(np.float64)
-    found: Tensor = torch.special.ndtri((torch.from_numpy(even) + 0.5) / 2.0**53)
+    even = (bits.numpy().view(np.uint64) >> np.uint64(12)).astype(np.float64)
+    found: Tensor = torch.special.ndtri((torch.from_numpy(even) + 0.5) / 2.0**52)
     return found
 
 

@@ -50,7 +50,7 @@ from msfusion.federated.method import Answered, Kind, Method, Task, Training, Up
 from msfusion.federated.privacy import Form, Outbound
 from msfusion.federated.screening import DEFAULT, Screening
 from msfusion.federated.states import payload_bytes
-from msfusion.federated.wrapped import Wrapped, bytes_of, secret_for, tensor_of
+from msfusion.federated.wrapped import Wrapped, bytes_of, checked_weight, secret_for, tensor_of
 from msfusion.setting import check, setting
 from msfusion.width.groups import State
 from msfusion.width.tensors import state_tensors
@@ -317,8 +317,7 @@ class Summand:
 
     def masked(self) -> Request:
         """The update under all masks."""
-        method, me = self._method.inner, self._task.participant
-        weights = {who: method.weight_in_sums(count) for who, count in self._roster.examples.items()}
+        me, weights = self._task.participant, weights_in_sums(self._method, self._roster.examples)
         layout, point = self._method.layout(self._task), FixedPoint(sum(weights.values()))
         numbers = layout.numbers(self._task, self._update, point, weights[me])
         add_stream(numbers, self._identity.own_seed(self._context))
@@ -499,7 +498,7 @@ class SumOfRound(Conversation):
 
     @property
     def _weights(self) -> dict[int, int]:
-        return {who: self._method.inner.weight_in_sums(count) for who, count in self._roster.examples.items()}
+        return weights_in_sums(self._method, self._roster.examples)
 
     def _given_up(self, turn: Turn, left: Mapping[int, object]) -> list[Response | MsfusionError]:
         return self._ended(
@@ -512,6 +511,11 @@ class SumOfRound(Conversation):
         """The end, with the same word for everybody: what it was, or why it was nothing."""
         self._masked, self._pairs = {}, {}
         return [SumError(told) if isinstance(told, str) else told for _ in turn]
+
+
+def weights_in_sums(method: Method, examples: Mapping[int, int]) -> dict[int, int]:
+    """The weight of each participant with so many examples."""
+    return {who: checked_weight(method, count) for who, count in examples.items()}
 
 
 def _wrong(who: int, what: str) -> UpdateError:

@@ -16,6 +16,7 @@ from msfusion.errors import ConfigError
 from msfusion.federated.masks import derived
 from msfusion.federated.method import Answered, Evaluation, Kind, Method, Task, Update
 from msfusion.federated.privacy import Outbound
+from msfusion.quoting import quoted
 from msfusion.seeds import seed_of
 from msfusion.width.groups import State, Window
 
@@ -112,12 +113,22 @@ class Wrapped(Method):
         return {name: tensor for name, tensor in memory.items() if name != self.secret}
 
 
+def checked_weight(method: Method, examples: int) -> int:
+    """The weight in a sum of a participant with so many examples. Raises ConfigError for what is none."""
+    weight = method.weight_in_sums(examples)
+    if type(weight) is not int or weight < 1:
+        raise ConfigError(
+            f"{method.name}: weight_in_sums({examples}) gives {quoted(weight)}: it must be a whole number, at least 1"
+        )
+    return weight
+
+
 def check_sum_is_enough(method: Method, key: str) -> None:
     """Raise ConfigError where a method needs more than the weighted sum of what participants train.
 
     `key` is the setting that does not go with it then.
     """
-    method.weight_in_sums(1)
+    checked_weight(method, 1)
     state = method.initial_state()
     if method.sequential or method.conversation(state, 0) is not None or method.asks(state):
         raise ConfigError(
