@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import re
+import shutil
 import statistics
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,17 @@ def test_seeds_of_one_method_are_a_mean_with_a_band_and_the_small_model_is_dashe
     memory = charts(sections(data)["costs"])["Against memory, at the end"]["points"]
     assert len(memory) == 4
     assert {point["x"] for point in memory} == {10**6 + 2}
+
+
+def test_a_run_that_is_named_twice_or_copied_is_no_second_seed(tmp_path: Path) -> None:
+    """A mean of one run and its copy would have no spread, and look like two."""
+    first, second = made_run(tmp_path / "first", seed=0), made_run(tmp_path / "second", seed=1)
+    copy = shutil.copytree(first, tmp_path / "copy")
+    twice = [first, tmp_path / "second" / ".." / "first", second]
+    assert [[run.seed for run in cell.runs] for cell in reading.cells_of(read_runs(twice))] == [[0, 1]]
+    cells = reading.cells_of(read_runs([first, second, copy]))
+    assert [[run.path for run in cell.runs] for cell in cells] == [[first, second], [copy]]
+    assert len({cell.name for cell in cells}) == 2
 
 
 def test_costs_add_up_round_by_round(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ class Unseen:
         return Batch((self.inputs,), targets)
 
 
-Source = str | Path | Sequence[Any]
+Source = str | Path | Iterable[Any]
 """A folder or file, or the examples themselves: texts, paths of images, rows (dicts) of a table, lists of numbers."""
 
 
@@ -128,7 +128,7 @@ def _labelled(spec: DataSpec, splits: Any, name: str, preprocessing: Preprocessi
     return again if names and (set(names) <= known or not itself) else splits
 
 
-def _made(examples: Sequence[Any], preprocessing: Preprocessing) -> Any:
+def _made(examples: Iterable[Any], preprocessing: Preprocessing) -> Any:
     """Examples that a program has at hand, as rows. Raises DataError for what is no list of examples."""
     if (
         isinstance(examples, Mapping | bytes)

@@ -125,7 +125,7 @@ def read_runs(paths: Sequence[Path], *, may_be_empty: bool = False) -> list[Run]
     Raises RunDirectoryError where there is none, unless that may be.
     """
     runs: list[Run] = []
-    for path in paths:
+    for path in {each.resolve(): each for each in paths}.values():  # each once, whoever names it twice
         found = [path] if _is_run(path) else [each for each in _folders(path) if _is_run(each)]
         if not found and not may_be_empty:
             raise RunDirectoryError(
@@ -271,11 +271,16 @@ class Cell:
 
 
 def cells_of(runs: Sequence[Run]) -> list[Cell]:
-    """The runs, those of equal configuration but for the seed together. No two cells have the same name."""
+    """The runs, those of equal configuration but for the seed together. No two cells have the same name.
+
+    A run with the seed of another is none more to take a mean of: it stands by itself.
+    """
     alike: dict[str, list[Run]] = {}
     for run in runs:
         known = {key: value for key, value in run.table.items() if key not in ("seed", "run", "comparison")}
         key = json.dumps([run.label, known], sort_keys=True, default=str) if known else str(run.path)
+        while run.seed is not None and run.seed in [each.seed for each in alike.get(key, ())]:
+            key += " again"
         alike.setdefault(key, []).append(run)
     several = len({run.method for run in runs}) < len(alike)
     cells: list[Cell] = []
