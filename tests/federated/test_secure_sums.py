@@ -781,7 +781,7 @@ def test_whoever_says_another_number_of_examples_is_left_out(count: int) -> None
     assert all(map(same, [each.state for each in done], without_masks(plain(), present, {})))
 
 
-@pytest.mark.parametrize("key", [bytes(32), bytes([1]) + bytes(31)])
+@pytest.mark.parametrize("key", [bytes(32), bytes([1]) + bytes(31)], ids=["0", "1"])
 def test_a_key_that_is_none_costs_its_sender_the_round_and_nobody_else(key: bytes) -> None:
     """Points of small order: whoever takes one up refuses it, so the server must not hand it on."""
     sending = Summand.key

@@ -77,6 +77,7 @@ class PageServer(ThreadingHTTPServer):
 
     daemon_threads = True
     allow_reuse_address = True
+    request_queue_size = _MOST_AT_ONCE  # whoever finds no place in the queue tries again after a second
 
     def __init__(self, run: Path, host: str, port: int) -> None:
         self.live = Live(run)
