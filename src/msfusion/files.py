@@ -22,6 +22,7 @@ from torch import Tensor
 
 from msfusion.digests import add_tensor, digest_of_tensors, hashing, pieces_of
 from msfusion.errors import RunDirectoryError
+from msfusion.memory import machine_memory
 
 TEMPORARY = ".tmp"
 """What the name of every unfinished file starts with (safetensors' own unfinished files too)."""
@@ -270,6 +271,12 @@ def names_in(path: Path) -> list[str]:
         return [*file.keys()]
 
 
+def shape_in(path: Path, name: str) -> tuple[int, ...]:
+    """The shape of one tensor of a file, which is not read. Raises RunDirectoryError."""
+    with _told_if_damaged(path), _opened(path) as file:
+        return tuple(file.get_slice(name).get_shape())
+
+
 def read_tensor(path: Path, name: str) -> Tensor:
     """One tensor of a file. Raises RunDirectoryError."""
     return _read(path, names=(name,))[0][name]
@@ -301,6 +308,8 @@ def _read(path: Path, names: tuple[str, ...] | None = None) -> tuple[dict[str, T
     with _told_if_damaged(path), _opened(path) as file:
         metadata = json.loads((file.metadata() or {})[_METADATA])
         digest = metadata.pop(_DIGEST)
+        if names is None and path.stat().st_size > machine_memory():
+            raise RunDirectoryError(f"{path} has more than this machine's memory can hold.")
         wanted = file.keys() if names is None else names
         return {name: file.get_tensor(name).clone() for name in wanted}, metadata, digest
 

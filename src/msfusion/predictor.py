@@ -19,7 +19,7 @@ from msfusion.batch import Batch
 from msfusion.data.federated import FederatedData
 from msfusion.data.inputs import ImageEncoding, NumbersEncoding, RunningTextEncoding, TextEncoding
 from msfusion.data.loaded import check_batches
-from msfusion.data.preprocessing import FILE, Preprocessing
+from msfusion.data.preprocessing import FILE, MOST_BYTES, Preprocessing
 from msfusion.data.table import TableEncoding
 from msfusion.data.unseen import Source, Unseen, load_unseen, resized
 from msfusion.errors import ConfigError, DataError, MsfusionError
@@ -33,6 +33,8 @@ from msfusion.scoring import CROSS_ENTROPY, LOSSES, TORCH_METRICS, Scoring, loss
 
 MODEL = "model.json"
 """Where a folder says how its model is made, by name and options, unless it is one of transformers."""
+LONGEST_NAME = 1000
+"""Of a model; a longer one can be no folder's."""
 OURS = ("msfusion.models.several:several",)
 """Functions that make models, and are part of msfusion."""
 
@@ -93,6 +95,11 @@ class Predictor:
         with evaluating(self.model):
             for batch in self._named(examples.batch).split(self.scoring.batch_size):
                 outputs = logits_of(batch.call(self.model))
+                if bool(outputs.isnan().any() | outputs.isposinf().any()):
+                    raise DataError(
+                        "the model says what is no number (NaN or infinite): its weights are damaged, or the examples "
+                        "are far from those that it was trained on."
+                    )
                 names = examples.names[len(found) : len(found) + len(batch)]
                 if known.classes is None:
                     rows = outputs.reshape(len(batch), -1).tolist()
@@ -188,8 +195,12 @@ def _model(
 def _spec(folder: Path) -> ModelSpec:
     path = folder / MODEL
     try:
+        if path.stat().st_size > MOST_BYTES:
+            raise DataError(f"{path} is larger than any such file.")
         given = json.loads(path.read_text(encoding="utf-8"))
-        return ModelSpec(str(given["name"]), dict(given["options"]))
+        if not isinstance(given["name"], str) or len(given["name"]) > LONGEST_NAME:
+            raise TypeError("it is no name")
+        return ModelSpec(given["name"], dict(given["options"]))
     except MsfusionError:
         raise
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:

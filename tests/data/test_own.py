@@ -115,6 +115,28 @@ def test_running_text_is_cut_into_blocks_of_the_references_words(tmp_path: Path)
     assert batch.targets[:, :-1].tolist() == batch.inputs[0][:, 1:].tolist()  # type: ignore[index]
 
 
+def test_words_and_labels_are_words_where_they_look_like_numbers(tmp_path: Path) -> None:
+    """As in the reference, though the participant's own file has none that does not."""
+    (tmp_path / "reference").mkdir()
+    for name in ("train", "test"):
+        text = "code,size,label\n" + "2,1.5,7\n2a,0.5,8x\n" * 4
+        (tmp_path / "reference" / f"{name}.csv").write_text(text)
+    for who in range(2):
+        (tmp_path / f"own-{who}").mkdir()
+        (tmp_path / f"own-{who}" / "train.csv").write_text("size,label,code\n2,7,2\n")
+    spec = DataSpec(
+        str(tmp_path / "reference"),
+        own=str(tmp_path / "own-{participant}"),
+        participants=2,
+        input_column=("code", "size"),
+        normalise=False,
+    )
+    for batch in load_data(spec).participants:
+        assert isinstance(batch.inputs, tuple)
+        assert batch.inputs[0].tolist() == [[1.0, 0.0, 2.0]]
+        assert batch.targets.tolist() == [0]
+
+
 def test_numbers_to_predict(tmp_path: Path) -> None:
     def written(name: str, values: list[float]) -> str:
         rows = {"numbers": [[value, 1.0] for value in values], "label": values}

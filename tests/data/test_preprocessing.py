@@ -83,6 +83,35 @@ def test_sizes_that_would_fill_the_memory(tmp_path: Path, key: str, value: Any) 
         Preprocessing.read(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("inputs", "parts", 0, "spread"), 0.0),
+        (("inputs", "parts", 0, "spread"), -1.0),
+        (("inputs", "parts", 0, "centre"), 1e999),
+        (("inputs", "parts", 1, "words"), []),
+        (("inputs", "parts", 1, "words"), ["oslo", "oslo"]),
+        (("inputs", "parts", 1, "words"), [str(each) for each in range(100_000)]),  # a table of 80 GB
+        (("inputs", "parts", 1, "name"), "age"),
+        (("inputs", "parts"), []),
+        (("classes", "names"), ["same", "same"]),
+        (("classes", "values"), [True, True]),
+    ],
+)
+def test_columns_and_classes_that_training_cannot_have_made(
+    tmp_path: Path, place: tuple[Any, ...], value: Any
+) -> None:
+    KNOWN[2].write(tmp_path)
+    content = json.loads((tmp_path / FILE).read_text())
+    holder = content
+    for key in place[:-1]:
+        holder = holder[key]
+    holder[place[-1]] = value
+    (tmp_path / FILE).write_text(json.dumps(content).replace("Infinity", "1e999"))
+    with pytest.raises(DataError, match="is damaged"):
+        Preprocessing.read(tmp_path)
+
+
 VALUES = st.one_of(
     st.none(),
     st.booleans(),

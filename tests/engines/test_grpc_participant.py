@@ -63,6 +63,24 @@ def test_what_was_kept_in_a_round_is_found_again(on_disk: bool, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("on_disk", [True, False])
+def test_whoever_is_killed_in_its_first_round_begins_with_the_same(on_disk: bool, tmp_path: Path) -> None:
+    """Secrets that noise and keys follow from: drawn once, and not told to anybody."""
+    folder, in_memory = tmp_path / "own" if on_disk else None, dict[int, dict[str, torch.Tensor]]()
+    drawn = iter([one(1.0), one(2.0)])
+    first = Kept(folder, "run", 1, in_memory).load(0, lambda: next(drawn))
+    again = Kept(folder, "run", 1, in_memory).load(0, lambda: next(drawn))
+    assert torch.equal(first["logits"], one(1.0)["logits"])
+    assert torch.equal(again["logits"], one(1.0)["logits"])
+    kept = Kept(folder, "run", 1, in_memory)
+    for number in (1, 2, 3):
+        kept.save(number, one(float(number)))
+    kept.load(3)
+    assert torch.equal(
+        kept.load(0, lambda: next(drawn))["logits"], one(2.0)["logits"]
+    )  # forgotten, as others
+
+
+@pytest.mark.parametrize("on_disk", [True, False])
 def test_whoever_is_asked_seldom_keeps_what_the_server_may_go_back_to(on_disk: bool, tmp_path: Path) -> None:
     """It was asked in rounds 1, 10 and 50: the server may go back from 51 to 49, so to what was kept in 10."""
     kept = Kept(tmp_path / "own" if on_disk else None, "run", rounds=2)

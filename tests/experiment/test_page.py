@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shutil
 import statistics
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ from commands import QUICK, msfusion, refused
 from made_runs import line_of, made_run, summary_of, windows_by_hand
 from quick import QUICK_JOB, QUICK_SETTINGS
 
+from msfusion import files
 from msfusion.errors import RunDirectoryError
 from msfusion.experiment.config import load_config
 from msfusion.experiment.kinds import prepare
+from msfusion.experiment.page import parts, reading
 from msfusion.experiment.page.about import windows_of
 from msfusion.experiment.page.build import LIBRARY, PROGRAM, as_json, asset, content_policy, page, page_data
 from msfusion.experiment.page.reading import read_inside, read_runs
@@ -27,7 +30,7 @@ from msfusion.experiment.page.write import write_report
 from msfusion.experiment.report.picture import holdings
 from msfusion.experiment.slices import SlicesRun
 from msfusion.experiment.train import train
-from msfusion.files import write_sealed_json, write_tensors
+from msfusion.files import read_tensors, shape_in, write_sealed_json, write_tensors
 
 
 def data_of(*paths: Path) -> dict[str, Any]:
@@ -105,6 +108,17 @@ def test_seeds_of_one_method_are_a_mean_with_a_band_and_the_small_model_is_dashe
     memory = charts(sections(data)["costs"])["Against memory, at the end"]["points"]
     assert len(memory) == 4
     assert {point["x"] for point in memory} == {10**6 + 2}
+
+
+def test_a_run_that_is_named_twice_or_copied_is_no_second_seed(tmp_path: Path) -> None:
+    """A mean of one run and its copy would have no spread, and look like two."""
+    first, second = made_run(tmp_path / "first", seed=0), made_run(tmp_path / "second", seed=1)
+    copy = shutil.copytree(first, tmp_path / "copy")
+    twice = [first, tmp_path / "second" / ".." / "first", second]
+    assert [[run.seed for run in cell.runs] for cell in reading.cells_of(read_runs(twice))] == [[0, 1]]
+    cells = reading.cells_of(read_runs([first, second, copy]))
+    assert [[run.path for run in cell.runs] for cell in cells] == [[first, second], [copy]]
+    assert len({cell.name for cell in cells}) == 2
 
 
 def test_costs_add_up_round_by_round(tmp_path: Path) -> None:
@@ -343,6 +357,64 @@ def test_links_devices_and_endless_files_are_not_read(
     assert "about.json is damaged" in problems
     with pytest.raises(ValueError, match="more than 10 bytes"):
         read_inside(path, "metrics.jsonl", most=10)
+
+
+def test_all_runs_together_are_not_read_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(3):
+        made_run(tmp_path / "all" / f"run-{number}", rounds=20)
+    size = sum(each.stat().st_size for each in (tmp_path / "all" / "run-0").iterdir())
+    monkeypatch.setattr(reading, "MOST_IN_ALL", int(1.5 * size))
+    runs = read_runs([tmp_path / "all"])
+    assert [len(run.lines) for run in runs] == [20, 20, 0] or [len(run.lines) for run in runs] == [20, 0, 0]
+    assert runs[0].problems == []
+    assert any("is not read" in problem for problem in runs[2].problems)
+    assert sum(run.bytes_read for run in runs) <= int(1.5 * size)
+
+
+def test_an_operator_that_no_memory_holds_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file with a hole, which takes no space on the disk."""
+    path = made_run(tmp_path / "run", method="fedgrow")
+    rows = 2**13
+    size = rows * rows * 4
+    head = json.dumps(
+        {
+            "__metadata__": {"msfusion": json.dumps({"sha256": ""})},
+            "operator.depth.w": {"dtype": "F32", "shape": [rows, rows], "data_offsets": [0, size]},
+        }
+    ).encode()
+    with (path / "model.safetensors").open("wb") as file:
+        file.write(len(head).to_bytes(8, "little") + head)
+        file.truncate(8 + len(head) + size)
+    monkeypatch.setattr(parts, "read_tensor", lambda *_: pytest.fail("it was read"))
+    monkeypatch.setattr(files, "machine_memory", lambda: size)
+    assert shape_in(path / "model.safetensors", "operator.depth.w") == (rows, rows)
+    assert "growth" not in sections(data_of(path))
+    with pytest.raises(RunDirectoryError, match="more than this machine's memory"):
+        read_tensors(path / "model.safetensors")
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_labels_of_a_file_that_a_directory_names_are_not_looked_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever sends a run directory would else get words of a file that is on this machine alone."""
+    datasets = pytest.importorskip("datasets", reason="needs datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    private = tmp_path / "private.csv"
+    private.write_text(
+        "size,label\n" + "".join(f"{row},{'hunter2' if row % 2 else 'no'}\n" for row in range(40))
+    )
+    settings = (f"data.source={private}", "model.name=mlp", "model.options={hidden=[8]}", "rounds=1")
+    path = tmp_path / "run"
+    path.mkdir()
+    config = load_config(None, (*settings, "participants.count=2", "method.start=fresh"))
+    (path / "config.toml").write_text(config.to_toml())
+    write_report([path])
+    found = (path / "report.html").read_text()
+    assert "hunter2" not in found
+    assert "windows" in sections(embedded(path / "report.html"))
 
 
 def test_a_report_calls_nothing_that_a_run_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

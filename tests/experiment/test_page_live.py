@@ -11,11 +11,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 from commands import environment, msfusion, refused
 from made_runs import line_of, made_run
 
@@ -123,6 +124,24 @@ def test_who_asks_by_a_name_of_strangers_is_refused(tmp_path: Path) -> None:
 def test_a_connection_that_says_nothing_holds_up_nobody(tmp_path: Path) -> None:
     with served(made_run(tmp_path / "run")) as server, socket.create_connection(("127.0.0.1", server.port)):
         assert ask(server, "/data.json")[0] == 200
+
+
+def test_connections_that_say_a_word_now_and_then_keep_nobody_out(tmp_path: Path) -> None:
+    """There is room for 32; for another one the oldest has to go."""
+    with ExitStack() as stack:
+        server = stack.enter_context(served(made_run(tmp_path / "run")))
+        slow = [stack.enter_context(socket.create_connection(("127.0.0.1", server.port))) for _ in range(40)]
+        for each in slow:
+            with suppress(OSError):
+                each.sendall(b"GET /data.json HTTP/1.1\r\nHost: 127")
+        for _ in range(3):
+            assert ask(server, "/data.json")[0] == 200
+        slow[0].settimeout(5)
+        with suppress(ConnectionResetError):
+            assert slow[0].recv(1) == b""
+        slow[-1].settimeout(0.05)
+        with pytest.raises(TimeoutError):  # it may go on
+            slow[-1].recv(1)
 
 
 def test_mistakes_are_told_in_a_sentence(tmp_path: Path) -> None:

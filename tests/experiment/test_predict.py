@@ -19,6 +19,7 @@ from msfusion.errors import ConfigError, DataError
 from msfusion.experiment.config import load_config
 from msfusion.experiment.export import export
 from msfusion.experiment.train import train
+from msfusion.files import read_tensors, write_tensors
 
 datasets = pytest.importorskip("datasets", reason="needs datasets")
 Image = pytest.importorskip("PIL.Image", reason="needs Pillow")
@@ -218,3 +219,32 @@ def test_code_is_run_only_where_it_is_named(tmp_path: Path, monkeypatch: pytest.
     (model / "model.json").write_text(json.dumps(hidden))
     with pytest.raises(ConfigError, match="is made by os:system"):
         load_predictor(model)
+
+
+def test_models_of_strangers_that_are_none(tmp_path: Path) -> None:
+    """Sizes that would fill the memory, names that are none, and weights that say no number."""
+    settings = [each for each in QUICK_SETTINGS if not each.startswith("method.start")]
+    model, _ = exported(tmp_path, *settings, "method.name=ensemble")
+    path = model / "model.json"
+    given = json.loads(path.read_text())
+
+    def told(content: object) -> str:
+        path.write_text(json.dumps(content))
+        with pytest.raises((ConfigError, DataError)) as found:
+            load_predictor(model)
+        return str(found.value)
+
+    options = given["options"]
+    wide = {**options, "inputs": {"0": {"shape": [2, 1, 2**20, 2**20], "type": "float32"}}}
+    assert "which no input has" in told({**given, "options": wide})
+    for count in (10**9, 0, 2.5, "3"):
+        assert "model.options.count" in told({**given, "options": {**options, "count": count}})
+    for name in ("x" * 5000, {"a": 1}, None, 3):
+        assert "missing or damaged" in told({**given, "name": name})
+    path.write_text(json.dumps(given))
+    tensors, metadata = read_tensors(model / "model.safetensors")
+    name = next(name for name, tensor in tensors.items() if tensor.is_floating_point())
+    tensors[name] = tensors[name] * float("nan")
+    write_tensors(model / "model.safetensors", tensors, metadata)
+    with pytest.raises(DataError, match="its weights are damaged"):
+        load_predictor(model)("digits")

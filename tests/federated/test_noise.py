@@ -24,10 +24,12 @@ from msfusion.errors import ConfigError, TrainingError
 from msfusion.federated.accounting import Privacy, epsilon_of
 from msfusion.federated.compression import compressed
 from msfusion.federated.engine import InProcess
-from msfusion.federated.method import Answered, Method, Task, Update
+from msfusion.federated.method import Answered, Kind, Method, Task, Update
 from msfusion.federated.noise import NoisyMethod, normal
 from msfusion.federated.participation import Conditions, RoundSettings
+from msfusion.federated.privacy import Outbound
 from msfusion.federated.protected import as_run, protected
+from msfusion.federated.screening import Screening
 from msfusion.federated.secure_sums import SecureSums
 from msfusion.width.groups import State
 from msfusion.width.trace import trace
@@ -56,6 +58,19 @@ def test_normal_numbers_are_normal() -> None:
     assert not torch.equal(numbers, normal(1_000_000, b"l" * 32))
 
 
+@pytest.mark.parametrize("bits", [0, 2**64 - 1])
+def test_the_rarest_numbers_are_normal_too(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All bits 0, and all 1: about eight standard deviations out, on either side."""
+    from msfusion.federated import noise
+
+    def stream(numbers: Tensor, seed: bytes) -> None:
+        numbers.numpy().view("u8")[:] = bits
+
+    monkeypatch.setattr(noise, "add_stream", stream)
+    (number,) = normal(1, b"k" * 32).tolist()
+    assert number == pytest.approx(8.2095 if bits else -8.2095, abs=1e-3)
+
+
 @dataclass(frozen=True)
 class Told(Averaging):
     """Participants move all weights by a number of their own; the server takes the mean."""
@@ -68,6 +83,9 @@ class Told(Averaging):
 
     def weight_in_sums(self, examples: int) -> int:
         return 1
+
+    def outbound(self, kind: Kind, task: Task) -> Outbound:
+        return Outbound.like(task.tensors)
 
     def train(self, task: Task, data: Batch) -> Update:
         moved = {name: tensor + self.by[task.participant] for name, tensor in task.tensors.items()}
@@ -221,6 +239,7 @@ def test_who_is_missing_leaves_less_noise() -> None:
         (lambda: protected(normed(recalibrate=False), None, PRIVACY, 5), "running statistic"),
         (lambda: protected(Averaging(), None, PRIVACY, 5), "does not say that the sum"),
         (lambda: protected(Reporting(by=(0.0,)), None, PRIVACY, 5), "drift"),
+        (lambda: protected(Declaring(by=(0.0,)), None, PRIVACY, 5), "oldest"),
     ],
 )
 def test_methods_whose_participants_say_more_are_refused(made: Callable[[], Method], word: str) -> None:
@@ -230,6 +249,13 @@ def test_methods_whose_participants_say_more_are_refused(made: Callable[[], Meth
 
 class Reporting(Told):
     metrics = frozenset({"drift"})
+
+
+class Declaring(Told):
+    """It has no metrics, but sends a number with its update."""
+
+    def outbound(self, kind: Kind, task: Task) -> Outbound:
+        return Outbound.like(task.tensors, frozenset({"oldest"}))
 
 
 def small() -> Method:
@@ -258,6 +284,7 @@ def normed(*, recalibrate: bool) -> Method:
             {"conditions": Conditions(seconds=lambda *_: 1.0, deadline=2.0, late="downweight")},
             r"network\.late",
         ),
+        ({"screening": Screening(max_update_norm=5.0)}, r"method\.max_update_norm"),
         ({"settings": RoundSettings(2, count=3)}, "5 participants are asked, and there are 3"),
     ],
 )
@@ -266,10 +293,12 @@ def test_rounds_whose_noise_would_be_another_are_refused(options: dict[str, Any]
         run(noisy(), **options)
 
 
-def test_noise_is_the_same_for_what_was_sent_and_another_for_anything_else(
+def test_noise_is_the_same_for_one_update_and_another_for_any_that_differs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The same noise on two states would cancel in the difference of two updates."""
+    """The same noise on two updates would cancel in their difference: of two models that were sent, of two rounds, and
+    of one round that is done again with an example that has changed, or by another machine's rounding.
+    """
     from msfusion.federated import noise
 
     seeds: list[bytes] = []
@@ -285,5 +314,54 @@ def test_noise_is_the_same_for_what_was_sent_and_another_for_anything_else(
     other = replace(task, tensors={name: tensor + 1e-3 for name, tensor in task.tensors.items()})
     for each in (task, task, other, replace(task, round_index=1)):
         method.train(each, some_data()[0])
+    own = some_data()[0]
+    assert isinstance(own.inputs, tuple)
+    changed = own.inputs[0].clone()
+    changed[3, 2] += 1e-3
+    method.train(task, replace(own, inputs=(changed,)))
     assert seeds[0] == seeds[1]
-    assert len(set(seeds)) == 3
+    assert len(set(seeds)) == 4
+
+
+# Whether one counts says nothing of another
+
+
+class Hostile(NoisyMethod):
+    """Participant 0 sends as large a change as it likes, without noise."""
+
+    def __init__(self, inner: Method, by: float) -> None:
+        super().__init__(inner)
+        self.by = by
+
+    def train(self, task: Task, data: Batch) -> Update:
+        update = super().train(task, data)
+        if task.participant:
+            return update
+        return replace(update, tensors={name: tensor + self.by for name, tensor in task.tensors.items()})
+
+
+def test_the_size_of_one_update_does_not_decide_about_another() -> None:
+    """Participant 0 changes 30 times as much as the median, but less than the clip: it counts, as does everybody."""
+    from msfusion.federated import rounds
+
+    size = math.sqrt(40_006)
+    by = (0.3 / size, 0.01 / size, 0.01 / size, 0.01 / size)
+    (plain,) = rounds.run_rounds(Told(by=by), vectors(4), RoundSettings(1))
+    assert [each.participant for each in plain.left_out] == [0]
+    made = protected(Told(by=by), None, Privacy(clip=0.5, noise=1e-6), 4)
+    (result,) = rounds.run_rounds(made, vectors(4), RoundSettings(1))
+    assert not result.left_out
+
+
+@pytest.mark.parametrize(("factor", "left_out"), [(0.9, []), (1.1, [0])])
+def test_whoever_does_not_cut_down_is_left_out(factor: float, left_out: list[int]) -> None:
+    """The bound is that of clip and noise, whatever others send."""
+    from msfusion.federated import rounds
+
+    entries, privacy = 40_006, Privacy(clip=0.5, noise=2.0)
+    made = protected(Told(by=(0.0,) * 4), None, privacy, 4)
+    bound = 0.5 + 2.0 * 0.5 / 2 * (math.sqrt(entries) + 10)
+    method = Hostile(made, factor * bound / math.sqrt(entries))
+    (result,) = rounds.run_rounds(method, vectors(4), RoundSettings(1))
+    assert [each.participant for each in result.left_out] == left_out
+    assert not left_out or "more than clip and noise" in result.left_out[0].reason

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,14 +14,17 @@ import torch
 from averaging import Averaging
 from averaging import some_data as vectors
 from building import build_method
-from loopback import Loopback
+from loopback import AGREED as RUN
+from loopback import NOTHING, Loopback
 from torch import Tensor, nn
 
 from msfusion import FedAvg, Federation
 from msfusion.batch import Batch
 from msfusion.codecs import DeadZone
+from msfusion.engines.grpc.calling import Connecting
+from msfusion.engines.grpc.participant import take_part
 from msfusion.engines.processes import Processes
-from msfusion.errors import ConfigError, MsfusionError, SumError, TrainingError, UpdateError
+from msfusion.errors import ConfigError, MsfusionError, StreamError, SumError, TrainingError, UpdateError
 from msfusion.federated import rounds
 from msfusion.federated.capacities import Capacities, OneOf
 from msfusion.federated.compression import compressed
@@ -308,6 +312,85 @@ def test_one_that_diverges_is_left_out_by_name(monkeypatch: pytest.MonkeyPatch) 
     assert "has changed by" in done[0].left_out[0].reason
 
 
+# Whoever is killed in the middle of the exchange, and started again
+
+
+class Killed(BaseException):
+    """The process has come to an end."""
+
+
+class Restarting(Loopback):
+    """Participants whose processes are started again where they were killed; with an example changed, if wanted."""
+
+    def __init__(self, folder: Path, changed: bool) -> None:
+        super().__init__()
+        self.folder, self.changed = folder, changed
+
+    def _take_part(self, method: Method, participant: int) -> None:
+        data, connecting = self._data[participant], Connecting(self.address, NOTHING, 30.0)
+        while True:
+            try:
+                take_part(
+                    method,
+                    data,
+                    connecting,
+                    participant=participant,
+                    agreement=RUN,
+                    folder=self.folder / str(participant),
+                )
+                return
+            except StreamError:  # the test is over
+                return
+            except Killed:
+                if self.changed:
+                    assert isinstance(data.inputs, tuple)
+                    data = replace(data, inputs=(data.inputs[0] + 1e-3,))
+
+
+@pytest.mark.parametrize(
+    ("at", "round_index", "changed"),
+    [
+        ("heard", 0, False),
+        ("heard", 1, True),
+        *(
+            pytest.param(at, round_index, changed, marks=pytest.mark.release)
+            for at in ("masked", "pairs", "own")
+            for round_index in (0, 1)
+            for changed in (False, True)
+        ),
+    ],
+)
+def test_whoever_is_killed_in_the_exchange_goes_on_with_the_same_update_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, at: str, round_index: int, changed: bool
+) -> None:
+    """In its first round as well. With another update it would have the same masks, so it is left out."""
+    working, keys, killed = getattr(Summand, at), list[bytes](), list[int]()
+    key = Summand.key
+
+    def noting(self: Summand) -> Request:
+        request = key(self)
+        if (self._task.participant, self._task.round_index) == (1, round_index):
+            keys.append(request.tensors["key"].numpy().tobytes())
+        return request
+
+    def dies(self: Summand, *told: Any) -> Any:
+        if (self._task.participant, self._task.round_index) == (1, round_index) and not killed:
+            killed.append(1)
+            raise Killed
+        return working(self, *told)
+
+    monkeypatch.setattr(Summand, "key", noting)
+    monkeypatch.setattr(Summand, at, dies)
+    done = run(secure(), Restarting(tmp_path, changed), settings=RoundSettings(2))
+    assert len(keys) == 2
+    assert (keys[0] == keys[1]) != changed
+    if changed:
+        assert 1 in [each.participant for each in done[round_index].left_out]
+        return
+    assert not done[round_index].left_out
+    assert all(map(same, [each.state for each in done], [each.state for each in run(secure())]))
+
+
 # Runs that go on
 
 
@@ -494,6 +577,32 @@ def test_masks_of_another_attempt_are_others() -> None:
         assert int((first[who] == second[who]).sum()) == 0
 
 
+def test_the_key_of_another_update_is_another() -> None:
+    """So its masks are others too, even for a server that says again what it said: the same masks on two updates of a
+    round would cancel in their difference. The same update, of a participant that was killed, has the same key.
+    """
+    method = as_run(secure())
+    assert isinstance(method, SecureMethod)
+    task = method.assign(method.initial_state(), 0, 1)
+    task = replace(task, memory={SECRET: torch.arange(32, dtype=torch.uint8)})
+    own = some_data()[1]
+    assert isinstance(own.inputs, tuple)
+    changed = own.inputs[0].clone()
+    changed[3, 2] += 1e-3
+    sent = {name: tensor + 1e-3 for name, tensor in task.tensors.items()}
+    keys = []
+    for each, data in (
+        (task, own),
+        (task, own),
+        (task, replace(own, inputs=(changed,))),
+        (replace(task, tensors=sent), own),
+        (replace(task, round_index=1), own),
+    ):
+        keys.append(next(method.train(each, data)).tensors["key"].numpy().tobytes())
+    assert keys[0] == keys[1]
+    assert len(set(keys)) == 4
+
+
 # What a participant will not say
 
 
@@ -654,6 +763,43 @@ def test_whoever_says_something_else_than_is_due_is_left_out() -> None:
     assert roster.examples == {who: 13 + who for who in range(4)}
 
 
+@pytest.mark.parametrize("count", [1, 2**40])
+def test_whoever_says_another_number_of_examples_is_left_out(count: int) -> None:
+    """It is a weight, and the scale of everybody's numbers: with 2^40 examples of one, others' changes were zero."""
+
+    def lies(key: Any) -> Any:
+        def lying(self: Summand) -> Request:
+            request: Request = key(self)
+            return replace(request, metadata={"examples": count}) if self._task.participant == 2 else request
+
+        return lying
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Summand, "key", lies(Summand.key))
+        done = run(secure(), settings=RoundSettings(2))
+    assert [[each.participant for each in result.left_out] for result in done] == [[2], [2]]
+    present = [[who for who in range(PEOPLE) if who != 2]] * 2
+    assert all(map(same, [each.state for each in done], without_masks(plain(), present, {})))
+
+
+@pytest.mark.parametrize("key", [bytes(32), bytes([1]) + bytes(31)], ids=["0", "1"])
+def test_a_key_that_is_none_costs_its_sender_the_round_and_nobody_else(key: bytes) -> None:
+    """Points of small order: whoever takes one up refuses it, so the server must not hand it on."""
+    sending = Summand.key
+
+    def lies(self: Summand) -> Request:
+        request = sending(self)
+        if self._task.participant != 2:
+            return request
+        return replace(request, tensors={"key": torch.tensor([*key], dtype=torch.uint8)})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Summand, "key", lies)
+        (result,) = run(secure(), settings=RoundSettings(1))
+    assert [each.participant for each in result.left_out] == [2]
+    assert result.server_figures["summed"] == PEOPLE - 1
+
+
 # What does not go together
 
 
@@ -749,6 +895,17 @@ class Plain(Averaging):
 
     def weight_in_sums(self, examples: int) -> int:
         return 1
+
+
+@pytest.mark.parametrize("weight", [0, -1, 1.5, True, None])
+def test_weights_that_are_none_are_refused(weight: Any) -> None:
+    class Weightless(Averaging):
+        def weight_in_sums(self, examples: int) -> int:
+            given: int = weight
+            return given
+
+    with pytest.raises(ConfigError, match=r"weight_in_sums\(1\) gives"):
+        secured(Weightless(), SecureSums())
 
 
 def test_a_method_of_ones_own_goes_if_it_says_that_the_sum_is_enough() -> None:

@@ -58,7 +58,7 @@ def column_values(split: Any, column: str) -> list[Any]:
 
 
 def text_values(split: Any, column: str, holder: str, rows: Sequence[int] | None = None) -> list[str]:
-    """All texts of a column. Raises DataError, naming the first such example, where there is none (null).
+    """All texts of a column. Raises DataError, naming the first such example, where there is none (null), or no text.
 
     `rows` are the numbers of the examples where the split is a part of the data.
     """
@@ -68,6 +68,11 @@ def text_values(split: Any, column: str, holder: str, rows: Sequence[int] | None
             raise DataError(
                 f"example {row if rows is None else rows[row]} of {holder} has no text in the column '{column}': give "
                 "it one, or leave such rows out."
+            )
+        if not isinstance(value, str):
+            raise DataError(
+                f"example {row if rows is None else rows[row]} of {holder} has a value of the type "
+                f"{type(value).__name__} in the column '{column}': it must be a text."
             )
     return values
 

@@ -25,22 +25,40 @@ _MISSING = {"", "NA", "N/A", "n/a", "<NA>", "#N/A", "NaN", "nan", "NULL", "null"
 """What programs write for a missing number. Among texts these are words."""
 
 
+Kinds = Mapping[str, str]
+"""What columns hold, where that is known: `text`, or `number`. The cells of a file decide about the others."""
+
+
 def settings_of(config: Any) -> dict[str, Any]:
-    """How `datasets` is to read CSV: every cell stays text, and no word is a missing one."""
+    """How `datasets` is to read CSV: every cell stays text, and no word is a missing one.
+
+    Raises DataError where rows have more cells than the header: pandas would take the first for a name of the row, and
+    each of the others for that of the column to its left.
+    """
     import pandas
 
-    header: list[str] = []
+    first, file = None, ""
     with suppress(Exception):  # an archive, or a file that cannot be read, of which `datasets` says more
-        file = next(iter(config.data_files.values()))[0]
-        header = list(pandas.read_csv(file, sep=config.sep, encoding=config.encoding, nrows=0).columns)
-    return {"keep_default_na": False, "converters": dict.fromkeys(header, str) or None}
+        file = str(next(iter(config.data_files.values()))[0])
+        first = pandas.read_csv(file, sep=config.sep, encoding=config.encoding, nrows=1, dtype=str)
+    if first is None:
+        return {"keep_default_na": False, "converters": None}
+    if len(first) and not isinstance(first.index, pandas.RangeIndex):
+        raise DataError(
+            f"the rows of {file} have more cells than its header: give each column a name, and leave no separator at "
+            "the end of a row."
+        )
+    return {"keep_default_na": False, "converters": dict.fromkeys(first.columns, str) or None}
 
 
-def typed_splits(splits: Mapping[str, Any], spec: DataSpec) -> dict[str, Any]:
+def typed_splits(splits: Mapping[str, Any], spec: DataSpec, kinds: Kinds | None = None) -> dict[str, Any]:
     """The splits with columns of numbers as numbers, missing ones null. A column has one type in all splits.
 
+    `kinds` are those that other data had, as which these are to be read: by its own cells alone a file with the words
+    "1" and "2" would have numbers in a column in which the others have "3b" as well.
     Raises DataError for labels, or values to share out by, that are numbers but for some words for missing ones.
     """
+    kinds = kinds or {}
     found = dict(splits)
     columns = next(iter(found.values())).column_names
     used = _used(columns, spec)
@@ -48,10 +66,11 @@ def typed_splits(splits: Mapping[str, Any], spec: DataSpec) -> dict[str, Any]:
         if not all(_is_text(split, column) for split in found.values()):
             continue
         cells = {name: split.with_format("arrow")[:][column].to_pylist() for name, split in found.items()}
-        if column in used:
+        kind = kinds.get(column)
+        if column in used and kind != "text":
             _refuse_words_among_numbers(cells, column)
         texts = [cell for each in cells.values() for cell in each]
-        values = _typed(texts)
+        values = texts if kind == "text" else _typed(texts, as_number=kind == "number")
         if values is texts and column not in used:
             continue  # an empty cell among texts is an empty text
         rows = iter(values)
@@ -89,8 +108,11 @@ def _refuse_words_among_numbers(cells: Mapping[str, Sequence[str]], column: str)
     )
 
 
-def _typed(texts: Sequence[str]) -> Sequence[Any]:
-    """Whole numbers, numbers or truth values, with None where one is missing; else the texts themselves."""
+def _typed(texts: Sequence[str], *, as_number: bool = False) -> Sequence[Any]:
+    """Whole numbers, numbers or truth values, with None where one is missing; else the texts themselves.
+
+    `as_number`: they are numbers, so that whole ones too large for 64 bits are no names.
+    """
     stripped = [text.strip() for text in texts]
     known = [text for text in stripped if text not in _MISSING]
     if not known:
@@ -101,9 +123,10 @@ def _typed(texts: Sequence[str]) -> Sequence[Any]:
         return texts
     numbers = [None if text in _MISSING else Decimal(text) for text in stripped]
     there = [number for number in numbers if number is not None]
-    if any(number != number.to_integral_value() for number in there):
+    small = all(-(2**63) <= number < 2**63 for number in there)
+    if any(number != number.to_integral_value() for number in there) or (as_number and not small):
         return [None if number is None else float(number) for number in numbers]
-    if not all(-(2**63) <= number < 2**63 for number in there):
+    if not small:
         return texts
     return [None if number is None else int(number) for number in numbers]
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from msfusion.batch import Batch
 from msfusion.data.classified import load_classification
-from msfusion.data.columns import column_values, find_columns, partition_keys, text_values
-from msfusion.data.delimited import settings_of, typed_splits
+from msfusion.data.columns import Columns, column_values, find_columns, kind_of, partition_keys, text_values
+from msfusion.data.delimited import Kinds, settings_of, typed_splits
 from msfusion.data.loaded import Loaded
 from msfusion.data.measured import load_measured
 from msfusion.data.running_text import load_running_text
@@ -70,7 +70,10 @@ def load_own_split(source: str, participant: int, spec: DataSpec) -> Batch:
     """
     reference, _ = _splits(spec)
     columns = find_columns(reference, spec)
-    holder, own = f"participant {participant}", _own_rows(source, participant, spec, columns.label)
+    holder, own = (
+        f"participant {participant}",
+        _own_rows(source, participant, spec, columns, kinds_in(reference)),
+    )
     for name in filter(None, (*columns.inputs, columns.label)):
         if name not in own.features:
             raise DataError(
@@ -85,16 +88,22 @@ def load_own_split(source: str, participant: int, spec: DataSpec) -> Batch:
     return load(reference, own, columns, None, limits, holder).test
 
 
-def _own_rows(source: str, participant: int, spec: DataSpec, label: str | None) -> Any:
+def kinds_in(split: Any) -> dict[str, str]:
+    """Which of its columns hold texts, and which numbers: others that are to be like it hold the same."""
+    kinds = {name: kind_of(feature) for name, feature in split.features.items()}
+    return {name: kind for name, kind in kinds.items() if kind in ("text", "number")}
+
+
+def _own_rows(source: str, participant: int, spec: DataSpec, columns: Columns, kinds: Kinds) -> Any:
     """The training split of a participant's own source."""
-    place = replace(spec, source=source)
+    place, label = replace(spec, source=source), columns.label
     if not Path(source).expanduser().exists():  # nobody else is told what private data is called
         raise DataError(
             f"data.own of participant {participant} = '{source}': there is no such folder or file (seen from "
             f"{Path.cwd()})."
         )
     try:
-        splits = open_splits(place)
+        splits = open_splits(place, kinds=kinds)
         if spec.train_split in splits and label not in (None, *splits[spec.train_split].features):
             splits = open_splits(place, labels=True)
     except DataError as error:
@@ -145,8 +154,11 @@ def _labels_hidden(split: Any, train: Any, spec: DataSpec) -> bool:
     return hidden and -1 not in column_values(train, label)
 
 
-def open_splits(spec: DataSpec, labels: bool = False) -> Any:
-    """All splits of a source. `labels`: those of a folder's folders too where they are all of one class."""
+def open_splits(spec: DataSpec, labels: bool = False, kinds: Kinds | None = None) -> Any:
+    """All splits of a source. `labels`: those of a folder's folders too where they are all of one class.
+
+    `kinds`: what columns of CSV hold, where other data has said it.
+    """
     try:
         import datasets
     except ImportError as error:
@@ -170,7 +182,7 @@ def open_splits(spec: DataSpec, labels: bool = False) -> Any:
             if delimited:
                 arguments |= settings_of(builder.config)
             splits = datasets.load_dataset(name, spec.subset, **arguments, trust_remote_code=False)
-            return typed_splits(splits, spec) if delimited else splits
+            return typed_splits(splits, spec, kinds) if delimited else splits
     except DataError:
         raise
     except Exception as error:  # from many libraries: network, parquet, missing configurations

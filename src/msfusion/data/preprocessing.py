@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -24,7 +24,7 @@ from msfusion.data.inputs import (
 )
 from msfusion.data.labels import Classes
 from msfusion.data.spec import FOLDER, is_pretrained
-from msfusion.data.table import NumberColumn, TableEncoding, WordColumn
+from msfusion.data.table import MOST_WORDS, NumberColumn, TableEncoding, WordColumn
 from msfusion.data.text import SPLITTERS, Encoder
 from msfusion.errors import ConfigError, DataError
 from msfusion.files import write_json
@@ -62,6 +62,22 @@ class Preprocessing:
         """Where the answers stand, if anywhere."""
         return self.classes.column if self.classes is not None else self.label
 
+    @property
+    def kinds(self) -> dict[str, str]:
+        """Which columns held texts in training, and which numbers: in other files they hold the same."""
+        kinds: dict[str, str] = {}
+        if isinstance(self.inputs, TextEncoding | RunningTextEncoding):
+            kinds[self.inputs.column] = "text"
+        if isinstance(self.inputs, TableEncoding):
+            for part in self.inputs.parts:
+                kinds[part.name] = "text" if isinstance(part, WordColumn) else "number"
+        named = self.classes is not None and all(isinstance(each, str) for each in self.classes.values)
+        if (
+            self.classes is not None and named and not self.classes.declared
+        ):  # else numbers stand for them too
+            kinds[self.classes.column] = "text"
+        return kinds
+
     def write(self, folder: Path) -> None:
         """Write the files; a tokenizer of a folder is not among them."""
         inputs: dict[str, Any] = {"kind": self.inputs.kind, **_plain(self.inputs)}
@@ -95,7 +111,7 @@ class Preprocessing:
             made._check()
         except DataError as error:
             raise DataError(f"{path} cannot be used: {error}") from error
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise DataError(f"{path} is damaged: {in_one_line(error)}") from error
         return made
 
@@ -108,20 +124,39 @@ class Preprocessing:
             if self.inputs.image_size not in (None, self.inputs.height):
                 raise ValueError("image_size")
             for each in (self.inputs.centre, self.inputs.spread):
-                if each is not None and (
-                    len(each) != self.inputs.channels or not all(map(math.isfinite, each))
-                ):
+                if each is not None and len(each) != self.inputs.channels:
                     raise ValueError("centre and spread")
+            _check_scale(self.inputs.centre or (), self.inputs.spread or ())
         if isinstance(self.inputs, TextEncoding | RunningTextEncoding):
             sizes.append(self.inputs.length)
+        if isinstance(self.inputs, TableEncoding):
+            _check_table(self.inputs)
         if not all(0 < size <= MOST for size in sizes):
             raise ValueError("a size that no model has")
         if self.task not in TASKS or (self.task == "classification") != (self.classes is not None):
             raise ValueError("the task")
         if self.classes is not None and not (
-            len(self.classes.names) == len(self.classes.values) == self.outputs
+            len(set(self.classes.names)) == len(set(self.classes.values)) == self.outputs
+            and len(self.classes.names) == len(self.classes.values)
         ):
             raise ValueError("the classes")
+
+
+def _check_scale(centres: Sequence[float], spreads: Sequence[float]) -> None:
+    """Raise ValueError for numbers that would make all inputs infinite, or none."""
+    if not all(map(math.isfinite, (*centres, *spreads))) or not all(spread > 0 for spread in spreads):
+        raise ValueError("centre and spread")
+
+
+def _check_table(inputs: TableEncoding) -> None:
+    """Raise ValueError for columns that training cannot have made."""
+    if not inputs.parts or len(set(inputs.columns)) != len(inputs.parts):
+        raise ValueError("columns")
+    for part in inputs.parts:
+        if isinstance(part, NumberColumn):
+            _check_scale((part.centre,), (part.spread,))
+        elif not 0 < len(set(part.words)) == len(part.words) <= MOST_WORDS:
+            raise ValueError(f"the words of the column {part.name}")
 
 
 _KINDS: Mapping[str, type[Any]] = {

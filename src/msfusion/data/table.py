@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,6 +16,7 @@ from msfusion.data.columns import column_values, is_missing, kind_of, require_on
 from msfusion.data.inputs import Chosen
 from msfusion.data.spec import DataSpec
 from msfusion.errors import DataError
+from msfusion.quoting import short
 
 MOST_WORDS = 100
 """Different words in a column. One with more of them is a name or a text, and would make as many inputs."""
@@ -41,9 +43,9 @@ class NumberColumn:
     def encode(self, values: Sequence[Any], told: Any) -> np.ndarray:
         """[examples, 1]."""
         for row, value in enumerate(values):
-            if isinstance(value, str):
+            if not isinstance(value, int | float | Decimal):
                 raise DataError(
-                    f"{told(row)} has {value!r} in the column '{self.name}': it must be a number."
+                    f"{told(row)} has {short(repr(value))} in the column '{self.name}': it must be a number."
                 )
         return (np.array(values, dtype=np.float64)[:, None] - self.centre) / self.spread
 
@@ -75,11 +77,14 @@ class WordColumn:
         """[examples, words]. Raises DataError for a word that the training split does not have."""
         number = {word: index for index, word in enumerate(self.words)}
         for row, value in enumerate(values):
-            if value not in number:
+            if not isinstance(value, str) or value not in number:
                 raise DataError(
-                    f"{told(row)} has {value!r} in the column '{self.name}', which the training split does not have."
+                    f"{told(row)} has {short(repr(value))} in the column '{self.name}', which the training split does "
+                    "not have."
                 )
-        return np.eye(len(self.words))[[number[value] for value in values]]
+        ones = np.zeros((len(values), len(self.words)))
+        ones[np.arange(len(values)), [number[value] for value in values]] = 1
+        return ones
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ class Unseen:
         return Batch((self.inputs,), targets)
 
 
-Source = str | Path | Sequence[Any]
+Source = str | Path | Iterable[Any]
 """A folder or file, or the examples themselves: texts, paths of images, rows (dicts) of a table, lists of numbers."""
 
 
@@ -52,7 +52,7 @@ def load_unseen(source: Source, preprocessing: Preprocessing, split: str | None 
     has the column of labels that training had, and not all of them are missing.
     Raises DataError for what cannot be read, has not the columns of the training data, or a label that is no class.
     """
-    if source == DIGITS and preprocessing.label_column == "label":
+    if isinstance(source, str) and source == DIGITS and preprocessing.label_column == "label":
         return _digits(preprocessing)
     if isinstance(source, str | Path):
         rows, holder = _rows(Path(source).expanduser(), preprocessing, split), str(source)
@@ -98,7 +98,7 @@ def _rows(source: Path, preprocessing: Preprocessing, split: str | None) -> Any:
     label = preprocessing.label_column
     spec = DataSpec(str(source), label_column=label)
     try:
-        splits = open_splits(spec)
+        splits = open_splits(spec, kinds=preprocessing.kinds)
         name = _chosen_split(splits, split, source)
         if label is not None and label not in splits[name].features:
             splits = _labelled(spec, splits, name, preprocessing)
@@ -128,8 +128,19 @@ def _labelled(spec: DataSpec, splits: Any, name: str, preprocessing: Preprocessi
     return again if names and (set(names) <= known or not itself) else splits
 
 
-def _made(examples: Sequence[Any], preprocessing: Preprocessing) -> Any:
-    """Examples that a program has at hand, as rows."""
+def _made(examples: Iterable[Any], preprocessing: Preprocessing) -> Any:
+    """Examples that a program has at hand, as rows. Raises DataError for what is no list of examples."""
+    if (
+        isinstance(examples, Mapping | bytes)
+        or hasattr(examples, "iloc")
+        or not isinstance(examples, Iterable)
+    ):
+        raise DataError(
+            f"these examples are of the type {type(examples).__name__}: give a list, such as [row] of one row, or "
+            "frame.to_dict('records') of a pandas.DataFrame."
+        )
+    if not (examples := list(examples)):
+        raise DataError("these examples are none: the list is empty.")
     try:
         import datasets
     except ImportError as error:

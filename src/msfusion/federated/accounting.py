@@ -51,6 +51,14 @@ class Noise:
         """The standard deviation of what one participant adds to each entry."""
         return self.privacy.clip * self.privacy.noise / math.sqrt(self.asked)
 
+    def largest(self, entries: int) -> float:
+        """The root mean square of an update's changes that no participant exceeds who keeps to the method.
+
+        The norm of its noise is above of_each (sqrt(entries) + 10) once in 10^21 times.
+        """
+        root = math.sqrt(entries)
+        return (self.privacy.clip + self.of_each * (root + 10)) / root
+
     def of_sum(self, summed: int) -> float:
         """That of the noise in a sum of so many updates: where some are missing, so is their noise."""
         return self.of_each * math.sqrt(summed)

@@ -75,6 +75,9 @@ class Conversation(ABC):
     others'.
     """
 
+    def begin(self, examples: Mapping[int, int]) -> None:  # noqa: B027  # few need it
+        """Before the first turn: how many examples each participant has, as was known when the run began."""
+
     @abstractmethod
     def answer(self, turn: Turn) -> Sequence[Response | MsfusionError]:
         """What each participant of a turn is told, in the order of the turn: it is up to the method whether the server

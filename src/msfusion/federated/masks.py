@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -48,7 +49,9 @@ def check_cryptography(key: str) -> None:
 
 
 class Identity:
-    """A participant's secret of 32 random bytes, and what follows from it. It never leaves the participant."""
+    """A participant's secret for one update, 32 random bytes, and what follows from it. It never leaves the
+    participant.
+    """
 
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
@@ -75,6 +78,15 @@ class Identity:
         except ValueError as error:
             raise SumError("the server handed on a public key that is none: nothing more is sent") from error
         return derived(shared, b"pair" + b"".join(sorted((self.public_key, other))), context)
+
+
+def is_a_key(public_key: bytes) -> bool:
+    """Whether somebody can agree on a seed with whoever has this public key."""
+    try:
+        Identity(os.urandom(SEED_BYTES)).pair_seed(public_key, b"")
+    except SumError:
+        return False
+    return True
 
 
 def _private_key(secret: bytes) -> X25519PrivateKey:

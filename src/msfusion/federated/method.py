@@ -414,6 +414,10 @@ class Method(Settings):
         """What a participant begins with that is simulated, where one on a machine of its own draws it."""
         return {}
 
+    def first_memory(self) -> State:
+        """What a participant on a machine of its own draws before its first task, and keeps as its memory."""
+        return {}
+
     # What is divided among several processes, none of which has all of it.
 
     def sharding(self) -> Sharding:

@@ -9,8 +9,8 @@ where one participant's part is left out: differential privacy for participants,
 with the noise made by the participants themselves (Kairouz et al., ICML 2021). `federated.accounting` says what is
 spent.
 
-The numbers z follow from the participant's secret, the round and what the participant was sent, so that a round that is
-done again is the same, and one that begins with something else has other noise.
+The numbers z follow from the participant's secret, the round, what it was sent and what came of its training. So a
+round that is done again is the same, and an update that differs in anything has other noise.
 """
 
 from __future__ import annotations
@@ -25,11 +25,13 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from msfusion.batch import Batch
-from msfusion.digests import digest_of_tensors
 from msfusion.errors import ConfigError, TrainingError
-from msfusion.federated.masks import add_stream, derived
-from msfusion.federated.method import Method, Task, Update
-from msfusion.federated.wrapped import Wrapped, names_of_buffers
+from msfusion.federated.accounting import Noise
+from msfusion.federated.masks import add_stream
+from msfusion.federated.method import TRAINED, Method, Task, Update
+from msfusion.federated.screening import DEFAULT, Screening
+from msfusion.federated.verdict import Norm
+from msfusion.federated.wrapped import Wrapped, names_of_buffers, secret_for
 from msfusion.width.groups import State
 
 if TYPE_CHECKING:
@@ -44,9 +46,7 @@ class NoisyMethod(Wrapped):
     def train(self, task: Task, data: Batch) -> Update:
         """Train as the inner method does; send that with noise, and no loss."""
         update, secret = self.inner_update(task, data, "method.privacy")
-        # the same noise on something else that was sent would give away the difference
-        sent = digest_of_tensors(task.tensors, f"round {task.round_index}")
-        seed = derived(secret, b"noise", sent.encode())
+        seed = secret_for(secret, b"noise", task, update)
         return replace(update, tensors=self._hidden(task.tensors, update, seed), loss=0.0)
 
     @property
@@ -75,12 +75,30 @@ class NoisyMethod(Wrapped):
         }
 
 
+def fault_of_norm(noise: Noise, update: Update, norm: Norm) -> str | None:
+    """What is wrong with the norm of an update that should have been cut down; None where nothing is.
+
+    Unlike the median of a round, this bound depends on nobody's data: whether one counts says nothing of another. A
+    hundredth of what was sent is for rounding.
+    """
+    entries = sum(tensor.numel() for tensor in update.tensors.values())
+    if not entries or norm.change <= noise.largest(entries) + 0.01 * norm.sent:
+        return None
+    return (
+        f"the norm of its update is {norm.change * math.sqrt(entries):.3g}, more than clip and noise "
+        f"({noise.largest(entries) * math.sqrt(entries):.3g})"
+    )
+
+
 def normal(count: int, seed: bytes) -> Float64[Tensor, " count"]:
-    """Normal numbers from the stream of a seed, of which 53 bits make a number between 0 and 1."""
+    """Normal numbers from the stream of a seed, of which 52 bits make a number between 0 and 1.
+
+    With more, half a step above the largest would be rounded to 1, which is infinitely far out.
+    """
     bits = torch.zeros(count, dtype=torch.int64)
     add_stream(bits, seed)
-    even = (bits.numpy().view(np.uint64) >> np.uint64(11)).astype(np.float64)
-    found: Tensor = torch.special.ndtri((torch.from_numpy(even) + 0.5) / 2.0**53)
+    even = (bits.numpy().view(np.uint64) >> np.uint64(12)).astype(np.float64)
+    found: Tensor = torch.special.ndtri((torch.from_numpy(even) + 0.5) / 2.0**52)
     return found
 
 
@@ -97,8 +115,12 @@ def check_noise(method: Method) -> None:
             "of their examples, without noise"
         )
     task = method.assign(method.initial_state(), 0, 0)
-    buffers = set(names_of_buffers(method))
-    for name, form in method.outbound("train", task).tensors.items():
+    declared, buffers = method.outbound("train", task), set(names_of_buffers(method))
+    if further := declared.metadata - TRAINED:
+        raise ConfigError(
+            f"method.privacy does not go with {method.name}, whose participants send {min(further)!r} without noise"
+        )
+    for name, form in declared.tensors.items():
         if not form[0].is_floating_point or name.rpartition(".")[2] in buffers:
             raise ConfigError(
                 f"method.privacy does not go with {name!r}, a count or a running statistic, which noise would make "
@@ -111,8 +133,13 @@ def check_noise(method: Method) -> None:
             )
 
 
-def check_rounds_of_noise(conditions: Conditions | None) -> None:
-    """Raise ConfigError where an update would count in another round's sum."""
+def check_rounds_of_noise(conditions: Conditions | None, screening: Screening) -> None:
+    """Raise ConfigError where an update would count in another round's sum, or others decide whether it does."""
+    if screening.max_update_norm not in (0, DEFAULT.max_update_norm):
+        raise ConfigError(
+            "method.privacy does not go with method.max_update_norm, with which one participant's update decides "
+            "whether another's counts: leave it out (with noise there is a bound that depends on nobody)"
+        )
     if conditions is not None and conditions.deadline is not None and conditions.late == "downweight":
         raise ConfigError(
             "method.privacy does not go with late updates that count in part, whose noise is not that of a round: set "

@@ -57,7 +57,7 @@ def check_protected_rounds(
     if method.secure_sums is not None:
         check_rounds(method.secure_sums, asked, conditions, screening)
     if method.noise is not None:
-        check_rounds_of_noise(conditions)
+        check_rounds_of_noise(conditions, screening)
         if method.noise.asked != asked:
             raise ConfigError(
                 f"the noise is for rounds in which {method.noise.asked} participants are asked, and there are {asked}"

@@ -20,6 +20,7 @@ from msfusion.federated.engine import Answer, Ask, Engine, InProcess, threads_se
 from msfusion.federated.late import LateUpdate, with_late, without_late
 from msfusion.federated.memory import Memories
 from msfusion.federated.method import Evaluation, Method, Task, Update
+from msfusion.federated.noise import fault_of_norm
 from msfusion.federated.participation import Attendance, Calendar, Conditions, RoundSettings
 from msfusion.federated.protected import as_run, check_protected_rounds
 from msfusion.federated.reporting import Report, mean_of, reports_of
@@ -90,6 +91,8 @@ def run_rounds(
         )
     check_protected_rounds(method, settings, len(data), conditions, screening)
     method = as_run(method)
+    if method.noise is not None:
+        screening = replace(screening, max_update_norm=0.0)  # `fault_of_norm` takes its place
     calendar = Calendar(settings, len(data), conditions)
     federation = _Federation(
         method, data, settings, test, calendar, on_participant, memories or {}, together, screening
@@ -212,6 +215,8 @@ class _Federation:
                 f"{type(engine).__name__} does not carry that: use msfusion.InProcess or msfusion.Processes, "
                 "or 'msfusion serve' over a network"
             )
+        if conversation is not None:
+            conversation.begin({who: len(own) for who, own in enumerate(self.data)})
         return conversation
 
     def _server_figures(self, conversation: Conversation | None) -> dict[str, float | int]:
@@ -305,6 +310,8 @@ class _Federation:
             update, task().tensors, self.method.outbound("train", task()), len(self.data[who])
         )
         norm, fault = verdict.norm, verdict.fault
+        if fault is None and self.method.noise is not None:
+            fault = fault_of_norm(self.method.noise, update, norm)
         # a participant on this machine has kept what it knows itself
         memory, update = _copies({**known, **update.memory}), replace(update, memory={})
         if late:

@@ -43,13 +43,14 @@ from msfusion.federated.masks import (
     add_stream,
     add_wrapping,
     context_of,
+    is_a_key,
     is_a_sum,
 )
 from msfusion.federated.method import Answered, Kind, Method, Task, Training, Update
 from msfusion.federated.privacy import Form, Outbound
 from msfusion.federated.screening import DEFAULT, Screening
 from msfusion.federated.states import payload_bytes
-from msfusion.federated.wrapped import Wrapped, bytes_of, tensor_of
+from msfusion.federated.wrapped import Wrapped, bytes_of, checked_weight, secret_for, tensor_of
 from msfusion.setting import check, setting
 from msfusion.width.groups import State
 from msfusion.width.tensors import state_tensors
@@ -122,7 +123,7 @@ class SecureMethod(Wrapped):
     def train(self, task: Task, data: Batch) -> Training:
         """Train as the inner method does; then tell the server what it needs for the sum, and nothing else."""
         update, secret = self.inner_update(task, data, "method.secure")
-        mine = Summand(self, task, update, Identity(secret))
+        mine = Summand(self, task, update, Identity(secret_for(secret, b"key", task, update)))
         answer = yield mine.key()
         mine.meet(answer)
         answer = yield mine.masked()
@@ -306,7 +307,8 @@ class Summand:
         if (roster.keys.get(me), roster.examples.get(me)) != mine:
             raise SumError(
                 f"the server knows another key of participant {me}, or another number of examples: it was started "
-                "again in its first round, and takes part in the next; nothing is sent"
+                "again in the middle of the exchange, and its training came out otherwise (another number of threads, "
+                "other data); it takes part in the next round; nothing is sent"
             )
         self._left = set(roster.keys) - {me}
         self._check_enough()
@@ -315,8 +317,7 @@ class Summand:
 
     def masked(self) -> Request:
         """The update under all masks."""
-        method, me = self._method.inner, self._task.participant
-        weights = {who: method.weight_in_sums(count) for who, count in self._roster.examples.items()}
+        me, weights = self._task.participant, weights_in_sums(self._method, self._roster.examples)
         layout, point = self._method.layout(self._task), FixedPoint(sum(weights.values()))
         numbers = layout.numbers(self._task, self._update, point, weights[me])
         add_stream(numbers, self._identity.own_seed(self._context))
@@ -372,11 +373,16 @@ class SumOfRound(Conversation):
     def __init__(self, method: SecureMethod, state: State, round_index: int) -> None:
         self._method, self._state, self._round = method, state, round_index
         self._step: Callable[[Turn], list[Response | MsfusionError]] = self._meet
+        self._known: Mapping[int, int] = {}  # how many examples each has
         self._masked: dict[int, Tensor] = {}  # of those who are left
         self._asked: list[int] = []  # who has dropped out, of which the seeds of pairs are awaited
         self._pairs: dict[tuple[int, int], bytes] = {}  # (who is left, who has dropped out) -> seed
         self._learned: dict[str, Tensor] = {}
         self.opened: tuple[list[int], Tensor] | None = None  # of whom the sum is, and the sum
+
+    def begin(self, examples: Mapping[int, int]) -> None:
+        """Remember how many examples each has: what a participant says is its weight, and everybody's scale."""
+        self._known = examples
 
     def answer(self, turn: Turn) -> Sequence[Response | MsfusionError]:
         """One step of the exchange, once everybody who is there has taken it."""
@@ -394,13 +400,17 @@ class SumOfRound(Conversation):
         keys, examples = dict[int, bytes](), dict[int, int]()
         for who, request in sorted(turn, key=lambda each: each[0]):
             key, count = request.tensors.get("key"), request.metadata.get("examples")
-            if key is not None and type(count) is int and count > 0 and bytes_of(key) not in keys.values():
+            if key is None or type(count) is not int or not 0 < count == self._known.get(who, count):
+                continue
+            if is_a_key(bytes_of(key)) and bytes_of(key) not in keys.values():
                 keys[who], examples[who] = bytes_of(key), count
         if len(keys) < self._method.settings.minimum:
             return self._given_up(turn, keys)
         self._roster, self._step = Roster(os.urandom(SEED_BYTES), keys, examples), self._add
         told = self._roster.response()
-        return [told if who in keys else _wrong(who, "public key") for who, _ in turn]
+        return [
+            told if who in keys else _wrong(who, "public key and its number of examples") for who, _ in turn
+        ]
 
     def _add(self, turn: Turn) -> list[Response | MsfusionError]:
         for who, request in turn:
@@ -488,7 +498,7 @@ class SumOfRound(Conversation):
 
     @property
     def _weights(self) -> dict[int, int]:
-        return {who: self._method.inner.weight_in_sums(count) for who, count in self._roster.examples.items()}
+        return weights_in_sums(self._method, self._roster.examples)
 
     def _given_up(self, turn: Turn, left: Mapping[int, object]) -> list[Response | MsfusionError]:
         return self._ended(
@@ -501,6 +511,11 @@ class SumOfRound(Conversation):
         """The end, with the same word for everybody: what it was, or why it was nothing."""
         self._masked, self._pairs = {}, {}
         return [SumError(told) if isinstance(told, str) else told for _ in turn]
+
+
+def weights_in_sums(method: Method, examples: Mapping[int, int]) -> dict[int, int]:
+    """The weight of each participant with so many examples."""
+    return {who: checked_weight(method, count) for who, count in examples.items()}
 
 
 def _wrong(who: int, what: str) -> UpdateError:

@@ -11,9 +11,12 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from msfusion.batch import Batch
+from msfusion.digests import digest_of_tensors
 from msfusion.errors import ConfigError
+from msfusion.federated.masks import derived
 from msfusion.federated.method import Answered, Evaluation, Kind, Method, Task, Update
 from msfusion.federated.privacy import Outbound
+from msfusion.quoting import quoted
 from msfusion.seeds import seed_of
 from msfusion.width.groups import State, Window
 
@@ -89,6 +92,10 @@ class Wrapped(Method):
         own = {self.secret: torch.tensor(numbers, dtype=torch.uint8)}
         return {**self.inner.simulated_memory(participant), **own}
 
+    def first_memory(self) -> dict[str, Tensor]:
+        """A secret that nobody else knows."""
+        return {**self.inner.first_memory(), self.secret: tensor_of(new_secret())}
+
     def inner_update(self, task: Task, data: Batch, key: str) -> tuple[Update, bytes]:
         """What comes of the inner method's training, with the participant's secret in its memory; and the secret.
 
@@ -106,12 +113,22 @@ class Wrapped(Method):
         return {name: tensor for name, tensor in memory.items() if name != self.secret}
 
 
+def checked_weight(method: Method, examples: int) -> int:
+    """The weight in a sum of a participant with so many examples. Raises ConfigError for what is none."""
+    weight = method.weight_in_sums(examples)
+    if type(weight) is not int or weight < 1:
+        raise ConfigError(
+            f"{method.name}: weight_in_sums({examples}) gives {quoted(weight)}: it must be a whole number, at least 1"
+        )
+    return weight
+
+
 def check_sum_is_enough(method: Method, key: str) -> None:
     """Raise ConfigError where a method needs more than the weighted sum of what participants train.
 
     `key` is the setting that does not go with it then.
     """
-    method.weight_in_sums(1)
+    checked_weight(method, 1)
     state = method.initial_state()
     if method.sequential or method.conversation(state, 0) is not None or method.asks(state):
         raise ConfigError(
@@ -128,6 +145,17 @@ def check_sum_is_enough(method: Method, key: str) -> None:
             f"{key} does not go with measuring BatchNorm's statistics anew, for which each participant sends its own: "
             "set method.recalibrate to false, or take a model without BatchNorm"
         )
+
+
+def secret_for(secret: bytes, purpose: bytes, task: Task, update: Update) -> bytes:
+    """32 bytes for what came of one task, from a participant's secret: the same for the same update, else others.
+
+    Masks or noise that were laid on two different updates would be gone in their difference. So whatever makes a second
+    update of the same round, be it other data, another number of threads or another model that was sent, has others.
+    """
+    sent = digest_of_tensors(task.tensors, f"round {task.round_index}")
+    came = digest_of_tensors(update.tensors, f"{update.examples} examples, loss {update.loss!r}")
+    return derived(secret, purpose, f"{sent} {came}".encode())
 
 
 def new_secret() -> bytes:

@@ -136,10 +136,9 @@ def _built_in(spec: ModelSpec, sizes: Mapping[str, Any], data: TrainingData | No
         )
     arguments = _arguments(builder, spec, sizes)
     for name in ("classes", "vocabulary_size"):
-        if name in spec.options and name in sizes and spec.options[name] < sizes[name]:
-            raise ConfigError(
-                f"model.options.{name} = {spec.options[name]} is less than the data's {sizes[name]}."
-            )
+        given = spec.options.get(name)  # of another type: `_checked` says so
+        if isinstance(given, int | float) and name in sizes and given < sizes[name]:
+            raise ConfigError(f"model.options.{name} = {given} is less than the data's {sizes[name]}.")
     missing = [
         name for name, parameter in inspect.signature(builder).parameters.items()
         if parameter.default is parameter.empty and name not in arguments

@@ -6,6 +6,7 @@ is built and traced again, on made-up inputs of the shapes that it was traced on
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any
@@ -15,14 +16,20 @@ from torch import Tensor, nn
 
 from msfusion.batch import Batch
 from msfusion.errors import ConfigError
+from msfusion.memory import machine_memory
 from msfusion.models.build import TrainingData, build_model, full_options, sizes_of
 from msfusion.models.huggingface import build_transformers, is_transformers
 from msfusion.models.spec import ModelSpec
 from msfusion.models.sums import MeanOfModels, SumOfBlocks, Together
 from msfusion.objectives import name_of_logits
+from msfusion.quoting import quoted
+from msfusion.untrusted import MOST_PARTS
 from msfusion.width.submodel import narrow
 from msfusion.width.trace import trace
 from msfusion.windows import static
+
+MOST_ENTRIES = 2**26
+"""Of an input that a model is traced on: two examples, as `data.preprocessing` lets them be."""
 
 _KINDS: Mapping[str, type[Together] | None] = {"one": None, "sum": SumOfBlocks, "mean": MeanOfModels}
 
@@ -45,6 +52,11 @@ def several(kind: str, count: int, ratio: float, model: Mapping[str, Any], input
     window = static(width_map, 0, 0, ratio, participants=1)
     part = narrow(wide, width_map, window, scaling=False)
     together = _KINDS[kind]
+    size = sum(tensor.numel() * tensor.element_size() for tensor in part.state_dict().values())
+    if not isinstance(count, int) or not 0 < count <= MOST_PARTS or count * size > machine_memory():
+        raise ConfigError(
+            f"model.options.count = {quoted(count)} is no number of models that fit into this machine."
+        )
     return part if together is None else together([deepcopy(part) for _ in range(count)])
 
 
@@ -84,6 +96,9 @@ def _made_up(shape: Sequence[int], type_: str) -> Tensor:
     dtype = getattr(torch, type_, None)
     if not isinstance(dtype, torch.dtype):
         raise ConfigError(f"model.options.inputs has the type '{type_}', which is none of PyTorch's.")
+    whole = all(type(length) is int and length > 0 for length in shape)
+    if not whole or math.prod(shape) > MOST_ENTRIES:
+        raise ConfigError(f"model.options.inputs has the shape {quoted(shape)}, which no input has.")
     if dtype.is_floating_point:
         return torch.randn(*shape, generator=torch.Generator().manual_seed(0)).to(dtype)
     return torch.ones(*shape, dtype=dtype)

@@ -142,7 +142,7 @@ def _done(
     method = as_run(who.method(asked.everybodys))
     with keeping(memory, who.own_folder, who.run, asked.rounds_kept) as kept, threads_set(who.threads):
         try:
-            task = replace(task, memory=kept.load(asked.kept))
+            task = replace(task, memory=kept.load(asked.kept, method.first_memory))
         except RunDirectoryError as error:
             say(str(error))
             return Lost(asked.kept), b""

@@ -63,10 +63,16 @@ class Kept:
         else:
             write_tensors(self._path(number), memory, {"run": self._run}, private=True)
 
-    def load(self, number: int) -> Mapping[str, Tensor]:
-        """What was kept in that round; nothing for 0. Raises RunDirectoryError where it is not here."""
-        if number == 0:
-            return {}
+    def load(self, number: int, first: Callable[[], State] = dict) -> Mapping[str, Tensor]:
+        """What was kept in that round, and for 0 what the participant began with, which `first` makes once.
+
+        So a participant that is killed in its first round begins again with the same. Raises RunDirectoryError where
+        it is not here.
+        """
+        if number == 0 and 0 not in self._numbers():
+            if made := first():
+                self.save(0, made)
+            return made
         found = self._found(number)
         self._forget_before(number - self.rounds)
         return found

@@ -150,18 +150,21 @@ class _Worker:
             if converses:
                 self._done = work.work, self._talk(stream, work, task)
             elif work.work != self._done[0]:
-                self._done = work.work, self._do(kind, replace(task, memory=self._kept.load(work.kept)))
+                self._done = work.work, self._do(kind, self._with_memory(task, work))
             self._hand_in(stream, *self._done)
 
     def _talk(self, stream: Stream, work: Work, task: Task) -> bytes | None:
         """Do a task in the middle of which the server is asked. Goes on with what is under way, if the server does."""
         talking = self._talking
         if talking is None or not talking.goes_on(work):
-            task = replace(task, memory=self._kept.load(work.kept))
+            task = self._with_memory(task, work)
             training = talk(self.method, task, self._data)
             talking = self._talking = Talking(work.work, training, self._largest, self._log)
         finished = talking.go_on(stream)
         return self._message("train", task, finished.answer, finished.seconds)
+
+    def _with_memory(self, task: Task, work: Work) -> Task:
+        return replace(task, memory=self._kept.load(work.kept, self.method.first_memory))
 
     def _hand_in(self, stream: Stream, work: bytes, update: bytes | None) -> None:
         if update is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor
 from msfusion.errors import MsfusionError
 from msfusion.experiment.page.learning import MOST_POINTS, Section, significant
 from msfusion.experiment.page.reading import Cell, item, number, rows_of, whole
-from msfusion.files import names_in, read_tensor
+from msfusion.files import names_in, read_tensor, shape_in
 from msfusion.quoting import short
 
 MOST_OPERATORS = 12
@@ -172,8 +173,11 @@ def growth(cell: Cell) -> Section | None:
 
 
 def _operator(path: Path, name: str) -> dict[str, Any] | None:
+    shape = shape_in(path, name)  # before a tensor that is larger than the memory is read
+    if len(shape) != 2 or not 0 < math.prod(shape) <= MOST_ENTRIES:
+        return None
     matrix = read_tensor(path, name)
-    if matrix.dim() != 2 or not 0 < matrix.numel() <= MOST_ENTRIES or not matrix.is_floating_point():
+    if not matrix.is_floating_point():
         return None
     shown = _pooled(matrix.float())
     rows, columns = (each // small for each, small in zip(matrix.shape, shown.shape, strict=True))

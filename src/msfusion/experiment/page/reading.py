@@ -24,6 +24,8 @@ MOST_BYTES = 64 * 2**20
 """Of one file: the metrics of a thousand rounds with a thousand participants."""
 MOST_RUNS = 200
 """On one page."""
+MOST_IN_ALL = 256 * 2**20
+"""Bytes of all runs together: what they hold takes about ten times as much memory."""
 _SEED = re.compile(r"(.+)-seed\d+")
 
 
@@ -39,6 +41,7 @@ class Run:
     path: Path
     name: str
     label: str = ""
+    bytes_read: int = 0
     table: dict[str, Any] = field(default_factory=dict)
     config_text: str = ""
     lines: list[dict[str, Any]] = field(default_factory=list)
@@ -122,7 +125,7 @@ def read_runs(paths: Sequence[Path], *, may_be_empty: bool = False) -> list[Run]
     Raises RunDirectoryError where there is none, unless that may be.
     """
     runs: list[Run] = []
-    for path in paths:
+    for path in {each.resolve(): each for each in paths}.values():  # each once, whoever names it twice
         found = [path] if _is_run(path) else [each for each in _folders(path) if _is_run(each)]
         if not found and not may_be_empty:
             raise RunDirectoryError(
@@ -131,7 +134,9 @@ def read_runs(paths: Sequence[Path], *, may_be_empty: bool = False) -> list[Run]
         labels = _labels(path) if found != [path] else {}
         order = list(labels)  # first those of compare.json: the first method leads
         found.sort(key=lambda each: order.index(each.name) if each.name in labels else 0)
-        runs += [_read(each, labels.get(each.name, "")) for each in found[: MOST_RUNS - len(runs)]]
+        for each in found[: MOST_RUNS - len(runs)]:
+            left = MOST_IN_ALL - sum(run.bytes_read for run in runs)
+            runs.append(_read(each, labels.get(each.name, ""), left))
     return runs
 
 
@@ -148,26 +153,33 @@ def _folders(path: Path) -> Iterator[Path]:
     return iter(found)
 
 
-def _read(path: Path, label: str) -> Run:
+def _read(path: Path, label: str, most: int) -> Run:
+    """A run, of whose files no more than so many bytes are read."""
     run = Run(path, short(path.resolve().name or str(path)), label)
-    run.config_text = _told(run, "config.toml", lambda content: content.decode(), "")
+    run.config_text = _told(run, most, "config.toml", lambda content: content.decode(), "")
     try:
         run.table = tomllib.loads(run.config_text)
     except (ValueError, RecursionError):
         run.problems.append("config.toml is damaged: it is no TOML")
         run.config_text = ""
-    run.lines = _told(run, "metrics.jsonl", lambda content: _lines(run, content), [])
-    run.summary = _told(run, "summary.json", _sealed, {}, needed=False)
-    run.fingerprint = _told(run, "fingerprint.json", _sealed, {})
-    run.about = _told(run, "about.json", _object, {}, needed=False)
+    run.lines = _told(run, most, "metrics.jsonl", lambda content: _lines(run, content), [])
+    run.summary = _told(run, most, "summary.json", _sealed, {}, needed=False)
+    run.fingerprint = _told(run, most, "fingerprint.json", _sealed, {})
+    run.about = _told(run, most, "about.json", _object, {}, needed=False)
     return run
 
 
-def _told(run: Run, name: str, made: Callable[[bytes], Any], otherwise: Any, *, needed: bool = True) -> Any:
-    """What is made of a file's content; where it is damaged or missing, the run's problems say so."""
+def _told(
+    run: Run, most: int, name: str, made: Callable[[bytes], Any], otherwise: Any, *, needed: bool = True
+) -> Any:
+    """What is made of a file's content; where it is damaged or missing, the run's problems say so.
+
+    `most` is how many bytes of the whole run may be read.
+    """
     try:
-        content = read_inside(run.path, name)
+        content = read_inside(run.path, name, min(MOST_BYTES, max(0, most - run.bytes_read)))
         if content is not None:
+            run.bytes_read += len(content)
             return made(content)
         if needed:
             run.problems.append(f"{name} is missing")
@@ -192,7 +204,7 @@ def read_inside(folder: Path, name: str, most: int = MOST_BYTES) -> bytes | None
             raise ValueError("it is no file")
         content = file.read(most + 1)
     if len(content) > most:
-        raise ValueError(f"it has more than {most} bytes")
+        raise ValueError(f"it has more than {most} bytes, and is not read")
     return content
 
 
@@ -259,11 +271,16 @@ class Cell:
 
 
 def cells_of(runs: Sequence[Run]) -> list[Cell]:
-    """The runs, those of equal configuration but for the seed together. No two cells have the same name."""
+    """The runs, those of equal configuration but for the seed together. No two cells have the same name.
+
+    A run with the seed of another is none more to take a mean of: it stands by itself.
+    """
     alike: dict[str, list[Run]] = {}
     for run in runs:
         known = {key: value for key, value in run.table.items() if key not in ("seed", "run", "comparison")}
         key = json.dumps([run.label, known], sort_keys=True, default=str) if known else str(run.path)
+        while run.seed is not None and run.seed in [each.seed for each in alike.get(key, ())]:
+            key += " again"
         alike.setdefault(key, []).append(run)
     several = len({run.method for run in runs}) < len(alike)
     cells: list[Cell] = []

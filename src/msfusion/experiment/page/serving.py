@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+import socket
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -76,10 +77,12 @@ class PageServer(ThreadingHTTPServer):
 
     daemon_threads = True
     allow_reuse_address = True
+    request_queue_size = _MOST_AT_ONCE  # whoever finds no place in the queue tries again after a second
 
     def __init__(self, run: Path, host: str, port: int) -> None:
         self.live = Live(run)
-        self._places = threading.BoundedSemaphore(_MOST_AT_ONCE)
+        self._open: dict[Any, None] = {}  # connections, the oldest first
+        self._lock = threading.Lock()
         super().__init__((host, port), _Handler)
         self.host, self.port = host, int(self.server_address[1])
 
@@ -105,10 +108,18 @@ class PageServer(ThreadingHTTPServer):
         return True  # an address is nobody's name
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """In a thread of its own, of which there are not endlessly many."""
-        if not self._places.acquire(blocking=False):
-            self.shutdown_request(request)
-            return
+        """In a thread of its own, of which there are not endlessly many: the oldest connection is ended for a new one.
+
+        Somebody who says a word now and then would else keep all others out.
+        """
+        with self._lock:
+            oldest = next(iter(self._open)) if len(self._open) >= _MOST_AT_ONCE else None
+            if oldest is not None:
+                del self._open[oldest]
+            self._open[request] = None
+        if oldest is not None:
+            with suppress(OSError):  # its thread closes it
+                oldest.shutdown(socket.SHUT_RDWR)
         super().process_request(request, client_address)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
@@ -116,7 +127,8 @@ class PageServer(ThreadingHTTPServer):
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._places.release()
+            with self._lock:
+                self._open.pop(request, None)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Who has left, or was silent for too long, is nobody's fault."""

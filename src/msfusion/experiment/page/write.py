@@ -60,6 +60,10 @@ def add_windows(run: Run) -> None:
             reason = f"it cannot be prepared again ({type(error).__name__})"
         else:
             noted.pop("environment")  # that of this machine
+            if item(run.table, "data", "source") not in _BUILT_IN_DATA:
+                noted.pop(
+                    "labels", None
+                )  # of a file here that the directory names, which may be nobody's business
             run.about = noted
             return
     run.problems.append(
