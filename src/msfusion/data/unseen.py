@@ -20,6 +20,7 @@ from msfusion.data.preprocessing import Preprocessing
 from msfusion.data.spec import DataSpec
 from msfusion.data.text import blocks
 from msfusion.errors import ConfigError, DataError
+from msfusion.extras import needing
 from msfusion.imports import in_one_line
 
 DIGITS = "digits"
@@ -130,10 +131,8 @@ def _labelled(spec: DataSpec, splits: Any, name: str, preprocessing: Preprocessi
 
 def _made(examples: Sequence[Any], preprocessing: Preprocessing) -> Any:
     """Examples that a program has at hand, as rows."""
-    try:
+    with needing("data", "reading examples"):
         import datasets
-    except ImportError as error:
-        raise ConfigError("reading examples needs datasets: pip install 'msfusion[data]'.") from error
     column, encoding = preprocessing.inputs.columns[0], preprocessing.inputs
     if isinstance(encoding, ImageEncoding):
         cells = [{"path": str(each), "bytes": None} for each in examples]
