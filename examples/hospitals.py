@@ -2,8 +2,8 @@
 
     python examples/hospitals.py
 
-trains `hospitals.toml` twice, on the same simulated clock: once everybody is waited for; once a round ends after a
-second, and who is late by then counts by half when it arrives. It needs `pip install -e '.[cli]'`, and a minute.
+trains `hospitals.toml` twice, on the same simulated clock: once everybody is waited for; once a round ends after half
+a second, and who is late by then counts by half when it arrives. It needs `pip install -e '.[cli]'`, and a minute.
 
 `msfusion plan examples/hospitals.toml` says beforehand who holds what, and
 `msfusion compare examples/hospitals.toml --out DIR` makes tables and a page of the same comparison.
@@ -23,7 +23,7 @@ from msfusion.experiment.train import train
 CONFIG = Path(__file__).with_name("hospitals.toml")
 WAYS = {
     "everybody is waited for": [],
-    "rounds of a second": ["network.deadline=1.0", "network.late=downweight"],
+    "rounds of half a second": ["network.deadline=0.5", "network.late=downweight"],
 }
 
 

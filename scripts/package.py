@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from package_probes import COMMANDS, PROGRAMS, Probe, job_folder
+from package_probes import CLI, COMMANDS, PROGRAMS, Probe, job_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 PLACE = ROOT / ".venv-package"
@@ -163,8 +163,11 @@ def attempt(kind: str, base: Path, wheel: Path, source: Path) -> str:
         work(PROGRAMS[kind], environment, here)
         done.append("works in a program")
     if kind not in ("cli", "all"):
-        refuse(Probe((("msfusion", "train"),)), environment, here, "cli")
-        done.append("the command line is refused")
+        if has_command_line(environment, here):
+            done.append("brings the command line with it")
+        else:
+            refuse(Probe((("msfusion", "--help"),)), environment, here, "cli")
+            done.append("the command line is refused")
         if kind == "core":
             return "; ".join(done)
         install(environment, wheel, f"cli,{kind}")
@@ -178,6 +181,14 @@ def attempt(kind: str, base: Path, wheel: Path, source: Path) -> str:
     if kind == "cli":
         done.append(f"refused: {', '.join(each for each in COMMANDS if each != 'cli')}")
     return "; ".join(done)
+
+
+def has_command_line(environment: Path, here: Path) -> bool:
+    """Whether an extra has brought all that the command line needs: flwr has a command line of its own."""
+    looked = subprocess.run(
+        [environment / "bin/python", "-c", f"import {CLI}"], cwd=here, env=settings(), capture_output=True
+    )
+    return looked.returncode == 0
 
 
 def linked(origin: str, copy: str) -> None:

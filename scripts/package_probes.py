@@ -10,6 +10,9 @@ from pathlib import Path
 
 Command = tuple[str, ...]
 
+CLI = "typer, rich, pydantic, tomli_w"
+"""What the command line needs."""
+
 
 @dataclass(frozen=True)
 class Probe:

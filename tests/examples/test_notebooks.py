@@ -87,7 +87,7 @@ def test_reading_a_run(here: Path, plots: Any, capsys: pytest.CaptureFixture[str
         1 < table["msfusion"]["memory"] / table["small"]["memory"] < 2
     )  # what is remembered of other blocks
     assert table["msfusion"]["weights"] == 4 * table["small"]["weights"]
-    assert sum(names["examples"].values()) == 200
+    assert sum(names["examples"].values()) == 160
     assert "left out: nobody" in told
     (number,) = plots.get_fignums()
     assert [line.get_linestyle() for line in plots.figure(number).axes[0].lines] == ["-", "--"]

@@ -73,6 +73,7 @@ def test_labelled_text_of_ones_own(tmp_path: Path) -> None:
     assert figures["accuracy"] > 0.8
 
 
+@pytest.mark.release
 def test_running_text_of_ones_own(tmp_path: Path) -> None:
     """Two of seven words are open: a model that has learnt the rest is far below guessing by frequency."""
     pytest.importorskip("transformers", reason="needs transformers")
@@ -97,22 +98,23 @@ def test_a_trained_bert_by_slices(tmp_path: Path) -> None:
     )  # fmt: skip
     torch.manual_seed(1)
     transformers.BertForMaskedLM(config).save_pretrained(folder)
-    texts = reviews(tmp_path)
-    accuracy = script("pretrained_bert.py")["main"](str(folder), texts, str(out), rounds=6, rate=3e-3)
-    assert len(accuracy) == 6
+    texts = reviews(tmp_path, 300)
+    accuracy = script("pretrained_bert.py")["main"](str(folder), texts, str(out), rounds=5, rate=1e-2)
+    assert len(accuracy) == 5
     assert accuracy[-1] > 0.8
     model = transformers.AutoModelForSequenceClassification.from_pretrained(out)
     assert type(model).__name__ == "BertForSequenceClassification"
     assert model.config.hidden_size == 48
-    # it began with the folder's weights: they have moved, and not far
-    before = transformers.BertForMaskedLM.from_pretrained(folder).bert.embeddings.word_embeddings.weight
-    after = model.bert.embeddings.word_embeddings.weight
-    assert 0 < (after - before).norm() < before.norm()
+    # it began with the folder's weights, and those that no text used stayed as they were
+    before = transformers.BertForMaskedLM.from_pretrained(folder).bert.embeddings.position_embeddings.weight
+    after = model.bert.embeddings.position_embeddings.weight
+    assert not torch.equal(after[:5], before[:5])
+    assert (after[40:] - before[40:]).norm() < 0.2 * before[40:].norm()
 
 
 def test_hospitals_with_a_slow_line(capsys: pytest.CaptureFixture[str]) -> None:
-    """The one by satellite holds up everybody, or is late, and then its work still arrives."""
-    small = ("rounds=6", "training.local_epochs=1", "data.max_train=120", "data.max_test=60", "run.workers=1")
+    """The one with the slow line holds up everybody, or is late, and then its work still arrives."""
+    small = ("rounds=9", "training.local_epochs=1", "data.max_train=120", "data.max_test=60", "run.workers=1")
     waited, limited = script("hospitals.py")["main"](small).values()
     (counts, seconds), (counted, shorter) = waited, limited
     assert not counts["late"]
@@ -124,6 +126,7 @@ def test_hospitals_with_a_slow_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert told.count("hospital 0, which holds 100% of the width: always on time") == 2
 
 
+@pytest.mark.release
 def test_split_learning_between_two_terminals(
     here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -132,7 +135,7 @@ def test_split_learning_between_two_terminals(
     small = ("rounds=1", "data.max_train=64", "data.max_test=32")
     names = script("two_terminals.py")
     summary = names["main"]("run", small)
-    assert "participant 0: has taken part in all 1 rounds" in capfd.readouterr().err
+    assert "participant 0: has taken part in all 1 rounds" in capfd.readouterr().out
     config = load_config(names["CONFIG"], ["participants.count=1", *small])
     assert summary["accuracy"] == train(config, Path("alone"))["accuracy"]
     shared, alone = (read_tensors(Path(each) / "model.safetensors")[0] for each in ("run", "alone"))
