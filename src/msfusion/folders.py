@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from msfusion.errors import ConfigError, GrowthError
+from msfusion.extras import needing
 from msfusion.imports import in_one_line
 
 TOKENIZER_FILES = (
@@ -41,12 +42,8 @@ def has_tokenizer(folder: Path) -> bool:
 
 def load_tokenizer(name: str) -> Any:
     """The tokenizer in a folder (or of that name on the Hub). Raises ConfigError where there is none."""
-    try:
+    with needing("transformers", "data.tokenizer = 'transformers:...'"):
         from transformers import AutoTokenizer
-    except ImportError as error:
-        raise ConfigError(
-            "data.tokenizer = 'transformers:...' needs transformers: pip install 'msfusion[transformers]'."
-        ) from error
     try:
         return AutoTokenizer.from_pretrained(str(Path(name).expanduser()), trust_remote_code=False)
     except Exception as error:  # transformers raises many kinds, ImportError and OSError among them

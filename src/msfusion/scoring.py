@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from msfusion.batch import Batch
 from msfusion.errors import ConfigError, DataError, MsfusionError, TrainingError
+from msfusion.extras import needing
 from msfusion.imports import in_one_line, without_ending
 from msfusion.objectives import Evaluation, Tally, cross_entropy, evaluate, evaluating, logits_of, scores_in
 from msfusion.offsets import full
@@ -233,12 +234,8 @@ def torch_metric(name: str, classes: int, labels: bool) -> Metric:
 
     Raises ConfigError where torchmetrics is not installed.
     """
-    try:
+    with needing("metrics", f"the metric '{name}'"):
         import torchmetrics
-    except ImportError as error:
-        raise ConfigError(
-            f"the metric '{name}' needs torchmetrics: pip install 'msfusion[metrics]'"
-        ) from error
     own, kind = TORCH_METRICS[name]
     if kind == "numbers" and labels:
         raise ConfigError(f"the metric '{name}' is of numbers, and the targets are classes: leave it out")

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from msfusion.errors import ConfigError
+from msfusion.extras import needing
 
 
 def require_tensorboard() -> None:
     """Raise ConfigError where TensorBoard is not installed."""
-    try:
+    with needing("tensorboard", "a log for TensorBoard"):
         import tensorboard.summary.writer.event_file_writer  # noqa: F401  # only tried
-    except ImportError as error:
-        raise ConfigError("TensorBoard is not installed: run pip install 'msfusion[tensorboard]'") from error
 
 
 class EventWriter:

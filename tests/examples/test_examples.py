@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 from pathlib import Path
 
@@ -31,6 +32,14 @@ def test_growing_together_is_planned_and_trained(tmp_path: Path) -> None:
     assert len(summary["participants"]) == 6
     assert config.comparison is not None
     assert set(config.comparison.variants) == {"Fed-Grow", "each alone"}
+
+
+def test_the_page_of_examples_has_them_all() -> None:
+    page = (EXAMPLES / "README.md").read_text()
+    named = set(re.findall(r"\]\(([^)]+)\)", page))
+    assert all((EXAMPLES / name).exists() for name in named)
+    there = {f"{path.name}/" if path.is_dir() else path.name for path in EXAMPLES.iterdir()}
+    assert there - named <= {"README.md", "__pycache__/"}
 
 
 def test_the_width_map_page_is_true() -> None:

@@ -248,20 +248,3 @@ def test_what_is_no_method_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(msfusion.ConfigError, match=r"method\.name"):
             load_config(None, [*QUICK_JOB, f"method.name={name}"])
     assert "fedprox" in sys.modules
-
-
-@pytest.mark.release
-@pytest.mark.slow
-def test_the_notebook_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    """All cells, one after the other; the method of 30 lines is federated averaging where its rate is 1."""
-    notebook = json.loads((FOLDER.parent / "method_of_your_own.ipynb").read_text())
-    names: dict[str, Any] = {"__name__": "__main__"}
-    for cell in notebook["cells"]:
-        if cell["cell_type"] == "code":
-            exec(
-                compile("".join(cell["source"]), "method_of_your_own.ipynb", "exec", dont_inherit=True), names
-            )
-    results = names["results"]
-    assert all(figures["accuracy"] > 0.5 for name, figures in results.items() if "fresh" not in name)
-    assert all(0 < figures["confidence"] <= 1 for figures in results.values())
-    assert len(capsys.readouterr().out.splitlines()) == len(results) == 5

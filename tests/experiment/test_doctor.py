@@ -11,6 +11,7 @@ import pytest
 from commands import msfusion
 
 from msfusion.experiment import doctor
+from msfusion.extras import install
 
 NEEDED = [
     "torch>=2.9",
@@ -32,7 +33,7 @@ def test_extras_that_are_there_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
     told = found(monkeypatch, THERE)
     assert (told["cli"]["state"], told["cli"]["found"]) == ("fine", "typer 0.20.1")
     assert (told["stream"]["state"], told["stream"]["found"]) == ("missing", "without grpcio")
-    assert told["stream"]["remedy"] == "pip install 'msfusion[stream]'"
+    assert told["stream"]["remedy"] == install("stream")
     assert told["needed always"]["state"] == "fine"
     assert told["plot"]["state"] == "amiss"  # the installation does not know it
 

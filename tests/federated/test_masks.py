@@ -149,7 +149,7 @@ def test_too_many_examples_are_refused() -> None:
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cryptography", None)
-    with pytest.raises(ConfigError, match=r"pip install 'msfusion\[stream\]'"):
+    with pytest.raises(ConfigError, match=r"pip install .*\[stream\]'"):
         check_cryptography("method.secure")
 
 

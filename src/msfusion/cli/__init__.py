@@ -18,5 +18,7 @@ def start() -> None:
         missing = str(error.name).partition(".")[0]
         if missing not in NEEDED:
             raise
-        print(f"msfusion: the command line needs {missing}: pip install 'msfusion[cli]'.", file=sys.stderr)
+        from msfusion.extras import install
+
+        print(f"msfusion: the command line needs {missing}: {install('cli')}.", file=sys.stderr)
         sys.exit(2)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, ParamSpec, TypeVar
 import typer
 
 from msfusion.errors import MsfusionError
+from msfusion.extras import extra_of, missing
 from msfusion.quoting import sentence, short
 
 if TYPE_CHECKING:
@@ -56,6 +57,11 @@ def told_in_a_sentence(command: Callable[P, R]) -> Callable[P, R]:
             if stopping.heard is not None:  # a worker that was stopped with us, or what could not be finished
                 stopping.tell_and_exit()
             _refuse(_sentence_of(error), error)
+        except ModuleNotFoundError as error:
+            extra = extra_of(error.name)
+            if extra in (None, "cli"):  # what the command line itself needs is told where that begins
+                raise
+            _refuse(missing(extra, "this command", error.name), error)
         except (KeyboardInterrupt, SystemExit, GeneratorExit) as error:
             if stopping.heard is not None:
                 stopping.tell_and_exit()

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from msfusion.cli.common import Overrides, console_of_user, print_line, told_in_a_sentence
-from msfusion.errors import ConfigError
+from msfusion.extras import needing
 
 deploy = typer.Typer(
     rich_markup_mode=None,
@@ -35,10 +35,8 @@ def flower(
 
     settings = load_config(config, overrides or ())
     settings.refuse_ignored()
-    try:
+    with needing("flower", "a Flower app"):
         from msfusion.experiment.flower.deploy import app_name, write_app
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"a Flower app needs {error.name}: pip install 'msfusion[flower]'") from error
     write_app(settings, app_name(config.stem), out)
     console = console_of_user()
     for path in (out, out / "README.md"):

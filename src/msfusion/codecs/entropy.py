@@ -11,7 +11,8 @@ import zlib
 from typing import Any
 
 from msfusion.codecs.header import Buffer
-from msfusion.errors import CodecError, ConfigError
+from msfusion.errors import CodecError
+from msfusion.extras import needing
 
 LEVEL = 1
 MOST_MEMORY = 9
@@ -74,10 +75,6 @@ def _deflated(codes: memoryview, strategy: int) -> bytes:
 
 
 def _zstandard() -> Any:
-    try:
+    with needing("codecs", "entropy = 'zstd'"):
         import zstandard
-    except ImportError as error:
-        raise ConfigError(
-            "entropy = 'zstd' needs the package zstandard: pip install 'msfusion[codecs]'."
-        ) from error
     return zstandard

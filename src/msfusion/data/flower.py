@@ -12,6 +12,7 @@ from numpy import ndarray
 
 from msfusion.data.spec import DataSpec
 from msfusion.errors import ConfigError, DataError
+from msfusion.extras import needing
 from msfusion.imports import in_one_line
 
 SHORT_NAMES = {"shards": "ShardPartitioner", "column": "NaturalIdPartitioner"}
@@ -28,13 +29,9 @@ def flower_partition(
     Raises ConfigError for an unknown name or argument, or without flwr-datasets; DataError with its own words
     where it refuses.
     """
-    try:
+    with needing("data", f"data.partition = 'flwr:{name}'"):
         import datasets
         import flwr_datasets.partitioner as flower
-    except ImportError as error:
-        raise ConfigError(
-            f"data.partition = 'flwr:{name}' needs flwr-datasets: pip install 'msfusion[data]'."
-        ) from error
     found = _find(flower, name)
     rows = datasets.Dataset.from_dict({"key": keys.tolist(), "index": np.arange(len(keys))})
     try:

@@ -18,6 +18,7 @@ from msfusion.data.measured import load_measured
 from msfusion.data.running_text import load_running_text
 from msfusion.data.spec import DataSpec
 from msfusion.errors import ConfigError, DataError
+from msfusion.extras import needing
 from msfusion.imports import in_one_line
 
 READERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -159,12 +160,8 @@ def open_splits(spec: DataSpec, labels: bool = False, kinds: Kinds | None = None
 
     `kinds`: what columns of CSV hold, where other data has said it.
     """
-    try:
+    with needing("data", f"data.source = '{spec.source}'"):
         import datasets
-    except ImportError as error:
-        raise ConfigError(
-            f"data.source = '{spec.source}' needs datasets: pip install 'msfusion[data]'."
-        ) from error
     source = Path(spec.source).expanduser()
     if not source.exists() and (spec.source.startswith((".", "/", "~")) or spec.source.count("/") > 1):
         raise DataError(f"data.source = '{spec.source}': there is no such folder (seen from {Path.cwd()}).")

@@ -15,7 +15,8 @@ from jaxtyping import Num
 from torch import Tensor
 
 from msfusion.data.spec import DataSpec
-from msfusion.errors import ConfigError, DataError, MsfusionError
+from msfusion.errors import DataError, MsfusionError
+from msfusion.extras import needing
 from msfusion.imports import in_one_line
 from msfusion.memory import machine_memory
 
@@ -43,10 +44,8 @@ def decode_images(
     safe, has another size than the first (and `spec.image_size` is None), another depth, or is coloured where the
     first is grey.
     """
-    try:
+    with needing("data", "reading images"):
         import PIL.Image
-    except ImportError as error:
-        raise ConfigError("reading images needs Pillow: pip install 'msfusion[data]'.") from error
     pixels: np.ndarray | None = None
     for index, (cell, row) in enumerate(zip(cells, rows, strict=True)):
         label = f"image {row} of {holder}"

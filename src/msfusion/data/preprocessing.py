@@ -26,7 +26,8 @@ from msfusion.data.labels import Classes
 from msfusion.data.spec import FOLDER, is_pretrained
 from msfusion.data.table import MOST_WORDS, NumberColumn, TableEncoding, WordColumn
 from msfusion.data.text import SPLITTERS, Encoder
-from msfusion.errors import ConfigError, DataError
+from msfusion.errors import DataError
+from msfusion.extras import needing
 from msfusion.files import write_json
 from msfusion.folders import VOCABULARY
 from msfusion.imports import in_one_line
@@ -201,10 +202,8 @@ def _encoder(name: Any, folder: Path) -> Encoder:
 
 def _made(kind: type[Any], given: Any, **others: Any) -> Any:
     """A dataclass of values of the types that it declares. Raises ValueError for others, and for other fields."""
-    try:
+    with needing("cli", f"reading {FILE}"):
         from pydantic import TypeAdapter
-    except ImportError as error:
-        raise ConfigError(f"{FILE} is read with pydantic: pip install 'msfusion[cli]'.") from error
     hints = get_type_hints(kind)
     known = {each.name for each in fields(kind)} - set(others)
     if set(given) != known:

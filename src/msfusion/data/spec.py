@@ -119,6 +119,9 @@ class DataSpec:
     seed: int = setting(0, "of every draw", ge=0, lt=2**63)
 
     def __post_init__(self) -> None:
+        columns: object = self.input_column
+        if isinstance(columns, list):
+            object.__setattr__(self, "input_column", tuple(columns))
         check(self, prefix="data.")
 
 

@@ -20,6 +20,7 @@ from msfusion.data.preprocessing import Preprocessing
 from msfusion.data.spec import DataSpec
 from msfusion.data.text import blocks
 from msfusion.errors import ConfigError, DataError
+from msfusion.extras import needing
 from msfusion.imports import in_one_line
 
 DIGITS = "digits"
@@ -141,10 +142,8 @@ def _made(examples: Iterable[Any], preprocessing: Preprocessing) -> Any:
         )
     if not (examples := list(examples)):
         raise DataError("these examples are none: the list is empty.")
-    try:
+    with needing("data", "reading examples"):
         import datasets
-    except ImportError as error:
-        raise ConfigError("reading examples needs datasets: pip install 'msfusion[data]'.") from error
     column, encoding = preprocessing.inputs.columns[0], preprocessing.inputs
     if isinstance(encoding, ImageEncoding):
         cells = [{"path": str(each), "bytes": None} for each in examples]

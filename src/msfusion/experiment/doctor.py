@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from msfusion.experiment.environment import environment
 from msfusion.experiment.report.words import size
+from msfusion.extras import install
 from msfusion.memory import machine_memory
 
 State = Literal["fine", "missing", "amiss"]
@@ -101,7 +102,7 @@ def _packages() -> Iterator[Finding]:
         yield _needed(
             f"{extra}: {use}",
             [each for each in own if each not in always],
-            f"pip install 'msfusion[{extra}]'",
+            install(extra),
         )
 
 

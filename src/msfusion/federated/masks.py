@@ -19,6 +19,7 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from msfusion.errors import ConfigError, SumError, TrainingError
+from msfusion.extras import needing
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -40,12 +41,8 @@ CHUNK = 2**17
 
 def check_cryptography(key: str) -> None:
     """Raise ConfigError, naming the setting, where the package is missing."""
-    try:
+    with needing("stream", f"at every participant {key}"):
         import cryptography  # noqa: F401  # only whether it is there
-    except ImportError as error:
-        raise ConfigError(
-            f"{key} needs the package cryptography, at every participant: pip install 'msfusion[stream]'"
-        ) from error
 
 
 class Identity:

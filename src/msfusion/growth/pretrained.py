@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from msfusion.errors import GrowthError, UntraceableModelError
+from msfusion.extras import needing
 from msfusion.folders import load_whole, why
 from msfusion.imports import in_one_line
 from msfusion.untrusted import require_harmless, require_room, require_sane
@@ -26,12 +27,8 @@ def load_folder(folder: str | Path) -> nn.Module:
 
     Raises GrowthError where there is none, or where its weights are not those of its configuration.
     """
-    try:
+    with needing("transformers", f"growing from {folder}", GrowthError):
         import transformers
-    except ImportError as error:
-        raise GrowthError(
-            f"growing from {folder} needs transformers: pip install 'msfusion[transformers]'"
-        ) from error
     path = Path(folder).expanduser()
     if not (path / "config.json").is_file():
         raise GrowthError(f"there is no config.json in {path}: give a folder that save_pretrained wrote")

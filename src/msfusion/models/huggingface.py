@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from msfusion.errors import ConfigError, MsfusionError
+from msfusion.extras import needing
 from msfusion.folders import PREFIX, VOCABULARY, folder_of, has_tokenizer, load_tokenizer, load_whole, why
 from msfusion.models.spec import ModelSpec
 from msfusion.untrusted import require_harmless, require_room, require_sane
@@ -38,12 +39,8 @@ def build_transformers(spec: ModelSpec, sizes: Mapping[str, Any]) -> nn.Module:
     missing; for a model too small for the data, or too large for this machine; for a folder that asks to run code;
     for weights that learnt other tokens than the data's. Raises GrowthError for weights = "whole" that are not.
     """
-    try:
+    with needing("transformers", f"model.name = '{spec.name}'"):
         import transformers
-    except ImportError as error:
-        raise ConfigError(
-            f"model.name = '{spec.name}' needs transformers: pip install 'msfusion[transformers]'."
-        ) from error
     target = spec.name.removeprefix(PREFIX)
     folder = folder_of(spec.name)
     task = spec.task or _guess_task(sizes)

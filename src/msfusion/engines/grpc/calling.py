@@ -19,6 +19,7 @@ from msfusion.engines.grpc.messages import LARGEST_FRAME, Gathering, pieces_of
 from msfusion.engines.grpc.packing import pack, unpack
 from msfusion.engines.grpc.service import KEEPALIVE_SECONDS
 from msfusion.errors import StreamError
+from msfusion.extras import require
 from msfusion.setting import check
 
 Answer = TypeVar("Answer")
@@ -56,6 +57,7 @@ class Connecting:
     on_event: Callable[[str], None] = lambda _: None
 
     def __post_init__(self) -> None:
+        require("stream", "training over a network")
         self.access.check_address(self.address)
         check(self)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from msfusion.engines.grpc.access import Access
+from msfusion.extras import require
 from msfusion.setting import check, setting
 
 
@@ -19,7 +20,8 @@ def seconds_of(default: float, meaning: str) -> Any:
 
 @dataclass(frozen=True)
 class Listening:
-    """Where a server is reached and how patient it is. Raises ConfigError for plain text from other machines.
+    """Where a server is reached and how patient it is. Raises ConfigError for plain text from other machines, and where
+    the extra `stream` is not installed.
 
     A participant that takes longer than `deadline` seconds for its task, or in the middle of one for its next request,
     is not waited for in this round, nor is one that has been away for `patience` seconds, in this round and in those
@@ -40,5 +42,6 @@ class Listening:
     on_event: Callable[[str], None] = lambda _: None
 
     def __post_init__(self) -> None:
+        require("stream", "training over a network")
         self.access.check_address(self.address)
         check(self)

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from msfusion.errors import ConfigError
 from msfusion.experiment.comparison import role_of
 from msfusion.experiment.kinds import kind_of
+from msfusion.extras import needing
 from msfusion.files import write_with
 from msfusion.quoting import short
 
@@ -90,11 +90,9 @@ def figures(what: str) -> Iterator[Any]:
     Names are taken as text: `$` and `_` begin no formulas, and nobody disappears from a legend.
     Raises ConfigError without matplotlib; `what` needs it.
     """
-    try:
+    with needing("plot", what):
         from matplotlib import rc_context
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError(f"{what} needs matplotlib: pip install 'msfusion[plot]'.") from error
     with rc_context({"text.parse_math": False, "text.usetex": False}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from", category=UserWarning)
         yield Figure
