@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,6 +23,8 @@ class Block:
     line: int
     language: str
     text: str
+    printed: str = ""
+    """What the last command of it prints, where the page shows that in a block of text right after it."""
 
     @property
     def place(self) -> str:
@@ -47,7 +49,7 @@ def blocks_of(page: Path) -> list[Block]:
     name = page.relative_to(ROOT).as_posix()
     lines = page.read_text().splitlines()
     found: list[Block] = []
-    number = 0
+    number = after = 0  # `after`: the line behind the last block
     while number < len(lines):
         line = lines[number]
         fence = _FENCE.fullmatch(line)
@@ -65,6 +67,9 @@ def blocks_of(page: Path) -> list[Block]:
                 f"{name}:{begin}: a block of '{language}' should be one of {', '.join(LANGUAGES)}"
             )
         text = "\n".join(each.removeprefix(indent) for each in lines[begin:number]) + "\n"
+        if language == "text" and found and found[-1].language == "sh" and after == begin - 2:
+            found[-1] = replace(found[-1], printed=text)
         found.append(Block(name, begin + 1, language, text))
         number += 1
+        after = number
     return found

@@ -51,15 +51,17 @@ def commands_in(text: str) -> Iterator[list[str]]:
                 command = []
 
 
-def carry_out(words: Sequence[str], quick: Sequence[str] = QUICK) -> str:
-    """Carry out a command in the current directory, and return what it printed.
+def carry_out(words: Sequence[str], quick: Sequence[str] = QUICK, printed: str = "") -> None:
+    """Carry out a command in the current directory.
 
-    Raises AssertionError where it fails, or where nobody knows how it is said.
+    Raises AssertionError where it fails, where nobody knows how it is said, and where a line of `printed` is not among
+    what it prints. One that begins with `msfusion: ` is a refusal, which ends with exit code 2. A plan that is shown is
+    made as it stands, without `quick`.
     """
     program, *arguments = words
     if program in ("msfusion", ".venv/bin/msfusion"):
-        return _msfusion(arguments, quick)
-    if program in ("pip", ".venv/bin/pip"):
+        _msfusion(arguments, quick, printed)
+    elif program in ("pip", ".venv/bin/pip"):
         _check_extras(arguments)
     elif program == "torchrun":
         _read_by_torchrun(arguments)
@@ -71,22 +73,24 @@ def carry_out(words: Sequence[str], quick: Sequence[str] = QUICK) -> str:
         assert (ROOT / program).stat().st_mode & 0o111, f"{program} cannot be started"
     else:
         assert list(words) == ["python3", "-m", "venv", ".venv"], f"how is {shlex.join(words)} tried?"
-    return ""
 
 
-def _msfusion(arguments: Sequence[str], quick: Sequence[str]) -> str:
+def _msfusion(arguments: Sequence[str], quick: Sequence[str], printed: str) -> None:
     command = arguments[0] if arguments else ""
     if command in READ_ONLY or _benchmark(arguments):
         _read(arguments)
-        return ""
+        return
     added: list[str] = []
-    if command in ("train", "plan", "compare"):
+    if command in ("train", "compare") or (command == "plan" and not printed):
         added = [part for setting in quick for part in ("--set", setting)]
     if command == "compare":
         added += ["--seeds", "1"]
     done = msfusion(*arguments, *added)
-    assert done.exit_code == 0, f"msfusion {shlex.join(arguments)}\n{done.output}"
-    return done.stdout
+    said = f"msfusion {shlex.join(arguments)}\n{done.output}"
+    assert done.exit_code == (2 if printed.startswith("msfusion: ") else 0), said
+    shown = " ".join(done.output.split())
+    for line in printed.splitlines():
+        assert " ".join(line.split()) in shown, said
 
 
 def _benchmark(arguments: Sequence[str]) -> bool:

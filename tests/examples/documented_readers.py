@@ -162,6 +162,32 @@ class Notebook:
         cls.finished += 1
 
 
+def of_fine_tuning(folder: Path) -> Names:
+    """A small BERT that was trained to fill gaps, with its tokenizer, and labelled texts."""
+    from tokenizer_folder import save_tokenizer
+    from transformers import BertConfig, BertForMaskedLM
+
+    told = {"positive": "good fine", "negative": "bad dull"}
+    other = ["a", "the", "film", "plot", "was", "very"]
+    save_tokenizer(folder / "bert", [*other, *" ".join(told.values()).split()])
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=12, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=32, pad_token_id=1,
+    )  # fmt: skip
+    BertForMaskedLM(config).save_pretrained(folder / "bert")
+    draw = np.random.default_rng(0)
+    (folder / "reviews").mkdir()
+    for split, count in (("train", 40), ("test", 20)):
+        rows = ["text,label"]
+        for number in range(count):
+            label = list(told)[number % 2]
+            words = [*draw.choice(other, 5), draw.choice(told[label].split())]
+            rows.append(f"{' '.join(words)},{label}")
+        (folder / "reviews" / f"{split}.csv").write_text("\n".join(rows) + "\n")
+    return {}
+
+
 def of_flower(folder: Path) -> Names:
     from flwr.clientapp import ClientApp
 
@@ -224,7 +250,7 @@ def of_predicting(folder: Path) -> Names:
 def of_many_machines(folder: Path) -> Names:
     """The folder of keys that participant 3 was given, and data of its own."""
     photos(folder, "reference")
-    for number in range(10):
+    for number in range(3):
         images(folder / f"images-{number}" / "cat", 4)
     (folder / "participant-3").symlink_to(folder / "keys" / "participant-3")
     return {}
@@ -237,6 +263,11 @@ def of_reports(folder: Path) -> Names:
 
 def of_runs_without_a_server(folder: Path) -> Names:
     (folder / "job.toml").write_text("rounds = 1\n")
+    return {}
+
+
+def of_troubleshooting(folder: Path) -> Names:
+    images(folder / "large", 2, size=28, grey=True)
     return {}
 
 
@@ -261,6 +292,7 @@ READERS: dict[str | Key, Callable[[Path], Names]] = {
     "docs/codecs.md": of_codecs,
     "docs/extending.md": of_extending,
     ("docs/extending.md", CHECKS): parts_of_the_examples,
+    "docs/fine-tuning.md": of_fine_tuning,
     "docs/flower.md": of_flower,
     "docs/growth.md": of_growth,
     "docs/many-machines.md": of_many_machines,
@@ -268,5 +300,6 @@ READERS: dict[str | Key, Callable[[Path], Names]] = {
     "docs/report.md": of_reports,
     "docs/serverless.md": of_runs_without_a_server,
     "docs/split.md": of_splitting,
+    "docs/troubleshooting.md": of_troubleshooting,
 }
 """By page, or by a block's page and first line. A page that is not here needs nothing but the repository."""

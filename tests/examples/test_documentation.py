@@ -23,19 +23,27 @@ from documented_readers import CHECKS, READERS, Key, Names, in_the_repository, u
 from msfusion.experiment.config import load_config
 from msfusion.experiment.kinds import prepare
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings(  # of what `datasets` leaves open
+        "ignore:unclosed file", "ignore::pytest.PytestUnraisableExceptionWarning"
+    ),
+]
 
 BLOCKS = [block for page in PAGES for block in blocks_of(page) if block.language != "text"]
 
-RELEASE: dict[Key, str] = {
+RELEASE: dict[str | Key, str] = {
     (
         "docs/blocks.md",
         "msfusion compare src/msfusion/default.toml --methods msfusion,small --seeds 3 --out runs/blocks \\",
     ): "tests/experiment/test_compare.py compares in short",
+    ("docs/bring-your-own.md", "[data]"): "tests/experiment/test_tasks.py has a regression",
+    ("docs/choosing.md", "[participants]"): "tests/test_budgets.py finds ratios in short",
+    ("docs/choosing.md", "msfusion compare rates.toml --out runs/rates"): "tests/experiment/test_compare.py",
+    ("docs/extending.md", "cd examples/extend"): "tests/examples/test_extend.py runs it",
     ("docs/extending.md", CHECKS): "tests/examples/test_extend.py checks each of these parts",
-    ("docs/growth.md", "import msfusion"): "tests/growth grows smaller models",
-    ("docs/growth.md", "[method]"): "tests/experiment/test_grow_run.py plans a smaller one",
-    ("docs/growth.md", "from msfusion import Processes"): "tests/methods/test_grow.py does it in one process",
+    "docs/fine-tuning.md": "tests/models/test_own_tokens.py begins with trained weights",
+    "docs/growth.md": "tests/growth grows smaller models, tests/experiment/test_grow_run.py plans a smaller job",
     ("docs/index.md", "pip install torch==2.13.0 -e '.[cli]'"): "README.md and docs/predict.md say the same",
     (
         "docs/privacy.md",
@@ -44,7 +52,7 @@ RELEASE: dict[Key, str] = {
     ): "tests/experiment/test_audit.py attacks sums in short",
     ("docs/windows.md", "[participants]"): "tests/test_budgets.py finds ratios in short",
 }
-"""Blocks (page, first line) that `scripts/check --all` alone runs, and which test does the same in short."""
+"""Blocks (page, first line), or pages, that `scripts/check --all` alone runs, and which test does the same in short."""
 
 EXEMPT: dict[Key, str] = {}
 """Blocks (page, first line) that are not run, and why."""
@@ -75,7 +83,9 @@ CONTEXT = {
 
 SETTINGS: dict[str, tuple[str, ...]] = {
     "docs/growth.md": (*QUICK, "data.length=12", "model.options={features=16, heads=2, layers=1}"),
+    "docs/many-machines.md": (*QUICK, "participants.count=3"),
     "docs/privacy.md": (*QUICK, "participants.count=3"),
+    "docs/troubleshooting.md": tuple(each for each in QUICK if "local_epochs" not in each),
 }
 """By page: settings for its configurations and commands, in place of those of QUICK that do not go with it."""
 
@@ -102,7 +112,9 @@ class Reading:
                     file.write(smaller(each))
             self.begun = True
         for each in (each for each in BLOCKS if each.page == self.page and each.line <= block.line):
-            if each not in self.done and (each == block or key(each) not in {*RELEASE, *EXEMPT}):
+            if each not in self.done and (
+                each == block or not (left_to_releases(each) or key(each) in EXEMPT)
+            ):
                 self.failed = each
                 self.run(each)
                 self.failed = None
@@ -135,16 +147,22 @@ class Reading:
         prepare(load_config(path, SETTINGS.get(self.page, QUICK))).plan()
 
     def run_commands(self, block: Block, text: str) -> None:
-        for words in commands_in(text):
+        commands = [*commands_in(text)]
+        for number, words in enumerate(commands, 1):
             if words[0] == "cd":
                 self.cwd = self.folder / words[1]
                 os.chdir(self.cwd)
             else:
-                carry_out(words, SETTINGS.get(self.page, QUICK))
+                printed = block.printed if number == len(commands) else ""
+                carry_out(words, SETTINGS.get(self.page, QUICK), printed)
 
 
 def key(block: Block) -> Key:
     return block.page, block.first
+
+
+def left_to_releases(block: Block) -> bool:
+    return key(block) in RELEASE or block.page in RELEASE
 
 
 def smaller(block: Block) -> str:
@@ -167,6 +185,16 @@ def readings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Reading]:
     return {page: Reading(page, tmp_path_factory.mktemp("page")) for page in {each.page for each in BLOCKS}}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _a_cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Folders called `photos` there are many."""
+    import datasets
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+        yield
+
+
 @contextmanager
 def standing_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The current directory, from which modules are imported that no other page knows."""
@@ -183,7 +211,7 @@ def standing_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
 
 def cases() -> list[Any]:
     return [
-        pytest.param(block, id=block.place, marks=pytest.mark.release if key(block) in RELEASE else ())
+        pytest.param(block, id=block.place, marks=pytest.mark.release if left_to_releases(block) else ())
         for block in BLOCKS
         if key(block) not in EXEMPT
     ]
@@ -201,9 +229,10 @@ def test_a_block_does_what_it_says(
 def test_what_is_said_of_blocks_is_said_of_some() -> None:
     """A block that is gone, or begins otherwise by now, takes what is said of it here along."""
     there = {key(block) for block in BLOCKS}
-    assert {*RELEASE, *EXEMPT, *AFTER, *(each for each in READERS if isinstance(each, tuple))} <= there
+    about = {*RELEASE, *EXEMPT, *AFTER, *READERS}
+    assert {each for each in about if isinstance(each, tuple)} <= there
     pages = {block.page: (ROOT / block.page).read_text() for block in BLOCKS}
-    assert {*(each for each in READERS if isinstance(each, str)), *SMALLER, *SETTINGS, *CONTEXT} <= {*pages}
+    assert {*(each for each in about if isinstance(each, str)), *SMALLER, *SETTINGS, *CONTEXT} <= {*pages}
     assert all(old in pages[page] for page, changes in SMALLER.items() for old, _ in changes)
     said = [words for block in BLOCKS if block.language == "sh" for words in commands_in(block.text)]
     programs = {word.removeprefix(".venv/bin/") for words in said for word in words[:2]}
