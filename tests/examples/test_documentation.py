@@ -9,17 +9,21 @@ documented_commands.READ_ONLY says so and why, read by the program that they are
 from __future__ import annotations
 
 import os
+import runpy
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from documented_blocks import PAGES, ROOT, Block, blocks_of
 from documented_commands import QUICK, READ_ONLY, carry_out, commands_in
 from documented_readers import CHECKS, READERS, Key, Names, in_the_repository, unregistered
 
+import msfusion
 from msfusion.experiment.config import load_config
 from msfusion.experiment.kinds import prepare
 
@@ -37,7 +41,7 @@ RELEASE: dict[str | Key, str] = {
         "docs/blocks.md",
         "msfusion compare src/msfusion/default.toml --methods msfusion,small --seeds 3 --out runs/blocks \\",
     ): "tests/experiment/test_compare.py compares in short",
-    ("docs/bring-your-own.md", "[data]"): "tests/experiment/test_tasks.py has a regression",
+    ("docs/bring-your-own.md", "[model]"): "tests/experiment/test_tasks.py has a regression",
     ("docs/choosing.md", "[participants]"): "tests/test_budgets.py finds ratios in short",
     ("docs/choosing.md", "msfusion compare rates.toml --out runs/rates"): "tests/experiment/test_compare.py",
     ("docs/extending.md", "cd examples/extend"): "tests/examples/test_extend.py runs it",
@@ -176,7 +180,51 @@ def nothing(folder: Path) -> Names:
     return {}
 
 
-AFTER: dict[Key, Callable[[Reading], None]] = {}
+def the_group_is_where_the_page_says(reading: Reading) -> None:
+    group = reading.names["width_map"].groups[0]
+    places = [(place.tensor, place.axis) for place in group.places]
+    assert f"# {group.name} {group.units} {places}" in (ROOT / reading.page).read_text()
+
+
+def what_was_encoded_comes_back(reading: Reading) -> None:
+    names = reading.names
+    assert names["same_shape"].shape == names["activations"].shape
+    assert torch.equal(names["same_shape"], names["buffer"])
+
+
+def the_tracker_is_told_each_round(reading: Reading) -> None:
+    made = msfusion.Federation(
+        reading.names["model"], [reading.names["dataset_of_a"]], callbacks=[reading.names["Tracker"]()]
+    )
+    told: list[tuple[int, dict[str, float]]] = reading.names["wandb"].lines
+    made.fit(2)
+    assert [step for step, _ in told] == [1, 2]
+    assert all("training_loss" in figures for _, figures in told)
+    assert reading.names["wandb"].finished == 1
+
+
+def a_client_answers(reading: Reading) -> None:
+    """With a slice of what the server's strategy has sent."""
+    from flower_grid import FakeGrid, Node
+    from flwr.app import ArrayRecord, ConfigRecord
+
+    names = reading.names
+    grid = FakeGrid({node: Node(names["fit"]) for node in (11, 12, 13)})
+    first = ArrayRecord(names["Net"]().state_dict())
+    message, *_ = names["strategy"].configure_train(1, first, ConfigRecord(), grid)
+    answer = names["fit"](message, None)
+    assert answer.content["metrics"]["train_loss"] > 0
+
+
+AFTER: dict[Key, Callable[[Reading], None]] = {
+    ("docs/codecs.md", "from msfusion import codecs"): what_was_encoded_comes_back,
+    ("docs/extending.md", "class Tracker(msfusion.Callback):"): the_tracker_is_told_each_round,
+    (
+        "docs/flower.md",
+        "from msfusion.engines.flower.strategy import SubModels, reply, sub_model",
+    ): a_client_answers,
+    ("docs/width-map.md", "import torch, msfusion"): the_group_is_where_the_page_says,
+}
 """What is true after a block has run, where more is said of it than that it runs."""
 
 
@@ -228,12 +276,24 @@ def test_a_block_does_what_it_says(
 
 def test_what_is_said_of_blocks_is_said_of_some() -> None:
     """A block that is gone, or begins otherwise by now, takes what is said of it here along."""
-    there = {key(block) for block in BLOCKS}
+    there = Counter(map(key, BLOCKS))
     about = {*RELEASE, *EXEMPT, *AFTER, *READERS}
-    assert {each for each in about if isinstance(each, tuple)} <= there
+    assert all(there[each] == 1 for each in about if isinstance(each, tuple))
     pages = {block.page: (ROOT / block.page).read_text() for block in BLOCKS}
     assert {*(each for each in about if isinstance(each, str)), *SMALLER, *SETTINGS, *CONTEXT} <= {*pages}
     assert all(old in pages[page] for page, changes in SMALLER.items() for old, _ in changes)
     said = [words for block in BLOCKS if block.language == "sh" for words in commands_in(block.text)]
     programs = {word.removeprefix(".venv/bin/") for words in said for word in words[:2]}
     assert {*READ_ONLY} <= programs
+
+
+def test_code_that_a_page_shows_is_there() -> None:
+    """What the site makes of `Code:` lines, without building it; and every page of a method has some."""
+    site = runpy.run_path(str(ROOT / "scripts" / "site.py"))
+    shown = {page.name: site["CODE"].findall(page.read_text()) for page in PAGES}
+    for file, name in (each for found in shown.values() for each in found):
+        assert name.rpartition(".")[2] in site["source"](ROOT / file, name)
+    assert all(shown[f"{page}.md"] for page in ("windows", "blocks", "copies", "split", "growth"))
+    for name in ("no_such_function", "Server.no_such_method"):
+        with pytest.raises(LookupError, match="no_such"):
+            site["source"](ROOT / "src/msfusion/methods/split/sides.py", name)

@@ -31,14 +31,3 @@ def test_growing_together_is_planned_and_trained(tmp_path: Path) -> None:
     assert len(summary["participants"]) == 6
     assert config.comparison is not None
     assert set(config.comparison.variants) == {"Fed-Grow", "each alone"}
-
-
-def test_the_width_map_page_is_true() -> None:
-    """The code of docs/width-map.md runs, and its group is where the page says."""
-    page = (EXAMPLES.parent / "docs" / "width-map.md").read_text()
-    code = page.split("```python\n")[1].split("```")[0]
-    names: dict[str, object] = {}
-    exec(compile(code, "docs/width-map.md", "exec"), names)
-    group = names["width_map"].groups[0]  # type: ignore[attr-defined]
-    places = [(p.tensor, p.axis) for p in group.places]
-    assert f"# {group.name} {group.units} {places}" in code

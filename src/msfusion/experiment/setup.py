@@ -287,7 +287,7 @@ def prepare_parts(config: Config) -> Parts:
     # A model whose output cannot be learnt from is refused here, before there is a run directory.
     shown = data.test.take(slice(0, 2))
     scored = is_scored_by_classes(config, data)
-    called = f"model.name = {quoted(config.model.name)}, called with two examples of {data.description},"
+    called = f"model.name = {quoted(config.model_spec.name)}, called with two examples of {data.description},"
     with failing_as(ConfigError, called):
         require_embeddings(model, shown, data.vocabulary_size)
         if scored:
