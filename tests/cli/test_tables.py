@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from commands import QUICK, msfusion
+from commands import QUICK, msfusion, refused
 
 
 def test_plan_says_what_training_will_cost(here: Path) -> None:
@@ -93,3 +93,7 @@ def test_inspect_takes_configurations_and_functions(here: Path, monkeypatch: pyt
     )
     described = json.loads(msfusion("inspect", "mine:model", "--json").stdout)
     assert [group["units"] for group in described["groups"]] == [8]
+    for command in (["inspect", "mine:model"], ["plan", "--set", "model.name=mine:model"]):
+        digits = msfusion(*command, "--set", "data.source=digits")  # grey; the model wants three colours
+        refused(digits, "mine:model")
+        assert "8x8 grey images" in digits.stderr

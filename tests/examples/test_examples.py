@@ -40,14 +40,3 @@ def test_the_page_of_examples_has_them_all() -> None:
     assert all((EXAMPLES / name).exists() for name in named)
     there = {f"{path.name}/" if path.is_dir() else path.name for path in EXAMPLES.iterdir()}
     assert there - named <= {"README.md", "__pycache__/"}
-
-
-def test_the_width_map_page_is_true() -> None:
-    """The code of docs/width-map.md runs, and its group is where the page says."""
-    page = (EXAMPLES.parent / "docs" / "width-map.md").read_text()
-    code = page.split("```python\n")[1].split("```")[0]
-    names: dict[str, object] = {}
-    exec(compile(code, "docs/width-map.md", "exec"), names)
-    group = names["width_map"].groups[0]  # type: ignore[attr-defined]
-    places = [(p.tensor, p.axis) for p in group.places]
-    assert f"# {group.name} {group.units} {places}" in code

@@ -25,10 +25,12 @@ from msfusion.federated.participation import Calendar, Conditions, RoundSettings
 from msfusion.federated.problem import METHODS, Problem
 from msfusion.federated.protected import check_protected_rounds, protected
 from msfusion.federated.training import TrainingSettings
+from msfusion.imports import failing_as
 from msfusion.methods.blocks import BlocksMethod
 from msfusion.models.build import build_model
 from msfusion.network import Machine, machines_of
 from msfusion.objectives import name_of_logits, require_classes, require_embeddings
+from msfusion.quoting import quoted
 from msfusion.scoring import LOSSES, Scoring, loss_named, metrics_named
 from msfusion.width.groups import WidthMap, Window
 from msfusion.width.trace import trace
@@ -283,10 +285,13 @@ def prepare_parts(config: Config) -> Parts:
     model = build_model(config.model_spec, data)
     data = data.for_model(model)
     # A model whose output cannot be learnt from is refused here, before there is a run directory.
-    require_embeddings(model, data.test.take(slice(0, 2)), data.vocabulary_size)
+    shown = data.test.take(slice(0, 2))
     scored = is_scored_by_classes(config, data)
-    if scored:
-        require_classes(model, data.test.take(slice(0, 2)), data.by_holder)
+    called = f"model.name = {quoted(config.model_spec.name)}, called with two examples of {data.description},"
+    with failing_as(ConfigError, called):
+        require_embeddings(model, shown, data.vocabulary_size)
+        if scored:
+            require_classes(model, shown, data.by_holder)
     return Parts(data, model, traced(model, data, scored))
 
 
