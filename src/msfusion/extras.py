@@ -22,6 +22,7 @@ MODULES = {
     "codecs": ("numba", "zstandard"),
     "stream": ("grpc", "msgpack", "cryptography"),
     "flower": ("flwr",),
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
 }
 """What each extra is imported as. One that several extras have stands under that which needs nothing else for it."""
 

@@ -112,7 +112,7 @@ def test_without_its_packages_onnx_is_refused_and_nothing_stays(
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     refused(
         msfusion("export", str(tmp_path / "run"), "--out", str(tmp_path / "out"), "--onnx"),
-        "pip install 'msfusion[onnx]'",
+        "--onnx needs onnxruntime: pip install",
     )
     assert not (tmp_path / "out").exists()
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from msfusion.data.federated import FederatedData, example_inputs
 from msfusion.errors import ConfigError
+from msfusion.extras import needing
 from msfusion.imports import in_one_line
 from msfusion.objectives import logits_of
 
@@ -75,13 +76,9 @@ def _as_program(program: torch.export.ExportedProgram, path: Path, names: Sequen
 
 
 def _as_onnx(program: torch.export.ExportedProgram, path: Path, names: Sequence[str]) -> Answers:
-    try:
+    with needing("onnx", "--onnx"):
         import onnxruntime
         import onnxscript  # noqa: F401  # which torch.onnx needs
-    except ImportError as error:
-        raise ConfigError(
-            f"--onnx needs {error.name}, which is not installed: pip install 'msfusion[onnx]'"
-        ) from error
     made = torch.onnx.export(program, dynamo=True, verbose=False, input_names=names, output_names=["outputs"])
     assert made is not None
     made.save(path)
