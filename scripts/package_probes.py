@@ -112,6 +112,13 @@ PROGRAMS = {
         """codec = msfusion.codecs.by_name("top_k", entropy="zstd")""",
         """print(codec.decode(codec.encode(torch.randn(8, 64))).shape)""",
     ),
+    "onnx": _program(
+        """from pathlib import Path""",
+        """from msfusion.experiment.program import write_program""",
+        """data = load_data(msfusion.DataSpec("digits", participants=2, max_train=20, max_test=10))""",
+        """model = build_model(ModelSpec("convnet", {"widths": [4, 8]}), data)""",
+        """write_program(model, data, Path(), "onnx")""",
+    ),
     "stream": _program("""print(federation(secure=True).fit(1)[-1].figures())"""),
 }
 """What an extra is for in a program, without the command line."""
