@@ -237,7 +237,7 @@ def test_models_of_strangers_that_are_none(tmp_path: Path) -> None:
     options = given["options"]
     wide = {**options, "inputs": {"0": {"shape": [2, 1, 2**20, 2**20], "type": "float32"}}}
     assert "which no input has" in told({**given, "options": wide})
-    for count in (10**9, 0, 2.5, "3"):
+    for count in (10**9, 0, -1):
         assert "model.options.count" in told({**given, "options": {**options, "count": count}})
     for name in ("x" * 5000, {"a": 1}, None, 3):
         assert "missing or damaged" in told({**given, "name": name})
