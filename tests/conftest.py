@@ -75,8 +75,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.xdist_group(folder if folder == "growth" else group))
 
 
-LONGEST = ("forge", "growth", "test_grow_run", "test_train", "test_export")
-"""Groups of few tests that take long, some because they wait for processes."""
+LONGEST = ("forge", "growth", "test_documentation", "test_grow_run", "test_train", "test_export")
+"""Groups that take long, some because they wait for processes."""
 
 
 @pytest.hookimpl(specname="pytest_collection_modifyitems", trylast=True)  # after pytest-randomly has shuffled
