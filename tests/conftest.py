@@ -90,8 +90,8 @@ def _leave_all_but_one_to_releases(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.release)
 
 
-LONGEST = ("forge", "growth", "test_grow_run", "test_train", "test_export")
-"""Groups of few tests that take long, some because they wait for processes."""
+LONGEST = ("forge", "growth", "test_documentation", "test_grow_run", "test_train", "test_export")
+"""Groups that take long, some because they wait for processes."""
 
 
 @pytest.hookimpl(specname="pytest_collection_modifyitems", trylast=True)  # after pytest-randomly has shuffled

@@ -32,6 +32,7 @@ READ_ONLY = {
     "watch": "ends with Ctrl-C only; tests/experiment/test_page_live.py runs it",
     "torchrun": "starts processes of many seconds; tests/experiment/test_sharded.py runs them",
     "flwr": "starts Flower's own processes; tests/experiment/test_flower_deployed.py runs them",
+    "podman": "no container engine is here; what is to be run inside is read",
     "pip": "downloads; that each extra exists is looked up",
     "python": "a benchmark takes hours; its own parser reads the arguments",
     "scripts/check": "is what runs these tests",
@@ -67,6 +68,8 @@ def carry_out(words: Sequence[str], quick: Sequence[str] = QUICK, printed: str =
         _read_by_torchrun(arguments)
     elif program == "flwr":
         _read_by_flower(arguments)
+    elif program == "podman":
+        _read_in_container(arguments)
     elif program == "python":
         _read_by_script(arguments)
     elif program == "scripts/check":
@@ -128,6 +131,14 @@ def _check_extras(arguments: Sequence[str]) -> None:
         assert found or word == "-e" or re.fullmatch(r"torch==[\d.]+", word), f"what does pip make of {word}?"
         for extra in found[1].split(",") if found else ():
             assert extra in project["optional-dependencies"], f"there is no extra {extra}"
+
+
+def _read_in_container(arguments: Sequence[str]) -> None:
+    """Of `build` the file has to be there; of `run` what stands behind the image is said to its program."""
+    if arguments[0] == "build":
+        assert (ROOT / "Containerfile").is_file()
+    else:
+        _read(arguments[arguments.index("msfusion") + 1 :])
 
 
 def _read_by_torchrun(arguments: Sequence[str]) -> None:

@@ -116,9 +116,8 @@ class Reading:
                     file.write(smaller(each))
             self.begun = True
         for each in (each for each in BLOCKS if each.page == self.page and each.line <= block.line):
-            if each not in self.done and (
-                each == block or not (left_to_releases(each) or key(each) in EXEMPT)
-            ):
+            later = left_to_releases(each) and not left_to_releases(block)
+            if each not in self.done and not later and key(each) not in EXEMPT:
                 self.failed = each
                 self.run(each)
                 self.failed = None

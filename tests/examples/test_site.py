@@ -48,6 +48,14 @@ def test_the_reference_is_made_from_docstrings(site: Path) -> None:
     assert "ready to predict" in text
 
 
+def test_pages_of_methods_show_the_code(site: Path) -> None:
+    """The function itself stands where the page links to its file in the repository."""
+    text = (site / "copies.html").read_text()
+    assert "KinAccumulator._change in src/msfusion/averaging/kin.py" in text
+    assert "largest" in text.split("KinAccumulator._change in")[1].split("</pre>")[0]
+    assert not any("Code: " in page.read_text() for page in site.glob("*.html"))
+
+
 def test_no_page_asks_another_machine_for_anything(site: Path) -> None:
     asked = re.compile(
         r"""<(?:script|img|iframe|link rel="(?:stylesheet|preconnect|icon)")[^>]*(?:src|href)="(https?:)?//"""
