@@ -50,7 +50,7 @@ def write_digits(folder: Path, count: int) -> None:
         Image.fromarray((image[0] * 255).byte().numpy()).save(path)
 
 
-def main(folder: Path | None = None, rounds: int = 30, count: int = 600) -> dict[str, float]:
+def main(folder: Path | None = None, rounds: int = 40, count: int = 600) -> dict[str, float]:
     """Returns the accuracy on held-out images by method."""
     if folder is None:
         folder = Path("digits-as-images")

@@ -30,3 +30,9 @@ from msfusion.errors import ConfigError
 def test_impossible_settings(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         DataSpec(**settings)
+
+
+@pytest.mark.without_type_checks
+def test_columns_may_be_a_list_as_in_a_configuration() -> None:
+    """A program may write what a file writes: the tuple is what the rest goes by."""
+    assert DataSpec("table.csv", input_column=["a", "b"]) == DataSpec("table.csv", input_column=("a", "b"))  # type: ignore[arg-type]

@@ -61,7 +61,7 @@ def test_images_of_a_folder(here: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 @pytest.mark.release
 def test_in_a_long_run_the_network_becomes_a_sum(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    accuracy = script("image_folder.py")["main"](rounds=30, count=160)
+    accuracy = script("image_folder.py")["main"](rounds=40, count=160)
     assert "a sum of 2 blocks" in capsys.readouterr().out
     assert min(accuracy.values()) > 0.6
 
