@@ -9,6 +9,7 @@ import pytest
 from commands import QUICK, msfusion, refused
 
 
+@pytest.mark.release
 def test_plan_says_what_training_will_cost(here: Path) -> None:
     shown = msfusion("plan", *QUICK, "--out", "picture.png")
     assert shown.exit_code == 0, shown.output
@@ -23,6 +24,7 @@ def test_plan_says_what_training_will_cost(here: Path) -> None:
             assert 0 < participant[key] < plan["full_model"][key]
 
 
+@pytest.mark.release
 def test_a_plan_says_who_will_be_there_and_how_long_it_takes(here: Path) -> None:
     unsteady = ("--set", "participants.dropout=0.3", "--set", "network.profile=phones")
     shown = msfusion("plan", *QUICK, *unsteady)

@@ -294,6 +294,7 @@ def test_whoever_was_away_has_its_time_from_when_it_comes() -> None:
         assert "on its own machine" in end().left_out[0].reason
 
 
+@pytest.mark.release
 def test_nobody_gains_time_by_coming_again() -> None:
     with rounds(absent=(1,), deadline=1.0) as (engine, end):
         for _ in range(20):

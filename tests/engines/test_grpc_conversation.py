@@ -138,6 +138,7 @@ def test_steps_out_of_turn_end_the_stream(step: int, size: int) -> None:
         assert [each.participant for each in end().left_out] == [1]
 
 
+@pytest.mark.release
 def test_only_whoever_is_at_work_is_waited_for() -> None:
     """The others have asked, and wait for the turn to be whole: they are not late."""
     with rounds(method=Asking(), absent=(1,), deadline=1.0) as (engine, end), Hand(engine.address) as hand:

@@ -21,6 +21,7 @@ from msfusion.errors import StreamError
 grpc = pytest.importorskip("grpc", reason="needs grpcio")
 
 
+@pytest.mark.release
 def test_whoever_comes_first_waits_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """For longer than it would wait for a server that says nothing at all."""
     monkeypatch.setattr(calling, "ANSWERING_SECONDS", 0.3)

@@ -39,6 +39,7 @@ def test_the_clock_stands_still_while_nothing_is_read() -> None:
     assert (clock.now(), clock.interrupted) == (2.0 + MOMENT, False)
 
 
+@pytest.mark.release
 @pytest.mark.slow
 def test_what_came_while_nothing_was_read_is_not_late() -> None:
     """The streams' thread stands still for longer than the deadline, as in a process that is stopped."""
@@ -54,6 +55,7 @@ def served(engine: Loopback, count: int) -> Iterator[RoundResult]:
     return run_rounds(PROBE, DATA, RoundSettings(count), engine=engine)
 
 
+@pytest.mark.release
 def test_whoever_stays_away_costs_its_patience_once() -> None:
     """It is left out of the rounds after that at once, until it comes again."""
     engine, patience = Loopback(replace(HERE, patience=1.0), absent=(1,)), 1.0

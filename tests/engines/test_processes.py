@@ -79,6 +79,7 @@ class Collecting(Averaging):
         return super().train(task, data)
 
 
+@pytest.mark.release
 def test_a_worker_does_not_end_what_the_server_has_left_behind(tmp_path: Path) -> None:
     gc.collect()
     gc.disable()
@@ -225,6 +226,7 @@ def test_workers_leave_with_a_killed_parent_even_while_they_work() -> None:
     assert not any(alive(worker) for worker in workers)
 
 
+@pytest.mark.release
 @pytest.mark.slow
 def test_workers_can_be_started_afresh() -> None:
     method = Averaging()

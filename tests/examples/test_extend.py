@@ -118,6 +118,7 @@ def test_momentum_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not any(name.startswith(".") for name in federation.method.assign(second, 2, 0).tensors)
 
 
+@pytest.mark.release
 @pytest.mark.slow
 def test_the_engine_keeps_the_laws(monkeypatch: pytest.MonkeyPatch) -> None:
     msfusion.check_engine(imported("socket_engine", monkeypatch).Sockets())
@@ -132,6 +133,7 @@ def test_the_codec_keeps_the_laws(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(signs.encode(torch.randn(800))) == signs.encoded_size((800,)) < 120
 
 
+@pytest.mark.release
 def test_the_schedule_keeps_the_laws_and_finds_the_largest(monkeypatch: pytest.MonkeyPatch) -> None:
     schedule = imported("top_k_windows", monkeypatch).top_k
     msfusion.check_schedule(schedule)

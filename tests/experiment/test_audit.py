@@ -139,6 +139,7 @@ def test_a_matrix_that_also_makes_the_logits_is_not_attacked() -> None:
     assert "also makes the logits" in report["why"]
 
 
+@pytest.mark.release
 def test_a_round_without_a_checkpoint_before_it_is_made_again_from_the_beginning(tmp_path: Path) -> None:
     run = trained(tmp_path / "run", *QUICK_SETTINGS, "run.checkpoint_every=5")
     said: list[str] = []
@@ -151,6 +152,7 @@ def test_a_round_without_a_checkpoint_before_it_is_made_again_from_the_beginning
     assert kept["attacks"] == again["attacks"]
 
 
+@pytest.mark.release
 def test_rounds_that_are_not_those_of_the_run_are_refused(tmp_path: Path) -> None:
     run = trained(tmp_path / "run", *QUICK_SETTINGS)
     last = run / "checkpoints" / "round-000002.safetensors"

@@ -83,6 +83,7 @@ def test_slices_and_the_small_model_have_the_same_budget(compared: tuple[Path, d
         assert sliced["flops_per_example"] < cells["fedavg", 1.0]["flops_per_example"]
 
 
+@pytest.mark.release
 def test_finished_runs_are_kept_and_new_seeds_added(
     compared: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -176,6 +177,7 @@ def test_the_share_of_the_gap_in_perplexity() -> None:
     assert closed["share"] == pytest.approx(20 / 79)
 
 
+@pytest.mark.release
 def test_each_method_runs_under_each_variant(tmp_path: Path) -> None:
     variants = {"as it is": {}, "More overlap": {"method": {"overlap": {"start": 1.0}}, "rounds": 1}}
     comparison = Comparison(["msfusion", "small"], 1, variants=variants)

@@ -448,6 +448,7 @@ def test_the_command_names_the_page_and_refuses_what_is_no_run(tmp_path: Path) -
         write_report([tmp_path / "nowhere"])
 
 
+@pytest.mark.release
 def test_a_comparison_leaves_one_page_of_all_its_runs(tmp_path: Path) -> None:
     config, out = tmp_path / "job.toml", tmp_path / "out"
     config.write_text("rounds = 2\n")

@@ -334,6 +334,7 @@ def test_idle_connections_end_no_run(here: Path, forge: Forge) -> None:
     assert rounds_done(path) == 3
 
 
+@pytest.mark.release
 @pytest.mark.slow
 def test_whoever_missed_the_end_of_a_run_hears_of_it(here: Path, forge: Forge) -> None:
     """The server of a finished run is started again, and tells them."""

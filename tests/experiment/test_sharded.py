@@ -176,6 +176,7 @@ def worst(values: Any) -> Any:
     return values.amax(0)
 
 
+@pytest.mark.release
 def test_without_torchrun_the_command_is_told(here: Path) -> None:
     refused(msfusion("train", "--set", "run.engine=sharded"), "torchrun --nproc-per-node 4 -m msfusion train")
     assert not (here / "runs").exists()

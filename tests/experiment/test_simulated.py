@@ -182,6 +182,7 @@ def test_the_first_round_that_was_good_enough() -> None:
     assert first_reached(lines, 0.65, 3)["simulated_seconds"] is None
 
 
+@pytest.mark.release
 def test_time_to_accuracy_in_summary_table_and_comparison(parts: Parts, tmp_path: Path) -> None:
     config = quick(CLOCK, "evaluation.target_accuracy=[0.01, 1.0]")
     first = compare(config, tmp_path, Comparison(["msfusion", "small"], 2), watch=silent)
@@ -210,6 +211,7 @@ def test_time_to_accuracy_in_summary_table_and_comparison(parts: Parts, tmp_path
     assert not targets_table({**first, "cells": [{**cell, "targets": []} for cell in first["cells"]]}).rows
 
 
+@pytest.mark.release
 def test_leaving_the_weak_out_is_a_row_of_the_table(parts: Parts, tmp_path: Path) -> None:
     config = quick("participants.count=3", "participants.ratio=[1.0, 1.0, 0.25]")
     variants = {"everybody": {}, "only the strong": {"participants": {"minimum_ratio": 1.0}}}

@@ -181,6 +181,7 @@ def test_traffic_is_summed_until_the_accuracy_is_reached() -> None:
     assert times_less(never, found) == {"activations": None, "both": None, "all": None}
 
 
+@pytest.mark.release
 def test_the_commands_tell_both_sides(tmp_path: Path) -> None:
     settings = [part for each in (*QUICK_JOB, *SPLIT) for part in ("--set", each)]
     planned = msfusion("plan", *settings)

@@ -276,6 +276,7 @@ def test_of_two_starts_at_once_one_runs(parts: Parts, undisturbed: Path, tmp_pat
     assert (tmp_path / "model.safetensors").read_bytes() == (undisturbed / "model.safetensors").read_bytes()
 
 
+@pytest.mark.release
 def test_the_model_is_saved_before_anything_else_can_fail(
     parts: Parts, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -66,6 +66,7 @@ def test_the_overlap_that_was_set_is_what_the_windows_have(parts: Parts, tmp_pat
     assert prepare(quick("method.name=fedrolex"), parts).method.overlap(0) is None
 
 
+@pytest.mark.release
 def test_an_overlap_by_feedback_is_in_the_metrics_and_survives_a_stop(parts: Parts, tmp_path: Path) -> None:
     overlap = "method.overlap={ shape = 'feedback', start = 0.9, target = 1.0 }"
     config = quick("rounds=4", "participants.ratio=0.5", overlap)
@@ -83,6 +84,7 @@ def test_an_overlap_by_feedback_is_in_the_metrics_and_survives_a_stop(parts: Par
     assert read_tensors(whole / "model.safetensors")[0].keys() == parts.model.state_dict().keys()
 
 
+@pytest.mark.release
 def test_budgets_decide_the_ratios(parts: Parts, tmp_path: Path) -> None:
     budgets = "participants.budget=[{memory='300 kB'}, {bytes_per_round='100 kB'}, {flops_per_example=3e5}]"
     config = quick(budgets, "rounds=1")

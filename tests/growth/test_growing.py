@@ -150,6 +150,7 @@ def test_a_learned_operator() -> None:
     assert not torch.equal(grown.head.weight, source.head.weight)
 
 
+@pytest.mark.release
 def test_an_own_model_with_an_own_operator() -> None:
     source, target = traced(decoder, SMALL)[0], decoder(WIDE)
     plan, _, _ = plan_growth(source, target, inputs_of(decoder))

@@ -59,6 +59,7 @@ def test_one_hot_depth_is_stacking_or_interlacing_exactly(depth: str, layers: li
         assert torch.equal(tensor, state[name])
 
 
+@pytest.mark.release
 @pytest.mark.parametrize(("depth", "layers"), [("stack", [0, 1, 0, 1]), ("interlace", [0, 0, 1, 1])])
 def test_one_hot_depth_copies_the_layers_that_were_widened(depth: str, layers: list[int]) -> None:
     """Also where the width grows, and for BERT: width first, then whole layers, all of one layer's tensors together."""
@@ -151,6 +152,7 @@ def test_training_through_is_the_materialised_model() -> None:
     )
 
 
+@pytest.mark.release
 def test_two_operators_one_after_the_other_are_dual_ligo() -> None:
     """The shared operator is the same for all participants, whatever they own; its tensors say nothing of that."""
     intermediate, target = Size(32, 4, 2, 48), LARGE

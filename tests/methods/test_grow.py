@@ -225,6 +225,7 @@ def test_what_travels_and_what_is_kept(variant: str) -> None:
         assert result.evaluation is not None
 
 
+@pytest.mark.release
 def test_from_scratch_the_federated_target_is_fedavg() -> None:
     settings = GrowSettings(growth="scratch", further="federated", training=ROUND)
     method = method_of(settings)

@@ -97,6 +97,7 @@ def test_the_learning_rate_falls_over_all_rounds_whatever_is_trained_in_them() -
     assert rates == sorted(set(rates), reverse=True)
 
 
+@pytest.mark.release
 @pytest.mark.slow  # seconds, where no other test has traced its model before
 def test_who_has_no_small_model_is_told_so() -> None:
     method = method_of(own=smalls((NARROW,)))

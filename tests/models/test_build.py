@@ -180,6 +180,7 @@ def test_the_default_model_learns_the_digits_in_seconds() -> None:
     assert accuracy > 0.9
 
 
+@pytest.mark.release
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, where it imports its compiler
 @pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile])
 def test_what_wraps_a_model_is_left_out(

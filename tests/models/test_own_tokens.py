@@ -135,6 +135,7 @@ def test_the_tokenizer_of_another_model_is_refused(rows: Path, tmp_path: Path) -
         build_model(spec, loaded(rows, folder, f"data.tokenizer=transformers:{other}"))
 
 
+@pytest.mark.release
 def test_more_tokens_than_embeddings_and_another_padding_are_refused(rows: Path, tmp_path: Path) -> None:
     small = save_model(tmp_path / "small", 4)
     save_tokenizer(small, WORDS)

@@ -57,6 +57,7 @@ def test_what_is_written_through_a_view_is_read_behind_it() -> None:
     assert len(views) == 3  # each is written on one side and read on the other
 
 
+@pytest.mark.release
 @pytest.mark.slow  # seconds, where no other test has traced its model before
 def test_a_view_whose_other_side_is_not_read_becomes_a_reshape() -> None:
     _, _, width_map = traced("nanogpt_slow")

@@ -229,6 +229,7 @@ def test_a_call_that_was_not_traced_is_an_error() -> None:
         sub(*inputs, colour=3)
 
 
+@pytest.mark.release
 @pytest.mark.slow  # seconds, where no other test has traced its model before
 def test_sub_models_of_equal_sizes_share_their_graph() -> None:
     model, inputs, width_map = traced("resnet18")

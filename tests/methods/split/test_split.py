@@ -109,6 +109,7 @@ def test_it_learns_from_a_thirteenth_of_the_bytes() -> None:
     assert traffic.plain_gradients > 10 * traffic.gradients
 
 
+@pytest.mark.release
 def test_a_run_that_goes_on_gives_the_same_numbers() -> None:
     data, settings = [digits(40), digits(24, 100)], SplitSettings("layers.3")
     whole = rounds_of(network(), data, settings, rounds=3)
