@@ -25,6 +25,11 @@ ALLOWED = {
     ): "the name of an error that multiprocessing raises; nothing is read with it",
     ("imports.py", "importlib"): "module:function, which the user asked to be run",
     ("experiment/doctor.py", "importlib"): "metadata: what is installed, in which version",
+    ("extras.py", "importlib"): "metadata and specifications: what is installed, and from where",
+    (
+        "experiment/program.py",
+        "torch.export.load",
+    ): "the program that was written a moment before, to try it; nothing else is read so",
     ("experiment/environment.py", "importlib"): "metadata: versions, for the record of a comparison",
     (
         "width/generate.py",
@@ -51,6 +56,7 @@ LOADERS = {
     "numpy.load",
     "np.load",
     "torch.jit.load",
+    "torch.export.load",
     "torch.hub.load",
     "yaml.load",
     "os.system",

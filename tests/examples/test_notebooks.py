@@ -70,6 +70,7 @@ def test_the_tour(plots: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(fused.axes) == 2  # with its scale
 
 
+@pytest.mark.release
 def test_reading_a_run(here: Path, plots: Any, capsys: pytest.CaptureFixture[str]) -> None:
     names = run_notebook("reading_a_run.ipynb")
     told = capsys.readouterr().out
