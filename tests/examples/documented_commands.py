@@ -74,6 +74,8 @@ def carry_out(words: Sequence[str], quick: Sequence[str] = QUICK, printed: str =
         _read_by_script(arguments)
     elif program == "scripts/check":
         assert (ROOT / program).stat().st_mode & 0o111, f"{program} cannot be started"
+    elif program == ".":
+        assert arguments == [".venv/bin/activate"], "what does the shell read?"
     else:
         assert list(words) == ["python3", "-m", "venv", ".venv"], f"how is {shlex.join(words)} tried?"
 

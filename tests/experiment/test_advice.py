@@ -82,9 +82,9 @@ def test_under_noise_more_rounds_are_no_remedy() -> None:
 
 def test_few_examples_are_named() -> None:
     (told,) = advice({"rounds": 1}, [], [100, 3, 9, 10])
-    assert told.startswith("participant 1, 2 has fewer than 10 examples")
+    assert told.startswith("participants 1, 2 have fewer than 10 examples")
     (told,) = advice({"rounds": 1}, [], [1] * 8)
-    assert "participant 0, 1, 2, 3, 4 and 3 more has" in told
+    assert "participants 0, 1, 2, 3, 4 and 3 more have" in told
 
 
 def data(targets: torch.Tensor, task: str = "classification") -> FederatedData:

@@ -72,7 +72,9 @@ def init(
     elif data is not None and data.startswith((".", "/", "~")):
         typer.echo(f"msfusion: there is no {data} yet.", err=True)
     write_commented(file, given)
-    typer.echo(f"{file}: look at it, then: msfusion plan {file}; msfusion train {file}")
+    typer.echo(
+        f"{file}: look at it, then: msfusion train {file} --check; msfusion plan {file}; msfusion train {file}"
+    )
 
 
 @app.command()
@@ -137,6 +139,7 @@ def train(
         console.print(kind_of(summary["method"]).closing_table(summary))
         for line in advice_lines(summary):
             print_line(console, line)
+        print_line(console, f"To look at: {path / 'report.html'}. To use: msfusion export {path} --out model")
     print_line(console, path)
 
 
@@ -345,7 +348,7 @@ def predict(
         return
     console = console_of_user()
     if found["predictions"]:
-        console.print(prediction_table(found["predictions"]))
+        console.print(prediction_table(found["predictions"], written=out is not None))
     if found["evaluation"] is not None:
         print_line(console, evaluation_line(found["evaluation"]))
     if out is not None:

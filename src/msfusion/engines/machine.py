@@ -12,11 +12,11 @@ def on_this_machine(workers: int = 1, threads: int = 1, device: str = "cpu") -> 
 
     Raises ConfigError for a device that is not there, or several processes on one GPU.
     """
+    alone = InProcess(device)  # which refuses what is no device, or is not there
     if workers == 1:
-        return InProcess(device)
+        return alone
     if device == "cuda":
         raise ConfigError(
             f"workers is {workers}, but one process fills the GPU: set it to 1, or device to cpu"
         )
-    InProcess(device)  # which refuses what is no device
     return Processes(workers, threads)

@@ -135,7 +135,8 @@ def few_examples(examples: Sequence[int]) -> Iterator[str]:
     few = [who for who, count in enumerate(examples) if count < FEW_EXAMPLES]
     if few:
         named = ", ".join(map(str, few[:5])) + (f" and {len(few) - 5} more" if len(few) > 5 else "")
+        who, has, its = ("participants", "have", "their") if len(few) > 1 else ("participant", "has", "its")
         yield (
-            f"participant {named} has fewer than {FEW_EXAMPLES} examples: its part of the model learns little from "
-            "them, and its updates say much about each"
+            f"{who} {named} {has} fewer than {FEW_EXAMPLES} examples: {its} part of the model learns little from them, "
+            f"and {its} updates say much about each"
         )

@@ -153,6 +153,13 @@ def judged(tries: Sequence[Mapping[str, Any]], constant: Mapping[str, float] | N
                 f"{other['learning_rate']:.3g}, and {first['loss']:.3g} at {rate:.3g}"
             )
     if constant is not None and _is_constant(first, constant):
+        if "accuracy" not in constant:
+            yield (
+                f"the model is no better than one that always gives the mean of all targets (mean squared error "
+                f"{first['loss']:.3g}, and {constant['loss']:.3g} for that): bring targets to about -1 ... 1 (less "
+                "their mean, divided by their spread), or train longer"
+            )
+            return
         yield (
             f"the model has not begun to learn: its loss is {first['loss']:.3g}, and that of one answer for all "
             f"{constant['loss']:.3g}: it needs more rounds, training.local_epochs, or another learning rate"

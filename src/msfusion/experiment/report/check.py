@@ -7,7 +7,7 @@ from msfusion.experiment.report.words import duration, percent
 
 
 def check_table(found: Row) -> Table:
-    """The run at three learning rates, and the small model."""
+    """The run at its learning rate, a third and three times of it, and the small model."""
     columns = (
         Column("method", "method", align="left"),
         Column("learning rate", "learning_rate", "{:.3g}".format),
@@ -20,7 +20,11 @@ def check_table(found: Row) -> Table:
     part = "all examples" if share >= 1 else f"{percent(share)} of the examples"
     notes = []
     if found["constant_answer"] is not None:
-        notes.append(f"One answer for all has a loss of {found['constant_answer']['loss']:.4g}.")
+        notes.append(
+            f"A model that always gives the same answer has a loss of {found['constant_answer']['loss']:.4g}."
+        )
+    if len(found["tries"]) == 3:
+        notes.append("The small model is not tried beside it: this run begins as that.")
     return Table(f"{rounds} rounds on {part}", columns, found["tries"], notes=notes)
 
 

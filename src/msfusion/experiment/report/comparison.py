@@ -20,7 +20,10 @@ def comparison_table(comparison: Row) -> Table:
     cells = comparison["cells"]
     over = "* exceeds what a participant may hold and compute: a reference, not a rival"
     notes = [] if all(cell["within_budget"] for cell in cells) else [over]
-    return Table(f"{len(comparison['seeds'])} seeds, mean ± sd", _columns(cells), cells, notes=notes)
+    seeds = len(comparison["seeds"])
+    return Table(
+        "one seed" if seeds == 1 else f"{seeds} seeds, mean ± sd", _columns(cells), cells, notes=notes
+    )
 
 
 def _columns(cells: list[Row]) -> list[Column]:

@@ -24,10 +24,12 @@ _COLUMNS = (
 )
 
 
-def prediction_table(predictions: Sequence[Row]) -> Table:
-    """The first predictions, and how many more there are."""
+def prediction_table(predictions: Sequence[Row], written: bool = False) -> Table:
+    """The first predictions, and how many more there are; `written`: all of them are in a file already."""
     more = len(predictions) - SHOWN
-    notes = [f"{more:,} more: --out FILE.csv writes all of them."] if more > 0 else []
+    notes = (
+        [f"{more:,} more" + ("." if written else ": --out FILE.csv writes all of them.")] if more > 0 else []
+    )
     return Table("predictions", _COLUMNS, predictions[:SHOWN], notes=notes)
 
 
