@@ -229,5 +229,5 @@ def test_without_numba_the_reference_runs(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_without_zstandard_the_user_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "zstandard", None)
-    with pytest.raises(ConfigError, match=r"msfusion\[codecs\]"):
+    with pytest.raises(ConfigError, match=r"needs zstandard: pip install .*\[codecs\]"):
         codecs.by_name("compact").encode(TENSOR)

@@ -11,6 +11,7 @@ from averaging import Averaging, Grouped, some_data
 from simulated import run_rounds
 
 from msfusion.batch import Batch
+from msfusion.engines.machine import on_this_machine
 from msfusion.errors import ConfigError, DataError, TrainingError
 from msfusion.federated.engine import Ask, InProcess, perform
 from msfusion.federated.method import Task, Update
@@ -78,7 +79,6 @@ def test_a_worker_killed_in_a_job_of_several_is_an_error_and_no_hang() -> None:
         (Grouped(failure="unfit"), {"together": 2}, "these participants cannot be trained together"),
         (Averaging(), {"together": 0}, "together is 0: it must be at least 1"),
         (Averaging(), {"device": "tpu"}, "device is 'tpu': it must be one of cpu, cuda"),
-        (Averaging(), {"device": "cuda", "workers": 2}, "workers is 2, but one process fills the GPU"),
     ],
 )
 def test_what_cannot_be_is_refused_at_once(
@@ -92,6 +92,14 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match="PyTorch finds no GPU on this machine: set it to cpu"):
         InProcess("cuda")
+    with pytest.raises(ConfigError, match="PyTorch finds no GPU"):  # whatever else is not right
+        on_this_machine(workers=2, device="cuda")
+
+
+def test_several_processes_on_one_gpu_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(ConfigError, match="workers is 2, but one process fills the GPU"):
+        on_this_machine(workers=2, device="cuda")
 
 
 def test_participants_find_their_task_and_examples_on_the_device_and_the_update_comes_back() -> None:
