@@ -66,6 +66,7 @@ def test_in_a_long_run_the_network_becomes_a_sum(here: Path, capsys: pytest.Capt
     assert min(accuracy.values()) > 0.6
 
 
+@pytest.mark.release
 def test_labelled_text_of_ones_own(tmp_path: Path) -> None:
     pytest.importorskip("transformers", reason="needs transformers")
     figures = script("own_text.py")["main"](reviews(tmp_path), rounds=10)
@@ -86,6 +87,7 @@ def test_running_text_of_ones_own(tmp_path: Path) -> None:
     assert 1 < figures["perplexity"] < figures["by frequency alone"] / 1.5
 
 
+@pytest.mark.release
 def test_a_trained_bert_by_slices(tmp_path: Path) -> None:
     """A tiny BERT in a folder; what comes out loads as any BERT, and answers as well as was said."""
     transformers = pytest.importorskip("transformers", reason="needs transformers")
