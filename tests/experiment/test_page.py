@@ -411,6 +411,7 @@ def test_labels_of_a_file_that_a_directory_names_are_not_looked_up(
     path.mkdir()
     config = load_config(None, (*settings, "participants.count=2", "method.start=fresh"))
     (path / "config.toml").write_text(config.to_toml())
+    (path / "metrics.jsonl").write_text(json.dumps(line_of(1, 2, by_class=[0.5, 1.0])) + "\n")
     write_report([path])
     found = (path / "report.html").read_text()
     assert "hunter2" not in found
