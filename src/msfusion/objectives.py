@@ -184,9 +184,8 @@ class Tally:
 
     def __init__(self) -> None:
         self._loss, self._correct, self._counted = 0.0, 0, 0
-        self._of_class: Int[Tensor, "2 classes"] | None = (
-            None  # how many are told rightly, and how many there are
-        )
+        # of each class, how many are told rightly, and how many there are
+        self._of_class: Int[Tensor, "2 classes"] | None = None
 
     def add(self, logits: Float[Tensor, "targets classes"], targets: Int[Tensor, " targets"]) -> None:
         """Take in the scores of a mini-batch; targets that are IGNORED do not count."""

@@ -6,24 +6,17 @@ import importlib
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 import torch
 from commands import msfusion as command_line
 from commands import process
+from documented_readers import unregistered
 from quick import QUICK_JOB
 
 import msfusion
-from msfusion import codecs
-from msfusion.averaging.robust import AVERAGES
-from msfusion.federated.engine import ENGINES
-from msfusion.federated.problem import METHODS
-from msfusion.scoring import METRICS
-from msfusion.windows import SCHEDULES
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "extend"
 QUICK = [part for setting in QUICK_JOB for part in ("--set", setting)]
@@ -32,10 +25,7 @@ QUICK = [part for setting in QUICK_JOB for part in ("--set", setting)]
 @pytest.fixture(autouse=True)
 def _registered_here_alone() -> Iterator[None]:
     """A module registers its part when it is imported; tests of other files go through all that are registered."""
-    registries = (AVERAGES, ENGINES, METHODS, METRICS, SCHEDULES)
-    with ExitStack() as stack:
-        for parts in (codecs.CODECS, codecs._BY_NUMBER, *(each._parts for each in registries)):
-            stack.enter_context(patch.dict(parts))
+    with unregistered():
         yield
     for path in FOLDER.glob("*.py"):
         sys.modules.pop(path.stem, None)

@@ -11,7 +11,7 @@ from typing import Any
 
 from msfusion.batch import Batch
 from msfusion.data.classified import load_classification
-from msfusion.data.columns import Columns, column_values, find_columns, kind_of, partition_keys, text_values
+from msfusion.data.columns import column_values, find_columns, kind_of, partition_keys, text_values
 from msfusion.data.delimited import Kinds, settings_of, typed_splits
 from msfusion.data.loaded import Loaded
 from msfusion.data.measured import load_measured
@@ -71,10 +71,8 @@ def load_own_split(source: str, participant: int, spec: DataSpec) -> Batch:
     """
     reference, _ = _splits(spec)
     columns = find_columns(reference, spec)
-    holder, own = (
-        f"participant {participant}",
-        _own_rows(source, participant, spec, columns, kinds_in(reference)),
-    )
+    holder = f"participant {participant}"
+    own = _own_rows(source, participant, spec, columns.label, kinds_in(reference))
     for name in filter(None, (*columns.inputs, columns.label)):
         if name not in own.features:
             raise DataError(
@@ -95,9 +93,9 @@ def kinds_in(split: Any) -> dict[str, str]:
     return {name: kind for name, kind in kinds.items() if kind in ("text", "number")}
 
 
-def _own_rows(source: str, participant: int, spec: DataSpec, columns: Columns, kinds: Kinds) -> Any:
+def _own_rows(source: str, participant: int, spec: DataSpec, label: str | None, kinds: Kinds) -> Any:
     """The training split of a participant's own source."""
-    place, label = replace(spec, source=source), columns.label
+    place = replace(spec, source=source)
     if not Path(source).expanduser().exists():  # nobody else is told what private data is called
         raise DataError(
             f"data.own of participant {participant} = '{source}': there is no such folder or file (seen from "

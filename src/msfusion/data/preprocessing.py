@@ -72,11 +72,11 @@ class Preprocessing:
         if isinstance(self.inputs, TableEncoding):
             for part in self.inputs.parts:
                 kinds[part.name] = "text" if isinstance(part, WordColumn) else "number"
-        named = self.classes is not None and all(isinstance(each, str) for each in self.classes.values)
-        if (
-            self.classes is not None and named and not self.classes.declared
-        ):  # else numbers stand for them too
-            kinds[self.classes.column] = "text"
+        classes = self.classes
+        if classes is None or classes.declared:  # for declared ones numbers stand too
+            return kinds
+        if all(isinstance(each, str) for each in classes.values):
+            kinds[classes.column] = "text"
         return kinds
 
     def write(self, folder: Path) -> None:

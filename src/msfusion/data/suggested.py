@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from msfusion.data.columns import TEXT_NAMES, column_values, is_missing, kind_of, label_column
-from msfusion.data.hub import open_splits
+from msfusion.data.hub import kinds_in, open_splits
 from msfusion.data.labels import MANY
 from msfusion.data.spec import DataSpec
 from msfusion.data.table import MOST_WORDS
@@ -40,19 +40,18 @@ def suggested(source: str) -> Suggestion:
     splits = open_splits(spec)
     rows = splits[spec.train_split] if spec.train_split in splits else next(iter(splits.values()))
     rows = rows.select(range(min(len(rows), MOST_ROWS)))
-    kinds = {name: kind_of(feature) for name, feature in rows.features.items()}
     label = label_column(rows.features)
-    inputs = {name: kind for name, kind in kinds.items() if name != label}
-    if "image" in inputs.values():
+    kinds = {kind_of(feature) for name, feature in rows.features.items() if name != label}
+    if "image" in kinds:
         without = "no column holds labels: put the images into a folder for each class"
         return Suggestion({}, () if label is not None else (without,))
-    values = {name: column_values(rows, name) for name, kind in inputs.items() if kind in ("text", "number")}
+    values = {name: column_values(rows, name) for name in kinds_in(rows) if name != label}
     text = _text_among(values)
     if text is not None:
-        return _texts(rows, text, label, values)
+        return _texts(text, label, values)
     if values:
         return _table(rows, label, values)
-    return Suggestion({"model.name": "mlp"} if "numbers" in inputs.values() else {})
+    return Suggestion({"model.name": "mlp"} if "numbers" in kinds else {})
 
 
 Values = Mapping[str, Sequence[Any]]
@@ -76,7 +75,7 @@ def _words(values: Sequence[Any]) -> float:
     return statistics.fmean([len(each.split()) for each in values if isinstance(each, str)] or [0])
 
 
-def _texts(rows: Any, text: str, label: str | None, values: Values) -> Suggestion:
+def _texts(text: str, label: str | None, values: Values) -> Suggestion:
     remarks, settings = list[str](), dict[str, Any]()
     classes = [name for name in values if name != text and _is_of_classes(values[name])]
     if label is None and classes:

@@ -69,7 +69,8 @@ def _quality(summary: Mapping[str, Any], metrics: Sequence[Line]) -> Iterator[st
         )
         return
     last, (best_round, best) = known[-1][1], min(known, key=lambda each: each[1])
-    if _is_constant(summary, last):
+    constant = summary.get("constant_answer")
+    if constant is not None and is_constant(last, summary.get("accuracy"), constant):
         yield _constant(summary)
     elif last > WORSE * best and best > 0:
         yield (
@@ -80,21 +81,27 @@ def _quality(summary: Mapping[str, Any], metrics: Sequence[Line]) -> Iterator[st
         yield from _still_learning(known, summary)
 
 
-def _is_constant(summary: Mapping[str, Any], loss: float) -> bool:
+def is_constant(loss: float, accuracy: float | None, constant: Mapping[str, float]) -> bool:
     """Whether neither the loss nor, beyond chance, the accuracy is better than that of one answer for all."""
-    constant, accuracy = summary.get("constant_answer"), summary.get("accuracy")
-    if constant is None or loss < 0.98 * constant["loss"]:
+    if loss < 0.98 * constant["loss"]:
         return False
     return "accuracy" not in constant or (accuracy is not None and accuracy <= constant["accuracy"] + NEAR)
+
+
+def no_better_than_the_mean(loss: float, of_the_mean: float, otherwise: str) -> str:
+    """Of a model of numbers that has learnt nothing; `otherwise` is what else may help."""
+    return (
+        f"the model is no better than one that always gives the mean of all targets (mean squared error {loss:.3g}, "
+        f"and {of_the_mean:.3g} for that): bring targets to about -1 ... 1 (less their mean, divided by their spread), "
+        f"or {otherwise}"
+    )
 
 
 def _constant(summary: Mapping[str, Any]) -> str:
     constant, training = summary["constant_answer"], summary.get("training_loss")
     if "accuracy" not in constant:
-        return (
-            f"the model is no better than one that always gives the mean of all targets (mean squared error "
-            f"{summary['loss']:.3g}, and {constant['loss']:.3g} for that): bring targets to about -1 ... 1 (less their "
-            "mean, divided by their spread), or raise training.learning_rate or rounds"
+        return no_better_than_the_mean(
+            summary["loss"], constant["loss"], "raise training.learning_rate or rounds"
         )
     told = (
         f"the model is no better than one that always gives the same answer (accuracy {summary['accuracy']:.1%}, and "

@@ -19,13 +19,18 @@ import torch
 from msfusion.batch import Batch
 from msfusion.data.federated import FederatedData
 from msfusion.errors import ConfigError, TrainingError
-from msfusion.experiment.advice import NEAR, constant_answer, few_examples
+from msfusion.experiment.advice import (
+    constant_answer,
+    few_examples,
+    is_constant,
+    no_better_than_the_mean,
+)
+from msfusion.experiment.comparison import holds_everything, role_of
 from msfusion.experiment.config import Config
 from msfusion.experiment.kinds import prepare, shared_parts
 from msfusion.experiment.setup import Parts, Setup
 from msfusion.experiment.slices import SlicesRun
 from msfusion.experiment.train import prepared_here
-from msfusion.federated.problem import METHODS
 from msfusion.federated.results import RoundResult
 from msfusion.methods import HOUSE
 from msfusion.quoting import short
@@ -105,12 +110,12 @@ def _evenly(batch: Batch, most: int) -> Batch:
 
 def _is_beside_small(setup: Setup) -> bool:
     """Whether a few rounds can tell a method from the small model: not one that begins as such, or is it."""
-    method = METHODS[setup.config.method.name]
-    return not (setup.forecast is not None or method.holds_everything or method.role == FLOOR)
+    name = setup.config.method.name
+    return setup.forecast is None and not holds_everything(name) and role_of(name) != FLOOR
 
 
 def _floor() -> str:
-    return next(name for name in HOUSE if METHODS[name].role == FLOOR)
+    return next(name for name in HOUSE if role_of(name) == FLOOR)
 
 
 def _try(config: Config, parts: Parts, rate: float) -> dict[str, Any]:
@@ -152,13 +157,9 @@ def judged(tries: Sequence[Mapping[str, Any]], constant: Mapping[str, float] | N
                 f"a {word} learning rate leads further in these rounds: loss {other['loss']:.3g} at "
                 f"{other['learning_rate']:.3g}, and {first['loss']:.3g} at {rate:.3g}"
             )
-    if constant is not None and _is_constant(first, constant):
+    if constant is not None and is_constant(first["loss"], first["accuracy"], constant):
         if "accuracy" not in constant:
-            yield (
-                f"the model is no better than one that always gives the mean of all targets (mean squared error "
-                f"{first['loss']:.3g}, and {constant['loss']:.3g} for that): bring targets to about -1 ... 1 (less "
-                "their mean, divided by their spread), or train longer"
-            )
+            yield no_better_than_the_mean(first["loss"], constant["loss"], "train longer")
             return
         yield (
             f"the model has not begun to learn: its loss is {first['loss']:.3g}, and that of one answer for all "
@@ -175,12 +176,6 @@ def judged(tries: Sequence[Mapping[str, Any]], constant: Mapping[str, float] | N
             f"{first['measuring_bytes'] / max(1.0, first['bytes']):.1f} times what training moves: set "
             "method.recalibrate = false, or evaluation.every to more rounds"
         )
-
-
-def _is_constant(row: Mapping[str, Any], constant: Mapping[str, float]) -> bool:
-    if row["loss"] < 0.98 * constant["loss"]:
-        return False
-    return row.get("accuracy") is None or row["accuracy"] <= constant.get("accuracy", 1.0) + NEAR
 
 
 def _windows(setup: Setup) -> Iterator[str]:

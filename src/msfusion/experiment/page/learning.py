@@ -69,6 +69,22 @@ def learning(cells: Sequence[Cell]) -> Section | None:
     return {"id": "learning", "title": "Learning curves", "text": text, "charts": charts}
 
 
+def figure_by_rounds(run: Run, key: str, title: str, form: str, name: str) -> dict[str, Any] | None:
+    """A chart with the line of one figure of a run; None where no round tells it. `name` is what the line is called."""
+    points = [(line["round"], number(line.get(key))) for line in run.lines]
+    known = [(index, value) for index, value in points if value is not None]
+    known = known[:: max(1, -(-len(known) // MOST_POINTS))]
+    if not known:
+        return None
+    series = {
+        "name": name,
+        "x": [each for each, _ in known],
+        "y": [significant(value) for _, value in known],
+    }
+    x, y = {"label": "rounds", "form": "whole"}, {"label": title, "form": form, "zero": True}
+    return {"kind": "lines", "title": title, "x": x, "y": y, "series": [series], "rules": []}
+
+
 def by_class(cell: Cell) -> Section | None:
     """How much of each class the first run of a cell tells rightly, round by round; None where that is not known."""
     run = cell.runs[0]

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from msfusion.errors import MsfusionError
-from msfusion.experiment.page.learning import MOST_POINTS, Section, significant
+from msfusion.experiment.page.learning import MOST_POINTS, Section, figure_by_rounds, significant
 from msfusion.experiment.page.reading import Cell, item, number, rows_of, whole
 from msfusion.files import names_in, read_tensor, shape_in
 from msfusion.quoting import short
@@ -126,17 +126,8 @@ def apart(cell: Cell) -> Section | None:
         ("loss_sd", "Standard deviation of loss between participants", "plain"),
         ("overlap", "Overlap of windows", "percent"),
     ):
-        points = [(line["round"], number(line.get(key))) for line in run.lines]
-        known = [(index, value) for index, value in points if value is not None]
-        known = known[:: max(1, -(-len(known) // MOST_POINTS))]
-        if known:
-            series = {
-                "name": cell.name,
-                "x": [each for each, _ in known],
-                "y": [significant(value) for _, value in known],
-            }
-            x, y = {"label": "rounds", "form": "whole"}, {"label": title, "form": form, "zero": True}
-            charts.append({"kind": "lines", "title": title, "x": x, "y": y, "series": [series], "rules": []})
+        if (chart := figure_by_rounds(run, key, title, form, cell.name)) is not None:
+            charts.append(chart)
     if not charts:
         return None
     return {

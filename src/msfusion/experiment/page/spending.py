@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from msfusion.experiment.page.learning import MOST_POINTS, Section, is_floor, significant
+from msfusion.experiment.page.learning import MOST_POINTS, Section, figure_by_rounds, is_floor, significant
 from msfusion.experiment.page.reading import Cell, Run, item, number, participants_of, rows_of, whole
 
 _BYTES = {"label": "bytes of a participant so far", "form": "bytes"}
@@ -149,7 +149,7 @@ def traffic(cell: Cell) -> Section | None:
     charts = [
         _stacked(run, "All messages", _TRAFFIC),
         _stacked(run, "What crosses the cut", _CROSSING, log=True),
-        _codec_error(run),
+        figure_by_rounds(run, "codec_error", "Error of the codec", "plain", "error"),
     ]
     shown = [chart for chart in charts if chart is not None]
     if not shown:
@@ -175,19 +175,6 @@ def _saved(run: Run) -> str:
         if sent and plain:
             words.append(f"{kind} take {plain / sent:.1f} times fewer bytes")
     return f" With the codecs {' and '.join(words)}." if words else ""
-
-
-def _codec_error(run: Run) -> dict[str, Any] | None:
-    """How much the codec of what participants send left out in each round; None without one."""
-    values = run.series("codec_error")
-    if not any(value is not None for value in values):
-        return None
-    step = max(1, -(-len(values) // MOST_POINTS))
-    rounds = [line["round"] for line in run.lines][::step]
-    series = {"name": "error", "x": rounds, "y": [significant(value) for value in values[::step]]}
-    title = "Error of the codec"
-    x, y = {"label": "rounds", "form": "whole"}, {"label": title, "form": "plain", "zero": True}
-    return {"kind": "lines", "title": title, "x": x, "y": y, "series": [series], "rules": []}
 
 
 def _stacked(run: Run, title: str, names: dict[str, str], log: bool = False) -> dict[str, Any] | None:
