@@ -98,6 +98,7 @@ class Coarse(Layers):
         return bool(torch.rand(1, dtype=torch.bfloat16) > 0.0)  # which is 0 once in 256 draws
 
 
+@pytest.mark.one_in_ci
 @pytest.mark.parametrize("kind", [Lycoris, Survival, Bernoulli, Item, InPlace, ByItsView, Negated, Coarse])
 def test_what_chance_decides_is_refused_with_what_to_do(kind: Any) -> None:
     with pytest.raises(UntraceableModelError, match="DropPath"):

@@ -11,6 +11,7 @@ from msfusion.width.submodel import narrow
 from msfusion.width.trace import trace
 
 
+@pytest.mark.release
 @pytest.mark.slow  # seconds, where no other test has traced its model before
 def test_attention_runs_with_fewer_heads_on_any_device_and_kernel() -> None:
     """Export drops nanoGPT's `.contiguous()`, and other kernels give other strides."""

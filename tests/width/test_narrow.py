@@ -150,6 +150,7 @@ def test_units_not_held_are_units_that_nobody_reads(
     assert distance(expected, call(sub, inputs)) < 1e-4
 
 
+@pytest.mark.one_in_ci
 @pytest.mark.parametrize(
     "name", ["mlp", "in_place", "two_towers", "vgg_bn", "text_cnn", "lstm", "super_resolution"]
 )
@@ -184,6 +185,7 @@ def test_half_of_a_model_of_copies_answers_as_the_whole(entry: Entry) -> None:
     assert distance(call(model, inputs), call(sub, inputs)) < 1e-4
 
 
+@pytest.mark.release
 def test_scaled_sub_models_answer_as_the_model_on_average() -> None:
     """Where one sum is narrowed, the mean over all windows of K/w times the sum held is the whole sum."""
     for name, group in (
