@@ -18,6 +18,7 @@ if CHECKED:
 
     check_types_of("msfusion")
 
+import gc
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,8 @@ from forge import Forge
 from traced_once import trace_once_each
 
 torch.set_num_threads(1)
+# What is imported and traced stays until the end: looking through it again and again took a seventh of all tests' time.
+gc.set_threshold(50_000, 50, 50)
 
 QUICK_MODELS = {"mlp", "resnet_short", "lstm", "gqa_slices", "low_rank"}
 """Of the zoo (tests/width), those on which the fast tests run."""

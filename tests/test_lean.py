@@ -38,7 +38,7 @@ def test_a_federation_needs_nothing_of_the_command_line() -> None:
     assert ended.stdout.startswith("1 ")
 
 
-@pytest.mark.one_in_ci
+@pytest.mark.release
 @pytest.mark.parametrize("missing", [*NEEDED, None])
 def test_the_command_line_says_what_to_install(missing: str | None) -> None:
     present = [name for name in NEEDED if missing is not None and name != missing]

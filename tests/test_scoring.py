@@ -98,6 +98,7 @@ def test_a_metric_that_is_fed_begins_anew_in_each_evaluation() -> None:
         assert scoring.evaluate(Returning(), batch(1, 1, 1)).metrics == {"seen": 3.0}
 
 
+@pytest.mark.release
 def test_metrics_of_torchmetrics_are_theirs() -> None:
     torchmetrics = pytest.importorskip("torchmetrics")
     outputs = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))

@@ -121,6 +121,7 @@ def fused_kin(
     return accumulator.result(apart)
 
 
+@pytest.mark.release
 @settings(max_examples=20, deadline=None)
 @given(st.data())
 def test_kin_move_by_the_robust_average_of_what_each_made_of_its_copies(data: st.DataObject) -> None:

@@ -145,6 +145,7 @@ def test_bad_input_of_other_commands(here: Path, arguments: Sequence[str], expec
     assert [path.name for path in here.iterdir()] == ["c.toml"]
 
 
+@pytest.mark.release
 @pytest.mark.slow
 def test_training_without_a_terminal(here: Path) -> None:
     finished = process("train", *QUICK, cwd=here)

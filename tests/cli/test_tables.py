@@ -37,6 +37,7 @@ def test_a_plan_says_who_will_be_there_and_how_long_it_takes(here: Path) -> None
     assert "on time" not in msfusion("plan", *QUICK).stdout
 
 
+@pytest.mark.release
 @pytest.mark.slow
 def test_a_comparison_that_stands_in_the_file_with_a_target(here: Path) -> None:
     config = here / "quick.toml"
@@ -83,6 +84,7 @@ def test_inspect_tells_the_width_map_of_every_built_in_model(here: Path, model: 
     assert "Never narrowed:" in shown
 
 
+@pytest.mark.release
 def test_inspect_takes_configurations_and_functions(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (here / "small.toml").write_text("[model]\nname = 'convnet'\n")
     assert "in at least one group" in msfusion("inspect", "small.toml").stdout

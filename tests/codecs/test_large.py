@@ -69,6 +69,7 @@ def test_the_same_bytes_and_bits(kind: str) -> None:
         assert same_bits(codec.decode(message), codec.decode(message, reference=True)), codec
 
 
+@pytest.mark.one_in_ci
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("count", [1, 2, 400, 820, SIZE // 2, SIZE])
 def test_the_largest_are_exact(kind: str, count: int) -> None:

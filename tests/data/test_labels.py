@@ -158,6 +158,7 @@ def test_a_row_without_a_value_to_share_out_by_is_named(
         load_data(DataSpec(str(folder), participants=2, partition=partition, partition_column="user"))
 
 
+@pytest.mark.one_in_ci
 @pytest.mark.parametrize(
     ("feature", "first", "second"),
     [

@@ -14,6 +14,7 @@ from msfusion.errors import ConfigError, DataError
 LABELS = np.random.default_rng(3).integers(0, 7, 500)
 
 
+@pytest.mark.one_in_ci
 @pytest.mark.parametrize("seed", [0, 1, 12345])
 @pytest.mark.parametrize("name", ["iid", "dirichlet", "shards"])
 def test_our_partition_is_the_one_of_flwr_datasets(name: str, seed: int) -> None:

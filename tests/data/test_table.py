@@ -73,6 +73,7 @@ def test_another_split_has_the_scale_of_the_training_split(tmp_path: Path) -> No
     assert data.test.inputs[0].tolist() == [[0, 0, 0, 1, 1]]
 
 
+@pytest.mark.one_in_ci
 @pytest.mark.parametrize(
     ("test", "words"),
     [

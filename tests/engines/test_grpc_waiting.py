@@ -104,6 +104,7 @@ def test_those_that_have_not_come_yet_are_waited_for(monkeypatch: pytest.MonkeyP
     assert "1 (not come yet); 0.0 MB sent" in said  # and perhaps others, on a slow machine
 
 
+@pytest.mark.release
 def test_it_is_said_whom_a_long_round_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """One is at work, one has gone away."""
     monkeypatch.setattr(network, "WORDS_APART", 0.3)

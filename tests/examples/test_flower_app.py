@@ -21,6 +21,7 @@ APP = Path(__file__).resolve().parents[2] / "examples" / "flower_app"
 NODES = 5
 
 
+@pytest.mark.release
 def test_it_learns_in_few_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(APP))
     monkeypatch.chdir(tmp_path)

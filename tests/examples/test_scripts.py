@@ -114,6 +114,7 @@ def test_a_trained_bert_by_slices(tmp_path: Path) -> None:
     assert (after[40:] - before[40:]).norm() < 0.2 * before[40:].norm()
 
 
+@pytest.mark.release
 def test_hospitals_with_a_slow_line(capsys: pytest.CaptureFixture[str]) -> None:
     """The one with the slow line holds up everybody, or is late, and then its work still arrives."""
     small = ("rounds=9", "training.local_epochs=1", "data.max_train=120", "data.max_test=60", "run.workers=1")

@@ -47,6 +47,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return trained(tmp_path_factory.mktemp("images") / "run", *QUICK_SETTINGS)
 
 
+@pytest.mark.one_in_ci
 @pytest.mark.parametrize("settings", [("method.start=fresh",), ("method.name=small", CODED)])
 def test_updates_made_again_fuse_to_the_next_checkpoint(tmp_path: Path, settings: tuple[str, ...]) -> None:
     directory = RunDirectory.reopen(trained(tmp_path / "run", *QUICK_JOB, *settings))
@@ -88,6 +89,7 @@ def test_labels_of_images_are_found_better_than_by_guessing(images: Path) -> Non
     assert "attack on tokens does not apply" in one.stdout
 
 
+@pytest.mark.release
 def test_tokens_of_texts_are_found(tmp_path: Path) -> None:
     found = audit(trained(tmp_path / "run", *TEXTS))["attacks"]
     assert found["labels"]["applies"] is False
@@ -98,6 +100,7 @@ def test_tokens_of_texts_are_found(tmp_path: Path) -> None:
     assert mean["guessing"] < 0.9
 
 
+@pytest.mark.release
 def test_with_secure_sums_the_sum_alone_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What each sent under masks is attacked all the same; what is found in it has nothing to do with its labels."""
     # what chance finds in masks is now and then nearer than uniform shares, so they are the same each time

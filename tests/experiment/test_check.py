@@ -80,6 +80,7 @@ def test_a_run_that_diverges_is_seen_beforehand() -> None:
     assert any("is not finite" in each for each in found["advice"])
 
 
+@pytest.mark.release
 @pytest.mark.slow
 def test_the_command_prints_a_table_or_json_and_leaves_nothing(here: Path) -> None:
     shown = msfusion("train", "--check", *QUICK)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from commands import QUICK, msfusion, refused
 
 COPIES = [*QUICK, "--set", "method.start=copies"]
 
 
+@pytest.mark.release
 def test_a_plan_says_where_a_window_must_divide_and_costs_what_the_run_does(here: Path) -> None:
     uneven = [*COPIES, "--set", "participants.ratio=0.15"]
     plan = json.loads(msfusion("plan", *uneven, "--json").stdout)
@@ -27,6 +29,7 @@ def test_a_plan_says_where_a_window_must_divide_and_costs_what_the_run_does(here
     assert json.loads((here / "run" / "summary.json").read_text())["participants"] == plan["participants"]
 
 
+@pytest.mark.release
 def test_copies_and_small_stand_in_one_comparison(here: Path) -> None:
     """Until they come apart copies are the small model, so they have its accuracy and loss."""
     config = here / "copies.toml"

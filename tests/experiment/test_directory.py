@@ -284,6 +284,7 @@ def test_what_a_run_killed_in_its_first_moments_left_is_no_obstacle(tmp_path: Pa
         assert files(tmp_path) == {".lock", "config.toml", "fingerprint.json"}
 
 
+@pytest.mark.release
 def test_a_second_process_is_kept_out(run: RunDirectory) -> None:
     program = (
         "import sys; from pathlib import Path; from msfusion.experiment.directory import RunDirectory\n"

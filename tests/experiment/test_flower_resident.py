@@ -68,6 +68,7 @@ def wait_for_none(config: Path) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.release
 def test_it_stays_until_the_rounds_are_over(config: Path) -> None:
     here = unpack(hand_on(meeting(), config, 1, 7).frame, Here)
     assert (here.participant, here.examples > 0) == (0, True)

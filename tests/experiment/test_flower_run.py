@@ -123,6 +123,7 @@ def test_a_killed_run_goes_on(method: str, here: Path) -> None:
     assert not [*here.glob("kept/participant-*/kept-*")]
 
 
+@pytest.mark.release
 def test_participants_with_data_of_their_own(here: Path) -> None:
     (here / "private.py").write_text(PRIVATE)
     (here / "job.toml").write_text(JOB)

@@ -57,6 +57,7 @@ def test_only_the_operator_is_left_behind_and_counted(trained: Path, figures: di
     assert figures["participants"][0]["small_parameters"] < figures["participants"][1]["small_parameters"]
 
 
+@pytest.mark.release
 def test_participants_are_told_apart(trained: Path) -> None:
     assert all(line["accuracy_sd"] > 0 for line in RunDirectory(trained).read_metrics())
 

@@ -39,6 +39,7 @@ def some_data(inputs: object, targets: torch.Tensor, task: str = "classification
     return FederatedData((batch,), batch, task, 3)
 
 
+@pytest.mark.release
 def test_a_sum_of_blocks_as_a_program_that_knows_nothing_of_msfusion(tmp_path: Path) -> None:
     blocks = ("method.start=blocks", "method.blocks=2", "participants.ratio=0.5")
     train(load_config(None, [*QUICK_JOB, *blocks]), tmp_path / "run")

@@ -145,6 +145,7 @@ def every_start() -> list[Any]:
     ]
 
 
+@pytest.mark.one_in_ci
 @pytest.mark.slow
 @pytest.mark.parametrize(("task", "start"), every_start())
 def test_a_task_is_trained_and_told(task: str, start: str, theirs: Path) -> None:

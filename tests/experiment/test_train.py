@@ -109,6 +109,7 @@ def test_stopped_and_resumed_ends_with_the_same_bytes(
     assert metrics_of(tmp_path) == metrics_of(undisturbed)
 
 
+@pytest.mark.release
 def test_participants_trained_at_once_give_the_same_run_but_for_rounding(
     parts: Parts, undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -174,6 +175,7 @@ def test_torn_files_are_no_obstacle(parts: Parts, undisturbed: Path, tmp_path: P
     assert not list(tmp_path.glob(".tmp*"))
 
 
+@pytest.mark.release
 def test_all_checkpoints_lost_means_starting_again(parts: Parts, undisturbed: Path, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         train(quick(), tmp_path, watcher=Stopping(2), parts=parts)
@@ -183,6 +185,7 @@ def test_all_checkpoints_lost_means_starting_again(parts: Parts, undisturbed: Pa
     assert (tmp_path / "model.safetensors").read_bytes() == (undisturbed / "model.safetensors").read_bytes()
 
 
+@pytest.mark.release
 def test_fewer_checkpoints_and_evaluations(parts: Parts, undisturbed: Path, tmp_path: Path) -> None:
     config = quick("run.checkpoint_every=3", "evaluation.every=3")
     with pytest.raises(KeyboardInterrupt):

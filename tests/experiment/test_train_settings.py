@@ -30,6 +30,7 @@ def parts() -> Parts:
     return prepare_parts(quick())
 
 
+@pytest.mark.one_in_ci
 @pytest.mark.parametrize(
     "method",
     [

@@ -80,6 +80,7 @@ def test_one_and_two_workers_agree(name: str, weight: float) -> None:
     assert same(one.state, two.state)
 
 
+@pytest.mark.release
 def test_ratios_that_never_change_are_plain_ratios() -> None:
     ratios = (1.0, 0.5, 0.25, 0.125)
     torch.manual_seed(1)

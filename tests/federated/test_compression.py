@@ -104,6 +104,7 @@ def alike(first: RoundResult, second: RoundResult) -> bool:
 # Messages
 
 
+@pytest.mark.release
 def test_a_message_has_each_tensor_in_its_own_scale() -> None:
     torch.manual_seed(2)
     tensors = {
@@ -161,6 +162,7 @@ def test_bytes_that_are_no_message_are_refused() -> None:
         decode(message.float(), shapes, COARSE)
 
 
+@pytest.mark.release
 def test_the_length_of_a_message_is_foreseen() -> None:
     torch.manual_seed(3)
     tensors = {str(each): torch.randn(100, 70) * 10.0**each for each in range(5)}
@@ -328,6 +330,7 @@ def test_the_absent_and_the_late_find_what_they_knew(late: Any) -> None:
         assert all(map(alike, whole[stop:], rest))
 
 
+@pytest.mark.release
 def test_over_a_network_the_server_knows_what_participants_know() -> None:
     """They keep it themselves; the server works it out, and the bits are those of one process."""
     here = run(build("blocks"))

@@ -49,6 +49,7 @@ BERT_LAYER = {
 }
 
 
+@pytest.mark.release
 @pytest.mark.slow  # alone it takes seconds: the slow tests share its traces
 def test_the_ties_of_bert_are_those_of_the_paper() -> None:
     plan = planned(bert_classifier, SMALL, LARGE)
@@ -178,6 +179,7 @@ def test_a_target_smaller_than_the_source_is_refused() -> None:
     )
 
 
+@pytest.mark.release
 def test_fewer_layers_are_refused() -> None:
     message = refused((decoder, LARGE), (decoder, SMALL))
     assert "2 layers in 'decoder.blocks' where the source has 4" in message
@@ -190,6 +192,7 @@ def test_another_vocabulary_is_refused() -> None:
     assert "give the target 50" in message
 
 
+@pytest.mark.release
 def test_untying_works_and_tying_is_refused() -> None:
     plan = correspond(traced(decoder, SMALL)[1], traced(untied_decoder, SMALL)[1])
     grown = msfusion.LiGO(plan).materialise(traced(decoder, SMALL)[0].state_dict())

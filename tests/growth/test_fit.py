@@ -25,6 +25,7 @@ def fitted(settings: FitSettings) -> tuple[LiGO, list[float]]:
     return operator, fit_operator(operator, source.state_dict(), target, sentences(), settings)
 
 
+@pytest.mark.release
 def test_the_operator_learns_and_nothing_else_changes() -> None:
     models = [traced(decoder, size)[0] for size in (SMALL, LARGE)]
     before = [{name: t.clone() for name, t in model.state_dict().items()} for model in models]

@@ -201,6 +201,7 @@ def test_operators_that_do_not_exist_or_lack_data() -> None:
             msfusion.grow(source, target, name, **options)  # type: ignore[arg-type]
 
 
+@pytest.mark.release
 def test_folders_that_hold_no_model(tmp_path: Path) -> None:
     with pytest.raises(GrowthError, match=r"no config.json"):
         msfusion.grow(tmp_path / "nowhere", {})

@@ -76,6 +76,7 @@ def test_one_hot_depth_copies_the_layers_that_were_widened(depth: str, layers: l
         assert torch.equal(tensor, expected[name])
 
 
+@pytest.mark.release
 def test_a_bert_layer_as_the_paper_writes_it() -> None:
     """W' = B_out W B_in^T for each matrix of a layer, by hand, then the layers mixed by each module's own weights."""
     state = {name: tensor.double() for name, tensor in traced(bert_classifier, SMALL)[0].state_dict().items()}

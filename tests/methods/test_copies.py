@@ -303,6 +303,7 @@ def test_batch_norm_is_not_measured_anew_unless_asked_for() -> None:
         assert not build_method(name, model, width_map, (0.25,) * 4, ADAM, recalibrate=False).recalibrates
 
 
+@pytest.mark.release
 def test_what_copies_cannot_do_is_refused_by_name() -> None:
     with pytest.raises(ConfigError, match="fresh"):
         copies("text", overlap=Feedback())

@@ -107,6 +107,7 @@ def test_who_has_no_small_model_is_told_so() -> None:
         method.train(method.assign(method.initial_state(), 0, 1), data()[1])
 
 
+@pytest.mark.release
 @pytest.mark.slow  # seconds, where no other test has traced its model before
 def test_a_private_stage_that_diverges_names_its_participant() -> None:
     settings = replace(LIGO, fit=replace(LIGO.fit, learning_rate=1e30, steps=9, clip_norm=None))

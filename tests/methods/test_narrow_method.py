@@ -119,6 +119,7 @@ def test_a_round_of_fedavg_is_the_loop_by_hand_bit_for_bit() -> None:
     assert same(state_of(model), start)  # the template is untouched
 
 
+@pytest.mark.one_in_ci
 @pytest.mark.parametrize("name", AVERAGING)
 def test_one_and_two_workers_and_any_order_give_the_same_bits(name: str) -> None:
     model, width_map = tied()
@@ -208,6 +209,7 @@ def test_settings_may_differ_between_participants() -> None:
     assert [update.metadata["steps"] for update in updates] == [1, 2]
 
 
+@pytest.mark.one_in_ci
 @pytest.mark.parametrize(
     ("change", "problem"),
     [

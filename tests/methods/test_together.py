@@ -68,6 +68,7 @@ def test_two_rounds_give_the_weights_of_the_loop(name: str) -> None:
     assert_alike(rounds(method, data, 1), rounds(method, data, 3))
 
 
+@pytest.mark.one_in_ci
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
 @pytest.mark.parametrize("more", [{}, {"clip_norm": 0.3}, {"max_steps": 3, "weight_decay": 0.1}])
 def test_every_setting_of_training_gives_the_weights_of_the_loop(

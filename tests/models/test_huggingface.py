@@ -56,6 +56,7 @@ CASES = [
 ]
 
 
+@pytest.mark.release
 @pytest.mark.parametrize(("name", "options", "make", "kind"), CASES)
 def test_any_configuration_fits_the_data_and_learns(
     name: str, options: dict[str, Any], make: Callable[[], FederatedData], kind: str

@@ -152,6 +152,7 @@ def test_more_tokens_than_embeddings_and_another_padding_are_refused(rows: Path,
         )
 
 
+@pytest.mark.release
 def test_a_tokenizer_cuts_texts_so_that_their_end_stays(tmp_path: Path) -> None:
     words = {word: number for number, word in enumerate(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "b"))}
     tokenizer = transformers.BertTokenizer(vocab=words)

@@ -122,6 +122,7 @@ def test_it_learns_from_a_hundredth_of_the_gradients() -> None:
     assert traffic.plain_gradients > 95 * traffic.gradients
 
 
+@pytest.mark.release
 def test_joined_steps_and_relayed_layers_know_which_message_they_answer() -> None:
     data = [digits(16), digits(12, 100)]
     for way in ({"server_step": "joined"}, {"clients": "relayed"}):

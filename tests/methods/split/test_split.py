@@ -119,6 +119,7 @@ def test_a_run_that_goes_on_gives_the_same_numbers() -> None:
     assert [each.loss for each in whole[-1].participants] == [each.loss for each in last.participants]
 
 
+@pytest.mark.release
 def test_masks_and_sizes_cross_as_they_are() -> None:
     torch.manual_seed(0)
     model = TextClassifier(50, 4, block_length=8, features=16, heads=4)

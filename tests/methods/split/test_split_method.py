@@ -43,6 +43,7 @@ def job_and_loop(way: str, draws: bool = False) -> tuple[Job, list[SplitRound]]:
     return job, job.reference()
 
 
+@pytest.mark.one_in_ci
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(
     "engine", [lambda: None, lambda: Processes(2), Loopback], ids=["one process", "two", "network"]

@@ -33,6 +33,7 @@ def run(job: Job, screening: Screening) -> list[SplitRound]:
     return replace(job, screening=screening).reference()
 
 
+@pytest.mark.one_in_ci
 @pytest.mark.parametrize("way", [{}, {"server_step": "joined"}, {"clients": "relayed"}], ids=str)
 def test_the_others_train_as_if_it_were_not_there(way: dict[str, str]) -> None:
     good = Job(settings=replace(PLAIN, **way))
