@@ -7,7 +7,6 @@ What a hostile participant says is an update only where `valid` names the round:
 from __future__ import annotations
 
 import argparse
-import queue
 import random
 import threading
 import time
@@ -15,16 +14,16 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import grpc
 import torch
+from peer import Peer
 
 from msfusion.batch import Batch
 from msfusion.engines.grpc.access import Access
 from msfusion.engines.grpc.frames import (
     FORMAT,
-    METHOD,
     Done,
     Failed,
     Goodbye,
@@ -37,7 +36,7 @@ from msfusion.engines.grpc.frames import (
     Work,
 )
 from msfusion.engines.grpc.messages import Gathering, pieces_of, task_in
-from msfusion.engines.grpc.packing import Agreement, pack, unpack
+from msfusion.engines.grpc.packing import Agreement
 from msfusion.experiment.config import load_config
 from msfusion.experiment.remote import part_of
 from msfusion.federated.messages import encode
@@ -61,35 +60,6 @@ def echo(method: Method, task: Task, examples: int) -> Update:
     return Update(
         task.participant, task.round_index, {each: task.tensors[each] for each in names}, examples, 0.5
     )
-
-
-class Peer:
-    """A stream on which anything may be said."""
-
-    def __init__(self, address: str, access: Access, seconds: float) -> None:
-        self._said: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self._channel = access.channel(address, [("grpc.use_local_subchannel_pool", 1)])
-        stream = self._channel.stream_stream(METHOD)
-        self._answers = stream(iter(self._said.get, None), metadata=access.metadata, timeout=seconds)
-
-    def say(self, what: object) -> None:
-        """Say a frame, or any bytes."""
-        self._said.put(what if isinstance(what, bytes) else pack(what))
-
-    def heard(self, *kinds: type[Any]) -> Any:
-        """The next answer. Raises grpc.RpcError where the stream has ended."""
-        return unpack(self.piece(), *kinds)
-
-    def piece(self) -> bytes:
-        """The next answer as it comes. Raises grpc.RpcError where the stream has ended."""
-        answer: bytes = next(self._answers)
-        return answer
-
-    def close(self) -> None:
-        """Go, without a word."""
-        self._answers.cancel()
-        self._said.put(None)
-        self._channel.close()
 
 
 @dataclass

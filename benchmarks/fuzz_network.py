@@ -28,12 +28,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import grpc
 import msgpack
 import torch
+from peer import Peer
 from torch import Tensor, nn
 
 from msfusion.batch import Batch
 from msfusion.engines.grpc.access import Access
 from msfusion.engines.grpc.calling import Connecting
-from msfusion.engines.grpc.frames import FORMAT, METHOD, Done, Failed, Hello, Ready, Say
+from msfusion.engines.grpc.frames import FORMAT, Done, Failed, Hello, Ready, Say
 from msfusion.engines.grpc.listening import Listening
 from msfusion.engines.grpc.messages import Gathering, read
 from msfusion.engines.grpc.network import Network
@@ -54,6 +55,7 @@ from msfusion.width.groups import State
 HOSTILE = 2
 AGREED: Agreement = {"model": "one number"}
 DEADLINE = 60.0
+SECONDS = 5.0  # that a hostile stream lasts
 NUMBERS = (-1, 0, 1, 2, 255, 2**20, 2**31, 2**40, 2**63 - 1, 2**64 - 1)
 
 
@@ -158,32 +160,6 @@ class Live(Engine):
             each.join()
 
 
-class Peer:
-    """A stream on which anything may be said."""
-
-    def __init__(self, address: str) -> None:
-        self._said: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self._channel = grpc.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)])
-        stream = self._channel.stream_stream(METHOD)
-        self._answers = stream(iter(self._said.get, None), timeout=5)
-
-    def say(self, *said: bytes) -> None:
-        """Say all of this, without waiting for answers."""
-        for each in said:
-            self._said.put(each)
-
-    def heard(self) -> bytes:
-        """What is answered. Raises grpc.RpcError where the stream has ended."""
-        answer: bytes = next(self._answers)
-        return answer
-
-    def close(self) -> None:
-        """Go, without a word."""
-        self._answers.cancel()
-        self._said.put(None)
-        self._channel.close()
-
-
 def hello(participant: int, session: bytes) -> Hello:
     return Hello(FORMAT, participant, session, 8, AGREED)
 
@@ -224,7 +200,7 @@ def anything(draws: random.Random, work: bytes = b"w") -> bytes:
 
 def stranger(address: str, draws: random.Random) -> str:
     """Somebody who is nobody here; how it ended."""
-    peer = Peer(address)
+    peer = Peer(address, Access(), SECONDS)
     with closing(peer):
         first = draws.choice(
             [
@@ -236,7 +212,7 @@ def stranger(address: str, draws: random.Random) -> str:
         try:
             peer.say(first, *(anything(draws) for _ in range(draws.randrange(3))))
             for _ in range(draws.randrange(1, 4)):
-                peer.heard()
+                peer.piece()
         except grpc.RpcError as error:
             return str(error.code().name)
         except StopIteration:
@@ -246,22 +222,22 @@ def stranger(address: str, draws: random.Random) -> str:
 
 def attack(address: str, draws: random.Random, session: bytes) -> str:
     """The hostile participant's part of a round: it takes its task, says something, and goes; how it ended."""
-    peer = Peer(address)
+    peer = Peer(address, Access(), SECONDS)
     with closing(peer):
         try:
-            peer.say(pack(hello(HOSTILE, session)))
-            peer.heard()
-            peer.say(pack(Ready()))
-            table = msgpack.unpackb(peer.heard())
+            peer.say(hello(HOSTILE, session))
+            peer.piece()
+            peer.say(Ready())
+            table = msgpack.unpackb(peer.piece())
             if table["kind"] != "Work":
                 return "over"
             gathering = Gathering(table["size"], 2**20)
             while gathering.missing:
-                gathering.add(peer.heard())
+                gathering.add(peer.piece())
             task = task_of(*read(gathering.message()))
             for said in _said(draws, table["work"], task):
                 peer.say(said)
-                peer.heard()
+                peer.piece()
             return "left"
         except grpc.RpcError as error:
             return str(error.code().name)
@@ -292,18 +268,18 @@ def _said(draws: random.Random, work: bytes, task: Task) -> list[bytes]:
 
 def give_up(address: str, session: bytes) -> None:
     """Whatever became of its task, it says that it failed: the round can end."""
-    peer = Peer(address)
+    peer = Peer(address, Access(), SECONDS)
     with closing(peer), suppress(grpc.RpcError, StopIteration):
-        peer.say(pack(hello(HOSTILE, session)))
-        peer.heard()
-        peer.say(pack(Ready()))
-        table = msgpack.unpackb(peer.heard())
+        peer.say(hello(HOSTILE, session))
+        peer.piece()
+        peer.say(Ready())
+        table = msgpack.unpackb(peer.piece())
         if table["kind"] == "Work":
-            peer.say(pack(Failed(table["work"])))
+            peer.say(Failed(table["work"]))
             received = 0
             while received < table["size"]:
-                received += len(peer.heard())
-            peer.heard()
+                received += len(peer.piece())
+            peer.piece()
 
 
 def main() -> None:
