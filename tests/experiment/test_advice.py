@@ -11,7 +11,7 @@ import torch
 
 from msfusion.batch import IGNORED, Batch
 from msfusion.data.federated import FederatedData
-from msfusion.experiment.advice import advice, constant_answer
+from msfusion.experiment.advice import advice, constant_answer, costly_checkpoints
 
 CONSTANT = {"accuracy": 0.25, "loss": math.log(4)}
 
@@ -103,3 +103,16 @@ def test_the_constant_answer_by_hand() -> None:
     assert constant_answer(data(torch.tensor([[1.0], [3.0]]), "regression")) == {"loss": 1.0}
     assert constant_answer(data(torch.zeros(3, 1), "regression"), "l1") is None
     assert constant_answer(data(torch.zeros(3, 1), "other")) is None
+
+
+def test_checkpoints_that_take_long_are_named_with_how_seldom_they_do_not() -> None:
+    (told,) = costly_checkpoints(saving=400.0, rounds=800.0, every=1)  # half a round's time each
+    assert "33%" in told
+    assert "run.checkpoint_every=10 " in told  # 0.5 / 10 is a twentieth
+    (told,) = costly_checkpoints(saving=400.0, rounds=800.0, every=3)
+    assert "run.checkpoint_every=30 " in told
+
+
+@pytest.mark.parametrize(("saving", "rounds"), [(0.0, 0.0), (10.0, 5.0), (100.0, 1000.0)])
+def test_checkpoints_that_take_little_are_not(saving: float, rounds: float) -> None:
+    assert not list(costly_checkpoints(saving, rounds, every=1))

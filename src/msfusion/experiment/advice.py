@@ -26,6 +26,8 @@ NEAR = 0.05
 """An accuracy that is so little better than that of one answer, with a loss that is not, is no knowledge."""
 WORSE = 1.2
 """So many times the lowest loss of the run is worse by more than chance."""
+LONG_SAVING, TOO_MUCH, LITTLE = 30.0, 0.2, 0.05
+"""From so many seconds, and such a share of a run, its checkpoints are worth a sentence; the share they should have."""
 
 
 def constant_answer(data: FederatedData, loss: str = "cross_entropy") -> dict[str, float] | None:
@@ -146,4 +148,18 @@ def few_examples(examples: Sequence[int]) -> Iterator[str]:
         yield (
             f"{who} {named} {has} fewer than {FEW_EXAMPLES} examples: {its} part of the model learns little from them, "
             f"and {its} updates say much about each"
+        )
+
+
+def costly_checkpoints(saving: float, rounds: float, every: int) -> Iterator[str]:
+    """A sentence where writing checkpoints took much of a run's time.
+
+    `saving` and `rounds` are the seconds that checkpoints and rounds took, `every` the rounds between checkpoints.
+    """
+    share = saving / (saving + rounds) if saving else 0.0
+    if saving > LONG_SAVING and share > TOO_MUCH:
+        seldom = math.ceil(every * saving / rounds / LITTLE) if rounds else every
+        yield (
+            f"checkpoints took {share:.0%} of the time: with run.checkpoint_every={seldom} they take a twentieth, and "
+            f"a run that is killed does up to {seldom} rounds again"
         )

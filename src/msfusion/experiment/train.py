@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, nullcontext
@@ -14,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor
 
 from msfusion.errors import ConfigError, MsfusionError, RunDirectoryError
-from msfusion.experiment.advice import advice, constant_answer
+from msfusion.experiment.advice import advice, constant_answer, costly_checkpoints
 from msfusion.experiment.config import Config, load_config
 from msfusion.experiment.config.sections import SHARDED
 from msfusion.experiment.directory import RunDirectory
@@ -215,16 +216,22 @@ def _run(
     watcher.started(prepared, done)
     memories = checkpoint.memories if checkpoint else {}
     results = prepared.rounds(state, memories, done, watcher.participant)
+    saving, rounds = 0.0, 0.0
     with closing(results), Events(directory.path, earlier) as events:
         for result in results:
             line = metrics_line(result, observer.figures(result, state))
             state = result.state
             directory.add_metrics(line)
+            rounds += result.seconds
             if is_checkpoint_due(config, line["round"]):
+                began = time.monotonic()
                 directory.save_checkpoint(line["round"], state, fingerprint.digest, result.memories)
+                saving += time.monotonic() - began
             events.add(line)
             watcher.round(line)
         directory.save_model(model_state(state))  # before anything else that can fail
+    for each in costly_checkpoints(saving, rounds, config.run.checkpoint_every):
+        watcher.note(each)
     metrics = directory.read_metrics()
     summary = summarise(prepared, metrics)
     directory.finish(summary)
