@@ -27,11 +27,16 @@ import pytest
 import torch
 from commands import environment
 from forge import Forge
+from hypothesis import settings
 from traced_once import trace_once_each
 
 torch.set_num_threads(1)
 # What is imported and traced stays until the end: looking through it again and again took a seventh of all tests' time.
 gc.set_threshold(50_000, 50, 50)
+settings.register_profile(
+    "however long it takes", deadline=None
+)  # what else runs beside a test does not fail it
+settings.load_profile("however long it takes")
 
 QUICK_MODELS = {"mlp", "resnet_short", "lstm", "gqa_slices", "low_rank"}
 """Of the zoo (tests/width), those on which the fast tests run."""

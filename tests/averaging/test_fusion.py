@@ -64,7 +64,7 @@ def some_updates(data: st.DataObject, width_map: WidthMap, dtype: torch.dtype, c
     return updates
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.data())
 def test_fuse_is_the_exact_mean(data: st.DataObject) -> None:
     width_map = draw_map(data)
@@ -84,7 +84,7 @@ def spread(updates: list[Update], exponent: int) -> list[Update]:
     return updates
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.data())
 def test_the_order_does_not_matter(data: st.DataObject) -> None:
     width_map = draw_map(data)
@@ -95,7 +95,7 @@ def test_the_order_does_not_matter(data: st.DataObject) -> None:
     assert_same_bits(fuse(state, width_map, updates), fuse(state, width_map, shuffled))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.data())
 def test_values_of_very_different_size_are_averaged_to_the_last_bit(data: st.DataObject) -> None:
     """But for a mean that lies between two numbers up to a term some 2^107 times smaller than itself."""
@@ -105,7 +105,7 @@ def test_values_of_very_different_size_are_averaged_to_the_last_bit(data: st.Dat
     assert_same_bits(fuse(state, width_map, updates), reference(state, width_map, updates))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.data())
 def test_bundles_of_small_tensors_change_no_bit(data: st.DataObject) -> None:
     width_map = draw_map(data)

@@ -152,7 +152,7 @@ def assert_same_bits(one: State, other: State) -> None:
         assert torch.equal(tensor, other[name]), name
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.data())
 def test_the_streaming_sums_are_the_reference_to_the_bit(data: st.DataObject) -> None:
     copies = drawn_copies(data)
@@ -163,7 +163,8 @@ def test_the_streaming_sums_are_the_reference_to_the_bit(data: st.DataObject) ->
     assert_same_bits(fused(state, copies, updates, apart), reference(state, copies, updates, apart))
 
 
-@settings(max_examples=15, deadline=None)
+@pytest.mark.release
+@settings(max_examples=15)
 @given(st.data())
 def test_the_order_does_not_matter(data: st.DataObject) -> None:
     copies = drawn_copies(data)
@@ -173,7 +174,7 @@ def test_the_order_does_not_matter(data: st.DataObject) -> None:
     assert_same_bits(fused(state, copies, updates, 0.7), fused(state, copies, shuffled, 0.7))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.data())
 def test_kin_move_together_however_far_they_come_apart(data: st.DataObject) -> None:
     """The sum over each class of kin is that of equal copies: FedAvg of the small model."""

@@ -54,7 +54,7 @@ def test_by_hand(average: Average) -> None:
     assert found.high.tolist() == [4.0 if average == "median" else 5.0, 3.0]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=13), st.sampled_from(AVERAGES))
 def test_by_the_definition(values: list[float], average: Average) -> None:
     found = robust(torch.tensor(values, dtype=torch.float64).unsqueeze(1), average)
@@ -64,7 +64,7 @@ def test_by_the_definition(values: list[float], average: Average) -> None:
         assert float(found.mean) == pytest.approx(statistics.median(values), abs=1e-6)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.data())
 def test_each_entry_is_the_robust_average_of_its_holders(data: st.DataObject) -> None:
     width_map, average = draw_map(data), data.draw(st.sampled_from(AVERAGES))
@@ -122,7 +122,7 @@ def fused_kin(
 
 
 @pytest.mark.release
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.data())
 def test_kin_move_by_the_robust_average_of_what_each_made_of_its_copies(data: st.DataObject) -> None:
     copies, average = drawn_copies(data), data.draw(st.sampled_from(AVERAGES))

@@ -47,7 +47,7 @@ def parts_of(division: Division, window: Window, tensors: State) -> list[dict[st
     return parts
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_slices_of_shards_are_the_rows_of_slices(data: st.DataObject) -> None:
     width_map, count = draw_map(data), data.draw(st.integers(1, 4))
@@ -66,7 +66,7 @@ def test_slices_of_shards_are_the_rows_of_slices(data: st.DataObject) -> None:
 
 @pytest.mark.one_in_ci
 @pytest.mark.parametrize("average", ["mean", "median", "trimmed"])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.data())
 def test_averages_of_shards_are_the_rows_of_the_average(average: Average, data: st.DataObject) -> None:
     width_map, count = draw_map(data), data.draw(st.integers(1, 4))

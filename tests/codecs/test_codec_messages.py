@@ -208,7 +208,7 @@ def test_a_compressed_payload_cannot_grow_without_bound() -> None:
     tracemalloc.stop()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.binary(max_size=200))
 def test_random_bytes_are_refused(data: bytes) -> None:
     for prefix in (b"", b"msfc\x01", b"msfc\x01\x01\x01\x00"):

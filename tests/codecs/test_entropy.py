@@ -17,7 +17,8 @@ BOTH = [(compress, decompress), (deflated, inflate)]
 skewed = st.lists(st.sampled_from([127, 127, 127, 127, 126, 128, 3]), min_size=200, max_size=3000)
 
 
-@settings(max_examples=60, deadline=None)
+@pytest.mark.release
+@settings(max_examples=60)
 @given(st.binary(max_size=300) | skewed.map(bytes))
 def test_what_is_smaller_comes_back(data: bytes) -> None:
     for pack, unpack in BOTH:

@@ -22,7 +22,7 @@ GROUPED = pytest.mark.parametrize("grouping", GROUPINGS.values())
 
 
 @GROUPED
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(codes=few | st.lists(st.integers(0, 254), min_size=1, max_size=50))
 def test_codes_come_back(grouping: Grouping, codes: list[int]) -> None:
     given_codes = np.array(codes, np.uint8)

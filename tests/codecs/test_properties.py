@@ -13,7 +13,7 @@ from msfusion import codecs
 from msfusion.codecs import Codec, MaskEncoded, Quantized, RandomTopK, TopK
 from msfusion.codecs.masks import MaskSettings, kept_count
 
-quick = settings(max_examples=60, deadline=None)
+quick = settings(max_examples=60)
 LOSSLESS_TYPES = [torch.float32, torch.float64]
 
 

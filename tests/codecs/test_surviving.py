@@ -15,7 +15,7 @@ from msfusion.codecs.masks import MaskSettings, mask_planes
 from msfusion.codecs.reference import unpack
 
 SURVIVING: list[Surviving] = [each for each in EVERY_CODEC if isinstance(each, Surviving)]
-quick = settings(max_examples=80, deadline=None)
+quick = settings(max_examples=80)
 
 
 def by_autograd(codec: Surviving, message: bytes, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:

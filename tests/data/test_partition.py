@@ -48,7 +48,7 @@ def test_any_partitioner_of_flwr_datasets_can_be_named_with_its_options() -> Non
     seed=st.integers(0, 1000),
     alpha=st.floats(0.2, 100),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_nobody_shares_an_example_and_the_seed_decides(
     name: str, participants: int, seed: int, alpha: float
 ) -> None:

@@ -129,7 +129,7 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [path, *(place for key, each in items for place in places(each, (*path, key)))]
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_whatever_is_changed_is_refused_or_can_be_used(tmp_path: Path, data: st.DataObject) -> None:
     known = data.draw(st.sampled_from(KNOWN))

@@ -33,7 +33,7 @@ def test_the_vocabulary_is_that_of_the_training_texts() -> None:
 
 
 @given(length=st.integers(1, 9), tokens=st.integers(0, 60))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_blocks_are_the_text_and_its_next_tokens(length: int, tokens: int) -> None:
     text = torch.arange(tokens)
     if tokens < length + 1:
@@ -56,7 +56,7 @@ def test_texts_are_filled_up_and_cut_and_never_empty() -> None:
     texts=st.lists(st.text(alphabet="ab\n", max_size=30), min_size=2, max_size=40),
     share=st.sampled_from([0.1, 0.2, 0.5]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_held_out_text_is_in_one_part_only_and_nothing_is_lost(texts: list[str], share: float) -> None:
     train, test, kept = hold_out(texts, share)
     assert len(train) == len(kept)

@@ -126,6 +126,7 @@ def test_with_secure_sums_the_sum_alone_is_found(tmp_path: Path, monkeypatch: py
     assert "no single update can be read" in shown.stdout
 
 
+@pytest.mark.release
 def test_with_secure_sums_the_tokens_of_all_are_found_together(tmp_path: Path) -> None:
     found = audit(trained(tmp_path / "run", *TEXTS, "method.secure=true"))["attacks"]["tokens"]
     assert found["mean"]["recall"] == 1  # all are named, but for padding, which says nothing

@@ -248,7 +248,7 @@ def test_overrides_are_toml_values_or_text(override: str, expected: tuple[str, A
 
 
 @pytest.mark.release
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.text(max_size=30), st.sampled_from(known_keys(Config)))
 def test_no_override_ends_in_anything_but_a_configuration_or_a_sentence(value: str, key: str) -> None:
     with suppress(ConfigError):

@@ -92,7 +92,7 @@ def test_a_checkpoint_has_the_memories_beside_the_state(run: RunDirectory) -> No
     assert torch.equal(checkpoint.memories[3]["a"], torch.ones(2))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(cut=st.floats(0, 0.999))
 def test_a_checkpoint_that_was_cut_short_falls_back_to_the_one_before(
     tmp_path_factory: pytest.TempPathFactory, cut: float
@@ -108,7 +108,7 @@ def test_a_checkpoint_that_was_cut_short_falls_back_to_the_one_before(
     assert checkpoint.rounds == 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(place=st.floats(0, 0.9999), bit=st.integers(0, 7))
 def test_a_flipped_bit_in_a_checkpoint_is_noticed(
     tmp_path_factory: pytest.TempPathFactory, place: float, bit: int

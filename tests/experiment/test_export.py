@@ -126,6 +126,7 @@ def test_which_participants_model_must_be_said(
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.release
 def test_a_common_model_is_nobodys_own(tmp_path: Path) -> None:
     run(tmp_path / "small", *QUICK_SETTINGS, "method.name=small")
     with pytest.raises(ConfigError, match="share one model: leave --participant out"):

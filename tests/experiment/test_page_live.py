@@ -155,6 +155,7 @@ def test_mistakes_are_told_in_a_sentence(tmp_path: Path) -> None:
     refused(msfusion("watch", run, "--port", "0", "--host", "no such host"), "cannot be served")
 
 
+@pytest.mark.release
 def test_ctrl_c_ends_it_in_good_order(tmp_path: Path) -> None:
     command = [
         sys.executable,

@@ -106,6 +106,7 @@ def test_a_program_that_answers_otherwise_is_not_kept(
         program.write_program(model, data, tmp_path, "program")
 
 
+@pytest.mark.release
 def test_without_its_packages_onnx_is_refused_and_nothing_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

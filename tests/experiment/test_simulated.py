@@ -94,7 +94,8 @@ def unsteady(parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     return paths
 
 
-@pytest.mark.parametrize("late", ["drop", pytest.param("downweight", marks=pytest.mark.release)])
+@pytest.mark.release
+@pytest.mark.parametrize("late", ["drop", "downweight"])
 def test_any_number_of_workers_and_any_stop_give_the_same_run(
     parts: Parts, unsteady: dict[str, Path], tmp_path: Path, late: str
 ) -> None:

@@ -114,7 +114,7 @@ def test_threads_are_set_while_a_round_runs_and_put_back() -> None:
     assert seen == [3, 3, 3, 3]
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.integers(1, 30), st.floats(0.01, 1.0), st.integers(0, 2**63), st.integers(0, 1000))
 def test_the_sample_is_a_sorted_set_of_the_right_size(
     participants: int, fraction: float, seed: int, round_index: int

@@ -22,7 +22,7 @@ from growth_families import (
     traced,
     vit,
 )
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.func import functional_call
@@ -242,7 +242,6 @@ def test_odd_choices_are_refused() -> None:
 sizes = st.lists(st.tuples(st.integers(1, 4), st.integers(0, 4)), min_size=1, max_size=3)
 
 
-@settings(deadline=None)
 @given(sizes)
 def test_copies_in_turn(pairs: list[tuple[int, int]]) -> None:
     source, target = tuple(n for n, _ in pairs), tuple(n + more for n, more in pairs)
@@ -268,7 +267,6 @@ def _stride(sizes: tuple[int, ...], factor: int) -> int:
     return stride
 
 
-@settings(deadline=None)
 @given(st.integers(1, 5), st.integers(0, 7), st.sampled_from(["stack", "interlace"]))
 def test_depth_starts(source: int, more: int, order: str) -> None:
     target = source + more

@@ -107,6 +107,7 @@ def test_every_parameter_that_was_added_can_train() -> None:
     assert still == set()
 
 
+@pytest.mark.release
 def test_what_cannot_be_exact_is_refused() -> None:
     small, wide = traced(bert_classifier, SMALL), traced(bert_classifier, LARGE)
     with pytest.raises(GrowthError, match="post-norm") as error:
@@ -143,6 +144,7 @@ def trained(model: Any, family: Family, rate: float) -> Any:
     return model
 
 
+@pytest.mark.release
 def test_copies_do_not_stay_copies() -> None:
     """Units that are read alike would get the same gradients; the uneven split makes them differ, under Adam too."""
     source, source_map = traced(decoder, SMALL)

@@ -21,7 +21,7 @@ from growth_families import (
     tied_llama,
     traced,
 )
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -132,7 +132,6 @@ def test_too_few_key_value_heads_are_refused_with_the_sizes_that_could_be() -> N
 numbers = st.integers(1, 4)
 
 
-@settings(deadline=None)
 @given(numbers, numbers, numbers, st.integers(0, 3))
 def test_copies_of_queries_meet_copies_of_their_key(keys: int, queries: int, served: int, more: int) -> None:
     """Every query occurs, and a head is a copy of one that reads what its key-value head is a copy of."""

@@ -121,7 +121,7 @@ def test_the_loss_is_what_one_computes_by_hand() -> None:
         )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(1, 70), st.integers(1, 3000), st.floats(0.05, 5.0), st.integers(0, 99))
 def test_the_fast_loss_is_the_readable_one(rows: int, classes: int, temperature: float, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)

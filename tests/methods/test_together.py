@@ -79,6 +79,7 @@ def test_every_setting_of_training_gives_the_weights_of_the_loop(
     assert_alike(rounds(method, vectors(), 1), rounds(method, vectors(), 5))
 
 
+@pytest.mark.release
 def test_in_float64_nothing_is_left_of_the_differences() -> None:
     """AdamW, which divides by the size of gradients, magnifies rounding; a mistake would stay."""
     torch.manual_seed(1)
@@ -128,7 +129,7 @@ def test_updates_come_in_the_order_of_the_tasks_and_say_what_each_did() -> None:
         assert all(torch.equal(tensor, tensors[name]) for name, tensor in task.tensors.items())
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.integers(1, 60),
     st.integers(1, 9),
@@ -144,7 +145,7 @@ def test_the_predicted_sizes_are_those_of_the_mini_batches(
     assert training.batch_sizes(examples) == found
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.integers(1, 30), st.integers(0, 2)), min_size=1, max_size=25), st.integers(1, 8))
 def test_groups_hold_everybody_once_and_nobody_unlike(people: list[tuple[int, int]], limit: int) -> None:
     data = [Batch((torch.zeros(n, 2),), torch.zeros(n, dtype=torch.long)) for n, _ in people]

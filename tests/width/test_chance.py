@@ -173,6 +173,7 @@ def test_packed_sequences_are_refused_with_what_to_do() -> None:
         trace(Packed(), (INPUTS[0], torch.tensor([6, 5, 3])))
 
 
+@pytest.mark.release
 def test_a_cache_that_was_given_is_no_output() -> None:
     transformers = pytest.importorskip("transformers")
     from transformers import DynamicCache

@@ -23,7 +23,7 @@ def reference(state: State, width_map: WidthMap, window: Window) -> dict[str, to
     return sub_state
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_extract_agrees_with_the_reference(data: st.DataObject) -> None:
     width_map = draw_map(data)
@@ -43,7 +43,7 @@ def test_extract_agrees_with_the_reference(data: st.DataObject) -> None:
         )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.data())
 def test_put_is_the_opposite_of_take(data: st.DataObject) -> None:
     width_map = draw_map(data)

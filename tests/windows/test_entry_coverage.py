@@ -32,7 +32,7 @@ def by_looping_over_entries(
     return shares
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.data())
 def test_it_agrees_with_a_loop_over_entries(data: st.DataObject) -> None:
     width_map = draw_map(data)

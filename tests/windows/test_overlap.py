@@ -47,7 +47,7 @@ def test_as_little_as_possible_is_evenly_spread() -> None:
         }
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.floats(0, 1), st.floats(0, 1), st.sampled_from(["constant", "linear", "cosine"]))
 def test_every_unit_is_reached_in_the_end_whatever_the_overlap(start: float, end: float, shape: str) -> None:
     width_map = meeting_map(12, 8)

@@ -67,7 +67,7 @@ def test_impossible_participants_and_rounds(schedule: Schedule) -> None:
         schedule(meeting_map(), 0, -1, 0.5, participants=2)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_every_window_is_valid_and_repeatable(data: st.DataObject) -> None:
     width_map = draw_map(data)

@@ -17,7 +17,7 @@ from msfusion.windows import Overlap, double_shift, double_shift_for, held_sizes
 MAPS = {"meeting": meeting_map(24, 60), "itself": self_meeting_map(24), "resnet": resnet18_map()}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.sampled_from(sorted(MAPS)),
     st.floats(0.05, 1),
