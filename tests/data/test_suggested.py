@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,16 +14,10 @@ from msfusion.experiment.config import load_config
 
 datasets = pytest.importorskip("datasets", reason="needs datasets")
 pytestmark = [
+    pytest.mark.usefixtures("datasets_cache"),
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:unclosed file", "ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    yield
-    gc.collect()  # datasets leaves the csv file to the garbage collector
 
 
 def csv(path: Path, head: str, *rows: str) -> str:

@@ -395,13 +395,12 @@ def test_an_operator_that_no_memory_holds_is_not_read(
         read_tensors(path / "model.safetensors")
 
 
+@pytest.mark.usefixtures("datasets_cache")
 @pytest.mark.filterwarnings("ignore:unclosed file", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_labels_of_a_file_that_a_directory_names_are_not_looked_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
     """Whoever sends a run directory would else get words of a file that is on this machine alone."""
-    datasets = pytest.importorskip("datasets", reason="needs datasets")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     private = tmp_path / "private.csv"
     private.write_text(
         "size,label\n" + "".join(f"{row},{'hunter2' if row % 2 else 'no'}\n" for row in range(40))

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import csv
-import gc
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,18 +22,12 @@ from msfusion.files import read_tensors, write_tensors
 datasets = pytest.importorskip("datasets", reason="needs datasets")
 Image = pytest.importorskip("PIL.Image", reason="needs Pillow")
 pytestmark = [
+    pytest.mark.usefixtures("datasets_cache"),
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:unclosed file", "ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
 QUICK = ("rounds=2", "participants.count=2", "run.workers=1", "training.local_epochs=2", "data.partition=iid")
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    yield
-    gc.collect()  # datasets leaves csv files to the garbage collector
 
 
 def exported(tmp_path: Path, *settings: str) -> tuple[Path, dict[str, float]]:

@@ -13,10 +13,11 @@ from torch import Tensor
 from msfusion.batch import Batch
 from msfusion.data.builtin import read_digits, stratified
 from msfusion.data.columns import column_values
-from msfusion.data.hub import READERS, TEST_SPLITS, open_splits
+from msfusion.data.hub import TEST_SPLITS, open_splits
 from msfusion.data.inputs import Chosen, ImageEncoding, RunningTextEncoding
 from msfusion.data.measured import targets_of
 from msfusion.data.preprocessing import Preprocessing
+from msfusion.data.sources import READERS
 from msfusion.data.spec import DataSpec
 from msfusion.data.text import blocks
 from msfusion.errors import ConfigError, DataError
