@@ -57,8 +57,9 @@ def init(
     model: Annotated[
         str | None, typer.Option(metavar="NAME", help="Your model: a built-in one, or module:function.")
     ] = None,
+    every: Annotated[bool, typer.Option("--all", help="All other keys too, as comments.")] = False,
 ) -> None:
-    """Write a configuration with every key in it, to begin with. Of your files it takes names of columns."""
+    """Write a configuration to begin with, of the usual keys. Of your files it takes names of columns."""
     from msfusion.experiment.config.described import write_commented
 
     given = {key: value for key, value in (("data.source", data), ("model.name", model)) if value is not None}
@@ -71,7 +72,7 @@ def init(
             typer.echo(f"msfusion: {remark}.", err=True)
     elif data is not None and data.startswith((".", "/", "~")):
         typer.echo(f"msfusion: there is no {data} yet.", err=True)
-    write_commented(file, given)
+    write_commented(file, given, every)
     typer.echo(
         f"{file}: look at it, then: msfusion train {file} --check; msfusion plan {file}; msfusion train {file}"
     )
