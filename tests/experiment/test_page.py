@@ -91,6 +91,13 @@ def test_the_error_of_a_codec_is_a_line(tmp_path: Path) -> None:
     assert "Error of the codec" not in charts(sections(data_of(made_run(tmp_path / "other")))["traffic"])
 
 
+def test_the_error_of_a_codec_of_activations_is_said_to_be_that(tmp_path: Path) -> None:
+    lines = [line_of(each, 2, codec_error=0.5, activations_bytes=10) for each in (1, 2)]
+    text = sections(data_of(made_run(tmp_path / "run", lines=lines)))["traffic"]["text"]
+    assert "of its activations" in text
+    assert "sent later" not in text
+
+
 def test_seeds_of_one_method_are_a_mean_with_a_band_and_the_small_model_is_dashed(tmp_path: Path) -> None:
     for seed, factor in enumerate((0.5, 0.7, 0.9)):
         lines = [line_of(each, 3, accuracy=factor / each) for each in (1, 2)]
