@@ -19,6 +19,7 @@ from made_runs import line_of, made_run, summary_of, windows_by_hand
 from quick import QUICK_JOB, QUICK_SETTINGS
 
 from msfusion import files
+from msfusion.data import load_data
 from msfusion.errors import RunDirectoryError
 from msfusion.experiment.config import load_config
 from msfusion.experiment.kinds import prepare
@@ -70,10 +71,13 @@ def test_a_curve_is_what_the_metrics_say_and_a_guess_one_of_all_classes(tmp_path
     assert (data["finished"], data["live"]) == (True, False)
 
 
-def test_classes_are_told_apart_round_by_round(tmp_path: Path) -> None:
+@pytest.mark.parametrize("older", [False, True])
+def test_classes_are_told_apart_round_by_round(tmp_path: Path, older: bool) -> None:
     shares = [[0.5, None, 0.25], [0.75, 0.0, 1.0], [1.0, math.nan, 0.5]]
     lines = [line_of(each + 1, 3, by_class=shares[each]) for each in range(3)]
-    made = made_run(tmp_path / "run", lines=lines, about={"label_names": ["boat", "<b>", "cat"]})
+    names = ["boat", "<b>", "cat"]
+    about = {"label_names": names} if older else {"labels": {"names": names}}
+    made = made_run(tmp_path / "run", lines=lines, about=about)
     section = sections(data_of(made))["classes"]
     (chart,) = section["charts"]
     assert chart["rows"] == ["boat", "<b>", "cat"]
@@ -219,6 +223,12 @@ def test_a_run_leaves_its_page_and_nothing_depends_on_it(tmp_path: Path) -> None
         "closing",
         "origin",
     } <= set(sections(data))
+    noted = json.loads((path / "about.json").read_text())
+    assert "label_names" not in noted
+    assert noted["labels"]["names"] == [str(digit) for digit in range(10)]
+    shares = load_data(load_config(None, QUICK_SETTINGS).data_spec).label_counts()
+    assert shares is not None
+    assert noted["labels"]["counts"] == shares.tolist()
     lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     accuracy = charts(sections(data)["learning"])["Accuracy on the test data"]
     assert accuracy["series"][0]["y"] == pytest.approx([line["accuracy"] for line in lines], rel=1e-5)
