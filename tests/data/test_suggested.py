@@ -120,6 +120,15 @@ def test_a_table_without_inputs_is_refused_and_nothing_is_written(here: Path) ->
     assert not (here / "other.toml").exists()
 
 
+@pytest.mark.parametrize("name", ["./photos", "prices.csv", "photos/"])
+def test_data_that_is_not_there_yet_is_said_to_be_missing(here: Path, name: str) -> None:
+    done = msfusion("init", "job.toml", "--data", name)
+    assert done.exit_code == 0
+    assert f"there is no {name} yet" in done.stderr
+    assert load_config(Path("job.toml")).data.source == name
+    assert not msfusion("init", "other.toml", "--data", "mine:data").stderr
+
+
 def test_images_need_nothing_but_folders_of_classes(tmp_path: Path) -> None:
     for label in ("cat", "dog"):
         (tmp_path / "photos" / label).mkdir(parents=True)

@@ -223,7 +223,8 @@ def test_the_built_in_digits_and_a_sum_of_blocks(tmp_path: Path) -> None:
     number = int(predictions[0].name.removeprefix("image "))
     assert predictions[0].answer == str(int(labels[number - 1]))
     assert torch.allclose(
-        predictor.read("digits").inputs[0], predictor.preprocessing.inputs.encode(pixels[number - 1])
+        predictor.read("digits").inputs[0],
+        predictor.preprocessing.inputs.encode(pixels[number - 1 : number])[0],
     )
 
 

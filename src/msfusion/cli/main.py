@@ -17,7 +17,7 @@ from msfusion.cli.common import Overrides, Quiet, console_of_user, print_line, t
 from msfusion.cli.deploy import deploy
 from msfusion.cli.network import network
 from msfusion.cli.pages import pages
-from msfusion.errors import ConfigError
+from msfusion.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -70,8 +70,13 @@ def init(
         given = {**found.settings, **given}
         for remark in found.remarks:
             typer.echo(f"msfusion: {remark}.", err=True)
-    elif data is not None and data.startswith((".", "/", "~")):
-        typer.echo(f"msfusion: there is no {data} yet.", err=True)
+    elif data is not None:
+        from msfusion.data.sources import local_source
+
+        try:
+            local_source(data)
+        except DataError:
+            typer.echo(f"msfusion: there is no {data} yet.", err=True)
     write_commented(file, given, every)
     typer.echo(
         f"{file}: look at it, then: msfusion train {file} --check; msfusion plan {file}; msfusion train {file}"
