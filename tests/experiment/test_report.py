@@ -230,7 +230,7 @@ def test_headings_of_a_comparison_are_folded_between_words_alone(seeds: int, var
     cells = [{"method": method, **cell} for method in ("msfusion", "small", "fedavg")]
     table = comparison_table({"seeds": [*range(seeds)], "cells": cells})
     words = {word for heading in table.texts()[0] for word in heading.split()}
-    for width in range(60, 241):
+    for width in range(60, 241, 12):
         shown = printed(table, width)
         assert max(map(len, shown.splitlines())) <= width
         assert words <= set(shown.split()), width

@@ -154,7 +154,7 @@ def open_splits(spec: DataSpec, labels: bool = False, kinds: Kinds | None = None
     name, arguments = spec.source, dict[str, Any]()
     try:
         if source is not None:
-            name, arguments = reader_of(source, spec, Path(datasets.config.HF_DATASETS_CACHE))
+            name, arguments = reader_of(source, spec, str(datasets.config.HF_DATASETS_CACHE))
         if source is not None and (source / "dataset_dict.json").exists():  # as `save_to_disk` writes it
             return datasets.load_from_disk(str(source))
         with _quiet(datasets, source is not None):

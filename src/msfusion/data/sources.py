@@ -43,7 +43,7 @@ def local_source(source: str) -> Path | None:
     return None
 
 
-def reader_of(source: Path, spec: DataSpec, cache: Path) -> tuple[str, dict[str, Any]]:
+def reader_of(source: Path, spec: DataSpec, cache: str) -> tuple[str, dict[str, Any]]:
     """The name and arguments by which `datasets` loads a folder or file that is here. Raises DataError for programs.
 
     `cache` is where it keeps what it has read. It would take what it kept for any files of the same names and times
@@ -55,7 +55,7 @@ def reader_of(source: Path, spec: DataSpec, cache: Path) -> tuple[str, dict[str,
             f"data.source = '{spec.source}': {script.name} is a program, which is never run: keep the data itself "
             f"there (parquet, csv, json), or name a function of your own as module:function."
         )
-    kept = {"cache_dir": str(cache / "msfusion" / _state_of(source))}
+    kept = {"cache_dir": f"{cache}/msfusion/{_state_of(source)}"}
     if source.is_dir():
         return str(source), kept
     if source.suffix.lower() not in READERS:
