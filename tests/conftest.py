@@ -6,6 +6,7 @@ takes time, so it is not on by default.
 
 from __future__ import annotations
 
+import gc
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -162,3 +163,18 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("COLUMNS", raising=False)
     return tmp_path
+
+
+@pytest.fixture
+def datasets_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty folder in which `datasets` keeps what it reads.
+
+    It leaves files open to the garbage collector, which warns of them: here and not in a later test. Frozen is what
+    was there before, so that to collect takes no time.
+    """
+    datasets = pytest.importorskip("datasets", reason="needs datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    gc.freeze()
+    yield tmp_path / "cache"
+    gc.collect()
+    gc.unfreeze()

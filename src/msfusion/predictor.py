@@ -8,12 +8,12 @@ for each in predictor("photos/"):
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from msfusion.batch import Batch
 from msfusion.data.federated import FederatedData
@@ -43,8 +43,9 @@ OURS = ("msfusion.models.several:several",)
 class Prediction:
     """What a model says of one example.
 
-    name: the image's file, or "row 3". label, probability: of the most likely class. probabilities: of all classes, by
-    name. numbers: what was predicted where there are no classes.
+    name: the image's file, or "row 3", counted from 1. label, probability: of the most likely class. probabilities: of
+    all classes, by name. numbers: what was predicted where there are no classes. answer: the true label, or the true
+    numbers, where the source has them.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Prediction:
     probability: float | None = None
     probabilities: Mapping[str, float] | None = None
     numbers: tuple[float, ...] | None = None
+    answer: str | tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -100,16 +102,13 @@ class Predictor:
                         "the model says what is no number (NaN or infinite): its weights are damaged, or the examples "
                         "are far from those that it was trained on."
                     )
-                names = examples.names[len(found) : len(found) + len(batch)]
+                said = slice(len(found), len(found) + len(batch))
+                names = examples.names[said]
+                targets = None if examples.targets is None else examples.targets[said]
                 if known.classes is None:
-                    rows = outputs.reshape(len(batch), -1).tolist()
-                    found += [
-                        Prediction(name, numbers=tuple(row)) for name, row in zip(names, rows, strict=True)
-                    ]
+                    found += _measured(names, outputs, targets)
                 else:
-                    shares = outputs.double().softmax(1).tolist()
-                    labels = known.classes.names
-                    found += [_classified(name, row, labels) for name, row in zip(names, shares, strict=True)]
+                    found += _classified(names, outputs, targets, known.classes.names)
         return found
 
     def evaluation(self, examples: Unseen) -> Evaluation:
@@ -127,9 +126,24 @@ class Predictor:
         return "other" if found.targets is None else self.preprocessing.task
 
 
-def _classified(name: str, shares: Sequence[float], labels: Sequence[str]) -> Prediction:
-    best = max(range(len(shares)), key=shares.__getitem__)
-    return Prediction(name, labels[best], shares[best], dict(zip(labels, shares, strict=True)))
+def _measured(names: Sequence[str], outputs: Tensor, targets: Tensor | None) -> Iterator[Prediction]:
+    rows = outputs.reshape(len(names), -1).tolist()
+    wanted = [None] * len(names) if targets is None else targets.reshape(len(names), -1).numpy()
+    for name, row, answer in zip(names, rows, wanted, strict=True):
+        written = (
+            None if answer is None else tuple(float(str(each)) for each in answer)
+        )  # 0.1, not 0.10000000149
+        yield Prediction(name, numbers=tuple(row), answer=written)
+
+
+def _classified(
+    names: Sequence[str], outputs: Tensor, targets: Tensor | None, labels: Sequence[str]
+) -> Iterator[Prediction]:
+    wanted = [None] * len(names) if targets is None else [labels[target] for target in targets.tolist()]
+    for name, shares, answer in zip(names, outputs.double().softmax(1).tolist(), wanted, strict=True):
+        best = max(range(len(shares)), key=shares.__getitem__)
+        shown = dict(zip(labels, shares, strict=True))
+        yield Prediction(name, labels[best], shares[best], shown, answer=answer)
 
 
 def load_predictor(folder: str | Path, code: str | None = None, *, resize: bool = False) -> Predictor:

@@ -13,10 +13,9 @@ WriteHub = Callable[..., Path]
 
 
 @pytest.fixture
-def write_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WriteHub:
+def write_hub(tmp_path: Path, datasets_cache: Path) -> WriteHub:
     """A function (features, train={...}, test={...}, ...) -> a folder with one parquet file a split."""
-    datasets = pytest.importorskip("datasets", reason="needs datasets")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    import datasets
 
     def write(features: dict[str, Any], **splits: dict[str, list[Any]]) -> Path:
         folder = tmp_path / "data-set"

@@ -11,13 +11,9 @@ from msfusion.data import DataSpec, load_data
 from msfusion.errors import DataError
 
 datasets = pytest.importorskip("datasets", reason="needs datasets")
+pytestmark = pytest.mark.usefixtures("datasets_cache")
 
 ROWS = [{"text": f"word{row}", "label": row % 2} for row in range(20)]
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
 def write(path: Path) -> None:

@@ -22,14 +22,10 @@ datasets = pytest.importorskip("datasets", reason="needs datasets")
 PIL = pytest.importorskip("PIL.Image", reason="needs Pillow")
 
 
-pytestmark = pytest.mark.filterwarnings(  # of what `datasets` leaves open
-    "ignore:unclosed file", "ignore::pytest.PytestUnraisableExceptionWarning"
-)
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+pytestmark = [
+    pytest.mark.usefixtures("datasets_cache"),
+    pytest.mark.filterwarnings("ignore:unclosed file", "ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 
 def images(folder: Path, **counts: int) -> Path:

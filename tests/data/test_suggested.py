@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,16 +14,10 @@ from msfusion.experiment.config import load_config
 
 datasets = pytest.importorskip("datasets", reason="needs datasets")
 pytestmark = [
+    pytest.mark.usefixtures("datasets_cache"),
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:unclosed file", "ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    yield
-    gc.collect()  # datasets leaves the csv file to the garbage collector
 
 
 def csv(path: Path, head: str, *rows: str) -> str:
@@ -126,6 +118,15 @@ def test_a_table_without_inputs_is_refused_and_nothing_is_written(here: Path) ->
     assert done.exit_code == 2
     assert "no columns for inputs" in done.stderr
     assert not (here / "other.toml").exists()
+
+
+@pytest.mark.parametrize("name", ["./photos", "prices.csv", "photos/"])
+def test_data_that_is_not_there_yet_is_said_to_be_missing(here: Path, name: str) -> None:
+    done = msfusion("init", "job.toml", "--data", name)
+    assert done.exit_code == 0
+    assert f"there is no {name} yet" in done.stderr
+    assert load_config(Path("job.toml")).data.source == name
+    assert not msfusion("init", "other.toml", "--data", "mine:data").stderr
 
 
 def test_images_need_nothing_but_folders_of_classes(tmp_path: Path) -> None:

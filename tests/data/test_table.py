@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +15,13 @@ from msfusion.models import ModelSpec, build_model
 
 datasets = pytest.importorskip("datasets", reason="needs datasets")
 pytestmark = [
+    pytest.mark.usefixtures("datasets_cache"),
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:unclosed file", "ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
 TRAIN = "age,city,member,label\n1,oslo,true,no\n2,rome,false,yes\n3,oslo,false,no\n6,bonn,true,yes\n"
 ALL = ("age", "city", "member")
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    yield
-    gc.collect()  # datasets leaves the csv file to the garbage collector
 
 
 def table(tmp_path: Path, train: str = TRAIN, test: str | None = None, **settings: Any) -> Any:

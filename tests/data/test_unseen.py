@@ -19,9 +19,10 @@ from msfusion.data.unseen import load_unseen
 from msfusion.errors import DataError
 
 datasets = pytest.importorskip("datasets", reason="needs datasets")
-pytestmark = pytest.mark.filterwarnings(  # of what `datasets` leaves open
-    "ignore:unclosed file", "ignore::pytest.PytestUnraisableExceptionWarning"
-)
+pytestmark = [
+    pytest.mark.usefixtures("datasets_cache"),
+    pytest.mark.filterwarnings("ignore:unclosed file", "ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 TABLE = Preprocessing(
     "classification",
@@ -33,11 +34,6 @@ WORDS = Encoder.of_vocabulary("words", ("<pad>", "<unk>", "<mask>", "42", "true"
 TEXT = Preprocessing(
     "classification", TextEncoding("text", WORDS, 2), 2, Classes("label", ("0", "1"), (0, 1))
 )
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
 def written(tmp_path: Path, text: str) -> Path:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from quick import QUICK_SETTINGS, QUICK_TEXT
@@ -20,6 +22,9 @@ from msfusion.experiment.config import Config, load_config
 from msfusion.experiment.directory import RunDirectory
 from msfusion.experiment.export import export
 from msfusion.experiment.kinds import prepare
+from msfusion.experiment.report.picture import holdings, shown_rounds
+from msfusion.experiment.report.usual import phase_tables
+from msfusion.experiment.report.words import size
 from msfusion.experiment.setup import Parts, prepare_parts
 from msfusion.experiment.train import train
 from msfusion.federated.messages import task_message
@@ -107,6 +112,12 @@ def test_what_is_foreseen_is_what_happens(settings: tuple[str, ...], tmp_path: P
             row["parameters"] for row in rows
         )
     assert any(line["finished_blocks"] for line in metrics)
+    told = ("round", "phase", "finished_blocks", "bytes_down", "bytes_up")
+    foreseen = plan["sum_of_blocks"]["by_round"]
+    assert [[row[key] for key in told] for row in foreseen] == [
+        [line[key] for key in told] for line in metrics
+    ]
+    check_phases(plan["sum_of_blocks"], metrics)
     kept = RunDirectory(tmp_path / "run").load_checkpoint(
         RunDirectory(tmp_path / "run").read_fingerprint().digest
     )
@@ -114,6 +125,47 @@ def test_what_is_foreseen_is_what_happens(settings: tuple[str, ...], tmp_path: P
     for row in plan["participants"]:
         memory = kept.memories.get(row["participant"], {})
         assert sum(tensor.nbytes for tensor in memory.values()) <= row["remembered_bytes"]
+
+
+def check_phases(planned: dict[str, Any], metrics: Sequence[Mapping[str, Any]]) -> None:
+    """Each phase has the rounds that the run counts to it, and what each participant was sent in them lies within."""
+    for phase in planned["by_phase"]:
+        lines = [line for line in metrics if line["phase"] == phase["phase"]]
+        assert phase["rounds"] == [lines[0]["round"], lines[-1]["round"]]
+        assert phase["block"] == (phase["phase"] - 1) % planned["blocks"]
+        for number, line in enumerate(lines):
+            down = phase["bytes_down" if number else "first_bytes_down"]
+            assert all(down[0] <= sent <= down[1] for sent in line["each"]["bytes_down"])
+            assert all(
+                phase["bytes_up"][0] <= sent <= phase["bytes_up"][1] for sent in line["each"]["bytes_up"]
+            )
+
+
+def test_two_blocks_are_trained_and_sent_when_the_plan_says(parts: Parts, tmp_path: Path) -> None:
+    """By hand: four rounds, two phases of two rounds. When block 1 has its turn, everybody is sent block 0 besides."""
+    config = images("rounds=4", "method.blocks=2", "method.passes=1")
+    plan = prepare(config, parts).plan()
+    one, people = plan["participants"][0]["bytes_up"], config.participants.count
+    rows = plan["sum_of_blocks"]["by_round"]
+    assert [row["block"] for row in rows] == [0, 0, 1, 1]
+    assert [row["bytes_down"] for row in rows] == [people * one, people * one, 2 * people * one, people * one]
+    first, second = plan["sum_of_blocks"]["by_phase"]
+    assert (first["rounds"], second["rounds"]) == ([1, 2], [3, 4])
+    assert (first["finished_blocks"], second["finished_blocks"]) == ([0, 0], [1, 1])
+    assert (second["first_bytes_down"], second["bytes_down"]) == ([2 * one, 2 * one], [one, one])
+    train(config, tmp_path / "run", parts=parts)
+    metrics = RunDirectory(tmp_path / "run").read_metrics()
+    assert [line["bytes_down"] for line in metrics] == [row["bytes_down"] for row in rows]
+    assert [line["bytes_up"] for line in metrics] == [people * one] * 4
+    (table,) = phase_tables(plan)
+    assert table.texts()[1] == [
+        ["1-2", "0", "0", size(one), size(one), size(one)],
+        ["3-4", "1", "1", size(2 * one), size(one), size(one)],
+    ]
+    made = setup.prepare(config, parts)
+    assert shown_rounds(made) == [0, 2]
+    held = [holdings(made, made.width_map.groups[0], index) for index in shown_rounds(made)]
+    assert not (held[0] & held[1]).any()
 
 
 def test_a_run_that_goes_on_hands_out_the_same_bytes(parts: Parts, tmp_path: Path) -> None:

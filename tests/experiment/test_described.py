@@ -51,7 +51,7 @@ def test_data_and_model_of_ones_own(here: Path) -> None:
 
 def test_a_comment_that_is_made_a_line_is_read() -> None:
     """Each default as it stands there, one table at a time."""
-    written = commented()
+    written = commented(every=True)
     for table in ("data", "training", "evaluation", "run"):
         text = re.search(rf"^(?:# )?\[{table}\].*?(?=^(?:# )?\[|\Z)", written, re.MULTILINE | re.DOTALL)
         assert text is not None
@@ -69,4 +69,36 @@ def _said(value: object) -> str:
 
 @pytest.mark.parametrize("name", ["split", "grow", "network", "comparison"])
 def test_tables_that_are_not_needed_are_there_as_comments(name: str) -> None:
-    assert f"\n# [{name}]" in commented()
+    assert f"\n# [{name}]" in commented(every=True)
+    assert f"[{name}]" not in commented()
+
+
+def test_a_short_file_has_the_usual_keys_each_with_a_comment(here: Path) -> None:
+    assert msfusion("init").exit_code == 0
+    text = Path("job.toml").read_text()
+    found = tomllib.loads(text)
+    for key in (
+        "data.source",
+        "model.name",
+        "rounds",
+        "participants.count",
+        "participants.ratio",
+        "method.name",
+    ):
+        table, _, name = key.rpartition(".")
+        assert name in (found[table] if table else found)
+    assert {"learning_rate", "batch_size", "local_epochs"} <= {*found["training"]}
+    assert {"threads", "workers"} <= {*found["run"]}
+    head, lines = text.partition("\n\n")[0], [line for line in text.splitlines() if " = " in line]
+    assert "docs/configuration.md" in head
+    assert len(lines) < 25
+    assert all("  # " in line for line in lines)
+
+
+def test_a_whole_file_has_every_key(here: Path) -> None:
+    assert msfusion("init", "--all").exit_code == 0
+    text = Path("job.toml").read_text()
+    assert load_config(Path("job.toml")).difference(load_config(None)) is None
+    for table in tables():
+        for key in table.keys:
+            assert "." in key.name or re.search(rf"^(# )?{key.name} = ", text, re.MULTILINE), key.name

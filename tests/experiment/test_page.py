@@ -19,6 +19,7 @@ from made_runs import line_of, made_run, summary_of, windows_by_hand
 from quick import QUICK_JOB, QUICK_SETTINGS
 
 from msfusion import files
+from msfusion.data import load_data
 from msfusion.errors import RunDirectoryError
 from msfusion.experiment.config import load_config
 from msfusion.experiment.kinds import prepare
@@ -70,10 +71,13 @@ def test_a_curve_is_what_the_metrics_say_and_a_guess_one_of_all_classes(tmp_path
     assert (data["finished"], data["live"]) == (True, False)
 
 
-def test_classes_are_told_apart_round_by_round(tmp_path: Path) -> None:
+@pytest.mark.parametrize("older", [False, True])
+def test_classes_are_told_apart_round_by_round(tmp_path: Path, older: bool) -> None:
     shares = [[0.5, None, 0.25], [0.75, 0.0, 1.0], [1.0, math.nan, 0.5]]
     lines = [line_of(each + 1, 3, by_class=shares[each]) for each in range(3)]
-    made = made_run(tmp_path / "run", lines=lines, about={"label_names": ["boat", "<b>", "cat"]})
+    names = ["boat", "<b>", "cat"]
+    about = {"label_names": names} if older else {"labels": {"names": names}}
+    made = made_run(tmp_path / "run", lines=lines, about=about)
     section = sections(data_of(made))["classes"]
     (chart,) = section["charts"]
     assert chart["rows"] == ["boat", "<b>", "cat"]
@@ -89,6 +93,13 @@ def test_the_error_of_a_codec_is_a_line(tmp_path: Path) -> None:
     found = charts(sections(data_of(made_run(tmp_path / "run", lines=lines)))["traffic"])
     assert found["Error of the codec"]["series"] == [{"name": "error", "x": [1, 2], "y": [0.5, 0.25]}]
     assert "Error of the codec" not in charts(sections(data_of(made_run(tmp_path / "other")))["traffic"])
+
+
+def test_the_error_of_a_codec_of_activations_is_said_to_be_that(tmp_path: Path) -> None:
+    lines = [line_of(each, 2, codec_error=0.5, activations_bytes=10) for each in (1, 2)]
+    text = sections(data_of(made_run(tmp_path / "run", lines=lines)))["traffic"]["text"]
+    assert "of its activations" in text
+    assert "sent later" not in text
 
 
 def test_seeds_of_one_method_are_a_mean_with_a_band_and_the_small_model_is_dashed(tmp_path: Path) -> None:
@@ -212,6 +223,12 @@ def test_a_run_leaves_its_page_and_nothing_depends_on_it(tmp_path: Path) -> None
         "closing",
         "origin",
     } <= set(sections(data))
+    noted = json.loads((path / "about.json").read_text())
+    assert "label_names" not in noted
+    assert noted["labels"]["names"] == [str(digit) for digit in range(10)]
+    shares = load_data(load_config(None, QUICK_SETTINGS).data_spec).label_counts()
+    assert shares is not None
+    assert noted["labels"]["counts"] == shares.tolist()
     lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     accuracy = charts(sections(data)["learning"])["Accuracy on the test data"]
     assert accuracy["series"][0]["y"] == pytest.approx([line["accuracy"] for line in lines], rel=1e-5)
@@ -395,13 +412,12 @@ def test_an_operator_that_no_memory_holds_is_not_read(
         read_tensors(path / "model.safetensors")
 
 
+@pytest.mark.usefixtures("datasets_cache")
 @pytest.mark.filterwarnings("ignore:unclosed file", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_labels_of_a_file_that_a_directory_names_are_not_looked_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
     """Whoever sends a run directory would else get words of a file that is on this machine alone."""
-    datasets = pytest.importorskip("datasets", reason="needs datasets")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     private = tmp_path / "private.csv"
     private.write_text(
         "size,label\n" + "".join(f"{row},{'hunter2' if row % 2 else 'no'}\n" for row in range(40))

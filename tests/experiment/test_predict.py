@@ -3,39 +3,35 @@
 from __future__ import annotations
 
 import csv
-import gc
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from commands import msfusion, refused
 from quick import QUICK_SETTINGS, QUICK_TEXT
 
 from msfusion import load_predictor
+from msfusion.data.builtin import read_digits
 from msfusion.errors import ConfigError, DataError
 from msfusion.experiment.config import load_config
 from msfusion.experiment.export import export
+from msfusion.experiment.predict import predict
+from msfusion.experiment.report.words import quality
 from msfusion.experiment.train import train
 from msfusion.files import read_tensors, write_tensors
 
 datasets = pytest.importorskip("datasets", reason="needs datasets")
 Image = pytest.importorskip("PIL.Image", reason="needs Pillow")
 pytestmark = [
+    pytest.mark.usefixtures("datasets_cache"),
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:unclosed file", "ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
 QUICK = ("rounds=2", "participants.count=2", "run.workers=1", "training.local_epochs=2", "data.partition=iid")
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    yield
-    gc.collect()  # datasets leaves csv files to the garbage collector
 
 
 def exported(tmp_path: Path, *settings: str) -> tuple[Path, dict[str, float]]:
@@ -97,9 +93,12 @@ def test_images(tmp_path: Path) -> None:
 
     (tmp_path / "unknown").rename(test / "cat")
     told = msfusion("predict", str(model), str(tmp_path / "photos"), "--out", str(tmp_path / "all.csv"))
-    assert f"accuracy {summary['accuracy']:.2%}" in told.output
+    assert f"{quality(summary)} on 30 examples with answers" in " ".join(told.output.split())
     rows = list(csv.DictReader((tmp_path / "all.csv").open()))
-    assert [(row["name"], row["label"]) for row in rows] == [(each.name, each.label) for each in predictions]
+    assert [(row["file"], row["prediction"]) for row in rows] == [
+        (each.name, each.label) for each in predictions
+    ]
+    assert [row["answer"] for row in rows] == [Path(row["file"]).parent.name for row in rows]
     assert float(rows[3]["probability of dog"]) == predictions[3].probabilities["dog"]
     refused(msfusion("predict", str(model), str(tmp_path / "nowhere")), "there is no such folder or file")
     refused(msfusion("predict", str(model), str(one), "--out", "a.txt"), "should end with one of .csv")
@@ -134,7 +133,21 @@ def test_texts(tmp_path: Path) -> None:
     model, summary = exported(tmp_path, *settings)  # the small model: a narrow one
     predictor = load_predictor(model)
     assert predictor.evaluate(tmp_path / "data" / "test.csv").accuracy == summary["accuracy"]
-    assert [each.name for each in predictor(["a good thing", "bad"])] == ["row 0", "row 1"]
+    assert [(each.name, each.answer) for each in predictor(["a good thing", "bad"])] == [
+        ("row 1", None),
+        ("row 2", None),
+    ]
+    out = tmp_path / "answers.csv"
+    predict(model, str(tmp_path / "data"), out=out)
+    assert (
+        out.read_text().partition("\n")[0] in (Path(__file__).parents[2] / "docs" / "predict.md").read_text()
+    )
+    rows = list(csv.DictReader(out.open()))
+    assert [row["row"] for row in rows] == [str(number) for number in range(1, 21)]
+    assert [row["answer"] for row in rows] == ["no", "yes"] * 10
+    right = [row["answer"] == row["prediction"] for row in rows]
+    assert sum(right) / len(right) == summary["accuracy"]
+    assert all(row["probability"] == row[f"probability of {row['prediction']}"] for row in rows)
     with pytest.raises(DataError, match="no column 'text', as the training data had; it has note"):
         predictor([{"note": "good"}])
     with pytest.raises(DataError, match="'maybe', which is none of the 2 classes"):
@@ -165,6 +178,13 @@ def test_a_table_of_measures(tmp_path: Path) -> None:
     (one,) = predictor([{"size": 0.5, "kind": "a"}])
     assert one.label is None
     assert len(one.numbers) == 1
+    told = predict(model, str(tmp_path / "all.csv"), out=tmp_path / "answers.csv")
+    assert told["evaluation"]["metrics"]["r2"] == found.metrics["r2"]
+    written = list(csv.reader((tmp_path / "answers.csv").open()))
+    assert written[0] == ["row", "answer", "prediction"]
+    assert [float(row[1]) for row in written[1:]] == pytest.approx([y for _, _, y in rows], rel=1e-6)
+    error = [(float(row[1]) - float(row[2])) ** 2 for row in written[1:]]
+    assert np.mean(error) == pytest.approx(summary["loss"], rel=1e-5)
 
 
 @pytest.mark.release
@@ -196,7 +216,16 @@ def test_a_model_of_transformers(tmp_path: Path) -> None:
 def test_the_built_in_digits_and_a_sum_of_blocks(tmp_path: Path) -> None:
     settings = [each for each in QUICK_SETTINGS if not each.startswith(("data.max_test", "method.start"))]
     model, summary = exported(tmp_path, *settings, "method.start=blocks", "rounds=4")
-    assert load_predictor(model).evaluate("digits").accuracy == summary["accuracy"]
+    predictor = load_predictor(model)
+    assert predictor.evaluate("digits").accuracy == summary["accuracy"]
+    predictions = predictor("digits")
+    pixels, labels = read_digits()
+    number = int(predictions[0].name.removeprefix("image "))
+    assert predictions[0].answer == str(int(labels[number - 1]))
+    assert torch.allclose(
+        predictor.read("digits").inputs[0],
+        predictor.preprocessing.inputs.encode(pixels[number - 1 : number])[0],
+    )
 
 
 def test_code_is_run_only_where_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

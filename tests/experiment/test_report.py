@@ -205,3 +205,34 @@ def test_figures_of_a_method_s_own_are_columns_of_a_comparison() -> None:
     cells = [{**cell, "metrics": {"drift": {"mean": 0.25, "sd": 0.01}}}, cell]
     headings, rows = comparison_table({"seeds": [0], "cells": cells}).texts()
     assert [row[headings.index("drift")] for row in rows] == ["0.25 ± 0.01", "-"]
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+@pytest.mark.parametrize("variant", [None, "a longer warm-up"])
+def test_headings_of_a_comparison_are_folded_between_words_alone(seeds: int, variant: str | None) -> None:
+    spread = {"mean": 0.5, "sd": None if seeds == 1 else 0.01}
+    names = ("accuracy", "accuracy_sd", "loss", "behind")
+    cell = {
+        "variant": variant,
+        "ratio_label": "1/4",
+        "rounds": 160,
+        "within_budget": True,
+        "parameters": 1.23e6,
+        "share": 0.0625,
+        "flops_per_example": 1.2e7,
+        "total_flops": 3.4e12,
+        "total_bytes": 5.6e8,
+        "inference_flops_per_example": 4.5e6,
+        "gap_closed": {"share": 0.43},
+        "metrics": {"balanced_accuracy": spread},
+        **dict.fromkeys(names, spread),
+    }
+    cells = [{"method": method, **cell} for method in ("msfusion", "small", "fedavg")]
+    table = comparison_table({"seeds": [*range(seeds)], "cells": cells})
+    words = {word for heading in table.texts()[0] for word in heading.split()}
+    for width in range(60, 241, 12):
+        shown = printed(table, width)
+        assert max(map(len, shown.splitlines())) <= width
+        assert words <= set(shown.split()), width
+        assert shown.count("(continued) (continued)") == 0
+        assert all(figure in shown.split() for figure in ("1.23", "50.0%", "160", "msfusion"))

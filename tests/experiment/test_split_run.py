@@ -62,6 +62,8 @@ def test_a_run_is_what_the_engine_does(trained: Path) -> None:
     assert line["activations_bytes"] == sum(each.activations for each in last.traffic)
     assert line["gradients_bytes"] == sum(each.gradients for each in last.traffic)
     assert line["bytes_up"] == sum(each.bytes_up for each in last.participants)
+    assert line["codec_error"] == last.metrics["codec_error"] > 0
+    assert "metrics" not in line
 
 
 def test_what_was_planned_crosses(trained: Path) -> None:

@@ -127,7 +127,7 @@ def same(ours: list[Any], theirs: list[Any]) -> None:
         assert one.server_figures == other.server_figures
         told = [
             [
-                (each.participant, each.loss, each.examples, each.bytes_up, each.bytes_down)
+                (each.participant, each.loss, each.examples, each.bytes_up, each.bytes_down, each.metrics)
                 for each in result.participants
             ]
             for result in (one, other)

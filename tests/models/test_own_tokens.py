@@ -32,10 +32,8 @@ def save_model(folder: Path, vocabulary: int = 5, **settings: Any) -> Path:
 
 
 @pytest.fixture
-def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def rows(tmp_path: Path, datasets_cache: Path) -> Path:
     """Labelled texts in a file."""
-    datasets = pytest.importorskip("datasets", reason="needs datasets")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     lines = [{"text": text, "label": label} for text, label in [("the zebra", 0), ("a statement", 1)] * 10]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, lines)))
     return tmp_path / "rows.jsonl"

@@ -17,7 +17,7 @@ from msfusion.cli.common import Overrides, Quiet, console_of_user, print_line, t
 from msfusion.cli.deploy import deploy
 from msfusion.cli.network import network
 from msfusion.cli.pages import pages
-from msfusion.errors import ConfigError
+from msfusion.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -57,8 +57,9 @@ def init(
     model: Annotated[
         str | None, typer.Option(metavar="NAME", help="Your model: a built-in one, or module:function.")
     ] = None,
+    every: Annotated[bool, typer.Option("--all", help="All other keys too, as comments.")] = False,
 ) -> None:
-    """Write a configuration with every key in it, to begin with. Of your files it takes names of columns."""
+    """Write a configuration to begin with, of the usual keys. Of your files it takes names of columns."""
     from msfusion.experiment.config.described import write_commented
 
     given = {key: value for key, value in (("data.source", data), ("model.name", model)) if value is not None}
@@ -69,9 +70,14 @@ def init(
         given = {**found.settings, **given}
         for remark in found.remarks:
             typer.echo(f"msfusion: {remark}.", err=True)
-    elif data is not None and data.startswith((".", "/", "~")):
-        typer.echo(f"msfusion: there is no {data} yet.", err=True)
-    write_commented(file, given)
+    elif data is not None:
+        from msfusion.data.sources import local_source
+
+        try:
+            local_source(data)
+        except DataError:
+            typer.echo(f"msfusion: there is no {data} yet.", err=True)
+    write_commented(file, given, every)
     typer.echo(
         f"{file}: look at it, then: msfusion train {file} --check; msfusion plan {file}; msfusion train {file}"
     )
@@ -178,15 +184,14 @@ def plan(
     prepared = prepare(settings)
     planned = prepared.plan()
     setup = prepared.setup if isinstance(prepared, SlicesRun) else None
-    rounds = range(min(4, settings.rounds))
     if out is not None:
         if setup is None:
             raise ConfigError(
                 f"--out saves a picture of windows, and {planned['method']} has none; leave it out."
             )
-        from msfusion.experiment.report.picture import save_picture
+        from msfusion.experiment.report.picture import save_picture, shown_rounds
 
-        save_picture(setup, rounds, out)
+        save_picture(setup, shown_rounds(setup), out)
     if as_json:
         _print_json(planned)
         return
@@ -194,14 +199,14 @@ def plan(
     for table in kind_of(planned["method"]).plan_tables(planned):
         console.print(table)
     if setup is not None:
-        _show_windows(setup, planned, rounds, console)
+        _show_windows(setup, planned, console)
     if out is not None:
         print_line(console, out)
 
 
-def _show_windows(setup: Setup, planned: dict[str, Any], rounds: range, console: Console) -> None:
+def _show_windows(setup: Setup, planned: dict[str, Any], console: Console) -> None:
     """What the plan of a method of sub-models says beside its tables: in sentences, and as a picture."""
-    from msfusion.experiment.report.picture import terminal_picture
+    from msfusion.experiment.report.picture import shown_rounds, terminal_picture
     from msfusion.experiment.report.usual import checkpointing_line, copies_lines, coverage_line
 
     if planned["checkpointing"]:
@@ -210,7 +215,11 @@ def _show_windows(setup: Setup, planned: dict[str, Any], rounds: range, console:
         print_line(console, line)
     if planned["entry_coverage"] is not None:
         console.print(f"Entries held by someone, by round: {coverage_line(planned['entry_coverage'])}\n")
-    console.print(terminal_picture(setup, rounds, width=console.width))
+    if setup.forecast is not None and setup.forecast.method.phases.blocks > 1:
+        print_line(
+            console, "The units of the large model that each block begins with, in the rounds of its phase:"
+        )
+    console.print(terminal_picture(setup, shown_rounds(setup), width=console.width))
 
 
 @app.command()

@@ -16,22 +16,12 @@ from msfusion.data.delimited import Kinds, settings_of, typed_splits
 from msfusion.data.loaded import Loaded
 from msfusion.data.measured import load_measured
 from msfusion.data.running_text import load_running_text
+from msfusion.data.sources import local_source, reader_of, refuse_other_than_hub
 from msfusion.data.spec import DataSpec
 from msfusion.errors import ConfigError, DataError
 from msfusion.extras import needing
 from msfusion.imports import in_one_line
 
-READERS: dict[str, tuple[str, dict[str, Any]]] = {
-    ".txt": ("text", {}),
-    ".csv": ("csv", {}),
-    ".tsv": ("csv", {"sep": "\t"}),
-    ".json": ("json", {}),
-    ".jsonl": ("json", {}),
-    ".ndjson": ("json", {}),
-    ".parquet": ("parquet", {}),
-    ".arrow": ("arrow", {}),
-}
-"""How `datasets` calls the reader of a single file, by the end of the file's name. Of a text each line is a row."""
 TEST_SPLITS = ("test", "validation", "valid", "dev")
 
 
@@ -160,17 +150,19 @@ def open_splits(spec: DataSpec, labels: bool = False, kinds: Kinds | None = None
     """
     with needing("data", f"data.source = '{spec.source}'"):
         import datasets
-    source = Path(spec.source).expanduser()
-    if not source.exists() and (spec.source.startswith((".", "/", "~")) or spec.source.count("/") > 1):
-        raise DataError(f"data.source = '{spec.source}': there is no such folder (seen from {Path.cwd()}).")
-    name, arguments = (spec.source, {}) if not source.exists() else _local(source, spec)
+    source = local_source(spec.source)
+    name, arguments = spec.source, dict[str, Any]()
     try:
-        if (source / "dataset_dict.json").exists():  # as `save_to_disk` writes it
+        if source is not None:
+            name, arguments = reader_of(source, spec, str(datasets.config.HF_DATASETS_CACHE))
+        if source is not None and (source / "dataset_dict.json").exists():  # as `save_to_disk` writes it
             return datasets.load_from_disk(str(source))
-        with _quiet(datasets, source.exists()):
+        with _quiet(datasets, source is not None):
             make = datasets.load_dataset_builder
             safely = {"trust_remote_code": False} if "trust_remote_code" in signature(make).parameters else {}
             builder = make(name, spec.subset, **arguments, **safely)
+            if source is None:
+                refuse_other_than_hub(builder, spec)
             if labels and hasattr(builder.config, "drop_labels"):
                 arguments |= {"drop_labels": False}
             delimited = hasattr(builder.config, "keep_default_na")
@@ -181,33 +173,14 @@ def open_splits(spec: DataSpec, labels: bool = False, kinds: Kinds | None = None
     except DataError:
         raise
     except Exception as error:  # from many libraries: network, parquet, missing configurations
-        where = "this folder" if source.is_dir() else "this file"
-        if not source.exists():
-            where = "no folder of that name, and from the Hub it"
+        where = "no folder of that name, and from the Hub it"
+        if source is not None:
+            where = "this folder" if source.is_dir() else "this file"
         # what it generates from says more than that it could not be generated
         said = error.__cause__ if isinstance(error.__cause__, Exception) else error
         raise DataError(
             f"data.source = '{spec.source}': {where} cannot be loaded ({in_one_line(said)})."
         ) from error
-
-
-def _local(source: Path, spec: DataSpec) -> tuple[str, dict[str, Any]]:
-    """The name and arguments by which `datasets` loads a local folder or file. Raises DataError for programs."""
-    script = source / f"{source.name}.py" if source.is_dir() else source
-    if script.suffix == ".py" and script.is_file():
-        raise DataError(
-            f"data.source = '{spec.source}': {script.name} is a program, which is never run: keep the data itself "
-            f"there (parquet, csv, json), or name a function of your own as module:function."
-        )
-    if source.is_dir():
-        return str(source), {}
-    if source.suffix.lower() not in READERS:
-        raise DataError(
-            f"data.source = '{spec.source}' is a file of a kind that is not read: give a folder in the Hub's layout, "
-            f"or a file ending with {', '.join(READERS)}."
-        )
-    reader, settings = READERS[source.suffix.lower()]
-    return reader, {"data_files": str(source), **settings}
 
 
 @contextlib.contextmanager

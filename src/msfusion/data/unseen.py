@@ -13,10 +13,11 @@ from torch import Tensor
 from msfusion.batch import Batch
 from msfusion.data.builtin import read_digits, stratified
 from msfusion.data.columns import column_values
-from msfusion.data.hub import READERS, TEST_SPLITS, open_splits
+from msfusion.data.hub import TEST_SPLITS, open_splits
 from msfusion.data.inputs import Chosen, ImageEncoding, RunningTextEncoding
 from msfusion.data.measured import targets_of
 from msfusion.data.preprocessing import Preprocessing
+from msfusion.data.sources import READERS
 from msfusion.data.spec import DataSpec
 from msfusion.data.text import blocks
 from msfusion.errors import ConfigError, DataError
@@ -29,11 +30,16 @@ DIGITS = "digits"
 
 @dataclass(frozen=True)
 class Unseen:
-    """Inputs, what each example is called, and its target where the source says it."""
+    """Inputs, what each example is called, and its target where the source says it.
+
+    kind: what the names are of: "file", the path of each image in the source; "row", "image" or "block", names such as
+    "row 1", counted from 1.
+    """
 
     inputs: Tensor
     names: tuple[str, ...]
     targets: Tensor | None
+    kind: str
 
     @property
     def batch(self) -> Batch:
@@ -74,9 +80,16 @@ def load_unseen(source: Source, preprocessing: Preprocessing, split: str | None 
     if isinstance(preprocessing.inputs, RunningTextEncoding):
         batch = blocks(inputs, preprocessing.inputs.length)
         assert isinstance(batch.inputs, tuple)
-        names = tuple(f"block {index}" for index in range(len(batch)))
-        return Unseen(batch.inputs[0], names, batch.targets)
-    return Unseen(inputs, _names(rows, preprocessing, source), _targets(rows, preprocessing, holder))
+        return Unseen(batch.inputs[0], _counted("block", range(len(batch))), batch.targets, "block")
+    targets = _targets(rows, preprocessing, holder)
+    files = _files(rows, preprocessing, source)
+    if files is not None:
+        return Unseen(inputs, files, targets, "file")
+    return Unseen(inputs, _counted("row", range(len(rows))), targets, "row")
+
+
+def _counted(kind: str, indices: Iterable[int]) -> tuple[str, ...]:
+    return tuple(f"{kind} {index + 1}" for index in indices)
 
 
 def _digits(preprocessing: Preprocessing) -> Unseen:
@@ -85,8 +98,8 @@ def _digits(preprocessing: Preprocessing) -> Unseen:
         raise DataError(f"'{DIGITS}' are images of 8x8 pixels, which this model was not trained on.")
     images, labels = read_digits()
     _, test = stratified(labels, 0.2, seed=0)
-    names = tuple(f"digit {index}" for index in test.tolist())
-    return Unseen(encoding.encode(images[test]), names, labels[test])
+    names = _counted("image", test.tolist())  # of all digits, as scikit-learn has them
+    return Unseen(encoding.encode(images[test]), names, labels[test], "image")
 
 
 def _rows(source: Path, preprocessing: Preprocessing, split: str | None) -> Any:
@@ -155,15 +168,16 @@ def _made(examples: Iterable[Any], preprocessing: Preprocessing) -> Any:
         raise DataError(f"these examples make no table: {in_one_line(error)}.") from error
 
 
-def _names(rows: Any, preprocessing: Preprocessing, source: Source) -> tuple[str, ...]:
-    """The file of each image, as it lies in the source, or the number of each row."""
-    if isinstance(preprocessing.inputs, ImageEncoding):
-        cells = column_values(rows, preprocessing.inputs.column)
-        paths = [str((cell or {}).get("path") or "") for cell in cells]
-        if all(paths):
-            folder = Path(source).expanduser().resolve() if isinstance(source, str | Path) else None
-            return tuple(_place(Path(path).resolve(), folder) for path in paths)
-    return tuple(f"row {row}" for row in range(len(rows)))
+def _files(rows: Any, preprocessing: Preprocessing, source: Source) -> tuple[str, ...] | None:
+    """The file of each image, as it lies in the source; None where examples are no files."""
+    if not isinstance(preprocessing.inputs, ImageEncoding):
+        return None
+    cells = column_values(rows, preprocessing.inputs.column)
+    paths = [str((cell or {}).get("path") or "") for cell in cells]
+    if not all(paths):
+        return None
+    folder = Path(source).expanduser().resolve() if isinstance(source, str | Path) else None
+    return tuple(_place(Path(path).resolve(), folder) for path in paths)
 
 
 def _place(path: Path, folder: Path | None) -> str:

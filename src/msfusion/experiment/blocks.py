@@ -30,10 +30,16 @@ class BlocksRun(SlicesRun):
         return self._with_totals(super().figures())
 
     def plan(self) -> dict[str, Any]:
-        """As of all methods, with the same additions; and whether the sum is one wide model with zeros in it."""
+        """As of all methods, with the same additions; whether the sum is one wide model with zeros in it; and what is
+        trained and sent in each phase and round.
+        """
         planned = self._with_totals(super().plan())
-        one = is_one_wide_model(self._method, self.setup.model, self.setup.width_map)
-        return {**planned, "sum_of_blocks": {**planned["sum_of_blocks"], "one_wide_model": one}}
+        more = {
+            "one_wide_model": is_one_wide_model(self._method, self.setup.model, self.setup.width_map),
+            "by_phase": self._forecast.by_phase(),
+            "by_round": self._forecast.by_round(),
+        }
+        return {**planned, "sum_of_blocks": {**planned["sum_of_blocks"], **more}}
 
     def _with_totals(self, figures: dict[str, Any]) -> dict[str, Any]:
         """`peak_memory` with what is remembered; totals of bytes and FLOPs, of the whole run."""

@@ -5,8 +5,8 @@ Who takes part is known beforehand (the calendar), so it is known too which fini
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -65,20 +65,52 @@ class Forecast:
 
     def totals(self) -> list[dict[str, Any]]:
         """What the whole run asks of each participant: all rounds in which it trains, in time or not."""
-        count = len(self._setup.data.participants)
-        rows: list[dict[str, Any]] = [dict.fromkeys(_TOTALS, 0) for _ in range(count)]
-        for round_index in range(self._setup.config.rounds):
-            attendance = self._setup.calendar.round(round_index)
-            versions = self._before(round_index)
-            for each in (*attendance.on_time, *attendance.late):
-                spent, row = self.spent(each, round_index, versions), rows[each]
-                row["finished_blocks"] += spent.finished
-                row["total_bytes_down"] += spent.bytes_down
-                row["total_flops"] += spent.flops
-                row["remembered_bytes"] = max(row["remembered_bytes"], spent.remembered)
-                if self._setup.calendar.is_merged(each, round_index):
-                    row["total_bytes_up"] += spent.bytes_up
-        return rows
+        return self._whole_run[0]
+
+    def by_round(self) -> list[dict[str, int]]:
+        """What `metrics.jsonl` will say of each round: its phase, and of everybody together finished blocks and bytes.
+
+        Phases count from 1. `block` is the one that is trained; who can hold several trains those after it as well.
+        """
+        return self._whole_run[1]
+
+    def by_phase(self) -> list[dict[str, Any]]:
+        """For each phase its block, its first and last round, and what one participant is sent and sends in a round.
+
+        Each is the least and the most over the participants, None where nobody is there: `finished_blocks` and
+        `first_bytes_down` of the first round, in which blocks that have changed are sent; `bytes_down` of a later
+        round; `bytes_up` of any.
+        """
+        return self._whole_run[2]
+
+    @cached_property
+    def _whole_run(self) -> tuple[list[dict[str, Any]], list[dict[str, int]], list[dict[str, Any]]]:
+        """By participant, by round and by phase, in one go: a long run of many people is too large to be kept."""
+        phases = self.method.phases
+        totals: list[dict[str, Any]] = [dict.fromkeys(_TOTALS, 0) for _ in self._setup.data.participants]
+        by_round: list[dict[str, int]] = []
+        by_phase: list[dict[str, Any]] = []
+        for index in range(self._setup.config.rounds):
+            phase, people = phases.phase(index), self._round(index)
+            named = {"phase": phase + 1, "block": phase % phases.blocks}
+            for each, spent in people.items():
+                _add(totals[each], spent)
+            by_round.append({"round": index + 1, **named, **_sums(people.values())})
+            first = phase == len(by_phase)
+            if first:
+                by_phase.append({**named, "rounds": [index + 1, index + 1], **dict.fromkeys(_SPANS)})
+            by_phase[phase]["rounds"][1] = index + 1
+            _widen(by_phase[phase], people.values(), first)
+        return totals, by_round, by_phase
+
+    def _round(self, round_index: int) -> dict[int, Spent]:
+        """What everybody who trains in a round spends, in time or not; an update that is not merged is not counted."""
+        calendar, versions = self._setup.calendar, self._before(round_index)
+        attendance, people = calendar.round(round_index), dict[int, Spent]()
+        for each in (*attendance.on_time, *attendance.late):
+            spent = self.spent(each, round_index, versions)
+            people[each] = spent if calendar.is_merged(each, round_index) else replace(spent, bytes_up=0)
+        return people
 
     def _begin(self) -> None:
         self._versions = Versions.first(len(self.method.capacities.each), len(self.method.starts))
@@ -119,3 +151,33 @@ class Forecast:
 
 
 _TOTALS = ("finished_blocks", "total_bytes_down", "total_bytes_up", "total_flops", "remembered_bytes")
+_SPANS = ("finished_blocks", "first_bytes_down", "bytes_down", "bytes_up")
+
+
+def _add(row: dict[str, Any], spent: Spent) -> None:
+    """One more round of a participant."""
+    row["finished_blocks"] += spent.finished
+    row["total_bytes_down"] += spent.bytes_down
+    row["total_bytes_up"] += spent.bytes_up
+    row["total_flops"] += spent.flops
+    row["remembered_bytes"] = max(row["remembered_bytes"], spent.remembered)
+
+
+def _sums(people: Iterable[Spent]) -> dict[str, int]:
+    spent = list(people)
+    return {
+        "finished_blocks": sum(each.finished for each in spent),
+        "bytes_down": sum(each.bytes_down for each in spent),
+        "bytes_up": sum(each.bytes_up for each in spent),
+    }
+
+
+def _widen(row: dict[str, Any], people: Iterable[Spent], first: bool) -> None:
+    """Let the spans of a phase hold those of one more round of it, `first` or later."""
+    for each in people:
+        found = {"first_bytes_down" if first else "bytes_down": each.bytes_down, "bytes_up": each.bytes_up}
+        if first:
+            found["finished_blocks"] = each.finished
+        for key, value in found.items():
+            least, most = row[key] or (value, value)
+            row[key] = [min(least, value), max(most, value)]

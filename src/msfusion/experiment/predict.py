@@ -45,17 +45,20 @@ def predict(
         return {"predictions": [], "evaluation": _figures(evaluated)}
     rows = list(_rows(predictor.predictions(examples)))
     if out is not None:
-        write_text(out, _as_text(rows, out.suffix.lower()))
+        write_text(out, _as_text(rows, out.suffix.lower(), examples.kind))
     return {"predictions": rows, "evaluation": _figures(evaluated)}
 
 
 def _rows(predictions: Sequence[Prediction]) -> Iterator[dict[str, Any]]:
     for each in predictions:
+        known: dict[str, Any] = {"name": each.name}
+        if each.answer is not None:
+            known["answer"] = each.answer if isinstance(each.answer, str) else list(each.answer)
         if each.numbers is not None:
-            yield {"name": each.name, "numbers": list(each.numbers)}
+            yield {**known, "numbers": list(each.numbers)}
         else:
             told = {"label": each.label, "probability": each.probability}
-            yield {"name": each.name, **told, "probabilities": dict(each.probabilities or {})}
+            yield {**known, **told, "probabilities": dict(each.probabilities or {})}
 
 
 def _figures(evaluated: Evaluation | None) -> dict[str, Any] | None:
@@ -63,15 +66,15 @@ def _figures(evaluated: Evaluation | None) -> dict[str, Any] | None:
         return None
     figures = {"accuracy": evaluated.accuracy, "loss": evaluated.loss, "perplexity": evaluated.perplexity}
     known = {name: value for name, value in figures.items() if value is not None}
-    return {"examples": evaluated.examples, **known, **evaluated.metrics}
+    return {"examples": evaluated.examples, **known, "metrics": dict(evaluated.metrics)}
 
 
-def _as_text(rows: Sequence[Mapping[str, Any]], kind: str) -> str:
+def _as_text(rows: Sequence[Mapping[str, Any]], kind: str, examples: str) -> str:
     if kind == ".json":
         return json.dumps(rows, indent=2) + "\n"
     if kind == ".jsonl":
         return "".join(json.dumps(row) + "\n" for row in rows)
-    flat = [_flat(row) for row in rows]
+    flat = [_flat(row, examples) for row in rows]
     text = io.StringIO()
     writer = csv.DictWriter(text, list(flat[0]), lineterminator="\n")
     writer.writeheader()
@@ -79,9 +82,20 @@ def _as_text(rows: Sequence[Mapping[str, Any]], kind: str) -> str:
     return text.getvalue()
 
 
-def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of CSV: probabilities and numbers have a column each."""
-    given = {key: value for key, value in row.items() if key not in ("probabilities", "numbers")}
-    shares = {f"probability of {label}": share for label, share in row.get("probabilities", {}).items()}
-    numbers = {f"number {index}": number for index, number in enumerate(row.get("numbers", ()))}
-    return {**given, **shares, **numbers}
+def _flat(row: Mapping[str, Any], examples: str) -> dict[str, Any]:
+    """A row of CSV: which file or row it is of, the answer, the prediction; a column each for several of these."""
+    flat = {examples: row["name"].removeprefix(f"{examples} ")}
+    if "answer" in row:
+        flat |= _columns("answer", row["answer"])
+    if "numbers" in row:
+        return flat | _columns("prediction", row["numbers"])
+    flat |= {"prediction": row["label"], "probability": row["probability"]}
+    return flat | {f"probability of {label}": share for label, share in row["probabilities"].items()}
+
+
+def _columns(name: str, value: str | Sequence[float]) -> dict[str, Any]:
+    if isinstance(value, str):
+        return {name: value}
+    if len(value) == 1:
+        return {name: value[0]}
+    return {f"{name} {count}": number for count, number in enumerate(value, start=1)}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import msfusion
 from msfusion.batch import Batch
-from msfusion.codecs import PROFILES, Identity, by_name
+from msfusion.codecs import PROFILES, Identity, TopK, by_name
 from msfusion.errors import CodecError, ConfigError, TrainingError
 from msfusion.federated.participation import RoundSettings
 from msfusion.federated.states import state_of
@@ -217,6 +217,23 @@ def test_each_side_clips_its_gradients() -> None:
             if name.startswith(("layers.0", "layers.1", "layers.2", "layers.3")) is first
         ]
         assert float(torch.cat([each.flatten() for each in moved]).norm()) == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_the_error_of_the_codec_is_told() -> None:
+    """Of one mini-batch by hand: what the largest tenth of the activations leaves out, by 2-norms."""
+    own, model = digits(8), network()
+    parts = msfusion.cut(model, msfusion.trace(model, own.take(slice(0, 2)).inputs), "layers.3")
+    exact = own.call(parts.copy_of_client().train())[0].detach().flatten()
+    kept = exact.abs().topk(round(0.1 * exact.numel())).indices
+    sent = torch.zeros_like(exact)
+    sent[kept] = exact[kept]
+    training = TrainingSettings("sgd", 0.1, 0.0, batch_size=8)
+    (done,) = rounds_of(network(), [own], SplitSettings("layers.3", TopK(0.9), Identity()), training=training)
+    error = float((exact - sent).norm() / exact.norm())
+    assert done.participants[0].metrics == {"codec_error": pytest.approx(error, rel=1e-2)}
+    assert 0.1 < error < 1
+    (plain,) = rounds_of(network(), [own], PLAIN, training=training)
+    assert plain.participants[0].metrics == {}
 
 
 def test_all_that_crosses_is_counted() -> None:

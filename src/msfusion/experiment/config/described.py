@@ -74,36 +74,37 @@ def page() -> str:
     return "\n".join(parts) + "\n"
 
 
-def commented(given: Mapping[str, Any] = MappingProxyType({})) -> str:
-    """A configuration to begin with: the built-in one, and under each of its tables all other keys in comments.
+def commented(given: Mapping[str, Any] = MappingProxyType({}), every: bool = False) -> str:
+    """A configuration to begin with: the built-in one, whose keys are those that most people change.
 
-    `given` are values by their dotted keys, which stand for the built-in ones or beside them.
+    `given` are values by their dotted keys, which stand for the built-in ones or beside them. With `every`, all other
+    keys stand under their tables in comments.
     """
-    lines: list[str] = [*_HEAD, ""]
+    lines: list[str] = [_WHAT_FOR, *(_EVERY if every else _COMMON), _PATHS, ""]
     known = {table.name: table for table in tables()}
     begun, set_here = [""], set[str]()
     own = {name: {key: _toml(value) for key, value in _of_table(given, name)} for name in known}
     text = default_toml()
     for line in text[text.index("\nseed") + 1 :].splitlines():
         if line.startswith("["):
-            _end(lines, known[begun[-1]], set_here, own[begun[-1]])
+            _end(lines, known[begun[-1]], set_here, own[begun[-1]], every)
             begun.append(line.strip("[]"))
             set_here = set()
         key = line.partition("=")[0].strip()
         set_here.add(key)
         value = own[begun[-1]].get(key)
         lines.append(line if value is None else f"{key} = {value}")
-    _end(lines, known[begun[-1]], set_here, own[begun[-1]])
-    for table in known.values():
+    _end(lines, known[begun[-1]], set_here, own[begun[-1]], every)
+    for table in known.values() if every else ():
         if table.name not in begun:
             lines.append(f"# [{table.name}]    # {table.meaning}")
-            _end(lines, table, set(), {})
+            _end(lines, table, set(), {}, every)
     return "\n".join(lines).rstrip() + "\n"
 
 
-def write_commented(path: Path, given: Mapping[str, Any]) -> None:
+def write_commented(path: Path, given: Mapping[str, Any], every: bool = False) -> None:
     """Write `commented` to a new file. Raises ConfigError where there is one, RunDirectoryError where it cannot be."""
-    text = commented(given)
+    text = commented(given, every)
     with refusing_write_errors(path):
         try:
             with path.open("x", encoding="utf-8") as file:
@@ -113,18 +114,21 @@ def write_commented(path: Path, given: Mapping[str, Any]) -> None:
     load_config(path)  # what is written can be read
 
 
-_HEAD = (
-    "# A job for msfusion: `msfusion plan` says what it will cost, `msfusion train` runs it.",
-    "# What begins with # is as it is by default; ... is not set. docs/configuration.md says what each key may be.",
-    "# Relative paths are relative to the directory in which msfusion is started, not to this file.",
+_WHAT_FOR = "# A job for msfusion: `msfusion plan` says what it will cost, `msfusion train` runs it."
+_COMMON = (
+    "# These are the keys that most people change: docs/configuration.md has all, `msfusion init --all` writes them.",
 )
+_EVERY = (
+    "# What begins with # is as it is by default; ... is not set. docs/configuration.md says what each key may be.",
+)
+_PATHS = "# Relative paths are relative to the directory in which msfusion is started, not to this file."
 
 _PREFACE = """# Configuration
 
-A configuration is a TOML file. `msfusion init job.toml` writes one with all keys in it, those that are not
-needed as comments; `msfusion train job.toml --set method.name=small` changes a key for one run. A wrong key
-or value is told in a sentence. A file may say `extends = "other.toml"`: it then has that file's values where it
-says nothing itself. Relative paths are relative to the directory in which msfusion is started.
+A configuration is a TOML file. `msfusion init job.toml` writes one with the keys that most people change, and
+with `--all` all others as comments; `msfusion train job.toml --set method.name=small` changes a key for one run. A
+wrong key or value is told in a sentence. A file may say `extends = "other.toml"`: it then has that file's values
+where it says nothing itself. Relative paths are relative to the directory in which msfusion is started.
 
 This page is made from the code: `python scripts/configuration.py`."""
 
@@ -203,14 +207,14 @@ def _of_table(given: Mapping[str, Any], name: str) -> Iterator[tuple[str, Any]]:
             yield short, value
 
 
-def _end(lines: list[str], table: Table, set_here: set[str], own: Mapping[str, str]) -> None:
-    """Add what is given and not yet there, and the other keys of a table that are not set, as comments."""
+def _end(lines: list[str], table: Table, set_here: set[str], own: Mapping[str, str], every: bool) -> None:
+    """Add what is given and not yet there, and with `every` the other keys of a table as comments."""
     while not lines[-1]:
         lines.pop()
     more = {key: value for key, value in own.items() if key not in set_here}
     lines += [f"{key} = {value}" for key, value in more.items()]
     set_here |= more.keys()
-    for key in table.keys:
+    for key in table.keys if every else ():
         if key.name not in set_here and "." not in key.name:
             shown = f"{key.name} = {key.default}" if key.default is not None else f"{key.name} = ..."
             lines.append(f"# {shown:<40}  # {key.meaning}")

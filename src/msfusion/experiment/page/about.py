@@ -72,18 +72,27 @@ def about(prepared: Prepared) -> dict[str, Any]:
         "classes": data.classes,
         "examples_per_round": [sum(training.batch_sizes(len(own))) for own in data.participants],
     }
-    if data.label_names and len(data.label_names) <= MOST_CLASSES:
-        noted["label_names"] = list(data.label_names)
-    counts = None if prepared.config.data.own is not None else data.label_counts()
-    if counts is not None and max(counts.shape) <= MOST_LABELS:
-        names = data.label_names or [str(each) for each in range(data.classes)]
-        noted["labels"] = {"names": list(names), "counts": counts.tolist()}
+    if (labels := _labels(prepared)) is not None:
+        noted["labels"] = labels
     if setup is not None:
         if setup.machines is not None:
             noted["machines"] = [asdict(machine) for machine in setup.machines]
         if setup.covers and not isinstance(setup.config.overlap, Feedback):
             noted["windows"] = windows_of(setup)
     return noted
+
+
+def _labels(prepared: Prepared) -> dict[str, Any] | None:
+    """What classes are called, where that is known, and how many examples of each every participant has (`counts`):
+    not of data that each participant has of its own.
+    """
+    data = prepared.data
+    counts = None if prepared.config.data.own is not None else data.label_counts()
+    counted = counts is not None and max(counts.shape) <= MOST_LABELS
+    if not counted and not (data.label_names and len(data.label_names) <= MOST_CLASSES):
+        return None
+    names = list(data.label_names or map(str, range(data.classes)))
+    return {"names": names, "counts": counts.tolist()} if counts is not None and counted else {"names": names}
 
 
 def windows_of(setup: Setup, lines: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:

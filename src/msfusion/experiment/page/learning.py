@@ -111,7 +111,7 @@ def by_class(cell: Cell) -> Section | None:
 
 
 def _class_names(run: Run, count: int) -> list[str]:
-    names = item(run.about, "label_names")
+    names = item(run.about, "labels", "names") or item(run.about, "label_names")  # so older runs have them
     given = names if isinstance(names, list) and len(names) >= count else range(count)
     return [short(each, 40) for each in given[:count]]
 

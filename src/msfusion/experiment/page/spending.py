@@ -159,7 +159,11 @@ def traffic(cell: Cell) -> Section | None:
     if any(run.series("codec_error")):
         text += (
             " The error of the codec is how far a participant's message is from what it had to send (0: as it was, 1: "
-            "nothing of it), in the mean over the participants; what is missing is sent later."
+            "nothing of it), in the mean over the participants"
+        )
+        split = any(run.series("activations_bytes"))
+        text += (
+            ": of its activations, which are not sent again." if split else "; what is missing is sent later."
         )
     return {"id": "traffic", "title": "Messages", "text": text, "charts": shown}
 

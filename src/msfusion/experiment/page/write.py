@@ -61,8 +61,7 @@ def add_windows(run: Run) -> None:
         else:
             noted.pop("environment")  # that of this machine
             if item(run.table, "data", "source") not in _BUILT_IN_DATA:
-                for words in ("labels", "label_names"):  # of a file here, which is nobody's business
-                    noted.pop(words, None)
+                noted.pop("labels", None)  # of a file here, which is nobody's business
             run.about = noted
             return
     run.problems.append(

@@ -32,12 +32,30 @@ def shown_groups(width_map: WidthMap, most: int = 2) -> tuple[Group, ...]:
     return tuple(groups[:most])
 
 
-def holdings(setup: Setup, group: Group, round_index: int) -> Bool[Tensor, "participants units"]:
-    """Which units of a group each participant holds in a round; who is absent or late holds none."""
-    rows = torch.zeros(setup.config.participants.count, group.units, dtype=torch.bool)
-    for participant in setup.calendar.round(round_index).on_time:
+def holdings(
+    setup: Setup, group: Group, round_index: int, everybody: bool = False
+) -> Bool[Tensor, "participants units"]:
+    """Which units of a group each participant holds in a round; who is absent or late holds none.
+
+    `everybody`: what each would hold if it were there.
+    """
+    people = range(setup.config.participants.count)
+    rows = torch.zeros(len(people), group.units, dtype=torch.bool)
+    for participant in people if everybody else setup.calendar.round(round_index).on_time:
         rows[participant] = held(setup.window(round_index, participant), group)
     return rows
+
+
+def shown_rounds(setup: Setup, most: int = 4) -> list[int]:
+    """The first rounds; of a sum of blocks, whose windows stay for a whole phase, the first of each phase."""
+    if setup.forecast is None:
+        return [*range(min(most, setup.config.rounds))]
+    phases = setup.forecast.method.phases
+    return [
+        index
+        for index in range(phases.rounds)
+        if phases.place(index)[0] == 0 and phases.phase(index) < phases.blocks
+    ][:most]
 
 
 def terminal_picture(setup: Setup, rounds: Sequence[int], width: int = 80, most: int = 20) -> Stack:
@@ -51,7 +69,7 @@ def terminal_picture(setup: Setup, rounds: Sequence[int], width: int = 80, most:
         table.add_column("", justify="right")
         for index in rounds:
             table.add_column(_round_title(setup, index))
-        shares = [_binned(holdings(setup, group, index), columns) for index in rounds]
+        shares = [_binned(_shown(setup, group, index), columns) for index in rounds]
         for participant in range(min(most, shares[0].shape[0])):
             table.add_row(str(participant), *(_blocks(share[participant]) for share in shares))
         pictures.append(table)
@@ -72,7 +90,7 @@ def save_picture(setup: Setup, rounds: Sequence[int], path: Path) -> None:
         for group, row in zip(groups, axes, strict=False):
             for index, axis in zip(rounds, row, strict=True):
                 axis.imshow(
-                    holdings(setup, group, index).numpy(),
+                    _shown(setup, group, index).numpy(),
                     aspect="auto",
                     cmap="Blues",
                     interpolation="nearest",
@@ -87,8 +105,22 @@ def save_picture(setup: Setup, rounds: Sequence[int], path: Path) -> None:
         write_with(path, lambda temporary: figure.savefig(temporary, format=form, dpi=150))
 
 
+def _shown(setup: Setup, group: Group, round_index: int) -> Bool[Tensor, "participants units"]:
+    """Of a sum of blocks a picture is of a whole phase, in whose first round not everybody may be there."""
+    return holdings(setup, group, round_index, everybody=setup.forecast is not None)
+
+
 def _round_title(setup: Setup, round_index: int) -> str:
-    """`round 3, overlap 60%`; rounds count from 1. Where windows do not meet, the gaps in parts of a window."""
+    """`round 3, overlap 60%`; rounds count from 1. Where windows do not meet, the gaps in parts of a window.
+
+    Of a sum of blocks, all rounds of the phase.
+    """
+    if setup.forecast is not None:
+        phases = setup.forecast.method.phases
+        if phases.blocks == 1:
+            return "all rounds"
+        last = round_index + phases.place(round_index)[1]
+        return f"rounds {round_index + 1}-{last}" if last > round_index + 1 else f"round {last}"
     overlap = setup.method.overlap(round_index)
     if overlap is None:
         return f"round {round_index + 1}"

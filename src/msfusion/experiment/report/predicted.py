@@ -6,21 +6,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from msfusion.experiment.report.table import Column, Row, Table
-from msfusion.experiment.report.words import percent
+from msfusion.experiment.report.words import percent, quality
 
 SHOWN = 20
 """So many predictions fit a terminal."""
 
 
-def _numbers(row: Row) -> str | None:
-    return ", ".join(f"{number:.4g}" for number in row["numbers"]) if "numbers" in row else None
+def _told(value: str | Sequence[float]) -> str:
+    return value if isinstance(value, str) else ", ".join(f"{number:.4g}" for number in value)
 
 
 _COLUMNS = (
     Column("example", "name", align="left"),
-    Column("label", "label", align="left", optional=True),
+    Column("answer", "answer", _told, align="left", optional=True),
+    Column("prediction", lambda row: row.get("numbers", row.get("label")), _told, align="left"),
     Column("probability", "probability", percent, optional=True),
-    Column("predicted", _numbers, optional=True),
 )
 
 
@@ -35,10 +35,4 @@ def prediction_table(predictions: Sequence[Row], written: bool = False) -> Table
 
 def evaluation_line(evaluation: Mapping[str, Any]) -> str:
     """How good the predictions are: `accuracy 97.5%, loss 0.0812 on 360 examples with answers`."""
-    told = {"accuracy": "{:.2%}".format, "perplexity": "{:.2f}".format}
-    figures = [
-        f"{name.replace('_', ' ')} {told.get(name, '{:.4g}'.format)(value)}"
-        for name, value in evaluation.items()
-        if name != "examples"
-    ]
-    return f"{', '.join(figures)} on {evaluation['examples']:,} examples with answers"
+    return f"{quality(evaluation)} on {evaluation['examples']:,} examples with answers"

@@ -21,6 +21,8 @@ from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Literal
 
+from msfusion.quoting import plain
+
 if TYPE_CHECKING:
     import rich.table
     from rich.console import Console, ConsoleOptions
@@ -29,6 +31,15 @@ Row = Mapping[str, Any]
 
 LONGEST_WHOLE = 16
 """Characters. A longer cell or word on one line would leave the other columns of a narrow terminal no room."""
+
+CONTINUED = " (continued)"
+
+
+def _width(text: str) -> int:
+    """How many characters of a terminal a text takes, of several lines the longest."""
+    from rich.cells import cell_len
+
+    return max((cell_len(plain(line)) for line in text.splitlines()), default=0)
 
 
 @dataclass(frozen=True)
@@ -94,20 +105,38 @@ class Table:
         """
         names = list(takewhile(lambda column: column.align == "left", self.shown))
         figures = self.shown[len(names) :]
-        if len(figures) < 2 or self._narrowest() <= options.max_width:
-            yield self._printed()
+        room = options.max_width - 2 * len(self.shown)  # two characters between columns
+        widths = self._widths(room)
+        if len(figures) < 2 or sum(widths) <= room:
+            yield self._printed(widths if sum(widths) <= room else [None] * len(widths))
             return
         half = (len(figures) + 1) // 2
+        title = f"{self.title.removesuffix(CONTINUED)}{CONTINUED}"
         yield replace(self, columns=[*names, *figures[:half]], notes=())
-        yield replace(self, columns=[*names, *figures[half:]], title=f"{self.title} (continued)")
+        yield replace(self, columns=[*names, *figures[half:]], title=title)
 
-    def _narrowest(self) -> int:
-        """The width at which no number and no short name is broken, two characters between columns."""
+    def _widths(self, room: int) -> list[int]:
+        """How wide each column is to be: as its texts, if there is room, and else folded between words.
+
+        rich by itself would make the widest columns narrow first, whether they can be folded or not. The sum is more
+        than the room where a heading, a number or a short name would have to be broken.
+        """
         headings, rows = self.texts()
-        words = [" ".join(texts).split() for texts in zip(headings, *rows, strict=True)]
-        return sum(min(LONGEST_WHOLE, max(map(len, own), default=0)) + 2 for own in words)
+        least, widths = [], []
+        for column, heading, *cells in zip(self.shown, headings, *rows, strict=True):
+            longest = max(map(_width, cells), default=0)
+            words = max((_width(word) for cell in cells for word in cell.split()), default=0)
+            kept = longest if column.whole else words
+            least.append(max([*map(_width, heading.split()), min(LONGEST_WHOLE, kept)]))
+            widths.append(max(_width(heading), longest))
+        while sum(widths) > room:
+            wider = [number for number, width in enumerate(widths) if width > least[number]]
+            if not wider:
+                break
+            widths[max(wider, key=widths.__getitem__)] -= 1
+        return widths
 
-    def _printed(self) -> rich.table.Table:
+    def _printed(self, widths: Sequence[int | None]) -> rich.table.Table:
         from rich.box import SIMPLE_HEAD
         from rich.table import Table as Printed
 
@@ -124,7 +153,10 @@ class Table:
         for number, column in enumerate(self.shown):
             whole = column.whole and all(len(cells[number]) <= LONGEST_WHOLE for cells in rows)
             overflow: Literal["ellipsis", "fold"] = "ellipsis" if whole else "fold"
-            printed.add_column(column.heading, justify=column.align, overflow=overflow, no_wrap=whole)
+            width = widths[number]
+            printed.add_column(
+                column.heading, justify=column.align, overflow=overflow, no_wrap=whole, width=width
+            )
         for number, cells in enumerate(rows, start=1):
             printed.add_row(*cells, end_section=number == len(self.rows))
         return printed

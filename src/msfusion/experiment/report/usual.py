@@ -45,7 +45,7 @@ def plan_tables(plan: Row) -> list[Table]:
         *privacy_lines(plan),
     ]
     costs = Table(title, (*_HELD, _PEAK, *_SENT), *_cost_rows(plan), notes)
-    return [costs, *attendance_tables(plan)]
+    return [costs, *phase_tables(plan), *attendance_tables(plan)]
 
 
 def closing_table(summary: Row) -> Table:
@@ -70,6 +70,45 @@ def _cost_rows(figures: Row) -> tuple[list[Row], list[Row]]:
     ]
     examples = [each["examples"] for each in people]
     return rows, [{**figures["full_model"], "who": "full model", "ratios": [1], "examples": examples}]
+
+
+_MOST_PHASES = 8
+
+_bytes = partial(span, told=size, between=" - ")
+_PHASES = (
+    Column("rounds", "rounds", span, align="left", whole=True),
+    Column("block", "block", align="left"),
+    Column("finished blocks sent", "finished_blocks", span),
+    Column("down in the first of them", "first_bytes_down", _bytes),
+    Column("down in each other", "bytes_down", _bytes),
+    Column("up in each", "bytes_up", _bytes),
+)
+
+
+def phase_tables(plan: Row) -> list[Table]:
+    """Of a sum of blocks which block is trained in which rounds, and what one participant is sent; none for others.
+
+    The first pass over the blocks stands phase by phase, and what follows is much alike.
+    """
+    blocks = plan.get("sum_of_blocks", {"blocks": 1})
+    if blocks["blocks"] == 1:
+        return []
+    phases = blocks["by_phase"]
+    shown = phases[: min(blocks["blocks"], _MOST_PHASES)]
+    rest = phases[len(shown) :]
+    rows = [*shown, *([_together(rest)] if len(rest) > 1 else rest)]
+    notes = ["Everybody trains the same block. Who can hold several trains those after it as well."]
+    return [Table(f"{len(phases)} phases; what each participant is sent", _PHASES, rows, notes=notes)]
+
+
+def _together(phases: Sequence[Row]) -> Row:
+    """Phases as one row, which says how little and how much it is."""
+    spans = {
+        key: [value for phase in phases for value in phase[key] or ()] or None
+        for key in ("finished_blocks", "first_bytes_down", "bytes_down", "bytes_up")
+    }
+    rounds = [phases[0]["rounds"][0], phases[-1]["rounds"][-1]]
+    return {"rounds": rounds, "block": "each in turn", **spans}
 
 
 def attendance_tables(plan: Row) -> list[Table]:

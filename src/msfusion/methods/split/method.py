@@ -16,7 +16,7 @@ one process, to be read and to be compared with.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar, Literal
 
@@ -25,6 +25,7 @@ from torch import Tensor
 from msfusion.batch import Batch
 from msfusion.codecs import PROFILES, Codec, Scaled
 from msfusion.errors import CodecError, ConfigError, MsfusionError
+from msfusion.federated.compression import CODEC_ERROR
 from msfusion.federated.conversation import Conversation, Request, Response, Turn
 from msfusion.federated.method import Answered, Method, Task, Training, trained_update
 from msfusion.federated.privacy import Outbound
@@ -97,7 +98,7 @@ class SplitMethod(Method):
 
     name = "split"
     holds_everything: ClassVar[bool] = False
-    metrics: ClassVar[frozenset[str]] = frozenset(figures_of([]))
+    metrics: ClassVar[frozenset[str]] = frozenset({*figures_of([]), CODEC_ERROR})
 
     def __init__(self, settings: SplitSettings, problem: Problem, parts: Cut) -> None:
         self.settings, self.problem, self.parts = settings, problem, parts
@@ -124,7 +125,8 @@ class SplitMethod(Method):
             side.receive(list(response.pieces))
             total += float(response.metadata["loss"]) * len(batch)
             seen, steps = seen + len(batch), steps + 1
-        return trained_update(task, data, Trained(total / seen, seen, steps), state_of(side.part))
+        update = trained_update(task, data, Trained(total / seen, seen, steps), state_of(side.part))
+        return replace(update, metadata={**update.metadata, **side.told})
 
     def outbound_request(self, task: Task) -> Outbound:
         """Targets of a mini-batch, and a piece for each tensor that crosses."""

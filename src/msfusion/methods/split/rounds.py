@@ -50,7 +50,7 @@ class Ledger:
         self, wire: Wire, examples: Sequence[int], first_layers: int, reasons: Mapping[int, str]
     ) -> None:
         self._wire, self._examples, self._reasons = wire, examples, reasons
-        self._first_layers = first_layers
+        self._first_layers, self._told = first_layers, dict[int, dict[str, float]]()
         self.traffic = [SplitTraffic(other_down=first_layers) for _ in examples]
         self._losses, self._seen, self._seconds = (
             [0.0] * len(examples),
@@ -76,8 +76,9 @@ class Ledger:
         self._seen[participant] += examples
         self._seconds[participant] += seconds
 
-    def handed_in(self, participant: int) -> None:
-        """The first layers went up at the end of the round."""
+    def handed_in(self, participant: int, told: dict[str, float]) -> None:
+        """The first layers went up at the end of the round, and the figures that the participant tells."""
+        self._told[participant] = told
         self.traffic[participant] = self.traffic[participant].plus(other_up=self._first_layers)
 
     def results(self) -> tuple[ParticipantResult, ...]:
@@ -90,6 +91,7 @@ class Ledger:
                 traffic.gradients + traffic.other_down,
                 traffic.activations + traffic.other_up,
                 self._seconds[index],
+                self._told.get(index, {}),
             )
             for index, (own, traffic) in enumerate(zip(self._examples, self.traffic, strict=True))
             if index not in self._reasons
@@ -232,7 +234,7 @@ class _Round:
     def _handed_in(self, index: int, participant: Participant) -> dict[str, Tensor]:
         """A participant's first layers at the end of its round."""
         if index not in self.turnout.reasons:
-            self.ledger.handed_in(index)
+            self.ledger.handed_in(index, participant.told)
         return state_of(participant.part)
 
     def _exchange(self, turn: Sequence[tuple[int, Participant, Batch]]) -> None:

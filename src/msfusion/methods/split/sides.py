@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from msfusion.batch import Batch
 from msfusion.errors import CodecError, MsfusionError, TrainingError
+from msfusion.federated.compression import CODEC_ERROR
 from msfusion.federated.training import TrainingSettings, build_optimizer
 from msfusion.methods.split.wire import Message, Wire
 from msfusion.objectives import make_dense, mean_cross_entropy, scores
@@ -63,13 +64,21 @@ class Participant:
         self.part, self.optimizer, self.wire, self.clip_norm = part, optimizer, wire, clip_norm
         self._sent: tuple[Tensor, ...] = ()
         self._message: Message = []
+        self._changed = self._whole = 0.0
 
     def send(self, batch: Batch, draw: int = 0) -> Message:
         """Run the first layers on a mini-batch."""
         with _drawing(draw, OfSide.PARTICIPANT):
             self._sent = batch.call(self.part)
         self._message = self.wire.up(self._sent)
+        changed, whole = self.wire.changed(self._sent, self._message)
+        self._changed, self._whole = self._changed + changed, self._whole + whole
         return self._message
+
+    @property
+    def told(self) -> dict[str, float]:
+        """How far its messages were from its activations: the ratio of their 2-norms; nothing without a codec."""
+        return {CODEC_ERROR: math.sqrt(self._changed / self._whole)} if self._whole else {}
 
     @property
     def plain_bytes(self) -> int:

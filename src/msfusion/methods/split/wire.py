@@ -51,6 +51,18 @@ class Wire:
             for each, tensor in zip(self.crossing, tensors, strict=True)
         ]
 
+    def changed(self, tensors: Sequence[Tensor], message: Message) -> tuple[float, float]:
+        """Of activations and their message two sums of squares: of what the codec changed, and of all there was."""
+        if isinstance(self.activations, Identity):
+            return 0.0, 0.0
+        changed = whole = 0.0
+        for tensor, piece in self._live(tensors, message):
+            decoded = self.activations.decode(piece, max_elements=room_for(tensor.shape))
+            sent, exact = decoded.to(tensor.device).double(), tensor.detach().double()
+            changed += float((sent - exact).square().sum())
+            whole += float(exact.square().sum())
+        return changed, whole
+
     def received(self, message: Message) -> list[Tensor]:
         """What the server makes of it: leaves that gather a gradient where one goes back.
 
