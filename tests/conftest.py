@@ -19,7 +19,6 @@ if CHECKED:
 
     check_types_of("msfusion")
 
-import gc
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
