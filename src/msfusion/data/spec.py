@@ -95,6 +95,11 @@ class DataSpec:
     normalise: bool = setting(
         True, "images to mean 0, variance 1 per channel of the training set; numbers of a table per column"
     )
+    normalise_targets: bool = setting(
+        True,
+        "of a regression: numbers to predict to mean 0, variance 1 of the training set, for the loss; all figures and "
+        "predictions are in their own units",
+    )
     image_size: int | None = setting(None, "resize images to so many pixels square", ge=1, le=2**14)
     channels: int | None = setting(
         None,
