@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,19 +12,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from commands import msfusion, refused
+from commands import msfusion
 
 from msfusion import load_predictor
 from msfusion.data import load_data
 from msfusion.data.spec import DataSpec
-from msfusion.errors import DataError
+from msfusion.errors import DataError, RunDirectoryError
 from msfusion.experiment.config import config_of_run, load_config
 from msfusion.experiment.directory import RunDirectory
 from msfusion.experiment.export import export
 from msfusion.experiment.own_data import OwnData
 from msfusion.experiment.setup import prepare_parts, scoring_of
 from msfusion.experiment.train import train
-from msfusion.files import read_sealed_json, read_tensors, write_sealed_json, written_digest
+from msfusion.files import read_sealed_json, read_tensors, write_sealed_json
 from msfusion.target_scale import TargetScale
 
 pytest.importorskip("datasets", reason="needs datasets")
@@ -80,7 +80,6 @@ def predicted(folder: Path, source: Path) -> torch.Tensor:
     return torch.tensor([each.numbers for each in load_predictor(folder)(source)])
 
 
-@pytest.mark.slow
 @pytest.mark.release
 def test_prices_are_learnt_with_the_settings_that_init_writes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -100,7 +99,6 @@ def test_prices_are_learnt_with_the_settings_that_init_writes(
     assert "bring targets to about -1 ... 1" in before["advice"][0]
 
 
-@pytest.mark.slow
 @pytest.mark.one_in_ci
 @pytest.mark.parametrize("method", ["method.start=blocks", "method.start=fresh", "method.name=small"])
 def test_the_units_of_targets_are_those_of_all_that_is_told(tmp_path: Path, method: str) -> None:
@@ -120,10 +118,9 @@ def test_the_units_of_targets_are_those_of_all_that_is_told(tmp_path: Path, meth
     assert found.metrics["r2"] == pytest.approx(summaries[0]["metrics"]["r2"], rel=1e-6)
 
 
-@pytest.mark.slow
 @pytest.mark.release
 @pytest.mark.parametrize("method", ["method.start=blocks", "method.start=fresh"])
-def test_programs_answer_in_units_and_weights_by_the_formula_of_the_page(tmp_path: Path, method: str) -> None:
+def test_programs_answer_in_units(tmp_path: Path, method: str) -> None:
     runtime = pytest.importorskip("onnxruntime")
     source, out = prices(tmp_path / "houses"), tmp_path / "model"
     trained(tmp_path / "run", job(source, method))
@@ -136,16 +133,6 @@ def test_programs_answer_in_units_and_weights_by_the_formula_of_the_page(tmp_pat
     session = runtime.InferenceSession(out / "model.onnx", providers=["CPUExecutionProvider"])
     (answer,) = session.run(None, {"input_0": inputs.numpy()})
     torch.testing.assert_close(torch.from_numpy(answer), expected, rtol=1e-5, atol=0.1)
-
-    page = (Path(__file__).parents[2] / "docs" / "predict.md").read_text()
-    found = re.search(r"^prediction\[k\] = (.*)$", page, re.MULTILINE)
-    assert found is not None
-    known = json.loads((out / "preprocessing.json").read_text())
-    targets = TargetScale(**{name: tuple(each) for name, each in known["targets"].items()})
-    with torch.no_grad():
-        rows = predictor.model(inputs).double().tolist()
-    by_hand = [[eval(found[1], {"output": row, "targets": targets, "k": 0})] for row in rows]
-    torch.testing.assert_close(torch.tensor(by_hand), expected, rtol=1e-6, atol=0.1)
     assert "output * spread + centre" in (out / "README.md").read_text()
 
 
@@ -201,29 +188,25 @@ def test_participants_with_data_of_their_own_take_the_scale_of_the_reference(tmp
     assert other["data (meaning)"] != server["data (meaning)"]
 
 
-@pytest.mark.slow
 def test_a_run_that_began_before_goes_on_and_is_exported_as_it_was(tmp_path: Path) -> None:
     source = prices(tmp_path / "houses")
     settings, run = job(source, "rounds=2", "method.start=fresh"), tmp_path / "run"
     trained(run, [*settings, "data.normalise_targets=false"])
     written = run / "config.toml"
     before = written.read_text()
-    written.write_text(
-        before.replace("normalise_targets = false\n", "")
-    )  # as versions wrote it that had no such key
+    # as versions wrote it that had no such key
+    written.write_text(before.replace("normalise_targets = false\n", ""))
     assert "normalise_targets" not in written.read_text()
     began = read_sealed_json(run / "fingerprint.json")
-    began["config.toml"] = written_digest(written)
-    write_sealed_json(run / "fingerprint.json", {key: each for key, each in began.items() if key != "digest"})
+    began["config.toml"] = hashlib.sha256(written.read_bytes()).hexdigest()
+    write_sealed_json(run / "fingerprint.json", began)
     (run / "summary.json").unlink()
     weights = read_tensors(run / "model.safetensors")[0]
     for path in (run / "checkpoints").glob("round-000002*"):
         path.unlink()
 
-    told = refused(
-        "train", "--out", str(run), "--resume", *(part for each in settings for part in ("--set", each))
-    )
-    assert "data.normalise_targets" in told
+    with pytest.raises(RunDirectoryError, match=r"data\.normalise_targets"):
+        train(load_config(None, settings), run, resume=True)
     config = config_of_run(written)
     assert not config.data.normalise_targets
     assert config.fingerprint() == began["config"]
@@ -238,7 +221,6 @@ def test_a_run_that_began_before_goes_on_and_is_exported_as_it_was(tmp_path: Pat
         assert torch.equal(predicted(tmp_path / "model", source), predictor.model(inputs))
 
 
-@pytest.mark.slow
 def test_a_folder_with_a_scale_of_other_outputs_is_refused(tmp_path: Path) -> None:
     source, out = prices(tmp_path / "houses"), tmp_path / "model"
     trained(tmp_path / "run", job(source, "rounds=1", "method.name=fedavg", "participants.ratio=1"))
