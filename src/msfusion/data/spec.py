@@ -31,7 +31,7 @@ class DataSpec:
     """Which data, how it becomes tensors, and who gets what; see `load_data`. Raises ConfigError for impossible values.
 
     A language model's `length` and everything from `tokenizer` on are about text, `normalise` to `channels` about
-    images. Without a split of that name, `test_share` of the training split is held out.
+    images (but for `normalise_targets`). Without a split of that name, `test_share` of the training split is held out.
     """
 
     source: str = setting(
