@@ -96,7 +96,7 @@ class Predictor:
         found: list[Prediction] = []
         with evaluating(self.model):
             for batch in self._named(examples.batch).split(self.scoring.batch_size):
-                outputs = logits_of(batch.call(self.model))
+                outputs = self._answers(batch)
                 if bool(outputs.isnan().any() | outputs.isposinf().any()):
                     raise DataError(
                         "the model says what is no number (NaN or infinite): its weights are damaged, or the examples "
@@ -117,6 +117,18 @@ class Predictor:
             wanted = self.preprocessing.label_column
             raise DataError(f"there are no answers to compare with: the source has no column '{wanted}'.")
         return self.scoring.evaluate(self.model, self._named(examples.batch))
+
+    def _answers(self, batch: Batch) -> Tensor:
+        """Logits, or numbers in the units of the answers. Raises DataError for as many numbers as nobody asked for."""
+        outputs, scale = logits_of(batch.call(self.model)), self.preprocessing.targets
+        if scale is None:
+            return outputs
+        if outputs.shape != (len(batch), self.preprocessing.outputs):
+            raise DataError(
+                f"the model says {list(outputs.shape)} numbers of {len(batch)} examples, which by its {FILE} are "
+                f"{self.preprocessing.outputs} each: the folder's files are not of one model."
+            )
+        return scale.in_units(outputs)
 
     def _named(self, batch: Batch) -> Batch:
         data = data_of(self.preprocessing, batch)
@@ -258,5 +270,6 @@ def _scoring(preprocessing: Preprocessing) -> Scoring:
         metrics_named(known, preprocessing.outputs, labels),
         preprocessing.task == "language_modelling",
         labels=labels,
+        scale=preprocessing.targets,
     )
     return scoring if loss or labels else replace(scoring, loss=loss_named("mse"))

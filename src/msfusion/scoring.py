@@ -25,6 +25,7 @@ from msfusion.imports import in_one_line, without_ending
 from msfusion.objectives import Evaluation, Tally, cross_entropy, evaluate, evaluating, logits_of, scores_in
 from msfusion.offsets import full
 from msfusion.registry import Registry
+from msfusion.target_scale import TargetScale
 
 Loss = Callable[[Any, Tensor], Tensor]
 """A loss of one's own: from what the model returns for a mini-batch, and the targets, to their mean loss, a scalar."""
@@ -63,7 +64,9 @@ class Scoring:
 
     `loss` is one's own (None: cross-entropy over classes, or over tokens). `metrics` are further figures of an
     evaluation, by name. `language_modelling` asks for perplexity. `batch_size` is that of evaluations.
-    `labels`: targets are classes, so that accuracy is told beside a loss of one's own.
+    `labels`: targets are classes, so that accuracy is told beside a loss of one's own. `scale`: the loss that is
+    minimised is that of targets brought to it, and outputs stand for numbers on it; every figure is in the units of the
+    targets (None: outputs are in these units themselves).
     """
 
     loss: Loss | None = None
@@ -71,6 +74,7 @@ class Scoring:
     language_modelling: bool = False
     batch_size: int = 256
     labels: bool = True
+    scale: TargetScale | None = None
 
     def __post_init__(self) -> None:
         if self.loss is not None and not callable(self.loss):
@@ -89,11 +93,19 @@ class Scoring:
     def objective(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
         """The mean loss of a mini-batch; what other models say of it (`batch.offset`) is added to the outputs.
 
+        With a `scale` its gradient is that of the loss of scaled targets, and its value the loss in the units of the
+        targets, so that it can be told beside that of an evaluation.
         Raises TrainingError where outputs and targets do not fit together, or the loss is no scalar.
         """
         if self.loss is None:
             return cross_entropy(model, batch)
-        return self._own_loss(outputs_of(model, batch), batch.targets)
+        outputs = outputs_of(model, batch)
+        if self.scale is None:
+            return self._own_loss(outputs, batch.targets)
+        loss = self._own_loss(outputs, self.scale.scaled(batch.targets))
+        with torch.no_grad():
+            told = self._own_loss(self._in_units(outputs, batch.targets), batch.targets)
+        return told + (loss - loss.detach())  # the difference is 0, and has the gradient
 
     def evaluate(self, model: nn.Module, data: Batch) -> Evaluation:
         """How good a model is: mean loss, accuracy where there are classes, and the metrics.
@@ -109,7 +121,9 @@ class Scoring:
         tally = Tally() if self.loss is None or self.labels else None
         with evaluating(model):
             for batch in data.split(self.batch_size):
-                outputs = outputs_of(model, batch)  # once, for all that is told of them
+                outputs = self._in_units(
+                    outputs_of(model, batch), batch.targets
+                )  # once, for all that is told
                 if self.loss is not None:
                     loss += float(self._own_loss(outputs, batch.targets)) * len(batch)
                 if tally is not None:
@@ -136,6 +150,13 @@ class Scoring:
             return None
         return tally
 
+    def _in_units(self, outputs: Any, targets: Tensor) -> Any:
+        """What outputs stand for. Raises TrainingError where they are to be scaled, and not of the targets' shape."""
+        if self.scale is None:
+            return outputs
+        _check_alike(outputs, targets)
+        return self.scale.in_units(outputs)
+
     def _own_loss(self, outputs: Any, targets: Tensor) -> Float[Tensor, ""]:
         assert self.loss is not None
         with without_ending(TrainingError):
@@ -154,24 +175,28 @@ LOSSES: Registry[Loss] = Registry("loss", "training.loss", reserved=["cross_entr
 """Losses by their names, beside "cross_entropy". `msfusion.loss` adds one."""
 
 
-def _alike(loss: Loss) -> Loss:
-    """The loss of outputs and targets of one shape and floating type. Raises TrainingError for others.
+def _check_alike(outputs: Any, targets: Tensor) -> None:
+    """Raise TrainingError for outputs and targets that are not of one shape, and for targets that are no numbers.
 
     PyTorch would stretch [examples] and [examples, 1] into all pairs of examples.
     """
+    if not isinstance(outputs, Tensor) or outputs.shape != targets.shape:
+        told = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise TrainingError(
+            f"the model returned {told} where the targets are {list(targets.shape)}: this loss needs both of one shape"
+        )
+    if not targets.is_floating_point():
+        raise TrainingError(
+            f"the targets are {targets.dtype}, and this loss needs numbers: give targets.float()"
+        )
+
+
+def _alike(loss: Loss) -> Loss:
+    """The loss of outputs and targets of one shape and floating type. Raises TrainingError for others."""
 
     @wraps(loss)
     def checked(outputs: Any, targets: Tensor) -> Tensor:
-        if not isinstance(outputs, Tensor) or outputs.shape != targets.shape:
-            told = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-            raise TrainingError(
-                f"the model returned {told} where the targets are {list(targets.shape)}: this loss needs both of one "
-                "shape"
-            )
-        if not targets.is_floating_point():
-            raise TrainingError(
-                f"the targets are {targets.dtype}, and this loss needs numbers: give targets.float()"
-            )
+        _check_alike(outputs, targets)
         return loss(outputs, targets)
 
     return checked
@@ -181,6 +206,9 @@ LOSSES.add("mse")(_alike(F.mse_loss))
 LOSSES.add("l1")(_alike(F.l1_loss))
 LOSSES.add("huber")(_alike(F.huber_loss))
 LOSSES.add("binary_cross_entropy")(_alike(F.binary_cross_entropy_with_logits))
+
+DISTANCES = ("mse", "l1", "huber")
+"""The losses of how far outputs are from targets, for which both may be brought to another scale."""
 
 TORCH_METRICS: Mapping[str, tuple[str, str]] = {
     "auc": ("AUROC", "scores"),

@@ -6,10 +6,12 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from msfusion.data import DataSpec, load_data
 from msfusion.data.unseen import load_unseen
@@ -103,6 +105,24 @@ def test_tables(tmp_path: Path, normalise: bool) -> None:
         tmp_path / "out", tmp_path / "t.csv", rows, of_row, input_column=columns, normalise=normalise
     )
     assert [part["name"] for part in known["parts"]] == [*columns]
+
+
+def test_numbers_to_predict(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "predict.md").read_text()
+    formula = re.search(r"^prediction\[k\] = (.*)$", page, re.MULTILINE)
+    assert formula is not None
+    draw = np.random.default_rng(0)
+    rows = [f"{each},{3e5 + 1e5 * each:.2f}" for each in draw.normal(size=20)]
+    (tmp_path / "t.csv").write_text("\n".join(["size,price", *rows]))
+    columns = {"input_column": ("size",), "label_column": "price", "task": "regression"}
+    preprocessing = load_data(DataSpec(str(tmp_path / "t.csv"), participants=1, **columns)).preprocessing
+    assert preprocessing is not None
+    assert preprocessing.targets is not None
+    preprocessing.write(tmp_path)
+    targets = SimpleNamespace(**json.loads((tmp_path / "preprocessing.json").read_text())["targets"])
+    outputs = torch.linspace(-3, 3, 7)[:, None]
+    made = [eval(formula[1], {"output": row, "targets": targets, "k": 0}) for row in outputs.tolist()]
+    np.testing.assert_allclose(made, preprocessing.targets.in_units(outputs)[:, 0], rtol=1e-5)
 
 
 @pytest.mark.parametrize("tokenizer", ["words", "spaces", "characters"])

@@ -18,6 +18,7 @@ from msfusion.data.preprocessing import FILE, Preprocessing
 from msfusion.data.table import NumberColumn, TableEncoding, WordColumn
 from msfusion.data.text import Encoder
 from msfusion.errors import DataError, MsfusionError
+from msfusion.target_scale import TargetScale
 
 pytest.importorskip("pydantic", reason="needs pydantic")
 
@@ -32,6 +33,7 @@ KNOWN = [
     Preprocessing("classification", TABLE, 2, Classes("label", ("False", "True"), (False, True))),
     Preprocessing("language_modelling", RunningTextEncoding("text", WORDS, 7), 5),
     Preprocessing("regression", NumbersEncoding("x"), 2, label="y", loss="mse", metrics=("r2",)),
+    Preprocessing("regression", TABLE, 2, label="y", targets=TargetScale((3e5, -0.1), (1e5, 0.7))),
 ]
 
 
@@ -39,6 +41,8 @@ KNOWN = [
 def test_what_is_written_is_read_again(tmp_path: Path, known: Preprocessing) -> None:
     known.write(tmp_path)
     assert Preprocessing.read(tmp_path) == known
+    # what has no scale is a file as it was before there was one
+    assert ("targets" in json.loads((tmp_path / FILE).read_text())) == (known.targets is not None)
 
 
 def test_a_tokenizer_of_a_folder_lies_beside_it(tmp_path: Path) -> None:

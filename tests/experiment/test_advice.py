@@ -70,6 +70,10 @@ def test_a_loss_as_of_one_answer_with_a_better_accuracy_is_no_such_answer() -> N
 def test_numbers_that_are_no_better_than_their_mean() -> None:
     (told,) = of([9.0, 8.0, 7.9], accuracy=None, constant_answer={"loss": 8.0}, loss=7.9)
     assert "the mean of all targets (mean squared error 7.9, and 8 for that)" in told
+    assert "bring targets to about -1 ... 1" in told
+    known = {"constant_answer": {"loss": 8.0}, "loss": 7.9, "normalised_targets": True}
+    (told,) = of([9.0, 8.0, 7.9], accuracy=None, **known)
+    assert told.endswith("and 8 for that): raise training.learning_rate or rounds")
     assert of([9.0, 8.0, 3.0], accuracy=None, constant_answer={"loss": 8.0}) == []
 
 

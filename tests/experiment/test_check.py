@@ -52,6 +52,15 @@ def test_each_fault_is_told_in_a_sentence(tries: tuple[Any, ...], expected: str)
     assert expected in sentence
 
 
+def test_of_normalised_targets_nobody_is_told_to_normalise_them() -> None:
+    tries = [tried(8.0, accuracy=None)] * 3
+    (as_they_are,) = judged(tries, {"loss": 8.0})
+    assert "bring targets to about -1 ... 1" in as_they_are
+    (normalised,) = judged(tries, {"loss": 8.0}, normalised=True)
+    assert "bring targets" not in normalised
+    assert "train longer" in normalised
+
+
 def test_where_nothing_is_amiss_nothing_is_said() -> None:
     assert told(tried(1.0), 0.95, 0.95, 0.95) == []
     assert told(tried(2.4, accuracy=0.4), 2.4, 2.4) == []  # it tells classes apart, which one answer does not

@@ -155,7 +155,8 @@ def test_a_configuration_that_an_older_version_wrote_is_still_the_same(path: Pat
     fingerprint = path.read_text().splitlines()[0].removeprefix("# ")
     config = load_config(path)
     assert config.fingerprint() == fingerprint
-    assert set(flattened(tomllib.loads(path.read_text()))) == set(flattened(config.to_table()))
+    added = {"data.normalise_targets"}  # since, and without a meaning for these runs
+    assert set(flattened(tomllib.loads(path.read_text()))) == set(flattened(config.to_table())) - added
 
 
 def test_a_profile_of_a_codec_by_its_former_name_is_the_same() -> None:

@@ -104,7 +104,7 @@ def train(
     ] = False,
 ) -> None:
     """Train one model across all participants. The end says what each of them held, computed and sent."""
-    from msfusion.experiment.config import load_config
+    from msfusion.experiment.config import config_of_run, load_config
     from msfusion.experiment.directory import RunDirectory, newest_path, reserved_path
     from msfusion.experiment.kinds import advice_lines, kind_of
     from msfusion.experiment.train import Silent
@@ -121,13 +121,13 @@ def train(
     name = config.stem if config else "digits"
     if resume and out is None:
         out = newest_path(name)
-    source = config
+    given, begun = [*(overrides or ()), *_workers_override(workers)], None
     if resume and out is not None and (config is None or not _is_run(out)):
         if config is None:
-            source = RunDirectory.reopen(out).config
+            begun = RunDirectory.reopen(out).config
         elif not quiet and os.environ.get("RANK", "0") == "0":
             typer.echo(f"msfusion: nothing to resume yet in {out}: beginning.", err=True)
-    settings = load_config(source, [*(overrides or ()), *_workers_override(workers)])
+    settings = load_config(config, given) if begun is None else config_of_run(begun, given)
     settings.refuse_ignored()
     console, first = console_of_user(), _speaks(settings.run.engine)
     quiet = quiet or as_json or not first

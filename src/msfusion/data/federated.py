@@ -7,7 +7,7 @@ import inspect
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -70,7 +70,7 @@ class FederatedData:
 
     @cached_property
     def digests(self) -> dict[str, str]:
-        """Digests of each participant's examples, of the test set, and of what labels and tokens mean.
+        """Digests of each participant's examples, of the test set, and of what labels, tokens and outputs mean.
 
         Equal for data on which training does the same, bit for bit. They are made once: do not change the tensors.
         """
@@ -83,6 +83,8 @@ class FederatedData:
             self.tokens,
             self.masked,
         ]
+        if self.preprocessing is not None and self.preprocessing.targets is not None:
+            meaning.append(asdict(self.preprocessing.targets))
         return {
             "training": _digest(self.participants),
             "test": _digest([self.test]),

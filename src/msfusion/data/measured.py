@@ -19,6 +19,7 @@ from msfusion.data.loaded import Loaded
 from msfusion.data.preprocessing import Preprocessing
 from msfusion.data.spec import DataSpec
 from msfusion.errors import DataError
+from msfusion.target_scale import TargetScale
 
 
 def load_measured(
@@ -32,8 +33,9 @@ def load_measured(
     """The examples of a training and a test split (or, without one, a share that is held out at random).
 
     The label column holds a number, or a list of numbers of one length, for each example; targets are float32 of shape
-    [examples, numbers]. `keys`, one for each row of the training split, are what a partition goes by; `holder` is what
-    the test split is called in messages.
+    [examples, numbers], in the units of the column. The scale on which a model learns them is a part of the
+    preprocessing; it is fitted to those of the training examples. `keys`, one for each row of the training split, are
+    what a partition goes by; `holder` is what the test split is called in messages.
     Raises DataError, naming the example, for one without a number, and for inputs that cannot be read.
     """
     assert columns.label is not None
@@ -58,16 +60,17 @@ def load_measured(
     train_inputs, test_inputs, encoding = encoded(
         Chosen(train, train_rows, "the training split"), Chosen(test, test_rows, holder), columns, spec
     )
-    count = train_targets.shape[1]
+    count, learnt = train_targets.shape[1], train_targets[train_rows]
+    scale = TargetScale.fitted(learnt) if spec.normalise_targets else None
     return Loaded(
-        Batch((train_inputs,), train_targets[train_rows]),
+        Batch((train_inputs,), learnt),
         Batch((test_inputs,), test_targets[test_rows]),
         "regression",
         count,
         Path(spec.source).name,
         f"{spec.source}: {columns.kind}, {count} number{'s' if count > 1 else ''} to predict",
         keys=None if keys is None else keys[train_rows.numpy()],
-        preprocessing=Preprocessing("regression", encoding, count, label=columns.label),
+        preprocessing=Preprocessing("regression", encoding, count, label=columns.label, targets=scale),
         **encoding.known,
     )
 

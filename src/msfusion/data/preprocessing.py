@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import torch
+
 from msfusion.data.inputs import (
     ImageEncoding,
     InputEncoding,
@@ -31,6 +33,7 @@ from msfusion.extras import needing
 from msfusion.files import write_json
 from msfusion.folders import VOCABULARY
 from msfusion.imports import in_one_line
+from msfusion.target_scale import TargetScale
 
 FILE = "preprocessing.json"
 FORMAT = 1
@@ -47,6 +50,7 @@ class Preprocessing:
 
     outputs: how many classes, tokens or numbers there are. classes: for classification. label: for regression, the
     column with the numbers. masked: language modelling of masked tokens. loss, metrics: the names of a run's figures.
+    targets: for regression, what a model's outputs stand for (None: they are in the units of the column themselves).
     """
 
     task: str
@@ -57,6 +61,7 @@ class Preprocessing:
     masked: bool = False
     loss: str = "cross_entropy"
     metrics: tuple[str, ...] = ()
+    targets: TargetScale | None = None
 
     @property
     def label_column(self) -> str | None:
@@ -92,6 +97,8 @@ class Preprocessing:
         rest = {
             name: getattr(self, name) for name in ("task", "outputs", "label", "masked", "loss", "metrics")
         }
+        if self.targets is not None:  # versions that know of no scale read what has none
+            rest["targets"] = asdict(self.targets)
         write_json(folder / FILE, {"format": FORMAT, **rest, "classes": classes, "inputs": inputs})
 
     @classmethod
@@ -102,12 +109,13 @@ class Preprocessing:
         if not isinstance(given, dict) or given.get("format") != FORMAT:
             raise DataError(f"{path} is none that this version of msfusion reads.")
         try:
-            classes = given.pop("classes")
+            classes, targets = given.pop("classes"), given.pop("targets", None)
             made: Preprocessing = _made(
                 cls,
                 {name: value for name, value in given.items() if name not in ("format", "inputs")},
                 inputs=_inputs(given["inputs"], folder),
                 classes=None if classes is None else _made(Classes, classes),
+                targets=None if targets is None else _made(TargetScale, targets),
             )
             made._check()
         except DataError as error:
@@ -134,6 +142,8 @@ class Preprocessing:
             _check_table(self.inputs)
         if not all(0 < size <= MOST for size in sizes):
             raise ValueError("a size that no model has")
+        if self.targets is not None:
+            _check_targets(self.targets, self.outputs)
         if self.task not in TASKS or (self.task == "classification") != (self.classes is not None):
             raise ValueError("the task")
         if self.classes is not None and not (
@@ -147,6 +157,16 @@ def _check_scale(centres: Sequence[float], spreads: Sequence[float]) -> None:
     """Raise ValueError for numbers that would make all inputs infinite, or none."""
     if not all(map(math.isfinite, (*centres, *spreads))) or not all(spread > 0 for spread in spreads):
         raise ValueError("centre and spread")
+
+
+def _check_targets(targets: TargetScale, outputs: int) -> None:
+    """Raise ValueError for a scale of other outputs, or one that would make all of them infinite, or the same."""
+    if not len(targets.centre) == len(targets.spread) == outputs:
+        raise ValueError("the scale of targets")
+    as_float32 = (
+        torch.tensor(each, dtype=torch.float32).tolist() for each in (targets.centre, targets.spread)
+    )
+    _check_scale(*as_float32)
 
 
 def _check_table(inputs: TableEncoding) -> None:

@@ -31,7 +31,7 @@ class DataSpec:
     """Which data, how it becomes tensors, and who gets what; see `load_data`. Raises ConfigError for impossible values.
 
     A language model's `length` and everything from `tokenizer` on are about text, `normalise` to `channels` about
-    images. Without a split of that name, `test_share` of the training split is held out.
+    images (but for `normalise_targets`). Without a split of that name, `test_share` of the training split is held out.
     """
 
     source: str = setting(
@@ -94,6 +94,11 @@ class DataSpec:
 
     normalise: bool = setting(
         True, "images to mean 0, variance 1 per channel of the training set; numbers of a table per column"
+    )
+    normalise_targets: bool = setting(
+        True,
+        "of a regression: numbers to predict to mean 0, variance 1 of the training set, for the loss; all figures and "
+        "predictions are in their own units",
     )
     image_size: int | None = setting(None, "resize images to so many pixels square", ge=1, le=2**14)
     channels: int | None = setting(

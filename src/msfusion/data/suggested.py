@@ -125,9 +125,7 @@ def _table(rows: Any, label: str | None, values: Values) -> Suggestion:
     settings["data.input_column"] = chosen
     if _is_measured(rows, label):
         settings |= {"data.task": "regression"}
-        remarks.append(
-            f"'{label}' is to be predicted as a number (task): bring it to about -1 ... 1 beforehand"
-        )
+        remarks.append(f"'{label}' is to be predicted as a number (task)")
     return Suggestion({**settings, "model.name": "mlp"}, remarks)
 
 

@@ -90,12 +90,16 @@ def is_constant(loss: float, accuracy: float | None, constant: Mapping[str, floa
     return "accuracy" not in constant or (accuracy is not None and accuracy <= constant["accuracy"] + NEAR)
 
 
-def no_better_than_the_mean(loss: float, of_the_mean: float, otherwise: str) -> str:
-    """Of a model of numbers that has learnt nothing; `otherwise` is what else may help."""
-    return (
+def no_better_than_the_mean(loss: float, of_the_mean: float, normalised: bool, otherwise: str) -> str:
+    """Of a model of numbers that has learnt nothing; `otherwise` is what may help beside `normalised` targets."""
+    told = (
         f"the model is no better than one that always gives the mean of all targets (mean squared error {loss:.3g}, "
-        f"and {of_the_mean:.3g} for that): bring targets to about -1 ... 1 (less their mean, divided by their spread), "
-        f"or {otherwise}"
+        f"and {of_the_mean:.3g} for that)"
+    )
+    if normalised:
+        return f"{told}: {otherwise}"
+    return (
+        f"{told}: bring targets to about -1 ... 1 (less their mean, divided by their spread), or {otherwise}"
     )
 
 
@@ -103,7 +107,10 @@ def _constant(summary: Mapping[str, Any]) -> str:
     constant, training = summary["constant_answer"], summary.get("training_loss")
     if "accuracy" not in constant:
         return no_better_than_the_mean(
-            summary["loss"], constant["loss"], "raise training.learning_rate or rounds"
+            summary["loss"],
+            constant["loss"],
+            summary.get("normalised_targets", False),
+            "raise training.learning_rate or rounds",
         )
     told = (
         f"the model is no better than one that always gives the same answer (accuracy {summary['accuracy']:.1%}, and "

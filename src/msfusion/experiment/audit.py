@@ -31,7 +31,7 @@ from msfusion.experiment.attacks import (
     present_classes,
     total_variation,
 )
-from msfusion.experiment.config import Config, load_config
+from msfusion.experiment.config import Config, config_of_run
 from msfusion.experiment.directory import RunDirectory
 from msfusion.experiment.fingerprint import code_of
 from msfusion.experiment.kinds import kind_of
@@ -78,7 +78,7 @@ def audit(
     """
     settle_process()  # as the run did: the same data, bit for bit
     directory = RunDirectory.reopen(path)
-    config = load_config(directory.config)
+    config = config_of_run(directory.config)
     _refuse_unaudited(config)
     lines = directory.read_metrics()
     if not 1 <= round_number <= len(lines):

@@ -9,6 +9,7 @@ from torch import nn
 
 import msfusion
 from msfusion.data.federated import FederatedData
+from msfusion.data.preprocessing import Preprocessing
 from msfusion.experiment.config import Config
 from msfusion.experiment.report.words import count, percent
 from msfusion.experiment.setup import scoring_of
@@ -95,6 +96,18 @@ def _use(data: FederatedData) -> list[str]:
         "predictor = msfusion.load_predictor(folder)",
         "predictor.evaluate(examples)" if data.task == "language_modelling" else "predictor(examples)",
         "```",
+        *_scale(data.preprocessing),
+    ]
+
+
+def _scale(preprocessing: Preprocessing) -> list[str]:
+    """What the outputs of the weights alone stand for, where they are not the predictions."""
+    if preprocessing.targets is None:
+        return []
+    return [
+        "",
+        "The weights alone give numbers on the scale on which they have learnt: a prediction is output * spread + "
+        "centre, with `targets` in preprocessing.json. The predictor, model.pt2 and model.onnx give predictions.",
     ]
 
 

@@ -85,7 +85,7 @@ def check(config: Config) -> dict[str, Any]:
         "tries": tries,
         "expected_seconds": None if seconds is None else config.rounds * seconds / max(share, 1e-9),
         "advice": [
-            *judged(tries, constant),
+            *judged(tries, constant, config.normalises_targets),
             *few_examples(examples),
             *([] if setup is None else _windows(setup)),
         ],
@@ -140,8 +140,13 @@ def _try(config: Config, parts: Parts, rate: float) -> dict[str, Any]:
     return {**row, "seconds": seconds, "bytes": moved, "measuring_bytes": measured}
 
 
-def judged(tries: Sequence[Mapping[str, Any]], constant: Mapping[str, float] | None) -> Iterator[str]:
-    """What the tries say, in a sentence each: the first is the run as it is, the next two at other rates."""
+def judged(
+    tries: Sequence[Mapping[str, Any]], constant: Mapping[str, float] | None, normalised: bool = False
+) -> Iterator[str]:
+    """What the tries say, in a sentence each: the first is the run as it is, the next two at other rates.
+
+    `normalised`: targets that are numbers are brought to a scale on which they can be learnt.
+    """
     first, slower, faster, *small = tries
     rate = first["learning_rate"]
     if first["loss"] is None:
@@ -159,7 +164,7 @@ def judged(tries: Sequence[Mapping[str, Any]], constant: Mapping[str, float] | N
             )
     if constant is not None and is_constant(first["loss"], first["accuracy"], constant):
         if "accuracy" not in constant:
-            yield no_better_than_the_mean(first["loss"], constant["loss"], "train longer")
+            yield no_better_than_the_mean(first["loss"], constant["loss"], normalised, "train longer")
             return
         yield (
             f"the model has not begun to learn: its loss is {first['loss']:.3g}, and that of one answer for all "

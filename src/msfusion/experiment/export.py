@@ -25,7 +25,7 @@ from msfusion.data.spec import is_pretrained
 from msfusion.data.text import pretrained_tokenizer
 from msfusion.errors import ConfigError, RunDirectoryError
 from msfusion.experiment.card import model_card
-from msfusion.experiment.config import Config, load_config
+from msfusion.experiment.config import Config, config_of_run
 from msfusion.experiment.directory import RunDirectory
 from msfusion.experiment.fingerprint import code_of, model_digest
 from msfusion.experiment.grow import GrowRun
@@ -54,7 +54,7 @@ def export(path: Path, out: Path, participant: int | None = None, also: Sequence
     if not directory.finished:
         raise RunDirectoryError(f"the run in {path} is not finished; go on with it by --resume.")
     RunDirectory.check_free(out, "choose another --out, or remove it")
-    config = load_config(directory.config)
+    config = config_of_run(directory.config)
     directory.check_end()
     directory.read_fingerprint().refuse_other_code(code_of(config), config, path)
     find = _grown if kind_of(config.method.name).personal else _common

@@ -14,7 +14,7 @@ from msfusion.data.own import places_of
 from msfusion.engines.grpc.packing import MOST_ENTRIES, Agreement
 from msfusion.errors import ConfigError, RunDirectoryError
 from msfusion.experiment.agreement import Run, agreement_of, prepared_for_network
-from msfusion.experiment.config import Config, load_config
+from msfusion.experiment.config import Config, config_of_run
 from msfusion.experiment.directory import RunDirectory
 from msfusion.experiment.kinds import shared_parts
 from msfusion.experiment.setup import Parts
@@ -101,7 +101,7 @@ def counts_in(path: Path) -> list[int] | None:
     directory = RunDirectory(path)
     if not directory.config.is_file():
         return None
-    own = load_config(directory.config).data.own
+    own = config_of_run(directory.config).data.own
     if not isinstance(own, tuple) or not all(isinstance(each, int) for each in own):
         raise RunDirectoryError(
             f"{path} is no run over a network of participants with data of their own: choose another --out."

@@ -21,6 +21,7 @@ from msfusion.errors import ConfigError
 from msfusion.extras import needing
 from msfusion.imports import in_one_line
 from msfusion.objectives import logits_of
+from msfusion.target_scale import TargetScale
 
 Form = Literal["program", "onnx"]
 
@@ -38,7 +39,8 @@ def write_program(model: nn.Module, data: FederatedData, folder: Path, form: For
     """
     shown = example_inputs(data)
     names = list(shown) if isinstance(shown, Mapping) else [f"input_{place}" for place in range(len(shown))]
-    called = _Called(model, names if isinstance(shown, Mapping) else None).eval()
+    scale = None if data.preprocessing is None else data.preprocessing.targets
+    called = _Called(model, names if isinstance(shown, Mapping) else None, scale).eval()
     path = folder / FILES[form]
     with _told(form), _quiet():
         program = _exported(called, _values(shown))
@@ -49,15 +51,23 @@ def write_program(model: nn.Module, data: FederatedData, folder: Path, form: For
 class _Called(nn.Module):
     """A model as a function of tensors alone, whose result is one tensor."""
 
-    def __init__(self, model: nn.Module, names: Sequence[str] | None) -> None:
+    def __init__(
+        self, model: nn.Module, names: Sequence[str] | None, scale: TargetScale | None = None
+    ) -> None:
         super().__init__()
-        self.model, self.names = model, names
+        self.model, self.names, self.scale = model, names, scale
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """The logits, or numbers."""
+        """The logits, or numbers in the units of the targets."""
         if self.names is None:
-            return logits_of(self.model(*inputs))
-        return logits_of(self.model(**dict(zip(self.names, inputs, strict=True))))
+            outputs = logits_of(self.model(*inputs))
+        else:
+            outputs = logits_of(self.model(**dict(zip(self.names, inputs, strict=True))))
+        return outputs if self.scale is None else self.scale.in_units(outputs)
+
+    def in_spreads(self, answers: Tensor) -> Tensor:
+        """Answers in units of what counts as far: the spread of the targets, where that is known."""
+        return answers if self.scale is None else answers / self.scale.like(answers)[1]
 
 
 Answers = Callable[[Sequence[Tensor]], Tensor]
@@ -97,13 +107,15 @@ _WAYS: Mapping[Form, Callable[[torch.export.ExportedProgram, Path, Sequence[str]
 }
 
 
-def _try(called: nn.Module, answers: Answers, data: FederatedData) -> None:
+def _try(called: _Called, answers: Answers, data: FederatedData) -> None:
     for count in TRIED:
         values = _values(example_inputs(data, count))
         with torch.no_grad():
             expected = called(*values)
         found = answers(values)
-        if found.shape != expected.shape or not torch.allclose(found, expected, rtol=CLOSE, atol=CLOSE):
+        if found.shape != expected.shape or not torch.allclose(
+            called.in_spreads(found), called.in_spreads(expected), rtol=CLOSE, atol=CLOSE
+        ):
             raise ConfigError(f"the program answers otherwise than the model, for {count} examples")
 
 

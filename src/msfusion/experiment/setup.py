@@ -226,6 +226,7 @@ def scoring_of(config: Config, data: FederatedData) -> Scoring:
         data.task == "language_modelling",
         config.evaluation.batch_size,
         labels,
+        None if data.preprocessing is None else data.preprocessing.targets,
     )
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from msfusion.errors import ConfigError, MsfusionError, RunDirectoryError
 from msfusion.experiment.advice import advice, constant_answer, costly_checkpoints
-from msfusion.experiment.config import Config, load_config
+from msfusion.experiment.config import Config, config_of_run
 from msfusion.experiment.config.sections import SHARDED
 from msfusion.experiment.directory import RunDirectory
 from msfusion.experiment.events import Events
@@ -184,7 +184,7 @@ def _end(directory: RunDirectory) -> dict[str, Any]:
 
 def refuse_change(directory: RunDirectory, config: Config) -> None:
     """Raises RunDirectoryError, naming a key, where the run in the directory has another configuration."""
-    difference = load_config(directory.config).difference(config)
+    difference = config_of_run(directory.config).difference(config)
     if difference is not None:
         raise RunDirectoryError(
             f"{directory.path} is a run of another configuration, in which {difference}; "
@@ -299,7 +299,7 @@ def summarise(prepared: Prepared, metrics: Sequence[Mapping[str, Any]]) -> dict[
     """The final figures of a run, and what they advise.
 
     `targets`: what it took to reach each accuracy that was asked for. `constant_answer`: how good it is to say the same
-    of all examples.
+    of all examples. `normalised_targets`: the model has learnt numbers on another scale than that of all figures.
     """
     last, count = metrics[-1], prepared.config.participants.count
     summary = {
@@ -319,6 +319,8 @@ def summarise(prepared: Prepared, metrics: Sequence[Mapping[str, Any]]) -> dict[
     }
     if (constant := constant_answer(prepared.data, prepared.config.training.loss)) is not None:
         summary["constant_answer"] = constant
+    if prepared.config.normalises_targets:
+        summary["normalised_targets"] = True
     return summary | {"advice": advice(summary, metrics, list(map(len, prepared.data.participants)))}
 
 

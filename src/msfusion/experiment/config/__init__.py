@@ -55,7 +55,7 @@ from msfusion.federated.screening import Screening
 from msfusion.federated.secure_sums import SecureSums
 from msfusion.federated.training import TrainingSettings
 from msfusion.folders import PREFIX, folder_of, has_tokenizer
-from msfusion.imports import in_one_line
+from msfusion.imports import in_one_line, is_reference
 from msfusion.methods import HOUSE
 from msfusion.methods.fedgrow.settings import GrowSettings
 from msfusion.methods.parts.contrastive import ContrastiveSettings
@@ -63,6 +63,7 @@ from msfusion.methods.split.method import SplitSettings
 from msfusion.models.spec import ModelSpec
 from msfusion.quoting import short
 from msfusion.reading import read_at_most
+from msfusion.scoring import DISTANCES
 from msfusion.windows.overlap import Feedback, Overlap
 
 BUILT_IN = "the built-in configuration"
@@ -194,7 +195,18 @@ class Config(Section):
         folder.
         """
         made = self.data.made(DataSpec, participants=self.participants.count, seed=self.seed)
+        made = replace(made, normalise_targets=self.normalises_targets)
         return made if made.tokenizer else replace(made, tokenizer=self._own_tokenizer)
+
+    @property
+    def normalises_targets(self) -> bool:
+        """Whether a model learns its targets on another scale: where msfusion reads them, and the loss is a distance.
+
+        A loss of the user's own may mean something by the size of what it is given, and so may a function for data.
+        """
+        asked, loss = self.data.normalise_targets, self.training.loss
+        measured = self.data.task == "regression" and not is_reference(self.data.source)
+        return asked and measured and (loss == "cross_entropy" or loss in DISTANCES)
 
     @property
     def _own_tokenizer(self) -> str | None:
@@ -336,6 +348,8 @@ class Config(Section):
         for key in ("workers", "checkpoint_every", "engine"):
             table["run"].pop(key, None)
         table["evaluation"].pop("target_accuracy", None)
+        if not self.normalises_targets:
+            table["data"].pop("normalise_targets")
         return table
 
     def fingerprint(self) -> str:
@@ -386,6 +400,18 @@ def load_config(path: Path | None, overrides: Iterable[str] = ()) -> Config:
         put(table, key, value)
         set_here[key] = value
     return _checked(table, origin, set_here)
+
+
+def config_of_run(path: Path, overrides: Iterable[str] = ()) -> Config:
+    """The configuration that a run left in its directory, as `load_config` reads it.
+
+    It has every key. One that it lacks is of a later version, and means what the run did without knowing of it.
+    """
+    overrides = [*overrides]
+    config = load_config(path, overrides)
+    if "normalise_targets" in config.data.model_fields_set:
+        return config
+    return load_config(path, [*overrides, "data.normalise_targets=false"])
 
 
 def _table_of(path: Path | None, origin: str, extending: tuple[Path, ...] = ()) -> dict[str, Any]:

@@ -96,8 +96,11 @@ if TYPE_CHECKING:
     class DataSection(Section):
         """The keys of DataSpec."""
 
+        source: str = "digits"
         own: str | tuple[str | int, ...] | None = None
+        task: str | None = None
         input_column: str | tuple[str, ...] | None = None
+        normalise_targets: bool = True
 
     class ModelSection(Section):
         """The keys of ModelSpec."""

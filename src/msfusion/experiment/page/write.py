@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from msfusion.data.spec import is_pretrained
-from msfusion.experiment.config import load_config
+from msfusion.experiment.config import config_of_run
 from msfusion.experiment.kinds import prepare
 from msfusion.experiment.page.about import about
 from msfusion.experiment.page.build import page, page_data
@@ -55,7 +55,7 @@ def add_windows(run: Run) -> None:
     reason = _not_again(run.table)
     if reason is None:
         try:
-            noted = about(prepare(load_config(run.path / "config.toml")))
+            noted = about(prepare(config_of_run(run.path / "config.toml")))
         except Exception as error:  # data that is elsewhere, a file of strangers
             reason = f"it cannot be prepared again ({type(error).__name__})"
         else:
