@@ -21,7 +21,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, 
 
 from msfusion.engines.flower import nodes
 from msfusion.engines.flower.engine import FlowerEngine
-from msfusion.engines.flower.frames import Done, Here, Lost, Unfit
+from msfusion.engines.flower.frames import FORMAT, Done, Here, Lost, Unfit
 from msfusion.engines.flower.nodes import Waiting
 from msfusion.engines.flower.records import BODY, FRAME, records_of
 from msfusion.engines.grpc.packing import pack
@@ -316,11 +316,11 @@ def answering(frame: object) -> Node:
 @pytest.mark.parametrize(
     ("frame", "why"),
     [
-        (Here(1, 1, 2, AGREED), "it is participant 1, and so is node"),
-        (Here(1, 1, 2, {"model": "large"}), "the participant's model is 'large'"),
-        (Here(1, 2, 7, AGREED), "has 7 examples, and for the server 3"),
-        (Here(2, 2, 3, AGREED), "version of the messages"),
-        (Here(1, 9, 3, AGREED), "there is no participant 9"),
+        (Here(FORMAT, 1, 2, AGREED), "it is participant 1, and so is node"),
+        (Here(FORMAT, 1, 2, {"model": "large"}), "the participant's model is 'large'"),
+        (Here(FORMAT, 2, 7, AGREED), "has 7 examples, and for the server 3"),
+        (Here(FORMAT + 1, 2, 3, AGREED), "version of the messages"),
+        (Here(FORMAT, 9, 3, AGREED), "there is no participant 9"),
         (Unfit("it has no number", False), "it has no number"),
         (Done(), "a message of the kind Here or Unfit"),
     ],

@@ -78,7 +78,7 @@ def test_it_stays_until_the_rounds_are_over(config: Path) -> None:
     assert unpack(hand_on(meeting(), config, 1, 7).frame, Here) == here
     assert time.monotonic() - begin < 2  # nothing is imported, loaded or traced again
     assert residents(config) == first
-    over = Asked(NODE, pack(Over(2, 0)), b"", [], [])
+    over = Asked(NODE, pack(Over("", 2, 0)), b"", [], [])
     assert isinstance(unpack(hand_on(over, config, 1, 7).frame, Thanks), Thanks)
     wait_for_none(config)
 
