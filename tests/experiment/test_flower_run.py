@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import tomllib
 from collections.abc import Iterator
+from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -30,7 +32,7 @@ from msfusion.experiment.config import load_config
 from msfusion.experiment.directory import RunDirectory
 from msfusion.experiment.flower import client, resident
 from msfusion.experiment.flower.client import answer
-from msfusion.experiment.flower.resident import Answered
+from msfusion.experiment.flower.resident import Answered, Asked
 from msfusion.experiment.flower.server import serve, server_main
 from msfusion.experiment.train import train
 
@@ -263,6 +265,23 @@ def test_one_whose_process_fails_answers_what_it_was_asked(
     ]
     assert answers == [Unfit("why is told in the log of its SuperNode", False), Failed()]
     assert error.args[-1] in capsys.readouterr().out
+
+
+def test_one_process_answers_in_whatever_order_flower_tells_a_nodes_config(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With another order each message would start one more process, which loads and traces everything again."""
+    config, nodes = here / "app" / "job.toml", set[str]()
+
+    def handed_on(asked: Asked, *_: object) -> Answered:
+        nodes.add(asked.node)
+        return Answered(b"", b"", [], [])
+
+    monkeypatch.setattr(client, "hand_on", handed_on)
+    told = {"partition-id": 0, "keep": "kept", "data": "mine"}
+    for order in permutations(told.items()):
+        answer(Message(records_of(b""), 1, "query"), context({}, **dict(order)), config)
+    assert [json.loads(node) for node in nodes] == [told]
 
 
 def test_a_home_in_the_run_config_is_found(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
