@@ -131,6 +131,16 @@ input()
     wait_for_none(config)
 
 
+def test_a_process_that_has_ended_is_gone_before_anybody_asks_after_it() -> None:
+    """In a container whose first process asks after nobody it would be there for ever."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as ended:
+        assert resident._is_there(ended.pid)
+        ended.kill()
+        os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
+        assert not resident._is_there(ended.pid)
+    assert not resident._is_there(ended.pid)
+
+
 @pytest.mark.release
 def test_where_it_dies_in_the_middle_that_is_said(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hand_on(meeting(), config, 1, 7)
