@@ -53,7 +53,7 @@ class Owed:
     @property
     def source(self) -> str:
         """Whose task it is."""
-        return f"participant {self.task.participant} in round {self.task.round_index}"
+        return f"participant {self.task.participant} in round {self.task.round_index + 1}"
 
 
 class FlowerEngine(Engine):
