@@ -148,6 +148,29 @@ def test_a_task_that_is_done_twice_is_done_once(folder: bool, tmp_path: Path) ->
     assert lost
 
 
+@pytest.mark.parametrize("code", [1, 2, 8])
+@pytest.mark.parametrize("times", [2, 3])
+def test_a_node_that_cannot_say_who_it_is_is_asked_again_and_then_ends_the_run(code: int, times: int) -> None:
+    """Its ClientApp was killed, or cannot be loaded. The run would begin without it when patience is over."""
+    grid, failed = grid_of(Averaging), list[Message]()
+    node = grid.nodes[FIRST + 1]
+    real = node.app
+
+    def app(message: Message, context: Context) -> Message:
+        if len(failed) < times:
+            failed.append(message)
+            return Message(Error(code, "ClientApp stopped responding."), reply_to=message)
+        return real(message, context)
+
+    node.app = app
+    if times < nodes.MOST_ASKED:
+        assert equal(rounds(Averaging(), engine_of(grid)), rounds(Averaging(), InProcess()))
+    else:
+        with pytest.raises(StreamError, match=f"node {FIRST + 1} cannot take part: Flower's error {code}"):
+            rounds(Averaging(), engine_of(grid))
+    assert len(failed) == times
+
+
 def test_why_a_participant_failed_stays_with_it() -> None:
     grid = grid_of(lambda: Averaging((1,), "data"))
     done = answers(grid)
