@@ -122,6 +122,8 @@ class Flower:
             process.wait()
         for log in self.logs:
             log.close()
+        self.processes.clear()  # their numbers are others' from now on
+        self.logs.clear()
 
 
 def descendants(processes: set[int]) -> set[int]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import re
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from flower_processes import Flower
 from flwr.app import Context, Message, RecordDict
 from test_serve import written
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "flower_app"
 
@@ -56,8 +58,53 @@ def test_a_deployed_app_ends_with_the_bits_of_train(flower: Flower, here: Path) 
     assert metrics_of(deployed) == metrics_of(alone)
 
 
+@pytest.mark.release
+def test_two_runs_at_once_one_of_them_stopped_end_with_the_bits_of_train(flower: Flower, here: Path) -> None:
+    """On the same SuperNodes, whose participants remember; nothing of what was started for them stays."""
+    more = ["rounds=3", "participants.count=2", "training.local_epochs=1", "method.start=blocks"]
+    job = written(here, [*QUICK_JOB, *more, "participants.ratio=0.5"])
+    assert msfusion("deploy", "flower", job, "--out", "app").exit_code == 0
+    flower.make_keys(2)
+    flower.serve()
+    register = [f"supernode register keys/node-{who}.pub training" for who in range(2)]
+    flower.tool(*register, "run app training", "run app training --run-config out='runs/second'")
+    first, _ = re.findall(r"started run (\d+)", flower.log("flwr"))
+    for who in range(2):
+        flower.node(who, **{"partition-id": who, "keep": str(here / "kept")})
+    assert msfusion("train", job, "--out", "alone", "--quiet").exit_code == 0
+    runs = [here / "runs" / name for name in ("job", "second")]
+    wait_for(runs[0] / "checkpoints" / "round-000001.safetensors", flower)
+    flower.tool(f"stop {first} training", "run app training")
+    for run in runs:
+        wait_for(run / "summary.json", flower)
+        assert (run / "model.safetensors").read_bytes() == (here / "alone" / "model.safetensors").read_bytes()
+        assert metrics_of(run) == metrics_of(here / "alone")
+        assert not [*run.rglob(".tmp*")]
+    for _ in range(600):
+        if not [*here.glob("kept/participant-*/kept-*")]:
+            break
+        time.sleep(0.1)  # the participants are told that all rounds are done
+    assert not [*here.glob("kept/participant-*/*")]
+    flower.close()
+    for _ in range(600):
+        if not started_for(here):
+            break
+        time.sleep(0.1)
+    assert not started_for(here)
+
+
+def started_for(folder: Path) -> list[str]:
+    """Processes that are told a place in the folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            if f"{folder}/" in (told := path.read_text(errors="replace")):
+                found.append(told)
+    return found
+
+
 def wait_for(path: Path, flower: Flower) -> None:
-    end = time.monotonic() + 240
+    end = time.monotonic() + 300
     while not path.exists():
         assert time.monotonic() < end, flower.log("superlink")
         time.sleep(0.1)
