@@ -18,7 +18,8 @@ from forge import Forge
 from simulated import run_rounds
 
 from msfusion.batch import Batch
-from msfusion.cli.common import Stopping
+from msfusion.cli import common
+from msfusion.cli.common import Stopping, stopped_while_it_waits
 from msfusion.errors import TrainingError
 from msfusion.federated.method import Task, Update
 from msfusion.federated.rounds import RoundSettings
@@ -223,3 +224,44 @@ def test_a_signal_in_the_middle_of_a_callback_is_not_lost() -> None:
         assert stopping.heard == signal.SIGTERM
         stopping.heard = None  # so that all is put back
     assert sys.unraisablehook is before
+
+
+DEAF = """
+import ctypes
+from msfusion.cli import common
+common.UNHEARD_SECONDS = 0.2
+with common.stopped_while_it_waits():
+    print("waiting", flush=True)
+    held = ctypes.create_string_buffer(64)
+    for _ in range(2):  # the second time it waits for itself
+        ctypes.CDLL(None).pthread_mutex_lock(held)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="its locks begin as zeros")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_what_waits_where_python_does_not_hear(number: signal.Signals) -> None:
+    code = f"import signal; signal.signal(signal.SIGTERM, signal.default_int_handler)\n{DEAF}"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as waiting:
+        assert waiting.stdout is not None
+        assert waiting.stdout.readline() == b"waiting\n"
+        time.sleep(0.2)
+        waiting.send_signal(number)
+        _, said = waiting.communicate(timeout=60)
+    assert waiting.returncode == 128 + number
+    assert said.startswith(b"msfusion: stopped at once")
+
+
+def test_a_signal_that_is_heard_is_left_to_who_hears_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(common, "UNHEARD_SECONDS", 0.3)
+    before = signal.getsignal(signal.SIGTERM)
+    with Stopping() as stopping, stopped_while_it_waits():
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert stopping.heard == signal.SIGTERM
+        stopping.heard = None  # so that all is put back
+        time.sleep(0.6)  # it would have ended this process
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.set_wakeup_fd(-1) == -1

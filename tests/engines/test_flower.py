@@ -21,7 +21,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, 
 
 from msfusion.engines.flower import nodes
 from msfusion.engines.flower.engine import FlowerEngine
-from msfusion.engines.flower.frames import Done, Here, Lost, Unfit
+from msfusion.engines.flower.frames import FORMAT, Done, Here, Lost, Unfit
 from msfusion.engines.flower.nodes import Waiting
 from msfusion.engines.flower.records import BODY, FRAME, records_of
 from msfusion.engines.grpc.packing import pack
@@ -146,6 +146,29 @@ def test_a_task_that_is_done_twice_is_done_once(folder: bool, tmp_path: Path) ->
     node.app = app
     assert equal(rounds(Counting(), engine_of(grid)), rounds(Counting(), InProcess()))
     assert lost
+
+
+@pytest.mark.parametrize("code", [1, 2, 8])
+@pytest.mark.parametrize("times", [2, 3])
+def test_a_node_that_cannot_say_who_it_is_is_asked_again_and_then_ends_the_run(code: int, times: int) -> None:
+    """Its ClientApp was killed, or cannot be loaded. The run would begin without it when patience is over."""
+    grid, failed = grid_of(Averaging), list[Message]()
+    node = grid.nodes[FIRST + 1]
+    real = node.app
+
+    def app(message: Message, context: Context) -> Message:
+        if len(failed) < times:
+            failed.append(message)
+            return Message(Error(code, "ClientApp stopped responding."), reply_to=message)
+        return real(message, context)
+
+    node.app = app
+    if times < nodes.MOST_ASKED:
+        assert equal(rounds(Averaging(), engine_of(grid)), rounds(Averaging(), InProcess()))
+    else:
+        with pytest.raises(StreamError, match=f"node {FIRST + 1} cannot take part: Flower's error {code}"):
+            rounds(Averaging(), engine_of(grid))
+    assert len(failed) == times
 
 
 def test_why_a_participant_failed_stays_with_it() -> None:
@@ -316,11 +339,11 @@ def answering(frame: object) -> Node:
 @pytest.mark.parametrize(
     ("frame", "why"),
     [
-        (Here(1, 1, 2, AGREED), "it is participant 1, and so is node"),
-        (Here(1, 1, 2, {"model": "large"}), "the participant's model is 'large'"),
-        (Here(1, 2, 7, AGREED), "has 7 examples, and for the server 3"),
-        (Here(2, 2, 3, AGREED), "version of the messages"),
-        (Here(1, 9, 3, AGREED), "there is no participant 9"),
+        (Here(FORMAT, 1, 2, AGREED), "it is participant 1, and so is node"),
+        (Here(FORMAT, 1, 2, {"model": "large"}), "the participant's model is 'large'"),
+        (Here(FORMAT, 2, 7, AGREED), "has 7 examples, and for the server 3"),
+        (Here(FORMAT + 1, 2, 3, AGREED), "version of the messages"),
+        (Here(FORMAT, 9, 3, AGREED), "there is no participant 9"),
         (Unfit("it has no number", False), "it has no number"),
         (Done(), "a message of the kind Here or Unfit"),
     ],

@@ -68,7 +68,7 @@ def test_what_only_training_together_raises_is_nobodys_fault() -> None:
 @pytest.mark.timeout(60)
 def test_a_worker_killed_in_a_job_of_several_is_an_error_and_no_hang() -> None:
     rounds = run_rounds(Grouped((1,), "sigkill"), some_data(), RoundSettings(rounds=1), workers=2, together=2)
-    with pytest.raises(TrainingError, match="trained participant 0 in round 0 was killed by signal 9"):
+    with pytest.raises(TrainingError, match="trained participant 0 in round 1 was killed by signal 9"):
         next(rounds)
 
 

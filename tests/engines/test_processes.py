@@ -147,7 +147,7 @@ def test_one_thread_works_whatever_the_parent_used(before: int) -> None:
 
 @pytest.mark.timeout(60)
 def test_a_killed_worker_is_an_error_and_no_hang() -> None:
-    with pytest.raises(TrainingError, match="trained participant 1 in round 0 was killed by signal 9"):
+    with pytest.raises(TrainingError, match="trained participant 1 in round 1 was killed by signal 9"):
         list(run_rounds(Averaging((1,), "sigkill"), some_data(), ONCE, workers=2))
 
 
@@ -172,7 +172,7 @@ def test_our_errors_keep_type_and_sentence() -> None:
     ("failure", "told"), [("bug", "ZeroDivisionError: a bug"), ("file", "FileNotFoundError: no such file")]
 )
 def test_other_errors_come_with_their_traceback(failure: str, told: str) -> None:
-    with pytest.raises(TrainingError, match=rf"^participant 1 failed in round 0 \({told}\)$") as caught:
+    with pytest.raises(TrainingError, match=rf"^participant 1 failed in round 1 \({told}\)$") as caught:
         list(run_rounds(Averaging((1,), failure), some_data(), ONCE, workers=2, screening=STOP))
     assert isinstance(caught.value.__cause__, WorkerError)
     assert re.search(rf"(?s)Traceback.*_fail.*{told}", str(caught.value.__cause__))

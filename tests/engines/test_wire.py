@@ -172,7 +172,7 @@ def test_a_leak_is_refused_before_a_byte_of_it_leaves(
     leak: str, sentence: str, workers: int, recorded: Recorded
 ) -> None:
     method = leaking(leak)
-    with pytest.raises(PrivacyError, match=rf"^participant \d in round 0 {sentence}"):
+    with pytest.raises(PrivacyError, match=rf"^participant \d in round 1 {sentence}"):
         list(run_rounds(method, data(), TWICE, workers=workers))
     assert multiprocessing.active_children() == []
     assert sent(recorded, private(method)) == set()
@@ -247,7 +247,7 @@ def test_a_method_that_declares_nothing_sends_nothing(workers: int) -> None:
         def outbound(self, kind: Kind, task: Task) -> Outbound:
             return Outbound({})
 
-    with pytest.raises(PrivacyError, match="participant 0 in round 0 would send the tensor 'weight'"):
+    with pytest.raises(PrivacyError, match="participant 0 in round 1 would send the tensor 'weight'"):
         list(run_rounds(Silent(), some_data(), TWICE, workers=workers))
 
 

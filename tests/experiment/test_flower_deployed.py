@@ -1,148 +1,32 @@
-"""A deployed Flower app as a user has it: a SuperLink and SuperNodes as processes, with TLS and node authentication."""
+"""Deployed Flower apps: a SuperLink and SuperNodes as processes, with TLS and node authentication."""
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import socket
-import subprocess
-import sys
+import importlib
+import re
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import permutations
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 import pytest
-from commands import environment, msfusion
+import torch
+from commands import msfusion
 from quick import QUICK_JOB
-from test_serve import free_address, written
 from timeless import metrics_of
 
 pytest.importorskip("flwr", reason="needs flwr")
 
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    PublicFormat,
-)
+from flower_grid import FakeGrid, Node
+from flower_processes import Flower
+from flwr.app import Context, Message, RecordDict
+from test_serve import written
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-BIN = Path(sys.executable).parent
-QUIET = {
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
-    "PYTHONDONTWRITEBYTECODE": "",
-    "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}",
-}
-
-
-CALLING = """
-import sys
-from flwr.cli.app import app
-for call in sys.argv[1:]:
-    app(call.split(), standalone_mode=False)
-"""
-
-
-class Flower:
-    """Flower's processes in a folder, each with a home of its own; all are killed in the end."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.processes, self.logs = folder, list[subprocess.Popen[bytes]](), list[IO[bytes]]()
-        self.authority = folder / "keys" / "authority" / "authority.pem"
-        self.address = free_address()
-
-    def start(self, name: str, command: str, *arguments: str) -> subprocess.Popen[bytes]:
-        log = (self.folder / f"{name}.log").open("wb")
-        process = subprocess.Popen(
-            [str(BIN / command), *arguments],
-            cwd=self.folder,
-            env=environment(**QUIET, FLWR_HOME=str(self.folder / f"home-{name}")),
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        self.processes.append(process)
-        self.logs.append(log)
-        return process
-
-    def log(self, name: str) -> str:
-        return (self.folder / f"{name}.log").read_text(errors="replace")
-
-    def serve(self) -> None:
-        host, port = self.address.split(":")
-        keys = self.folder / "keys"
-        tls = ["--ssl-ca-certfile", str(self.authority)]
-        tls += ["--ssl-certfile", str(keys / "server" / "server.pem")]
-        tls += ["--ssl-keyfile", str(keys / "server" / "server.key")]
-        rest = ["--enable-supernode-auth", "--disable-runtime-dependency-installation"]
-        self.start("superlink", "flower-superlink", *tls, "--host", host, "--port", port, *rest)
-        end = time.monotonic() + 60
-        while True:
-            try:
-                socket.create_connection((host, int(port)), 1).close()
-            except OSError:
-                assert time.monotonic() < end, self.log("superlink")
-                time.sleep(0.1)
-            else:
-                return
-
-    def node(self, number: int, **config: object) -> subprocess.Popen[bytes]:
-        told = " ".join(f"{key}={json.dumps(value)}" for key, value in config.items())
-        return self.start(
-            f"node-{number}",
-            "flower-supernode",
-            *("--root-certificates", str(self.authority), "--superlink", self.address),
-            *("--auth-supernode-private-key", str(self.folder / "keys" / f"node-{number}")),
-            *("--node-config", told, "--port", free_address().split(":")[1]),
-        )
-
-    def tool(self, *calls: str) -> None:
-        """`flwr`, once for each of these, in one process: it takes seconds to start."""
-        home = self.folder / "home-flwr"
-        home.mkdir(exist_ok=True)
-        (home / "config.toml").write_text(
-            f'[superlink.training]\naddress = "{self.address}"\nroot-certificates = "{self.authority}"\n'
-        )
-        assert self.start("flwr", "python", "-c", CALLING, *calls).wait(120) == 0, self.log("flwr")
-
-    def make_keys(self, nodes: int) -> None:
-        made = msfusion("certificates", "--out", "keys", "--host", "127.0.0.1", "--participants", str(nodes))
-        assert made.exit_code == 0
-        for number in range(nodes):
-            key = ec.generate_private_key(ec.SECP384R1())
-            private = key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
-            public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
-            (self.folder / "keys" / f"node-{number}").write_bytes(private)
-            (self.folder / "keys" / f"node-{number}.pub").write_bytes(public)
-
-    def close(self) -> None:
-        """Flower's processes start others, some in sessions of their own."""
-        for number in descendants({process.pid for process in self.processes}):
-            with suppress(ProcessLookupError):
-                os.kill(number, signal.SIGKILL)
-        for process in self.processes:
-            process.wait()
-        for log in self.logs:
-            log.close()
-
-
-def descendants(processes: set[int]) -> set[int]:
-    """These processes, and all that they have started."""
-    parents: dict[int, int] = {}
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):
-            parents[int(status.parent.name)] = int(status.read_text().rpartition(")")[2].split()[1])
-    found = set(processes)
-    while more := {number for number, parent in parents.items() if parent in found} - found:
-        found |= more
-    return found
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "flower_app"
 
 
 @pytest.fixture
@@ -169,9 +53,113 @@ def test_a_deployed_app_ends_with_the_bits_of_train(flower: Flower, here: Path) 
     assert stranger.wait(120) != 0
     assert "Failed to activate SuperNode" in flower.log("node-3")
     deployed, alone = here / "runs" / "job", here / "alone"
-    end = time.monotonic() + 240
-    while not (deployed / "summary.json").exists():
-        assert time.monotonic() < end, flower.log("superlink")
-        time.sleep(0.1)
+    wait_for(deployed / "summary.json", flower)
     assert (deployed / "model.safetensors").read_bytes() == (alone / "model.safetensors").read_bytes()
     assert metrics_of(deployed) == metrics_of(alone)
+
+
+@pytest.mark.release
+def test_two_runs_at_once_one_of_them_stopped_end_with_the_bits_of_train(flower: Flower, here: Path) -> None:
+    """On the same SuperNodes, whose participants remember; nothing of what was started for them stays."""
+    more = ["rounds=3", "participants.count=2", "training.local_epochs=1", "method.start=blocks"]
+    job = written(here, [*QUICK_JOB, *more, "participants.ratio=0.5"])
+    assert msfusion("deploy", "flower", job, "--out", "app").exit_code == 0
+    flower.make_keys(2)
+    flower.serve()
+    register = [f"supernode register keys/node-{who}.pub training" for who in range(2)]
+    flower.tool(*register, "run app training", "run app training --run-config out='runs/second'")
+    first, _ = re.findall(r"started run (\d+)", flower.log("flwr"))
+    for who in range(2):
+        flower.node(who, **{"partition-id": who, "keep": str(here / "kept")})
+    assert msfusion("train", job, "--out", "alone", "--quiet").exit_code == 0
+    runs = [here / "runs" / name for name in ("job", "second")]
+    wait_for(runs[0] / "checkpoints" / "round-000001.safetensors", flower)
+    flower.tool(f"stop {first} training", "run app training")
+    for run in runs:
+        wait_for(run / "summary.json", flower)
+        assert (run / "model.safetensors").read_bytes() == (here / "alone" / "model.safetensors").read_bytes()
+        assert metrics_of(run) == metrics_of(here / "alone")
+        assert not [*run.rglob(".tmp*")]
+    for _ in range(600):
+        if not [*here.glob("kept/participant-*/kept-*")]:
+            break
+        time.sleep(0.1)  # the participants are told that all rounds are done
+    assert not [*here.glob("kept/participant-*/*")]
+    flower.close()
+    for _ in range(600):
+        if not started_for(here):
+            break
+        time.sleep(0.1)
+    assert not started_for(here)
+
+
+def started_for(folder: Path) -> list[str]:
+    """Processes that are told a place in the folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            if f"{folder}/" in (told := path.read_text(errors="replace")):
+                found.append(told)
+    return found
+
+
+def wait_for(path: Path, flower: Flower) -> None:
+    end = time.monotonic() + 300
+    while not path.exists():
+        assert time.monotonic() < end, flower.log("superlink")
+        time.sleep(0.1)
+
+
+@pytest.mark.release
+def test_a_strategy_in_an_app_of_ones_own_ends_with_what_it_computes_in_process(
+    flower: Flower, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The app of the examples. Flower numbers nodes as it likes, and the smaller number gets the first window."""
+    flower.make_keys(2)
+    flower.serve()
+    config = {"rounds": 2, "ratio": 0.5, "local-epochs": 1}
+    told = " ".join(f"--run-config {name}={value}" for name, value in config.items())
+    register = [f"supernode register keys/node-{who}.pub training" for who in range(2)]
+    flower.tool(*register, f"run {EXAMPLE} training {told}")
+    for who in range(2):
+        flower.node(who, **{"partition-id": who, "num-partitions": 2})
+    wait_for(here / "digits.pt", flower)
+    deployed = loaded(here / "digits.pt", flower)
+    monkeypatch.syspath_prepend(str(EXAMPLE))
+    monkeypatch.chdir(here / "home-flwr")
+    alone = []
+    for order in permutations(range(2)):
+        run_in_process(order, config)
+        alone.append(torch.load("digits.pt", weights_only=True))
+    assert not same(*alone)
+    assert any(same(deployed, each) for each in alone)
+
+
+def loaded(path: Path, flower: Flower) -> dict[str, torch.Tensor]:
+    """What is in a file that the ServerApp writes at its end."""
+    end = time.monotonic() + 60
+    while "Finished task" not in flower.log("superlink"):
+        assert time.monotonic() < end, flower.log("superlink")
+        time.sleep(0.1)
+    return torch.load(path, weights_only=True)
+
+
+def run_in_process(order: tuple[int, ...], config: dict[str, float]) -> None:
+    """The example's app on nodes that are numbered in this order."""
+    client: Any = importlib.import_module("digits.client_app")
+    server: Any = importlib.import_module("digits.server_app")
+
+    def answer(message: Message, context: Context) -> Message:
+        context.run_config = config
+        answered: Message = client.app(message, context)
+        return answered
+
+    nodes = {
+        10 + place: Node(answer, {"partition-id": who, "num-partitions": len(order)})
+        for place, who in enumerate(order)
+    }
+    server.app(FakeGrid(nodes), Context(1, 0, {}, RecordDict(), config))
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(one[name].equal(other[name]) for name in one)

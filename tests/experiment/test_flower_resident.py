@@ -78,7 +78,7 @@ def test_it_stays_until_the_rounds_are_over(config: Path) -> None:
     assert unpack(hand_on(meeting(), config, 1, 7).frame, Here) == here
     assert time.monotonic() - begin < 2  # nothing is imported, loaded or traced again
     assert residents(config) == first
-    over = Asked(NODE, pack(Over(2, 0)), b"", [], [])
+    over = Asked(NODE, pack(Over("", 2, 0)), b"", [], [])
     assert isinstance(unpack(hand_on(over, config, 1, 7).frame, Thanks), Thanks)
     wait_for_none(config)
 
@@ -129,6 +129,16 @@ input()
         assert len(residents(config)) == 1
         parent.kill()
     wait_for_none(config)
+
+
+def test_a_process_that_has_ended_is_gone_before_anybody_asks_after_it() -> None:
+    """In a container whose first process asks after nobody it would be there for ever."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as ended:
+        assert resident._is_there(ended.pid)
+        ended.kill()
+        os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
+        assert not resident._is_there(ended.pid)
+    assert not resident._is_there(ended.pid)
 
 
 @pytest.mark.release

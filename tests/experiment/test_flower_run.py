@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import tomllib
 from collections.abc import Iterator
+from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -30,7 +32,7 @@ from msfusion.experiment.config import load_config
 from msfusion.experiment.directory import RunDirectory
 from msfusion.experiment.flower import client, resident
 from msfusion.experiment.flower.client import answer
-from msfusion.experiment.flower.resident import Answered
+from msfusion.experiment.flower.resident import Answered, Asked
 from msfusion.experiment.flower.server import serve, server_main
 from msfusion.experiment.train import train
 
@@ -120,6 +122,25 @@ def test_a_killed_run_goes_on(method: str, here: Path) -> None:
     serve(load_config(config), here / "served", grid_of(config, **keep), QUICK)
     train(load_config(here / "job.toml"), here / "alone")
     assert same_model(here / "served", here / "alone")
+    assert not [*here.glob("kept/participant-*/kept-*")]
+
+
+def test_two_runs_of_one_configuration_at_once_keep_apart_what_they_keep(here: Path) -> None:
+    """The second begins and ends between two rounds of the first, on the same SuperNodes."""
+    config, keep = deployed(here, METHODS["blocks"]), {"keep": str(here / "kept")}
+    first, second = (grid_of(config, **keep) for _ in range(2))
+
+    def before(message: Message) -> None:
+        if message.metadata.group_id == "3" and not second.told:
+            serve(load_config(config), here / "second", second, QUICK)
+
+    first.before = before
+    serve(load_config(config), here / "first", first, QUICK)
+    assert second.told
+    train(load_config(here / "job.toml"), here / "alone")
+    for name in ("first", "second"):
+        assert same_model(here / name, here / "alone")
+        assert metrics_of(here / name) == metrics_of(here / "alone")
     assert not [*here.glob("kept/participant-*/kept-*")]
 
 
@@ -238,10 +259,29 @@ def test_one_whose_process_fails_answers_what_it_was_asked(
     monkeypatch.setattr(client, "hand_on", failing)
     answers = [
         unpack(said_in(answer(message, context({}, participant=0), config).content)[0], Unfit, Failed)
-        for message in (Message(records_of(pack(each)), 1, "query") for each in (Meet(FORMAT), Over(3, 0)))
+        for message in (
+            Message(records_of(pack(each)), 1, "query") for each in (Meet(FORMAT), Over("", 3, 0))
+        )
     ]
     assert answers == [Unfit("why is told in the log of its SuperNode", False), Failed()]
     assert error.args[-1] in capsys.readouterr().out
+
+
+def test_one_process_answers_in_whatever_order_flower_tells_a_nodes_config(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With another order each message would start one more process, which loads and traces everything again."""
+    config, nodes = here / "app" / "job.toml", set[str]()
+
+    def handed_on(asked: Asked, *_: object) -> Answered:
+        nodes.add(asked.node)
+        return Answered(b"", b"", [], [])
+
+    monkeypatch.setattr(client, "hand_on", handed_on)
+    told = {"partition-id": 0, "keep": "kept", "data": "mine"}
+    for order in permutations(told.items()):
+        answer(Message(records_of(b""), 1, "query"), context({}, **dict(order)), config)
+    assert [json.loads(node) for node in nodes] == [told]
 
 
 def test_a_home_in_the_run_config_is_found(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,7 +296,7 @@ def test_a_home_in_the_run_config_is_found(here: Path, monkeypatch: pytest.Monke
 def test_what_a_loader_says_stays_where_the_data_is(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = deployed(here, METHODS["fresh"])
     config.write_text(config.read_text().replace('source = "digits"', 'source = "secret:folder"'))
-    message = Message(records_of(pack(Meet(1))), 1, "query")
+    message = Message(records_of(pack(Meet(FORMAT))), 1, "query")
     reply = answer(message, context({}, **{"partition-id": 0}), config)
     assert "secret:folder" not in str(reply.content)
     assert "secret:folder" in capsys.readouterr().out

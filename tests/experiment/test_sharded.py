@@ -302,6 +302,26 @@ def test_a_rank_that_is_killed_ends_the_others_and_fewer_go_on(forge: Forge, her
     assert metrics_of(here / "run") == metrics_of(here / "alone")
 
 
+@pytest.mark.release
+def test_ranks_that_wait_for_a_silent_one_can_be_stopped(forge: Forge, here: Path) -> None:
+    """Nothing of Python runs in them; they would wait for an hour."""
+    settings = [*JOB, "rounds=24", "method.start=blocks", "method.blocks=3"]
+    (here / "job.toml").write_text(load_config(None, settings).to_toml())
+    ranks = start(forge, 3)
+    end = time.monotonic() + 120
+    while not (here / "run" / "checkpoints" / "round-000002.safetensors").exists():
+        assert time.monotonic() < end, [Path(f"said-{rank}").read_text() for rank in range(3)]
+        time.sleep(0.02)
+    os.kill(ranks[1], signal.SIGSTOP)
+    time.sleep(2)
+    for rank in (0, 2):
+        os.kill(ranks[rank], signal.SIGTERM)
+    assert [forge.code(ranks[rank]) for rank in (0, 2)] == [128 + signal.SIGTERM] * 2
+    assert Path("said-2").read_text().startswith("msfusion: ")
+    os.kill(ranks[1], signal.SIGKILL)
+    assert forge.code(ranks[1]) == -signal.SIGKILL
+
+
 def test_torchrun_ends_with_the_bits_of_one_process(here: Path) -> None:
     """The real thing: four processes, msfusion's defaults."""
     (here / "job.toml").write_text(load_config(None, JOB).to_toml())

@@ -51,7 +51,7 @@ def test_their_mean_and_how_far_they_lie_apart() -> None:
 
 @pytest.mark.parametrize("loss", [math.inf, math.nan, 1e30])
 def test_a_loss_that_is_no_number_is_its_participants(loss: float) -> None:
-    with pytest.raises(UpdateError, match="participant 4 in round 2") as caught:
+    with pytest.raises(UpdateError, match="participant 4 in round 3") as caught:
         reports_of([report_of(Task(4, 2, {}), Evaluation(loss, 0.1, 1))])
     assert caught.value.participant == 4
 
@@ -59,5 +59,5 @@ def test_a_loss_that_is_no_number_is_its_participants(loss: float) -> None:
 @pytest.mark.parametrize("figures", [{"examples": math.inf}, {"accuracy": 2.0}, {"accuracy": math.nan}])
 def test_scores_that_no_model_has_are_refused_in_a_sentence(figures: dict[str, float]) -> None:
     metadata = {"loss": 0.5, "accuracy": 0.5, "examples": 3, **figures}
-    with pytest.raises(UpdateError, match=r"^participant 2 in round 5 reports an accuracy of"):
+    with pytest.raises(UpdateError, match=r"^participant 2 in round 6 reports an accuracy of"):
         reports_of([Update(2, 5, {}, 3, 0.5, metadata)])

@@ -208,7 +208,7 @@ def test_what_everybody_does_wrong_is_nobodys(workers: int) -> None:
     wrong: list[tuple[Averaging, type[MsfusionError], str]] = [
         (Lying(tuple(range(5)), "diverges"), TrainingError, r"^participant 0's loss"),
         (Lying(tuple(range(5)), "nan"), UpdateError, r"^participant 0: .*not finite.*nobody's work"),
-        (Malformed(tuple(range(5)), "extra"), PrivacyError, r"^participant 0 in round 0 would send .*'more'"),
+        (Malformed(tuple(range(5)), "extra"), PrivacyError, r"^participant 0 in round 1 would send .*'more'"),
         (Malformed(tuple(range(5)), "value"), TrainingError, r"^participant 0 failed .*ValueError: odd"),
         (Malformed(tuple(range(5)), "ours"), DataError, "^a label is out of range$"),
     ]

@@ -163,7 +163,7 @@ def test_a_loss_that_is_not_finite_names_participant_round_and_step() -> None:
     data = Batch((torch.full((4, 6), torch.nan),), torch.randint(3, (4,)))
     with pytest.raises(
         TrainingError,
-        match=r"participant 7's loss became nan in round 3, step 1: lower .* \(it is 5\)",
+        match=r"participant 7's loss became nan in round 4, step 1: lower .* \(it is 5\)",
     ):
         train(
             a_model(),

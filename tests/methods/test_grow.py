@@ -87,7 +87,7 @@ def test_a_round_is_the_average_of_what_participants_make_of_the_operator() -> N
         for name in state
     )
     short = replace(updates[0], tensors=dict(list(updates[0].tensors.items())[1:]))
-    with pytest.raises(UpdateError, match="participant 0 in round 0: the update lacks 1 tensors"):
+    with pytest.raises(UpdateError, match="participant 0 in round 1: the update lacks 1 tensors"):
         fuse_updates(method, state, [short])
 
 

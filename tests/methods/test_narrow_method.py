@@ -224,7 +224,7 @@ def test_a_bad_update_is_refused_by_participant_and_round(change: object, proble
     state = method.initial_state()
     good = method.train(method.assign(state, 1, 2), images()[2])
     bad = Update(2, 1, change(dict(good.tensors)), good.examples, good.loss)  # type: ignore[operator]
-    with pytest.raises(UpdateError, match=rf"participant 2 in round 1: .*{problem}"):
+    with pytest.raises(UpdateError, match=rf"participant 2 in round 2: .*{problem}"):
         fuse_updates(method, state, [bad])
 
 

@@ -175,7 +175,7 @@ def test_moments_that_do_not_fit_are_refused(wrong: str) -> None:
         moments["1.running_mean"] = moments["1.running_mean"] * torch.nan
     else:
         pairs["1.running_mean"] = "elsewhere"
-    with pytest.raises(UpdateError, match=r"participant 5 in round 2: the moments of 1\.running_mean"):
+    with pytest.raises(UpdateError, match=r"participant 5 in round 3: the moments of 1\.running_mean"):
         pooled(state_of(model), [Update(5, 2, moments, 4, 0.0, pairs)])
 
 

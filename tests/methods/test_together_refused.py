@@ -43,7 +43,7 @@ def test_a_loss_that_is_not_finite_names_the_participant_and_the_step() -> None:
     data[3].inputs[0][7] = float("nan")
     loop, stack = both(method_for(mlp()), data)
     assert loop == stack
-    assert "participant 3's loss became nan in round 0, step " in stack
+    assert "participant 3's loss became nan in round 1, step " in stack
 
 
 def test_labels_and_shapes_that_do_not_fit_are_told_as_the_loop_does() -> None:

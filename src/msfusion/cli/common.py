@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 import os
 import signal
+import socket
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, ParamSpec, TypeVar
 
@@ -26,6 +28,9 @@ _BROKEN_PIPE = 128 + 13
 
 AGAIN_SECONDS = 0.05
 """After how long a signal comes again that came where Python lets nothing be raised."""
+
+UNHEARD_SECONDS = 5.0
+"""How long a signal may go unheard, until the process is ended at once."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -123,6 +128,54 @@ class Stopping:
             err=True,
         )
         raise typer.Exit(128 + (self.heard or signal.SIGINT)) from None
+
+
+@contextmanager
+def stopped_while_it_waits() -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the process also where it waits in code that is not Python's, as a rank for another.
+
+    What is done about a signal is done when that code returns, which may be in an hour. So a thread is told of signals
+    as well; it ends the process at once where nothing has been done after `UNHEARD_SECONDS`.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    heard = list[int]()
+    before = {
+        number: handler
+        for number in (signal.SIGINT, signal.SIGTERM)
+        if callable(handler := signal.getsignal(number))
+    }
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        heard.append(number)
+        before[signal.Signals(number)](number, frame)
+
+    told, telling = socket.socketpair()
+    telling.setblocking(False)  # as Python wants it
+    earlier = signal.set_wakeup_fd(telling.fileno(), warn_on_full_buffer=False)
+    threading.Thread(target=_leave_where_unheard, args=(told, heard, before), daemon=True).start()
+    try:
+        for number in before:
+            signal.signal(number, hear)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(earlier)
+        telling.close()
+
+
+def _leave_where_unheard(told: socket.socket, heard: list[int], numbers: Collection[int]) -> None:
+    """End the process where one of these signals has come, and its handler has not been called a while later."""
+    with told:
+        came = 0
+        while number := told.recv(1):
+            if number[0] in numbers:
+                came += 1
+                time.sleep(UNHEARD_SECONDS)
+                if len(heard) < came:
+                    _leave_at_once(number[0])
 
 
 def _leave_at_once(number: int) -> NoReturn:

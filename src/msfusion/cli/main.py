@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from msfusion.cli.common import Overrides, Quiet, console_of_user, print_line, told_in_a_sentence
+from msfusion.cli.common import (
+    Overrides,
+    Quiet,
+    console_of_user,
+    print_line,
+    stopped_while_it_waits,
+    told_in_a_sentence,
+)
 from msfusion.cli.deploy import deploy
 from msfusion.cli.network import network
 from msfusion.cli.pages import pages
@@ -105,6 +112,7 @@ def train(
 ) -> None:
     """Train one model across all participants. The end says what each of them held, computed and sent."""
     from msfusion.experiment.config import config_of_run, load_config
+    from msfusion.experiment.config.sections import SHARDED
     from msfusion.experiment.directory import RunDirectory, newest_path, reserved_path
     from msfusion.experiment.kinds import advice_lines, kind_of
     from msfusion.experiment.train import Silent
@@ -132,6 +140,7 @@ def train(
     console, first = console_of_user(), _speaks(settings.run.engine)
     quiet = quiet or as_json or not first
     with (
+        stopped_while_it_waits() if settings.run.engine == SHARDED else nullcontext(),
         reserved_path(out, name) if first else nullcontext(out or Path("runs")) as path,
         Silent() if quiet else watcher(console) as watching,
     ):

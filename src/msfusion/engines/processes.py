@@ -314,7 +314,7 @@ def _death(worker: _Worker) -> TrainingError:
     code = worker.process.exitcode
     how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
     return TrainingError(
-        f"the worker process that trained participant {task.participant} in round {task.round_index} {how}: "
+        f"the worker process that trained participant {task.participant} in round {task.round_index + 1} {how}: "
         "if memory ran out, use fewer workers, a smaller width ratio or a smaller batch size"
     )
 

@@ -242,7 +242,7 @@ def _failure(task: Task, error: Exception) -> MsfusionError:
         return error
     traceback.clear_frames(error.__traceback__)  # in which the tensors of its training may be
     failure = TrainingError(
-        f"participant {task.participant} failed in round {task.round_index} "
+        f"participant {task.participant} failed in round {task.round_index + 1} "
         f"({type(error).__name__}: {in_one_line(error)})"
     )
     failure.__cause__ = error
@@ -250,7 +250,7 @@ def _failure(task: Task, error: Exception) -> MsfusionError:
 
 
 def _source(task: Task) -> str:
-    return f"participant {task.participant} in round {task.round_index}"
+    return f"participant {task.participant} in round {task.round_index + 1}"
 
 
 def _released(method: Method, kind: Kind, task: Task, update: object) -> Released:

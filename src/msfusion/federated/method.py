@@ -119,7 +119,7 @@ Answered = Iterable[tuple[Task, Update]]
 @contextmanager
 def blamed(update: Update) -> Iterator[str]:
     """Make an UpdateError that is raised in here name the participant; what it is called is yielded."""
-    source = f"participant {update.participant} in round {update.round_index}"
+    source = f"participant {update.participant} in round {update.round_index + 1}"
     try:
         yield source
     except UpdateError as error:

@@ -116,7 +116,7 @@ def _figures(evaluation: Evaluation, prefix: str) -> dict[str, Scalar]:
 def _evaluation(update: Update, prefix: str) -> Evaluation:
     """The scores in a report. Raises UpdateError where they cannot be those of any model."""
     loss, accuracy, examples, perplexity = (update.metadata.get(prefix + name) for name in _SCORES)
-    source = f"participant {update.participant} in round {update.round_index}"
+    source = f"participant {update.participant} in round {update.round_index + 1}"
     if not isinstance(examples, int) or not isinstance(accuracy, float) or not 0 <= accuracy < 1.001:
         raise UpdateError(
             f"{source} reports an accuracy of {accuracy} on {examples} examples: it must be from 0 to 1, on a whole "

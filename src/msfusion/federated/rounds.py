@@ -343,7 +343,7 @@ class _Federation:
         if not engine.everywhere(not infinite):
             told = f"made {infinite[0]!r}" if infinite else "made a tensor"
             raise TrainingError(
-                f"{name}: fuse {told} not finite (NaN or infinite) in round {round_index}, of updates that are"
+                f"{name}: fuse {told} not finite (NaN or infinite) in round {round_index + 1}, of updates that are"
             )
         return fused
 
@@ -535,7 +535,7 @@ def _named(failure: MsfusionError, participant: int, round_index: int) -> Msfusi
     who = f"participant {participant}"
     if who in str(failure) or isinstance(failure, ConfigError | SumError):
         return failure
-    named = TrainingError(f"{failure} (round {round_index}, {who})")
+    named = TrainingError(f"{failure} (round {round_index + 1}, {who})")
     named.__cause__ = failure
     return named
 

@@ -198,7 +198,7 @@ def check_finite(
     """Raise TrainingError, naming the participant, where a loss is not finite. Steps count from 1."""
     if not math.isfinite(loss):
         raise TrainingError(
-            f"participant {participant}'s loss became {loss} in round {round_index}, step {step}: "
+            f"participant {participant}'s loss became {loss} in round {round_index + 1}, step {step}: "
             f"lower the learning rate (it is {settings.learning_rate_in(round_index):g})"
         )
 

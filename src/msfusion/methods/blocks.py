@@ -370,7 +370,7 @@ class BlocksMethod(Method):
         strange = [name for name in update.tensors if not name.startswith(ours)]
         if strange:
             raise UpdateError(
-                f"participant {update.participant} in round {update.round_index}: the update has a tensor "
+                f"participant {update.participant} in round {update.round_index + 1}: the update has a tensor "
                 f"{strange[0]!r}, which is of no block that it was to train",
                 update.participant,
             )

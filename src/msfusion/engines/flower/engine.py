@@ -53,14 +53,15 @@ class Owed:
     @property
     def source(self) -> str:
         """Whose task it is."""
-        return f"participant {self.task.participant} in round {self.task.round_index}"
+        return f"participant {self.task.participant} in round {self.task.round_index + 1}"
 
 
 class FlowerEngine(Engine):
     """Participants that are nodes of Flower, reached through the grid that a ServerApp is given.
 
     `examples` are how many each participant has, None where only it knows, and `agreement` is everything on which both
-    sides must agree. `rounds_kept` is how many rounds the run may go back when it is started again: participants keep
+    sides must agree. `run` is a name of the run, the same when it goes on: participants keep apart what they keep in
+    each. `rounds_kept` is how many rounds the run may go back when it is started again: participants keep
     for so long what they go on from. `most_examples` is the most that a participant may say that it has.
     """
 
@@ -72,6 +73,7 @@ class FlowerEngine(Engine):
         examples: Sequence[int | None],
         agreement: Agreement,
         waiting: Waiting | None = None,
+        run: str = "",
         rounds_kept: int = 1,
         most_examples: int = MOST_EXAMPLES,
     ) -> None:
@@ -79,6 +81,7 @@ class FlowerEngine(Engine):
         self._post: Post[object] = Post(grid)
         self._nodes = Nodes(self._post, examples, agreement, self._waiting, most_examples)
         self._agreement, self._rounds_kept = digest_of_json(agreement), rounds_kept
+        self._run = digest_of_json(run)
         self._met: set[int] = set()  # who has had a task of this server
 
     def open(self, data: Sequence[Batch], test: Batch | None = None) -> None:
@@ -121,7 +124,7 @@ class FlowerEngine(Engine):
         for who in range(len(self._nodes.examples)):
             node = self._nodes.node_of(who)
             if node is not None:
-                content = records_of(pack(Over(rounds, who)))
+                content = records_of(pack(Over(self._run, rounds, who)))
                 out += self._post.send(node, "query", content, FAREWELL_SECONDS, "", Over) is not None
         end = time.monotonic() + FAREWELL_SECONDS
         while out and time.monotonic() < end:
@@ -154,7 +157,8 @@ class FlowerEngine(Engine):
         who = owed.task.participant
         examples = self._nodes.examples
         everybodys = [count or 0 for count in examples] if len(examples) <= MOST_ENTRIES else []
-        work = Work(who, owed.kept, self._rounds_kept, examples[who] or 0, everybodys, self._agreement)
+        kept, count = owed.kept, examples[who] or 0
+        work = Work(self._run, who, kept, self._rounds_kept, count, everybodys, self._agreement)
         content, round_ = records_of(pack(work), owed.message), str(owed.task.round_index + 1)
         owed.node, owed.tries = node, owed.tries + 1
         owed.since = min(owed.since, time.monotonic())
@@ -201,7 +205,8 @@ class FlowerEngine(Engine):
         if isinstance(said, Lost):
             why = (
                 f"participant {owed.task.participant} has lost what it kept in round {owed.kept}: start its SuperNode "
-                "with the folder 'keep' of its --node-config that it had; without one, begin anew with another out"
+                "with the folder 'keep' of its --node-config that it had, and the server with the out that it had, in "
+                "the same place; without 'keep', begin anew with another out"
             )
             # at the beginning somebody can still mend it; later the others go on
             resumed = owed.kept > 0 and owed.task.participant not in self._met

@@ -15,7 +15,7 @@ from msfusion.engines.grpc.packing import Agreement, unpack
 from msfusion.errors import MsfusionError, StreamError
 from msfusion.imports import in_one_line
 
-FORMAT = 1
+FORMAT = 2
 """The version of what is said: both sides must have the same."""
 
 LARGEST_FRAME = 2**17
@@ -54,9 +54,11 @@ class Work:
     `kept` is the round, counted from 1, in which the participant kept what it is to go on from; 0 where it is nothing.
     `rounds_kept` is how many rounds the server may go back when it is started again. `examples` is how many the
     participant has said that it has, and `agreement` a digest of what was agreed on: where its data have changed since,
-    it does nothing. `everybodys` are how many everybody has, where participants have data of their own.
+    it does nothing. `everybodys` are how many everybody has, where participants have data of their own. `run` is a
+    digest of which of the server's runs this is: two of one configuration may be at work at the same time.
     """
 
+    run: str
     participant: int
     kept: int
     rounds_kept: int
@@ -84,8 +86,9 @@ class Lost:
 
 @dataclass(frozen=True)
 class Over:
-    """All rounds are done: nobody goes on from what was kept."""
+    """All rounds are done: nobody goes on from what was kept in this run."""
 
+    run: str
     rounds: int
     participant: int
 

@@ -21,6 +21,9 @@ from msfusion.setting import check
 LOOK_SECONDS = 1.0
 """How often it is asked which nodes are connected."""
 
+MOST_ASKED = 3
+"""How often a node is asked at most who it is while Flower says that it could not answer, as where a process died."""
+
 START = "start its SuperNode, with --node-config 'partition-id={}'"
 """What is to be done about a participant that has not come."""
 
@@ -69,6 +72,7 @@ class Nodes:
         self._nodes: dict[int, int] = {}  # by participant
         self._connected: set[int] = set()
         self._known: set[int] = set()  # who has been asked since it came
+        self._failed: dict[int, int] = {}  # how often a node could not answer
         self._later: dict[int, tuple[int, Here]] = {}  # who has come for a number that another node has
         self._away = dict.fromkeys(range(len(examples)), time.monotonic())  # since when
         self._unseen = set(self._away)
@@ -134,6 +138,7 @@ class Nodes:
     def lost(self, node: int) -> None:
         """A node does not answer any more: if it is connected still, or again, it is asked anew."""
         self._known.discard(node)
+        self._failed.pop(node, None)
         self._later = {who: each for who, each in self._later.items() if each[0] != node}
         for participant, its in self._nodes.items():
             if its == node and participant not in self._away:
@@ -143,11 +148,7 @@ class Nodes:
     def heard(self, node: int, reply: Message) -> None:
         """What a node says it is. Raises StreamError where that does not fit, while the run has not begun."""
         if reply.has_error():
-            self._waiting.on_event(
-                f"node {node} could not be asked who it is ({told(reply.error.code, reply.error.reason)})"
-            )
-            if reply.error.code in GONE:
-                self.lost(node)
+            self._has_failed(node, reply.error.code, told(reply.error.code, reply.error.reason))
             return
         try:
             here: Here | Unfit = unpack(said_in(reply.content)[0], Here, Unfit)
@@ -158,10 +159,26 @@ class Nodes:
             else:
                 raise StreamError(in_a_line(here.why))
         except MsfusionError as error:
-            sentence = f"node {node} cannot take part: {error}"
-            if not self._begun:
-                raise StreamError(sentence, "FAILED_PRECONDITION") from error
-            self._waiting.on_event(sentence)
+            self._does_not_fit(node, error)
+
+    def _has_failed(self, node: int, code: int, why: str) -> None:
+        """Flower says that a node could not answer who it is. Raises StreamError as `heard`, where it never can."""
+        self._waiting.on_event(f"node {node} could not be asked who it is ({why})")
+        if code in GONE:
+            self.lost(node)
+            return
+        self._failed[node] = self._failed.get(node, 0) + 1
+        if self._failed[node] < MOST_ASKED:
+            self._known.discard(node)  # it is asked again at the next look
+        else:
+            self._does_not_fit(node, StreamError(f"{why}; more is told in the log of its SuperNode"))
+
+    def _does_not_fit(self, node: int, error: MsfusionError) -> None:
+        """Raises StreamError while the run has not begun; later it is told, and the node is let be."""
+        sentence = f"node {node} cannot take part: {error}"
+        if not self._begun:
+            raise StreamError(sentence, "FAILED_PRECONDITION") from error
+        self._waiting.on_event(sentence)
 
     def _take(self, node: int, here: Here) -> None:
         """A node is a participant's from now on. Raises StreamError."""

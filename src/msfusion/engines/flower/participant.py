@@ -57,22 +57,22 @@ class Participant:
     folder: Path | None = None
     threads: int = 1
 
-    @property
-    def run(self) -> str:
-        """A digest of the run and the participant."""
-        return digest_of_json([self.agreement, self.number])
+    def run(self, run: str) -> str:
+        """A digest of the participant and one of the server's runs."""
+        return digest_of_json([self.agreement, self.number, run])
 
-    @property
-    def own_folder(self) -> Path | None:
-        """The folder of this participant in this run."""
-        name = f"participant-{self.number}-{digest_of_json(self.agreement)[:8]}"
-        return None if self.folder is None else self.folder / name
+    def own_folder(self, run: str) -> Path | None:
+        """The folder of this participant in one of the server's runs."""
+        return None if self.folder is None else self.folder / f"{self._name}-{self.run(run)[:8]}"
 
     @property
     def log(self) -> SentLog:
         """What has left it is told here."""
-        own = self.own_folder
-        return SentLog(None if own is None else own.with_name(f"{own.name}.sent.jsonl"))
+        return SentLog(None if self.folder is None else self.folder / f"{self._name}.sent.jsonl")
+
+    @property
+    def _name(self) -> str:
+        return f"participant-{self.number}-{digest_of_json(self.agreement)[:8]}"
 
 
 class Spare(StreamError):
@@ -115,7 +115,7 @@ def _answer(
             f"the server takes this participant {who.number} for participant {asked.participant}"
         )
     if isinstance(asked, Over):
-        _forget(who, memory)
+        _forget(asked.run, who, memory)
         say(f"all {asked.rounds} rounds are done")
         return Thanks(), b""
     if asked.agreement != digest_of_json(who.agreement) or asked.examples != len(who.data):
@@ -125,13 +125,14 @@ def _answer(
     return _done(asked, body, who, memory, say)
 
 
-def _forget(who: Participant, memory: dict[int, bytes]) -> None:
-    """Nobody goes on from what was kept."""
-    with keeping(memory, who.own_folder, who.run, 0) as kept:
+def _forget(run: str, who: Participant, memory: dict[int, bytes]) -> None:
+    """Nobody goes on from what was kept in this run."""
+    folder = who.own_folder(run)
+    with keeping(memory, folder, who.run(run), 0) as kept:
         kept.clear()
-    if who.own_folder is not None:
+    if folder is not None:
         with suppress(OSError):
-            who.own_folder.rmdir()
+            folder.rmdir()
 
 
 def _done(
@@ -140,7 +141,8 @@ def _done(
     """A task, done. It may be one that was done before: it goes on from the same memory, so the same comes of it."""
     kind, task, _ = task_in(body, who.number)
     method = as_run(who.method(asked.everybodys))
-    with keeping(memory, who.own_folder, who.run, asked.rounds_kept) as kept, threads_set(who.threads):
+    folder, run = who.own_folder(asked.run), who.run(asked.run)
+    with keeping(memory, folder, run, asked.rounds_kept) as kept, threads_set(who.threads):
         try:
             task = replace(task, memory=kept.load(asked.kept, method.first_memory))
         except RunDirectoryError as error:

@@ -103,7 +103,7 @@ def update_in(
         or not isinstance(metadata, dict)
     ):
         raise StreamError("a message is damaged: it is no update")
-    source = f"participant {participant} in round {round_index}"
+    source = f"participant {participant} in round {round_index + 1}"
     check_figures(examples, loss, source)
     assert isinstance(examples, int)
     assert isinstance(loss, float)
@@ -122,7 +122,7 @@ def released_in(
     update, seconds, keeps = update_in(message, outbound, participant, round_index)
     if keeps and not remembers:
         raise StreamError(
-            f"participant {participant} in round {round_index} says that it keeps something, and its method has "
+            f"participant {participant} in round {round_index + 1} says that it keeps something, and its method has "
             "nothing to keep"
         )
     if keeps:

@@ -304,7 +304,7 @@ class Network(Engine):
 
     def _said(self, name: str, owed: Owed, what: Any) -> Said:
         """What a participant has sent for its task, looked at."""
-        source = f"participant {owed.participant} in round {owed.round_index}"
+        source = f"participant {owed.participant} in round {owed.round_index + 1}"
         try:
             if name == "refused":
                 raise StreamError(what)

@@ -30,7 +30,8 @@ def answer(message: Message, context: Context, config: Path) -> Message:
     try:
         frame, body = said_in(message.content)
         kept = kept_in(context.state)
-        node = json.dumps(dict(context.node_config))
+        # by name: Flower hands it to each ClientApp in another order, and it says which process is handed the message
+        node = json.dumps(dict(context.node_config), sort_keys=True)
         asked = Asked(node, frame, body, list(kept), list(kept.values()))
         done = hand_on(asked, config, context.run_id, context.node_id)
         keep_in(context.state, dict(zip(done.rounds, done.kept, strict=True)))

@@ -190,6 +190,9 @@ def _is_over(frame: bytes) -> bool:
 
 
 def _is_there(process: int) -> bool:
+    """Whether a process is at work. One that has ended stays until its parent asks after it, which may be never."""
+    with suppress(OSError):  # on Linux
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     try:
         os.kill(process, 0)
     except ProcessLookupError:

@@ -44,7 +44,7 @@ def serve(
     engines: list[FlowerEngine] = []
 
     def listen(examples: Sequence[int | None], agreement: Agreement, **limits: int) -> FlowerEngine:
-        engines.append(FlowerEngine(grid, examples, agreement, waiting, **limits))
+        engines.append(FlowerEngine(grid, examples, agreement, waiting, str(path.resolve()), **limits))
         return engines[0]
 
     with RunDirectory(path).locked():  # also while participants are waited for

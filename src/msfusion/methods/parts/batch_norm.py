@@ -159,7 +159,7 @@ def _check_moments(state: Mapping[str, Tensor], update: Update) -> None:
         fits = name in state and variance in state and sums.shape == (3, *state[name].shape)
         if not fits or not bool(torch.isfinite(sums).all()) or float(sums[0].min()) < 0:
             raise UpdateError(
-                f"participant {update.participant} in round {update.round_index}: the moments of {name} "
+                f"participant {update.participant} in round {update.round_index + 1}: the moments of {name} "
                 "do not fit the model or are not finite; lower the learning rate if training diverges",
                 update.participant,
             )
