@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from msfusion.batch import Batch
 from msfusion.errors import ConfigError, DataError, TrainingError
-from msfusion.scoring import LOSSES, Scoring, loss_named, metrics_named
+from msfusion.scoring import LOSSES, Scoring, loss_named, loss_told, metrics_named, number_told
 
 
 class Returning(nn.Module):
@@ -158,3 +158,19 @@ def test_names_that_are_none_are_refused() -> None:
     for find in (lambda: loss_named("nonsense"), lambda: metrics_named(["nonsense"], 2, True)):
         with pytest.raises(ConfigError, match="module:name"):
             find()
+
+
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [(0.0123456, "0.01235"), (12.3456, "12.35"), (-209_212.6, "-209,213"), (1.2345678e18, "1.235e+18")],
+)
+def test_numbers_are_told_with_four_digits_and_all_before_the_point(number: float, told: str) -> None:
+    assert number_told(number) == told
+
+
+def test_losses_have_four_decimals_unless_they_are_large() -> None:
+    assert [loss_told(each) for each in (0.31, 999.99, 216_116_880.0)] == [
+        "0.3100",
+        "999.9900",
+        "216,116,880",
+    ]

@@ -22,7 +22,7 @@ from typing import IO, TYPE_CHECKING, Literal
 from msfusion.errors import ConfigError, RunDirectoryError
 from msfusion.federated.results import ParticipantResult, RoundResult
 from msfusion.files import refusing_write_errors, write_text
-from msfusion.scoring import FIGURES, SCORES
+from msfusion.scoring import FIGURES, SCORES, loss_told, number_told
 from msfusion.tensorboard import EventWriter, require_tensorboard
 
 if TYPE_CHECKING:
@@ -58,16 +58,12 @@ class Printed(Callback):
 
     def round(self, federation: Federation, result: RoundResult) -> None:
         """Print it."""
-        told = [f"{name} {_shown(value)}" for name, value in result.figures().items() if name in _TOLD]
-        known = [f"{name} {value:.4g}" for name, value in result.own_figures().items()]
+        told = [f"{name} {loss_told(value)}" for name, value in result.figures().items() if name in _TOLD]
+        known = [f"{name} {number_told(value)}" for name, value in result.own_figures().items()]
         print(f"round {result.number}/{federation.planned}: " + ", ".join([*told, *known]), flush=True)
 
 
 _TOLD = ("training_loss", *SCORES)
-
-
-def _shown(value: float) -> str:
-    return f"{value:.4f}"
 
 
 class CSVFile(Callback):

@@ -58,6 +58,16 @@ FIGURES = ("training_loss", *SCORES, "bytes_down", "bytes_up", "seconds")
 _TAKEN = (*FIGURES, "examples", "round", "measuring_bytes")
 
 
+def loss_told(loss: float) -> str:
+    """A loss for people: 0.3100; of targets that are large numbers 216,116,880."""
+    return f"{loss:.4f}" if abs(loss) < 1000 else number_told(loss)
+
+
+def number_told(number: float) -> str:
+    """A number with four digits, and all before the point where there are more: 0.01235, 12.35, 209,213, 1.235e+18."""
+    return f"{number:,.0f}" if 1000 <= abs(number) < 1e15 else f"{number:.4g}"
+
+
 @dataclass(frozen=True)
 class Scoring:
     """How outputs are scored. Raises ConfigError for what is no loss or metric.

@@ -13,6 +13,7 @@ from msfusion.experiment.prepared import Prepared
 from msfusion.experiment.report.words import duration, left_out_lines, quality
 from msfusion.federated.participation import Calendar
 from msfusion.federated.results import ParticipantResult
+from msfusion.scoring import loss_told
 
 
 class Bar:
@@ -112,7 +113,7 @@ class Lines:
         nobody = (
             "nobody's update counts, the model stays" if "left_out" in line else "nobody was there in time"
         )
-        told = nobody if loss is None else f"training loss {loss:.4f}"
+        told = nobody if loss is None else f"training loss {loss_told(loss)}"
         told = quality(line) if "loss" in line else told
         if "loss" in line and loss is None and "left_out" in line:
             told = f"{nobody}, {told}"

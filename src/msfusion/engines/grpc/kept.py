@@ -24,6 +24,7 @@ from msfusion.files import (
     remove_unfinished,
     write_tensors,
 )
+from msfusion.scoring import loss_told
 from msfusion.width.groups import State
 
 FILES = f"kept-{'[0-9]' * 6}.safetensors"
@@ -149,7 +150,7 @@ def sent_of(
         return None
     if answer.memory:
         kept.save(task.round_index + 1, answer.memory)
-    loss = f"loss {answer.loss:.4f}, " if tells_losses else ""
+    loss = f"loss {loss_told(answer.loss)}, " if tells_losses else ""
     figures = f"{examples} examples, {loss}{seconds:.2f} s"
     tell(f"{where}: {figures if kind == 'train' else kind}")
     return update_message(answer, seconds)

@@ -7,13 +7,14 @@ from typing import Any
 
 from msfusion.experiment.report.table import Column, Row, Table
 from msfusion.experiment.report.words import percent, quality
+from msfusion.scoring import number_told
 
 SHOWN = 20
 """So many predictions fit a terminal."""
 
 
 def _told(value: str | Sequence[float]) -> str:
-    return value if isinstance(value, str) else ", ".join(f"{number:.4g}" for number in value)
+    return value if isinstance(value, str) else ", ".join(map(number_told, value))
 
 
 _COLUMNS = (

@@ -10,6 +10,7 @@ from typing import Any
 from msfusion.experiment.report.table import Column, Row, Table
 from msfusion.experiment.report.words import count, duration, percent, quality, size, span
 from msfusion.methods.starts import start_line
+from msfusion.scoring import loss_told
 
 _HELD = (
     Column("who", "who", align="left", whole=True),
@@ -138,7 +139,7 @@ _RESULTS = (
     Column("examples", "examples"),
     Column("rounds", "rounds"),
     Column("left out", "left_out", optional=True),
-    Column("last loss in training", "loss", "{:.4f}".format),
+    Column("last loss in training", "loss", loss_told),
     Column("time", "seconds", duration),
     Column("sent to it", "bytes_down", size),
     Column("sent by it", "bytes_up", size),

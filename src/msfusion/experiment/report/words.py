@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from msfusion.scoring import loss_told, number_told
+
 
 def count(number: int | float) -> str:
     """A large number with three digits and a unit: 1.23 M."""
@@ -69,9 +71,9 @@ def quality(metrics: Mapping[str, Any]) -> str:
     if metrics.get("accuracy") is not None:
         parts.append(f"accuracy {metrics['accuracy']:.1%}")
     if "loss" in metrics:
-        parts.append("loss " + ("infinite" if metrics["loss"] is None else f"{metrics['loss']:.4f}"))
+        parts.append("loss " + ("infinite" if metrics["loss"] is None else loss_told(metrics["loss"])))
     for name, value in metrics.get("metrics", {}).items():
-        parts.append(f"{name} " + ("not finite" if value is None else f"{value:.4g}"))
+        parts.append(f"{name} " + ("not finite" if value is None else number_told(value)))
     return ", ".join(parts) or "not evaluated"
 
 
