@@ -142,9 +142,8 @@ def _measured(names: Sequence[str], outputs: Tensor, targets: Tensor | None) -> 
     rows = outputs.reshape(len(names), -1).tolist()
     wanted = [None] * len(names) if targets is None else targets.reshape(len(names), -1).numpy()
     for name, row, answer in zip(names, rows, wanted, strict=True):
-        written = (
-            None if answer is None else tuple(float(str(each)) for each in answer)
-        )  # 0.1, not 0.10000000149
+        # 0.1, not 0.10000000149
+        written = None if answer is None else tuple(float(str(each)) for each in answer)
         yield Prediction(name, numbers=tuple(row), answer=written)
 
 

@@ -131,9 +131,8 @@ class Scoring:
         tally = Tally() if self.loss is None or self.labels else None
         with evaluating(model):
             for batch in data.split(self.batch_size):
-                outputs = self._in_units(
-                    outputs_of(model, batch), batch.targets
-                )  # once, for all that is told
+                # once, for all that is told of them
+                outputs = self._in_units(outputs_of(model, batch), batch.targets)
                 if self.loss is not None:
                     loss += float(self._own_loss(outputs, batch.targets)) * len(batch)
                 if tally is not None:

@@ -36,10 +36,8 @@ def constant_answer(data: FederatedData, loss: str = "cross_entropy") -> dict[st
     The best such answer for the test set: its most frequent class, and the shares of its classes as probabilities (the
     loss is in nats); of numbers their means, by mean squared error. `loss` is the name of the one that is told.
     """
-    if data.task == "regression" and loss in (
-        "cross_entropy",
-        "mse",
-    ):  # the former is no loss of numbers: mse it is
+    squared = loss in ("cross_entropy", "mse")  # the former is no loss of numbers: mse it is
+    if data.task == "regression" and squared:
         targets = data.test.targets.double()
         return {"loss": float((targets - targets.mean(0)).square().mean())}
     if data.task not in LABELLED or loss != "cross_entropy":
