@@ -252,6 +252,18 @@ def start(forge: Forge, count: int, *arguments: str) -> list[int]:
     ]  # fmt: skip
 
 
+def three_at_work(forge: Forge, here: Path, rounds: int) -> list[int]:
+    """Three ranks on a job of 24 rounds, of which so many are done."""
+    settings = [*JOB, "rounds=24", "method.start=blocks", "method.blocks=3"]
+    (here / "job.toml").write_text(load_config(None, settings).to_toml())
+    ranks = start(forge, 3)
+    end = time.monotonic() + 120
+    while not (here / "run" / "checkpoints" / f"round-{rounds:06d}.safetensors").exists():
+        assert time.monotonic() < end, [Path(f"said-{rank}").read_text() for rank in range(3)]
+        time.sleep(0.02)
+    return ranks
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_rank_whose_others_do_not_come_can_be_stopped(
     number: signal.Signals, forge: Forge, here: Path
@@ -276,13 +288,7 @@ def test_a_rank_whose_others_do_not_come_can_be_stopped(
 
 @pytest.mark.release  # forty seconds; torchrun itself is below
 def test_a_rank_that_is_killed_ends_the_others_and_fewer_go_on(forge: Forge, here: Path) -> None:
-    settings = [*JOB, "rounds=24", "method.start=blocks", "method.blocks=3"]
-    (here / "job.toml").write_text(load_config(None, settings).to_toml())
-    ranks = start(forge, 3)
-    end = time.monotonic() + 120
-    while not (here / "run" / "checkpoints" / "round-000003.safetensors").exists():
-        assert time.monotonic() < end, [Path(f"said-{rank}").read_text() for rank in range(3)]
-        time.sleep(0.02)
+    ranks = three_at_work(forge, here, rounds=3)
     os.kill(ranks[1], signal.SIGKILL)
     assert [forge.code(rank) for rank in ranks] == [2, -signal.SIGKILL, 2]
     for rank in (0, 2):
@@ -305,13 +311,7 @@ def test_a_rank_that_is_killed_ends_the_others_and_fewer_go_on(forge: Forge, her
 @pytest.mark.release
 def test_ranks_that_wait_for_a_silent_one_can_be_stopped(forge: Forge, here: Path) -> None:
     """Nothing of Python runs in them; they would wait for an hour."""
-    settings = [*JOB, "rounds=24", "method.start=blocks", "method.blocks=3"]
-    (here / "job.toml").write_text(load_config(None, settings).to_toml())
-    ranks = start(forge, 3)
-    end = time.monotonic() + 120
-    while not (here / "run" / "checkpoints" / "round-000002.safetensors").exists():
-        assert time.monotonic() < end, [Path(f"said-{rank}").read_text() for rank in range(3)]
-        time.sleep(0.02)
+    ranks = three_at_work(forge, here, rounds=2)
     os.kill(ranks[1], signal.SIGSTOP)
     time.sleep(2)
     for rank in (0, 2):
