@@ -57,6 +57,21 @@ def test_only_the_operator_is_left_behind_and_counted(trained: Path, figures: di
     assert figures["participants"][0]["small_parameters"] < figures["participants"][1]["small_parameters"]
 
 
+def test_by_codecs_the_plan_says_about_how_many_bytes_there_will_be(tmp_path: Path) -> None:
+    coarse = ["method.codec={codec='dead_zone', step=1.4}", "method.codec_down={codec='dead_zone', step=1.4}"]
+    plan, plain = prepare(quick(*coarse)).plan(), prepare(quick()).plan()
+    train(quick(*coarse), tmp_path / "out")
+    line = RunDirectory(tmp_path / "out").read_metrics()[1]  # in round 1 nobody is sent anything new
+    for way in ("bytes_up", "bytes_down"):
+        (expected,) = {each[way] for each in plan["participants"]}
+        assert line[way] / 3 == pytest.approx(expected, rel=0.3)
+        assert expected < plain["participants"][0][way] / 10
+    assert plan["fewer_bytes"] > 0.9
+    # who evaluates its own model is sent the operator as it is: as much more as without codecs
+    examined = [each["fewer_bytes"] - each["fewer_bytes_evaluated"] for each in (plan, plain)]
+    assert examined[0] == pytest.approx(examined[1])
+
+
 @pytest.mark.release
 def test_participants_are_told_apart(trained: Path) -> None:
     assert all(line["accuracy_sd"] > 0 for line in RunDirectory(trained).read_metrics())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from copy import deepcopy
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -28,9 +29,13 @@ from grow_cases import (
     texts,
     trace_once,
 )
+from loopback import Loopback
 from simulated import fuse_updates, run_rounds
 
+from msfusion.codecs import DeadZone
 from msfusion.errors import UpdateError
+from msfusion.federated import rounds as federated_rounds
+from msfusion.federated.compression import compressed
 from msfusion.federated.participation import Conditions
 from msfusion.federated.rounds import RoundResult, RoundSettings
 from msfusion.federated.states import labelled, part, state_of
@@ -200,6 +205,58 @@ def test_resumed_after_any_round_with_participants_absent_it_gives_the_same_bits
             assert same_memories(one.memories, other.memories)  # type: ignore[arg-type]
             assert one.reports == other.reports
             assert one.evaluation == other.evaluation
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        "then federated",
+        *(pytest.param(e, marks=pytest.mark.release) for e in ("dual-ligo", "average everything")),
+    ],
+)
+def test_by_codecs_the_bits_are_the_same_after_a_resume_and_over_a_network(variant: str) -> None:
+    """What a participant knows and owes waits, with its intermediate model, until it is there again."""
+
+    def by_codecs() -> GrowMethod:
+        method = method_of(VARIANTS[variant])
+        compressed(method, DeadZone(step=1.4), DeadZone(step=1.4))
+        return method
+
+    results = rounds(by_codecs(), conditions=CHANGING)
+    middle = results[1]
+    (rest,) = rounds(
+        by_codecs(),
+        state=middle.state,
+        memories=middle.memories,
+        first_round=2,
+        conditions=CHANGING,
+        workers=2,
+    )
+    assert same(rest.state, results[2].state)
+    assert same_memories(rest.memories, results[2].memories)  # type: ignore[arg-type]
+    assert rest.reports == results[2].reports
+    settings, network = RoundSettings(rounds=3, seed=1), Loopback(own=lambda _: deepcopy(by_codecs()))
+    there = list(
+        federated_rounds.run_rounds(by_codecs(), data(), settings, conditions=CHANGING, engine=network)
+    )
+    for ours, theirs in zip(results, there, strict=True):
+        assert same(ours.state, theirs.state)
+
+
+def test_by_codecs_the_operator_travels_in_a_tenth_of_the_bytes_and_learns_as_much() -> None:
+    plain, small = method_of(), method_of()
+    compressed(small, DeadZone(step=1.4), DeadZone(step=1.4))
+    before, after = rounds(plain, 6), rounds(small, 6)
+    for one, other in zip(before[1:], after[1:], strict=True):  # in round 0 nothing is new to anybody
+        for each, less in zip(one.participants, other.participants, strict=True):
+            assert less.bytes_up < each.bytes_up / 10
+            assert less.bytes_down < each.bytes_down / 10
+    first = method_of().initial_state()
+    moved, apart = (
+        sum(float((before[-1].state[name] - others[name]).square().sum()) for name in first)
+        for others in (first, after[-1].state)
+    )
+    assert apart < 0.3 * moved
 
 
 @pytest.mark.release

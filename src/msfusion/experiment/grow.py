@@ -17,12 +17,13 @@ from msfusion.experiment.config import Config
 from msfusion.experiment.fingerprint import model_digest
 from msfusion.experiment.local import LocalRun
 from msfusion.experiment.setup import optimizer_states, scoring_of, settle_process
+from msfusion.federated.compression import compressed
 from msfusion.federated.participation import Conditions, RoundSettings
 from msfusion.federated.results import RoundResult
 from msfusion.federated.states import state_of
 from msfusion.imports import is_reference
 from msfusion.methods.fedgrow.build import grow_method
-from msfusion.methods.fedgrow.costs import GrowCosts, grow_costs, private_steps
+from msfusion.methods.fedgrow.costs import GrowCosts, bytes_of, grow_costs, private_steps
 from msfusion.methods.fedgrow.method import GrowMethod
 from msfusion.methods.fedgrow.private import SmallModel
 from msfusion.methods.fedgrow.settings import GrowSettings
@@ -55,7 +56,7 @@ class GrowRun(LocalRun):
         super().__init__(
             config,
             data,
-            self._made(config, data, target),
+            compressed(self._made(config, data, target), *config.codecs),
             RoundSettings(
                 config.rounds, people.fraction, evaluate_every=config.evaluation.every, seed=config.seed
             ),
@@ -124,13 +125,17 @@ class GrowRun(LocalRun):
         }
 
     def _fewer_bytes_evaluated(self) -> float:
-        """The share of FedAvg's bytes that need not travel in rounds of growth, evaluations included."""
+        """The share of FedAvg's bytes that need not travel in rounds of growth, evaluations included.
+
+        A codec is for training alone: what is to be evaluated goes as it is.
+        """
         costs, every = self._costs, self.config.evaluation.every
         trained = len(self.round_settings.participants_in(0, self.config.participants.count))
         asked = self.config.participants.count / every
         examined = asked if self.method.asks(self.method.after(0)) else 0.0
         others = asked if self.config.evaluation.own_labels else 0.0  # only then must FedAvg ask anybody
-        grown = trained * (costs.bytes_down + costs.bytes_up) + examined * costs.bytes_down
+        examination = bytes_of(self.method.leaving(0))
+        grown = trained * (costs.bytes_down + costs.bytes_up) + examined * examination
         whole = trained * (costs.target.bytes_down + costs.target.bytes_up) + others * costs.target.bytes_down
         return 1 - grown / whole
 
@@ -167,13 +172,19 @@ class GrowRun(LocalRun):
 
     @cached_property
     def _costs(self) -> GrowCosts:
+        """Of a round of growth, or of the target without an operator; by a codec, what messages will have roughly."""
         training = self.config.training_settings
-        return grow_costs(
+        costs = grow_costs(
             self.method,
             self.data.participants[0],
             batch_size=training.batch_size,
             states=optimizer_states(training),
         )
+        small = self.method.compression
+        if small is None:
+            return costs
+        saved_down, saved_up = small.saved(self.method.after(0))
+        return replace(costs, bytes_down=costs.bytes_down - saved_down, bytes_up=costs.bytes_up - saved_up)
 
     def _made(self, config: Config, data: FederatedData, target: nn.Module) -> GrowMethod:
         """The method, with a model for each participant; equal small models share their working space."""

@@ -94,19 +94,20 @@ class Compression:
         How long a codec's message is depends on the values: here they are drawn from a normal distribution.
         """
         tensors = {id(tensor): (name, tensor) for name, tensor in state_tensors(module).items()}
-        coded = self._coded_of(dict(tensors.values()))
+        saved_down, saved_up = self.saved(dict(tensors.values()))
+        return replace(costs, bytes_down=costs.bytes_down - saved_down, bytes_up=costs.bytes_up - saved_up)
 
-        def bytes_by(codec: Codec | None, before: int) -> int:
+    def saved(self, tensors: State) -> tuple[int, int]:
+        """About how many bytes less some tensors travel in, down and up. Of the tensors only types and shapes count."""
+        coded = self._coded_of(tensors)
+        entries = sum(each.numel() for each in coded.values())
+
+        def by(codec: Codec | None) -> int:
             if codec is None or not coded:
-                return before
-            others = before - payload_bytes(coded)
-            return others + expected_bytes(sum(each.numel() for each in coded.values()), len(coded), codec)
+                return 0
+            return payload_bytes(coded) - expected_bytes(entries, len(coded), codec)
 
-        return replace(
-            costs,
-            bytes_down=bytes_by(self.down, costs.bytes_down),
-            bytes_up=bytes_by(self.up, costs.bytes_up),
-        )
+        return by(self.down), by(self.up)
 
     # In the server.
 

@@ -272,7 +272,8 @@ def _released(method: Method, kind: Kind, task: Task, update: object) -> Release
         return Released(made)
     coded = small.coded(task, made)
     outbound = small.outbound(task, method.outbound(kind, task))
-    return Released(replace(coded, tensors=outbound.select(coded.tensors, coded.metadata, source)))
+    sent = outbound.select(coded.tensors, coded.metadata, source)
+    return Released(replace(coded, tensors=sent, memory=_on(CPU, coded.memory)))
 
 
 def _received(method: Method, task: Task) -> Task:
@@ -519,7 +520,12 @@ def _task_on(device: torch.device, task: Task) -> Task:
 
 
 def _on(device: torch.device, tensors: State) -> dict[str, Tensor]:
-    return {name: tensor.to(device) for name, tensor in tensors.items()}
+    """The tensors on a device, with their entries in order, as they come from a file, a pipe or a network.
+
+    Tensors of equal numbers that lie otherwise (who has made one by a transposition) are summed up with other rounding: a
+    participant whose memory stays in its own process would go on with other bits than one whose memory comes back.
+    """
+    return {name: tensor.to(device).contiguous() for name, tensor in tensors.items()}
 
 
 @contextmanager

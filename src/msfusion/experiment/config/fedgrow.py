@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field
 
 from msfusion.errors import ConfigError, GrowthError
 from msfusion.experiment.config.declared import Section, key_of, section_of
-from msfusion.experiment.config.sections import CODECS, SECURE, SLICES_ONLY, LocalTrainingSection
+from msfusion.experiment.config.sections import SECURE, SLICES_ONLY, LocalTrainingSection
 from msfusion.federated.training import TrainingSettings
 from msfusion.folders import digest_of, folder_of
 from msfusion.growth.fit import FitSettings
@@ -69,7 +69,7 @@ class GrowSection(Section):
         description="of the folders in small; filled in when a run begins, to notice other weights",
     )
 
-    meaningless: ClassVar[tuple[str, ...]] = (*SLICES_ONLY, *CODECS, *SECURE)
+    meaningless: ClassVar[tuple[str, ...]] = (*SLICES_ONLY, *SECURE)
     """Other keys, which have no meaning for Fed-Grow (yet)."""
 
     def settings(self, training: TrainingSettings) -> GrowSettings:

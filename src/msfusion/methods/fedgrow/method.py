@@ -241,6 +241,11 @@ class GrowMethod(Method):
         leaving = self.settings.leaving(round_index)
         return {name: form for name, form in self._forms.items() if _label(name) in leaving}
 
+    @property
+    def whole(self) -> nn.Module:
+        """A model of the target's shape: nothing else that is federated has running statistics."""
+        return self.target
+
     def after(self, round_index: int) -> dict[str, Tensor]:
         """A global state as it is after a round, without values."""
         forms = self.leaving(round_index)
