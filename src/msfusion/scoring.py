@@ -58,9 +58,9 @@ FIGURES = ("training_loss", *SCORES, "bytes_down", "bytes_up", "seconds")
 _TAKEN = (*FIGURES, "examples", "round", "measuring_bytes")
 
 
-def loss_told(loss: float) -> str:
+def loss_told(loss: float, decimals: int = 4) -> str:
     """A loss for people: 0.3100; of targets that are large numbers 216,116,880."""
-    return f"{loss:.4f}" if abs(loss) < 1000 else number_told(loss)
+    return f"{loss:.{decimals}f}" if abs(loss) < 1000 else number_told(loss)
 
 
 def number_told(number: float) -> str:

@@ -14,6 +14,7 @@ import torch
 from msfusion.batch import IGNORED
 from msfusion.data.federated import FederatedData
 from msfusion.data.loaded import LABELLED
+from msfusion.scoring import number_told
 
 Line = Mapping[str, Any]
 
@@ -74,8 +75,9 @@ def _quality(summary: Mapping[str, Any], metrics: Sequence[Line]) -> Iterator[st
         yield _constant(summary)
     elif last > WORSE * best and best > 0:
         yield (
-            f"the loss on the test set was lowest in round {best_round} ({best:.3g}) and is {last:.3g} at the end: "
-            "stop there (rounds), or lower training.learning_rate or training.local_epochs"
+            f"the loss on the test set was lowest in round {best_round} ({number_told(best)}) "
+            f"and is {number_told(last)} at the end: stop there (rounds), or lower training.learning_rate or "
+            "training.local_epochs"
         )
     else:
         yield from _still_learning(known, summary)
@@ -91,8 +93,8 @@ def is_constant(loss: float, accuracy: float | None, constant: Mapping[str, floa
 def no_better_than_the_mean(loss: float, of_the_mean: float, normalised: bool, otherwise: str) -> str:
     """Of a model of numbers that has learnt nothing; `otherwise` is what may help beside `normalised` targets."""
     told = (
-        f"the model is no better than one that always gives the mean of all targets (mean squared error {loss:.3g}, "
-        f"and {of_the_mean:.3g} for that)"
+        "the model is no better than one that always gives the mean of all targets "
+        f"(mean squared error {number_told(loss)}, and {number_told(of_the_mean)} for that)"
     )
     if normalised:
         return f"{told}: {otherwise}"
@@ -121,7 +123,7 @@ def _constant(summary: Mapping[str, Any]) -> str:
         )
     if training is not None and math.isfinite(training) and training < 0.7 * constant["loss"]:
         return (
-            f"{told}, though participants learn their own data (loss {training:.3g} in training): lower "
+            f"{told}, though participants learn their own data (loss {number_told(training)} in training): lower "
             "training.local_epochs, or set method.start = 'auto'"
         )
     return f"{told}: raise training.learning_rate, training.local_epochs or rounds"
@@ -139,8 +141,8 @@ def _still_learning(known: Sequence[tuple[int, float]], summary: Mapping[str, An
         and last <= min(loss for _, loss in known)
     ):
         yield (
-            f"the loss on the test set still fell in the last quarter of the rounds ({min(earlier):.3g} to "
-            f"{last:.3g}): more rounds would make a better model"
+            f"the loss on the test set still fell in the last quarter of the rounds ({number_told(min(earlier))} to "
+            f"{number_told(last)}): more rounds would make a better model"
         )
 
 

@@ -14,10 +14,11 @@ from msfusion.experiment.config import Config
 from msfusion.experiment.report.words import count, percent
 from msfusion.experiment.setup import scoring_of
 from msfusion.quoting import plain
+from msfusion.scoring import number_told
 
 _FIGURES: Mapping[str, Callable[[float], str]] = {
     "accuracy": percent,
-    "loss": "{:.4g}".format,
+    "loss": number_told,
     "perplexity": "{:.2f}".format,
 }
 
@@ -30,7 +31,7 @@ def model_card(model: nn.Module, data: FederatedData, config: Config, summary: M
         [name.replace("_", " "), told(getattr(evaluated, name))]
         for name, told in _FIGURES.items()
         if getattr(evaluated, name) is not None
-    ] + [[name, f"{value:.4g}"] for name, value in evaluated.metrics.items()]
+    ] + [[name, number_told(value)] for name, value in evaluated.metrics.items()]
     lines = [
         f"# {_text(config.model_spec.name)} trained on {_text(data.name)}",
         "",
@@ -69,7 +70,7 @@ def _participants(summary: Mapping[str, Any]) -> list[str]:
             str(each["participant"]),
             f"{each['examples']:,}" if each.get("examples") is not None else "-",
             f"{each['ratio']:g}" if each.get("ratio") is not None else "-",
-            f"{losses[each['participant']]:.4g}" if losses.get(each["participant"]) is not None else "-",
+            number_told(losses[each["participant"]]) if losses.get(each["participant"]) is not None else "-",
         ]
         for each in summary.get("participants") or ()
     ]

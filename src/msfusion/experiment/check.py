@@ -34,6 +34,7 @@ from msfusion.experiment.train import prepared_here
 from msfusion.federated.results import RoundResult
 from msfusion.methods import HOUSE
 from msfusion.quoting import short
+from msfusion.scoring import number_told
 from msfusion.windows import window_size
 
 ROUNDS = 3
@@ -159,20 +160,22 @@ def judged(
     for other, word in ((faster, "larger"), (slower, "smaller")):
         if other["loss"] is not None and other["loss"] < CLEARLY * first["loss"]:
             yield (
-                f"a {word} learning rate leads further in these rounds: loss {other['loss']:.3g} at "
-                f"{other['learning_rate']:.3g}, and {first['loss']:.3g} at {rate:.3g}"
+                f"a {word} learning rate leads further in these rounds: loss {number_told(other['loss'])} at "
+                f"{other['learning_rate']:.3g}, and {number_told(first['loss'])} at {rate:.3g}"
             )
     if constant is not None and is_constant(first["loss"], first["accuracy"], constant):
         if "accuracy" not in constant:
             yield no_better_than_the_mean(first["loss"], constant["loss"], normalised, "train longer")
             return
         yield (
-            f"the model has not begun to learn: its loss is {first['loss']:.3g}, and that of one answer for all "
-            f"{constant['loss']:.3g}: it needs more rounds, training.local_epochs, or another learning rate"
+            f"the model has not begun to learn: its loss is {number_told(first['loss'])}, and that of one answer for "
+            f"all is {number_told(constant['loss'])}: it needs more rounds, training.local_epochs, or another "
+            "learning rate"
         )
     if small and small[0]["loss"] is not None and small[0]["loss"] < CLEARLY * first["loss"]:
+        theirs, ours = number_told(small[0]["loss"]), number_told(first["loss"])
         yield (
-            f"the small model is ahead in these rounds (loss {small[0]['loss']:.3g}, and {first['loss']:.3g}): see by "
+            f"the small model is ahead in these rounds (loss {theirs}, and {ours}): see by "
             "'msfusion compare' whether that lasts; what method.start = 'auto' takes never begins behind it"
         )
     if first["measuring_bytes"] > TRAFFIC * first["bytes"]:

@@ -522,8 +522,8 @@ def _task_on(device: torch.device, task: Task) -> Task:
 def _on(device: torch.device, tensors: State) -> dict[str, Tensor]:
     """The tensors on a device, with their entries in order, as they come from a file, a pipe or a network.
 
-    Tensors of equal numbers that lie otherwise (who has made one by a transposition) are summed up with other rounding: a
-    participant whose memory stays in its own process would go on with other bits than one whose memory comes back.
+    Tensors of equal numbers that lie otherwise (who has made one by a transposition) are summed up with other rounding:
+    a participant whose memory stays in its own process would go on with other bits than one whose memory comes back.
     """
     return {name: tensor.to(device).contiguous() for name, tensor in tensors.items()}
 

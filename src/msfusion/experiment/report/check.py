@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from msfusion.experiment.report.table import Column, Row, Table
 from msfusion.experiment.report.words import duration, percent
+from msfusion.scoring import number_told
 
 
 def check_table(found: Row) -> Table:
@@ -11,7 +12,7 @@ def check_table(found: Row) -> Table:
     columns = (
         Column("method", "method", align="left"),
         Column("learning rate", "learning_rate", "{:.3g}".format),
-        Column("loss", "loss", "{:.4g}".format, missing="not finite"),
+        Column("loss", "loss", number_told, missing="not finite"),
         Column("accuracy", "accuracy", percent, optional=True),
         Column("perplexity", "perplexity", "{:.2f}".format, optional=True),
         Column("a round", "seconds", duration, optional=True),
@@ -21,7 +22,7 @@ def check_table(found: Row) -> Table:
     notes = []
     if found["constant_answer"] is not None:
         notes.append(
-            f"A model that always gives the same answer has a loss of {found['constant_answer']['loss']:.4g}."
+            f"A model that always gives the same answer has a loss of {number_told(found['constant_answer']['loss'])}."
         )
     if len(found["tries"]) == 3:
         notes.append("The small model is not tried beside it: this run begins as that.")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from msfusion.experiment.report.table import Column, Row, Table
 from msfusion.experiment.report.words import count, duration, mean_and_sd, percent, size
+from msfusion.scoring import loss_told, number_told
 
 _PERCENT = mean_and_sd("{:.1%}".format)
 _ROUNDS = mean_and_sd("{:.1f}".format)
@@ -40,7 +43,7 @@ def _columns(cells: list[Row]) -> list[Column]:
         Column("between participants", "accuracy_sd", _PERCENT, optional=True),
         Column("own labels", "own_accuracy", _PERCENT, optional=True),
         Column("between participants", "own_accuracy_sd", _PERCENT, optional=True),
-        Column("loss", "loss", mean_and_sd("{:.3f}".format)),
+        Column("loss", "loss", mean_and_sd(partial(loss_told, decimals=3))),
         *(_own_column(name) for name in own),
         Column("behind", "behind", mean_and_sd(f"{{:+{form}}}".format, f"{{:{form}}}".format)),
         Column("gap closed", "gap_closed", _gap, optional=True),
@@ -53,7 +56,7 @@ def _columns(cells: list[Row]) -> list[Column]:
 
 
 def _own_column(name: str) -> Column:
-    return Column(name, lambda cell: cell.get("metrics", {}).get(name), mean_and_sd("{:.4g}".format))
+    return Column(name, lambda cell: cell.get("metrics", {}).get(name), mean_and_sd(number_told))
 
 
 def _gap(closed: Row) -> str:
