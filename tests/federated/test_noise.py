@@ -13,7 +13,7 @@ from averaging import Averaging
 from averaging import some_data as vectors
 from building import build_method
 from loopback import Loopback
-from test_secure_sums import PEOPLE, TRAINING, run, same, some_data, wide
+from secured import PEOPLE, TRAINING, run, same, some_data, wide
 from torch import Tensor, nn
 
 from msfusion import FedAvg, Federation
