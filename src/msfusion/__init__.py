@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     )
     from msfusion.federated.accounting import Privacy
     from msfusion.federated.conversation import Conversation, Request, Response
-    from msfusion.federated.engine import Answer, Ask, Engine, InProcess, engine, perform
+    from msfusion.federated.engine import Answer, Ask, Engine, InProcess, engine
     from msfusion.federated.method import Answered, Method, Task, Update
     from msfusion.federated.participation import Conditions, RoundSettings
     from msfusion.federated.privacy import Outbound
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from msfusion.federated.secure_sums import SecureSums
     from msfusion.federated.states import model_state
     from msfusion.federated.training import Training, local_steps
+    from msfusion.federated.work import perform
     from msfusion.federation import Federation
     from msfusion.growth import FitSettings, LiGO, Start, fit_operator, grow
     from msfusion.methods.settings import (
@@ -85,7 +86,7 @@ _HOMES = {
     ],
     "msfusion.federated.accounting": ["Privacy"],
     "msfusion.federated.conversation": ["Conversation", "Request", "Response"],
-    "msfusion.federated.engine": ["Answer", "Ask", "Engine", "InProcess", "engine", "perform"],
+    "msfusion.federated.engine": ["Answer", "Ask", "Engine", "InProcess", "engine"],
     "msfusion.federated.method": ["Answered", "Method", "Task", "Update"],
     "msfusion.federated.participation": ["Conditions", "RoundSettings"],
     "msfusion.federated.privacy": ["Outbound"],
@@ -95,6 +96,7 @@ _HOMES = {
     "msfusion.federated.secure_sums": ["SecureSums"],
     "msfusion.federated.states": ["model_state"],
     "msfusion.federated.training": ["Training", "local_steps"],
+    "msfusion.federated.work": ["perform"],
     "msfusion.federation": ["Federation"],
     "msfusion.growth": ["FitSettings", "LiGO", "Start", "fit_operator", "grow"],
     "msfusion.methods.settings": [

@@ -27,7 +27,7 @@ from msfusion.engines.processes import Processes
 from msfusion.errors import CheckError, CodecError, MsfusionError
 from msfusion.federated.capacities import Capacities
 from msfusion.federated.conversation import Conversation, Request, Response
-from msfusion.federated.engine import Answer, Ask, Engine, answer_to, perform
+from msfusion.federated.engine import Answer, Ask, Engine, answer_to
 from msfusion.federated.messages import decode, task_message, task_of, update_message, update_of
 from msfusion.federated.method import Answered, Kind, Method, Task, Update
 from msfusion.federated.participation import Conditions, RoundSettings
@@ -36,6 +36,7 @@ from msfusion.federated.problem import Problem, Settings
 from msfusion.federated.results import RoundResult
 from msfusion.federated.rounds import run_rounds
 from msfusion.federated.training import TrainingSettings
+from msfusion.federated.work import perform
 from msfusion.imports import in_one_line
 from msfusion.methods.settings import capacities_of
 from msfusion.seeds import seeded

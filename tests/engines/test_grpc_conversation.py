@@ -22,11 +22,12 @@ from msfusion.engines.grpc.frames import Reply, Say, Send, Thanks, Unanswered, W
 from msfusion.engines.grpc.messages import Gathering, pieces_of, read, response_in
 from msfusion.engines.processes import Processes
 from msfusion.federated.conversation import Request
-from msfusion.federated.engine import Engine, perform
+from msfusion.federated.engine import Engine
 from msfusion.federated.messages import request_message, task_of, update_message
 from msfusion.federated.participation import RoundSettings
 from msfusion.federated.privacy import Outbound
 from msfusion.federated.rounds import run_rounds
+from msfusion.federated.work import perform
 
 DATA = checks._examples()
 

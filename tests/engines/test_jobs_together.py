@@ -13,10 +13,11 @@ from simulated import run_rounds
 from msfusion.batch import Batch
 from msfusion.engines.machine import on_this_machine
 from msfusion.errors import ConfigError, DataError, TrainingError
-from msfusion.federated.engine import Ask, InProcess, perform
+from msfusion.federated.engine import Ask, InProcess
 from msfusion.federated.method import Task, Update
 from msfusion.federated.rounds import RoundResult, RoundSettings
 from msfusion.federated.screening import Screening
+from msfusion.federated.work import perform
 
 
 def outcomes(workers: int, together: int, **more: object) -> list[RoundResult]:

@@ -15,9 +15,9 @@ from torch import nn
 from msfusion.batch import Batch
 from msfusion.codecs import Codec, DeadZone
 from msfusion.federated.compression import compressed
-from msfusion.federated.engine import perform
 from msfusion.federated.memory import MARK, with_memories, without_memories
 from msfusion.federated.method import Task, Update
+from msfusion.federated.work import perform
 
 NAMES = st.text(max_size=12).filter(lambda name: not name.startswith("."))
 

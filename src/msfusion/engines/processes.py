@@ -47,20 +47,7 @@ from msfusion import errors
 from msfusion.batch import Batch
 from msfusion.errors import ConfigError, MsfusionError, TrainingError
 from msfusion.federated.conversation import Request, Response
-from msfusion.federated.engine import (
-    Answer,
-    Ask,
-    Engine,
-    Finished,
-    Said,
-    Talk,
-    Told,
-    answer_to,
-    perform,
-    say_next,
-    talk,
-    turn_by_turn,
-)
+from msfusion.federated.engine import Answer, Ask, Engine, answer_to, turn_by_turn
 from msfusion.federated.messages import (
     Header,
     encode,
@@ -76,6 +63,7 @@ from msfusion.federated.messages import (
     update_of,
 )
 from msfusion.federated.method import Kind, Method, Released, Task
+from msfusion.federated.work import Finished, Said, Talk, Told, perform, say_next, talk
 from msfusion.imports import who_ended
 
 StartMethod = Literal["fork", "spawn"]

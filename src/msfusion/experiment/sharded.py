@@ -32,12 +32,12 @@ from msfusion.experiment.prepared import Observer, Prepared
 from msfusion.experiment.setup import Parts
 from msfusion.experiment.slices import SlicesRun
 from msfusion.experiment.train import Watcher, fingerprint_of, is_checkpoint_due, prepared_here, train
-from msfusion.federated.engine import CPU
 from msfusion.federated.memory import Memories
 from msfusion.federated.participation import Calendar
 from msfusion.federated.results import ParticipantResult, RoundResult
 from msfusion.federated.sharding import Form, Shard, hollow
 from msfusion.federated.states import model_state
+from msfusion.federated.work import CPU
 from msfusion.files import Streamed, check_tensors
 from msfusion.width.groups import State
 

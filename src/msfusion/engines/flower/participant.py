@@ -32,9 +32,10 @@ from msfusion.engines.grpc.messages import task_in
 from msfusion.engines.grpc.packing import Agreement, pack, unpack
 from msfusion.engines.grpc.sent import SentLog
 from msfusion.errors import RunDirectoryError, StreamError
-from msfusion.federated.engine import perform, threads_set
+from msfusion.federated.engine import threads_set
 from msfusion.federated.method import Method
 from msfusion.federated.protected import as_run
+from msfusion.federated.work import perform
 from msfusion.files import digest_of_json
 
 Say = Callable[[str], None]

@@ -29,11 +29,12 @@ from msfusion.engines.grpc.service import Service
 from msfusion.errors import MsfusionError, RunDirectoryError, StreamError, TrainingError
 from msfusion.federated.compression import declared, keeps_something
 from msfusion.federated.conversation import Response
-from msfusion.federated.engine import Answer, Ask, Engine, Finished, Said, Told, answer_of, turn_by_turn
+from msfusion.federated.engine import Answer, Ask, Engine, answer_of, turn_by_turn
 from msfusion.federated.messages import response_message, task_message
 from msfusion.federated.method import Kind, Method, Task
 from msfusion.federated.privacy import Outbound
 from msfusion.federated.states import payload_bytes
+from msfusion.federated.work import Finished, Said, Told
 
 END_SECONDS = 10.0
 """How long the streams may take to end: they have two seconds to do so by themselves."""

@@ -38,11 +38,12 @@ from msfusion.engines.grpc.packing import Agreement
 from msfusion.engines.grpc.sent import SentLog
 from msfusion.errors import ConfigError, MsfusionError, TrainingError
 from msfusion.federated.conversation import Request, Response
-from msfusion.federated.engine import Finished, Talk, perform, say_next, talk, threads_set
+from msfusion.federated.engine import threads_set
 from msfusion.federated.messages import request_message
 from msfusion.federated.method import Kind, Method, Released, Task
 from msfusion.federated.protected import as_run
 from msfusion.federated.states import payload_bytes
+from msfusion.federated.work import Finished, Talk, perform, say_next, talk
 from msfusion.files import digest_of_json
 
 MethodOf = Callable[[Sequence[int]], Method]

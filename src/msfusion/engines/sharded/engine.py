@@ -36,12 +36,13 @@ from msfusion.engines.sharded.parcels import (
 )
 from msfusion.engines.sharded.ranks import Ranks
 from msfusion.errors import ConfigError, MsfusionError, TrainingError
-from msfusion.federated.engine import CPU, Answer, Ask, Engine, answer_to, perform
+from msfusion.federated.engine import Answer, Ask, Engine, answer_to
 from msfusion.federated.method import Kind, Method, Task, Update
 from msfusion.federated.privacy import Outbound
 from msfusion.federated.screening import verdict_of
 from msfusion.federated.sharding import Form, Places, Read, Shard, Sharding
 from msfusion.federated.verdict import Norm, Verdict
+from msfusion.federated.work import CPU, perform
 from msfusion.width.groups import State
 
 
