@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from msfusion.budgets import Budget
 from msfusion.data.load import load_data
 from msfusion.errors import ConfigError
+from msfusion.experiment.comparison import Comparison, plan_runs
 from msfusion.experiment.config import Config, default_toml, load_config
 from msfusion.experiment.config.errors import known_keys, sections_in
 from msfusion.experiment.config.keys import flattened, parse_override
@@ -282,3 +283,23 @@ def test_another_model_does_not_inherit_options(tmp_path: Path) -> None:
     (tmp_path / "same.toml").write_text('extends = "base.toml"\n[model]\noptions = { norm = "none" }\n')
     assert load_config(tmp_path / "other.toml").model_spec.options == {"blocks": 2}
     assert load_config(tmp_path / "same.toml").model_spec.options == {"widths": [8], "norm": "none"}
+
+
+@pytest.mark.parametrize("codec", ['"compact"', '{ codec = "dead_zone", step = 1.4 }'])
+def test_a_codec_leaves_the_other_keys_of_its_table_as_they_are(tmp_path: Path, codec: str) -> None:
+    """In a file that extends another, and in a variant of a comparison."""
+    (tmp_path / "base.toml").write_text(
+        '[method]\nname = "feddropout"\ncodec = { codec = "top_k", ratio = 0.9 }\nweighting = "uniform"\n'
+    )
+    (tmp_path / "above.toml").write_text(
+        f'extends = "base.toml"\n[method]\ncodec = {codec}\n[comparison]\nmethods = ["feddropout"]\nseeds = 1\n'
+        f"[comparison.variants]\nother = {{ method.codec_down = {codec} }}\n"
+    )
+    config = load_config(tmp_path / "above.toml")
+    (run,) = plan_runs(config, Comparison.of(config))
+    expected = tomllib.loads(f"codec = {codec}")["codec"]
+    for method in (config.method, run.config.method):
+        assert (method.name, method.weighting, method.codec) == ("feddropout", "uniform", expected)
+    assert (config.method.codec_down, run.config.method.codec_down) == (None, expected)
+    keys = flattened(config.to_table())
+    assert (keys["method.name"], keys["method.codec"]) == ("feddropout", expected)

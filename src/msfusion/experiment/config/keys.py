@@ -84,11 +84,15 @@ def parse_override(override: str) -> tuple[str, Any]:
     return key, table["value"]
 
 
+CODECS = frozenset({"codec", "codec_down", "activations", "gradients"})
+"""The keys whose value may be { codec = 'top_k', ... }, as a whole: another codec must not inherit these settings."""
+
+
 def flattened(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested tables as one, under dotted keys. A codec with its settings is one value."""
     flat: dict[str, Any] = {}
     for key, value in table.items():
-        if isinstance(value, Mapping) and value and not _is_codec(value):
+        if isinstance(value, Mapping) and value and key not in CODECS:
             flat |= flattened(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value
@@ -121,15 +125,10 @@ def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
     result = {key: value for key, value in base.items() if not (renamed and key == "options")}
     for key, value in changes.items():
         below = result.get(key)
-        if isinstance(below, Mapping) and isinstance(value, Mapping) and not _is_codec(value):
+        if isinstance(below, Mapping) and isinstance(value, Mapping) and key not in CODECS:
             value = merged(below, value)
         result[key] = value
     return result
-
-
-def _is_codec(table: Mapping[str, Any]) -> bool:
-    """Whether a table is { codec = 'top_k', ... }: another codec must not inherit these settings."""
-    return "codec" in table
 
 
 def without_none(value: Any) -> Any:
