@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from msfusion.federated.training import TrainingSettings
 from msfusion.methods.blocks import BlocksMethod
 from msfusion.methods.copies import CopiesMethod
 from msfusion.methods.narrow import NarrowMethod
-from msfusion.methods.starts import PASSES_OF_A_BLOCK, affordable_blocks, passes_of
+from msfusion.methods.starts import affordable_blocks, passes_of, passes_of_a_block
+from msfusion.scoring import Scoring
 
 OPEN = (*QUICK_SETTINGS, "method.start=auto", "participants.ratio=0.25", "training.local_epochs=1")
 
@@ -53,7 +55,7 @@ def test_passes_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ratio", "passes", "blocks"),
+    ("ratio", "one_by_one", "blocks"),
     [
         ("0.25", 1.9, 1),
         ("0.25", 2.0, 2),
@@ -65,9 +67,18 @@ def test_passes_by_hand() -> None:
         ("[0.125, 0.25, 0.5]", 0.1, 2),
     ],
 )
-def test_a_block_for_so_many_passes(ratio: str, passes: float, blocks: int) -> None:
+def test_a_block_for_so_many_passes(ratio: str, one_by_one: float, blocks: int) -> None:
     capacities = opened(f"participants.ratio={ratio}").capacities
-    assert affordable_blocks(None, capacities, passes * PASSES_OF_A_BLOCK) == blocks
+    assert affordable_blocks(None, capacities, one_by_one) == blocks
+
+
+@pytest.mark.parametrize(("language_modelling", "blocks"), [(False, 4), (True, 2)])
+def test_a_block_of_a_language_model_needs_more_passes(language_modelling: bool, blocks: int) -> None:
+    """In 200 passes six blocks of 30, of which the ratio asks for four; or two of 100."""
+    asked = replace(problem(40, 16, local_epochs=20), scoring=Scoring(language_modelling=language_modelling))
+    assert passes_of(asked) == 200
+    one_by_one = passes_of(asked) / passes_of_a_block(asked)
+    assert affordable_blocks(None, asked.capacities, one_by_one) == blocks
 
 
 def test_a_number_of_blocks_that_is_given_is_taken() -> None:

@@ -4,7 +4,7 @@ A model that is larger than the small one pays only if its parts have the time t
 many small models it becomes the sum of (`methods.blocks`): one for so many passes over a participant's own examples, as
 many as the ratios ask for at most.
 
-    blocks  =  passes * at_once / PASSES_OF_A_BLOCK      at_once: blocks that a participant trains at once, in the mean
+    blocks  =  passes * at_once / passes_of_a_block      at_once: blocks that a participant trains at once, in the mean
 
 but never fewer than `at_once`: where some can hold more than the weakest, a single block would leave them idle. A
 run that is too short for a second block trains the small model, which nothing that we know is ahead of at its cost.
@@ -36,7 +36,7 @@ a small model (`methods.copies`)."""
 
 AUTO = Literal["auto"]
 
-PASSES_OF_A_BLOCK = 30
+PASSES_OF_A_BLOCK, OF_A_LANGUAGE_MODEL = 30, 100
 """Measured (docs/blocks.md): with fewer passes for each, another block costs more than it gives."""
 
 
@@ -78,7 +78,8 @@ def _candidates(settings: MSfusion, problem: Problem) -> Iterator[tuple[MSfusion
         yield chosen, f"{chosen.start}, since {asked} is set, which is about slices"
         return
     passes = passes_of(problem)
-    blocks = affordable_blocks(settings.blocks, problem.capacities, passes)
+    of_a_block = passes_of_a_block(problem)
+    blocks = affordable_blocks(settings.blocks, problem.capacities, passes / of_a_block)
     alone = replace(settings, start="blocks", blocks=1)
     if blocks > 1:
         yield (
@@ -88,7 +89,7 @@ def _candidates(settings: MSfusion, problem: Problem) -> Iterator[tuple[MSfusion
         yield slices, "copies of the small model"
         yield alone, "the small model alone"
         return
-    longer = math.ceil(2 * PASSES_OF_A_BLOCK / passes * problem.rounds)
+    longer = math.ceil(2 * of_a_block / passes * problem.rounds)
     yield (
         alone,
         f"the small model alone: {passes:.3g} passes over a participant's own examples are too few for more; a second "
@@ -106,15 +107,20 @@ def passes_of(problem: Problem) -> float:
     return problem.rounds * statistics.fmean(seen)
 
 
-def affordable_blocks(blocks: int | None, capacities: Capacities, passes: float) -> int:
-    """How many blocks a run of so many passes can train; as many as the settings say, if they do."""
+def passes_of_a_block(problem: Problem) -> int:
+    """How many passes another block needs in order to pay: a language model learns from each of them less."""
+    return OF_A_LANGUAGE_MODEL if problem.scoring.language_modelling else PASSES_OF_A_BLOCK
+
+
+def affordable_blocks(blocks: int | None, capacities: Capacities, one_by_one: float) -> int:
+    """How many blocks a run can train that has the time for so many, one by one; or as many as the settings say."""
     if blocks is not None:
         return blocks
     most = blocks_for(None, capacities.smallest)
     at_once = statistics.fmean(
         blocks_at_once(ratio, capacities.smallest, most) for ratio in capacities.typical
     )
-    return max(1, min(most, math.floor(at_once * max(1.0, passes / PASSES_OF_A_BLOCK))))
+    return max(1, min(most, math.floor(at_once * max(1.0, one_by_one))))
 
 
 def _asks_for_windows(settings: MSfusion, problem: Problem) -> str | None:
