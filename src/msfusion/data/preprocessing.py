@@ -77,6 +77,8 @@ class Preprocessing:
         if isinstance(self.inputs, TableEncoding):
             for part in self.inputs.parts:
                 kinds[part.name] = "text" if isinstance(part, WordColumn) else "number"
+        if self.label is not None:
+            kinds[self.label] = "number"
         classes = self.classes
         if classes is None or classes.declared:  # for declared ones numbers stand too
             return kinds
