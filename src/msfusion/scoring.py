@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -291,14 +291,19 @@ def metrics_named(names: Iterable[str], classes: int, labels: bool) -> dict[str,
 def torch_metric(name: str, classes: int, labels: bool) -> Metric:
     """A metric of `torchmetrics`: of classes for integer targets, of several labels where targets are numbers.
 
-    Raises ConfigError where torchmetrics is not installed.
+    Raises ConfigError where torchmetrics is not installed, or the metric is of something else.
     """
     with needing("metrics", f"the metric '{name}'"):
         import torchmetrics
     own, kind = TORCH_METRICS[name]
     if kind == "numbers" and labels:
         raise ConfigError(f"the metric '{name}' is of numbers, and the targets are classes: leave it out")
-    made = getattr(torchmetrics, own)
+    if kind != "numbers" and classes < 2:
+        what = "one class" if labels else "one number to predict"
+        raise ConfigError(
+            f"the metric '{name}' is of several classes or labels, and there is {what}: leave it out"
+        )
+    made = partial(getattr(torchmetrics, own), **_ALONE)
     if kind == "numbers":
         found: Metric = _OfNumbers(made().set_dtype(torch.float64), scaled=name == "r2")
     elif labels:
@@ -306,6 +311,10 @@ def torch_metric(name: str, classes: int, labels: bool) -> Metric:
     else:
         found = _MultiLabel(made(task="multilabel", num_labels=classes, average="macro"))
     return found
+
+
+_ALONE = {"sync_on_compute": False}
+"""Where ranks share a model one of them evaluates, and torchmetrics would wait for what the others have to add."""
 
 
 class _OfNumbers:
@@ -392,6 +401,9 @@ class _Meters:
         self._metrics, self._kept = metrics, list[tuple[Tensor, Tensor]]()
         self._fed = {name: each for name, each in metrics.items() if isinstance(each, Accumulating)}
         for each in self._fed.values():
+            for name, value in _ALONE.items():
+                if hasattr(each, name):  # one of torchmetrics that a user has made
+                    setattr(each, name, value)
             each.reset()
 
     def update(self, outputs: Any, targets: Tensor) -> None:

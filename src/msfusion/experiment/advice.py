@@ -90,6 +90,8 @@ def is_constant(loss: float, accuracy: float | None, constant: Mapping[str, floa
 
 def no_better_than_the_mean(loss: float, of_the_mean: float, normalised: bool, otherwise: str) -> str:
     """Of a model of numbers that has learnt nothing; `otherwise` is what may help beside `normalised` targets."""
+    if of_the_mean == 0:
+        return "all numbers to predict in the test set are the same, so it does not show what the model has learnt"
     told = (
         f"the model is no better than one that always gives the mean of all targets (mean squared error {loss:.3g}, "
         f"and {of_the_mean:.3g} for that)"
