@@ -176,6 +176,7 @@ class Scoring:
         """What outputs stand for. Raises TrainingError where they are to be scaled, and not of the targets' shape."""
         if self.scale is None:
             return outputs
+        outputs = logits_of(outputs)
         _check_alike(outputs, targets)
         return self.scale.in_units(outputs)
 
@@ -227,6 +228,7 @@ def _alike(loss: Loss) -> Loss:
 
     @wraps(loss)
     def checked(outputs: Any, targets: Tensor) -> Tensor:
+        outputs = logits_of(outputs)
         _check_alike(outputs, targets)
         return loss(outputs, targets)
 
@@ -313,7 +315,11 @@ def torch_metric(name: str, classes: int, labels: bool) -> Metric:
     return found
 
 
-_ALONE = {"sync_on_compute": False}
+def _not_shared() -> bool:
+    return False
+
+
+_ALONE = {"distributed_available_fn": _not_shared}
 """Where ranks share a model one of them evaluates, and torchmetrics would wait for what the others have to add."""
 
 
@@ -335,7 +341,7 @@ class _OfNumbers:
 
     def update(self, outputs: Any, targets: Any) -> None:
         """Take in a mini-batch."""
-        pair = outputs.double(), targets.double()
+        pair = logits_of(outputs).double(), targets.double()
         if self._scaled:
             self._kept.append(pair)
         else:

@@ -18,7 +18,7 @@ from msfusion.data.classified import chosen_rows
 from msfusion.data.columns import Columns, column_values
 from msfusion.data.inputs import Chosen, encoded
 from msfusion.data.loaded import Loaded
-from msfusion.data.preprocessing import Preprocessing
+from msfusion.data.preprocessing import Preprocessing, scale_in
 from msfusion.data.spec import DataSpec
 from msfusion.errors import DataError
 from msfusion.quoting import short
@@ -71,7 +71,7 @@ def load_measured(
         Chosen(train, train_rows, "the training split"), Chosen(test, test_rows, holder), columns, spec
     )
     count, learnt = train_targets.shape[1], train_targets[train_rows]
-    scale = TargetScale.fitted(learnt) if spec.normalise_targets else None
+    scale = _scale_for(learnt, spec) if spec.normalise_targets else None
     return Loaded(
         Batch((train_inputs,), learnt),
         Batch((test_inputs,), test_targets[test_rows]),
@@ -83,6 +83,14 @@ def load_measured(
         preprocessing=Preprocessing("regression", encoding, count, label=columns.label, targets=scale),
         **encoding.known,
     )
+
+
+def _scale_for(learnt: Float32[Tensor, "examples numbers"], spec: DataSpec) -> TargetScale:
+    """That of a model which has been trained and is to go on, where it says as many numbers; else fitted to these."""
+    trained = None if spec.scale_of is None else scale_in(Path(spec.scale_of))
+    if trained is not None and len(trained.centre) == learnt.shape[1]:
+        return trained
+    return TargetScale.fitted(learnt)
 
 
 def targets_of(split: Any, column: str, holder: str) -> Float32[Tensor, "examples numbers"]:

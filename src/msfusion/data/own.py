@@ -54,7 +54,7 @@ def with_own(reference: Loaded | FederatedData, spec: DataSpec) -> FederatedData
 def _check_scale(holder: str, own: Tensor, known: Tensor, scale: TargetScale) -> None:
     """Raise DataError for numbers that cannot be learnt on the scale of those that are `known` of the reference."""
     largest = scale.scaled(own.double()).abs().amax(0)
-    same = known.amin(0) == known.amax(0)
+    same = (known.amin(0) == known.amax(0)) & (scale == TargetScale.fitted(known))
     for number, spreads in enumerate(largest.tolist()):
         if bool(same[number]) and spreads > 0:
             raise DataError(
