@@ -252,7 +252,7 @@ def column_of(folder: Path, cells: Sequence[object]) -> DataSpec:
     return DataSpec(
         str(folder / "houses.csv"),
         task="regression",
-        input_column=["rooms"],
+        input_column=("rooms",),
         label_column="price",
         participants=2,
     )
@@ -282,7 +282,7 @@ def test_a_list_of_no_numbers_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "houses.jsonl"
     path.write_text("".join(json.dumps({"rooms": each, "price": []}) + "\n" for each in range(20)))
     with pytest.raises(DataError, match="there is nothing to predict"):
-        load_data(DataSpec(str(path), task="regression", input_column=["rooms"], label_column="price"))
+        load_data(DataSpec(str(path), task="regression", input_column=("rooms",), label_column="price"))
 
 
 def test_minus_one_is_a_number_like_others(tmp_path: Path) -> None:
@@ -290,8 +290,13 @@ def test_minus_one_is_a_number_like_others(tmp_path: Path) -> None:
     trained(tmp_path / "run", job(source, "rounds=1"))
     export(tmp_path / "run", tmp_path / "model")
     (tmp_path / "one.csv").write_text("rooms,distance,age,price\n0,0,0,-1\n")
-    (found,) = load_predictor(tmp_path / "model")(tmp_path / "one.csv")
+    predictor = load_predictor(tmp_path / "model")
+    (found,) = predictor(tmp_path / "one.csv")
     assert found.answer == (-1.0,)
+    for parameter in predictor.model.parameters():
+        torch.nn.init.constant_(parameter, -3e38)
+    with pytest.raises(DataError, match="NaN or infinite"):
+        predictor(tmp_path / "one.csv")
 
 
 @pytest.mark.parametrize("times", [1e-20, 1e20])
