@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -174,3 +175,30 @@ def test_losses_have_four_decimals_unless_they_are_large() -> None:
         "999.9900",
         "216,116,880",
     ]
+
+
+def test_metrics_wait_for_no_other_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where ranks share a model one of them evaluates: torchmetrics would wait for the others for ever."""
+    torchmetrics = pytest.importorskip("torchmetrics")
+
+    def waits(*_: object, **__: object) -> None:
+        raise AssertionError("it waits for other ranks")
+
+    pair = torch.tensor([[1.0], [3.0]]), torch.tensor([[1.0], [2.0]])
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path / 'ranks'}", rank=0, world_size=1
+    )
+    try:
+        monkeypatch.setattr(torch.distributed, "barrier", waits)
+        plain = torchmetrics.MeanAbsoluteError()
+        plain.update(*pair)
+        with pytest.raises(AssertionError, match="waits for other ranks"):
+            plain.compute()
+        own = {"own": torchmetrics.MeanAbsoluteError()}
+        metrics = metrics_named(["r2", "mean_squared_error"], 1, labels=False) | own
+        found = Scoring(loss_named("mse"), metrics, labels=False).evaluate(
+            nn.Identity(), Batch((pair[0],), pair[1])
+        )
+    finally:
+        torch.distributed.destroy_process_group()
+    assert found.metrics == {"r2": pytest.approx(-1.0), "mean_squared_error": 0.5, "own": 0.5}

@@ -97,7 +97,9 @@ class Predictor:
         with evaluating(self.model):
             for batch in self._named(examples.batch).split(self.scoring.batch_size):
                 outputs = self._answers(batch)
-                if bool(outputs.isnan().any() | outputs.isposinf().any()):
+                # a logit may be -inf, of a class that is ruled out; a number may not
+                endless = outputs.isposinf() if known.classes is not None else outputs.isinf()
+                if bool(outputs.isnan().any() | endless.any()):
                     raise DataError(
                         "the model says what is no number (NaN or infinite): its weights are damaged, or the examples "
                         "are far from those that it was trained on."

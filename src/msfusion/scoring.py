@@ -7,10 +7,11 @@ label for each pixel.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -59,8 +60,9 @@ _TAKEN = (*FIGURES, "examples", "round", "measuring_bytes")
 
 
 def loss_told(loss: float, decimals: int = 4) -> str:
-    """A loss for people: 0.3100; of targets that are large numbers 216,116,880."""
-    return f"{loss:.{decimals}f}" if abs(loss) < 1000 else number_told(loss)
+    """A loss for people: 0.3100; of targets that are large numbers 216,116,880, and of tiny ones 4.697e-20."""
+    usual = loss == 0 or 10 ** (1 - decimals) <= abs(loss) < 1000
+    return f"{loss:.{decimals}f}" if usual else number_told(loss)
 
 
 def number_told(number: float) -> str:
@@ -114,7 +116,7 @@ class Scoring:
             return self._own_loss(outputs, batch.targets)
         loss = self._own_loss(outputs, self.scale.scaled(batch.targets))
         with torch.no_grad():
-            told = self._own_loss(self._in_units(outputs, batch.targets), batch.targets)
+            told = self._told_loss(self._in_units(outputs, batch.targets), batch.targets)
         return told + (loss - loss.detach())  # the difference is 0, and has the gradient
 
     def evaluate(self, model: nn.Module, data: Batch) -> Evaluation:
@@ -134,7 +136,7 @@ class Scoring:
                 # once, for all that is told of them
                 outputs = self._in_units(outputs_of(model, batch), batch.targets)
                 if self.loss is not None:
-                    loss += float(self._own_loss(outputs, batch.targets)) * len(batch)
+                    loss += float(self._told_loss(outputs, batch.targets)) * len(batch)
                 if tally is not None:
                     tally = self._counted(tally, outputs, batch)
                 meters.update(outputs, batch.targets)  # last, as a metric may write into what it is given
@@ -145,6 +147,18 @@ class Scoring:
             by_class = None if tally is None or self.language_modelling else tally.by_class
             found = Evaluation(loss / len(data), accuracy, len(data), by_class=by_class)
         return replace(found, metrics=meters.values())
+
+    @property
+    def unit(self) -> float:
+        """What is to be taken as 1 of a loss: with a `scale` that of outputs which are off by one spread.
+
+        A power of two, so that dividing by it rounds nothing. Losses are told in the units of the targets; where one is
+        to be judged or has to lie in a range, it is divided by this first.
+        """
+        if self.scale is None or self.loss is None:
+            return 1.0
+        spread = torch.tensor([self.scale.spread], dtype=torch.float64)
+        return 2.0 ** round(math.log2(float(self._own_loss(spread, torch.zeros_like(spread)))))
 
     def _counted(self, tally: Tally, outputs: Any, batch: Batch) -> Tally | None:
         """The tally with one more mini-batch.
@@ -163,8 +177,18 @@ class Scoring:
         """What outputs stand for. Raises TrainingError where they are to be scaled, and not of the targets' shape."""
         if self.scale is None:
             return outputs
+        outputs = logits_of(outputs)
         _check_alike(outputs, targets)
         return self.scale.in_units(outputs)
+
+    def _told_loss(self, outputs: Any, targets: Tensor) -> Float[Tensor, ""]:
+        """The loss of outputs that have the units of the targets.
+
+        With a `scale` in float64: squares of 1e30 are no float32.
+        """
+        if self.scale is None:
+            return self._own_loss(outputs, targets)
+        return self._own_loss(outputs.double(), targets.double())
 
     def _own_loss(self, outputs: Any, targets: Tensor) -> Float[Tensor, ""]:
         assert self.loss is not None
@@ -205,6 +229,7 @@ def _alike(loss: Loss) -> Loss:
 
     @wraps(loss)
     def checked(outputs: Any, targets: Tensor) -> Tensor:
+        outputs = logits_of(outputs)
         _check_alike(outputs, targets)
         return loss(outputs, targets)
 
@@ -269,21 +294,69 @@ def metrics_named(names: Iterable[str], classes: int, labels: bool) -> dict[str,
 def torch_metric(name: str, classes: int, labels: bool) -> Metric:
     """A metric of `torchmetrics`: of classes for integer targets, of several labels where targets are numbers.
 
-    Raises ConfigError where torchmetrics is not installed.
+    Raises ConfigError where torchmetrics is not installed, or the metric is of something else.
     """
     with needing("metrics", f"the metric '{name}'"):
         import torchmetrics
     own, kind = TORCH_METRICS[name]
     if kind == "numbers" and labels:
         raise ConfigError(f"the metric '{name}' is of numbers, and the targets are classes: leave it out")
-    made = getattr(torchmetrics, own)
+    if kind != "numbers" and classes < 2:
+        what = "one class" if labels else "one number to predict"
+        raise ConfigError(
+            f"the metric '{name}' is of several classes or labels, and there is {what}: leave it out"
+        )
+    made = partial(getattr(torchmetrics, own), **_ALONE)
     if kind == "numbers":
-        found: Metric = made()
+        found: Metric = _OfNumbers(made().set_dtype(torch.float64), scaled=name == "r2")
     elif labels:
         found = made(task="multiclass", num_classes=classes, average="macro")
     else:
         found = _MultiLabel(made(task="multilabel", num_labels=classes, average="macro"))
     return found
+
+
+def _not_shared() -> bool:
+    return False
+
+
+_ALONE = {"distributed_available_fn": _not_shared}
+"""Where ranks share a model one of them evaluates, and torchmetrics would wait for what the others have to add."""
+
+
+class _OfNumbers:
+    """A metric of numbers of any size, in float64. One that does not depend on their unit gets them `scaled`.
+
+    torchmetrics takes the squares of R2 less the square of the mean, which leaves nothing of 1,000,000 give or take 10,
+    and counts less than 1e-4 as nothing.
+    """
+
+    def __init__(self, inner: Accumulating, scaled: bool) -> None:
+        self._inner, self._scaled = inner, scaled
+        self._kept = list[tuple[Tensor, Tensor]]()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._inner.reset()
+        self._kept = []
+
+    def update(self, outputs: Any, targets: Any) -> None:
+        """Take in a mini-batch."""
+        pair = logits_of(outputs).double(), targets.double()
+        if self._scaled:
+            self._kept.append(pair)
+        else:
+            self._inner.update(*pair)
+
+    def compute(self) -> Any:
+        """The value."""
+        if self._kept:
+            outputs, targets = (torch.cat(parts) for parts in zip(*self._kept, strict=True))
+            centre, spread = targets.mean(0), targets.std(0, correction=0)
+            spread = torch.where(targets.amax(0) > targets.amin(0), spread, 1.0)
+            self._inner.reset()
+            self._inner.update((outputs - centre) / spread, (targets - centre) / spread)
+        return self._inner.compute()
 
 
 class _MultiLabel:
@@ -335,6 +408,9 @@ class _Meters:
         self._metrics, self._kept = metrics, list[tuple[Tensor, Tensor]]()
         self._fed = {name: each for name, each in metrics.items() if isinstance(each, Accumulating)}
         for each in self._fed.values():
+            for name, value in _ALONE.items():
+                if hasattr(each, name):  # one of torchmetrics that a user has made
+                    setattr(each, name, value)
             each.reset()
 
     def update(self, outputs: Any, targets: Tensor) -> None:

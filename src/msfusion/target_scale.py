@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-SMALLEST_SPREAD = 1e-6
-"""Of numbers that are all the same, which then are 0."""
+SPREAD_OF_ONE = 1.0
+"""Of numbers that are all the same, which then are 0, in whatever unit: others stay as far from them as they were."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,8 @@ class TargetScale:
 
 
 def _mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
+    if min(values) == max(values):  # whose mean may be rounded
+        return values[0], SPREAD_OF_ONE
     mean = math.fsum(values) / len(values)
     variance = math.fsum((each - mean) ** 2 for each in values) / len(values)
-    return mean, max(math.sqrt(variance), SMALLEST_SPREAD)
+    return mean, math.sqrt(variance)

@@ -17,7 +17,7 @@ from commands import msfusion
 from msfusion import load_predictor
 from msfusion.data import load_data
 from msfusion.data.spec import DataSpec
-from msfusion.errors import DataError, RunDirectoryError
+from msfusion.errors import ConfigError, DataError, RunDirectoryError
 from msfusion.experiment.config import config_of_run, load_config
 from msfusion.experiment.directory import RunDirectory
 from msfusion.experiment.export import export
@@ -243,3 +243,141 @@ def test_a_folder_with_a_scale_of_other_outputs_is_refused(tmp_path: Path) -> No
     two = replace(predictor.preprocessing, outputs=2, targets=TargetScale((0.0, 0.0), (1.0, 1.0)))
     with pytest.raises(DataError, match="are not of one model"):
         replace(predictor, preprocessing=two)([dict.fromkeys(NAMES, 0.0)])
+
+
+def column_of(folder: Path, cells: Sequence[object]) -> DataSpec:
+    """A table whose column `price` has these cells."""
+    rows = "".join(f"{number % 7},{cell}\n" for number, cell in enumerate(cells))
+    (folder / "houses.csv").write_text(f"rooms,price\n{rows}")
+    return DataSpec(
+        str(folder / "houses.csv"),
+        task="regression",
+        input_column=("rooms",),
+        label_column="price",
+        participants=2,
+    )
+
+
+def test_numbers_to_predict_may_be_of_any_size(tmp_path: Path) -> None:
+    for number in (1e-30, 1e-9, 2e19, 1e30):  # whole ones above 2**63 among them
+        data = load_data(column_of(tmp_path, [number * place for place in range(1, 21)]))
+        assert data.preprocessing is not None
+        assert data.preprocessing.targets is not None
+        assert data.preprocessing.targets.spread[0] == pytest.approx(5.5 * number, rel=0.3)
+
+
+def test_what_is_no_number_that_can_be_learnt_is_named(tmp_path: Path) -> None:
+    good = [float(place) for place in range(19)]
+    for cells, told in (
+        ([*good, "inf"], r"example 19 of the training split has 'inf'.*finite number"),
+        ([*good, "dear"], r"example 19 of the training split has 'dear'.*finite number"),
+        ([*good, "1e39"], r"example 19 .* has 1e\+39 .* write it in a larger unit"),
+        ([1.7e9 + 100 * each for each in good], "float32, in which models compute, cannot tell them apart"),
+    ):
+        with pytest.raises(DataError, match=told):
+            load_data(column_of(tmp_path, cells))
+
+
+def test_a_list_of_no_numbers_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "houses.jsonl"
+    path.write_text("".join(json.dumps({"rooms": each, "price": []}) + "\n" for each in range(20)))
+    with pytest.raises(DataError, match="there is nothing to predict"):
+        load_data(DataSpec(str(path), task="regression", input_column=("rooms",), label_column="price"))
+
+
+def test_minus_one_is_a_number_like_others(tmp_path: Path) -> None:
+    source = prices(tmp_path / "houses")
+    trained(tmp_path / "run", job(source, "rounds=1"))
+    export(tmp_path / "run", tmp_path / "model")
+    (tmp_path / "one.csv").write_text("rooms,distance,age,price\n0,0,0,-1\n")
+    predictor = load_predictor(tmp_path / "model")
+    (found,) = predictor(tmp_path / "one.csv")
+    assert found.answer == (-1.0,)
+    for parameter in predictor.model.parameters():
+        torch.nn.init.constant_(parameter, -3e38)
+    with pytest.raises(DataError, match="NaN or infinite"):
+        predictor(tmp_path / "one.csv")
+
+
+@pytest.mark.parametrize("times", [1e-20, 1e20])
+def test_a_run_in_other_units_is_the_same_run(tmp_path: Path, times: float) -> None:
+    """What is judged, added up in secret and compared depends on no unit: 1e45 is a loss like others here."""
+    pytest.importorskip("cryptography")
+    one, other = prices(tmp_path / "one"), tmp_path / "other"
+    other.mkdir()
+    for name in ("train.csv", "test.csv"):
+        head, *rows = (one / name).read_text().splitlines()
+        cells = [row.rpartition(",") for row in rows]
+        lines = [f"{rest},{float(price) * times!r}" for rest, _, price in cells]
+        (other / name).write_text("\n".join([head, *lines]))
+    for settings in (
+        ["rounds=2"],
+        ["rounds=2", "method.name=fedavg", "participants.ratio=1", "method.secure=true"],
+    ):
+        found = []
+        for name, source in (("one", one), ("other", other)):
+            out = tmp_path / f"{name} {len(settings)}"
+            found.append(trained(out, job(source, *settings)))
+        assert found[1]["metrics"]["r2"] == pytest.approx(found[0]["metrics"]["r2"], abs=1e-3)
+        for figure in ("loss", "training_loss"):
+            assert found[1][figure] == pytest.approx(times**2 * found[0][figure], rel=1e-2)
+
+
+def test_data_that_cannot_be_learnt_on_the_scale_of_the_reference_are_refused(tmp_path: Path) -> None:
+    reference, far = prices(tmp_path / "reference"), prices(tmp_path / "far", 1e9)
+    with pytest.raises(DataError, match=r"of participant 1 lies .* standard deviations from"):
+        prepare_parts(
+            load_config(None, job(reference, f"data.own={[str(reference), str(far), str(reference)]}"))
+        )
+    same = tmp_path / "same"
+    same.mkdir()
+    for name in ("train.csv", "test.csv"):
+        (same / name).write_text("rooms,distance,age,price\n" + "0.1,0.2,0.3,7\n0.3,0.1,0.2,7\n" * 5)
+    asked = job(same, f"data.own={[str(same), str(reference), str(same)]}")
+    with pytest.raises(DataError, match=r"differ in the data of participant 1, and .* all are 7"):
+        prepare_parts(load_config(None, asked))
+    prepare_parts(load_config(None, [*asked, "data.normalise_targets=false"]))
+    prepare_parts(load_config(None, job(same, f"data.own={[str(same)] * 3}")))
+
+
+def test_a_comparison_goes_by_the_loss_where_there_is_no_accuracy(tmp_path: Path) -> None:
+    written = tmp_path / "job.toml"
+    written.write_text(load_config(None, job(prices(tmp_path / "houses"), "rounds=1")).to_toml())
+    out = tmp_path / "compared"
+    told = msfusion(
+        "compare", str(written), "--methods", "small,fedrolex,fedavg", "--seeds", "2", "--out", str(out)
+    )
+    assert told.exit_code == 0
+    cells = {each["method"]: each for each in json.loads((out / "compare.json").read_text())["cells"]}
+    losses = {name: [run["loss"] for run in cell["runs"]] for name, cell in cells.items()}
+    assert all(min(values) > 1e6 for values in losses.values())  # squares of prices
+    for name in ("fedrolex", "fedavg"):
+        more = [own - floor for own, floor in zip(losses[name], losses["small"], strict=True)]
+        assert cells[name]["behind"]["values"] == more
+        assert cells[name]["curve"]["metric"] == "loss"
+    gap = cells["fedrolex"]["gap_closed"]["gap"]["values"]
+    assert gap == [floor - whole for floor, whole in zip(losses["small"], losses["fedavg"], strict=True)]
+
+
+def test_a_trained_model_goes_on_with_its_scale(tmp_path: Path) -> None:
+    source, model = prices(tmp_path / "houses"), tmp_path / "model"
+    trained(tmp_path / "run", job(source, "rounds=1"))
+    export(tmp_path / "run", model)
+    learnt = json.loads((model / "preprocessing.json").read_text())["targets"]
+    dear = job(
+        prices(tmp_path / "dear", 3.0), f"model.name={model}", "model.weights=whole", "model.options={}"
+    )
+    config = load_config(None, dear)
+    data = load_data(config.data_spec)
+    assert data.preprocessing is not None
+    assert data.preprocessing.targets == TargetScale(tuple(learnt["centre"]), tuple(learnt["spread"]))
+    with pytest.raises(ConfigError, match="has learnt numbers on a scale"):
+        load_config(None, [*dear, "data.normalise_targets=false"]).data_spec  # noqa: B018
+    known = json.loads((model / "preprocessing.json").read_text())
+    known.pop("targets")  # as versions wrote it that had no scale
+    (model / "preprocessing.json").write_text(json.dumps(known))
+    config = load_config(None, dear)
+    assert not config.normalises_targets
+    data = load_data(config.data_spec)
+    assert data.preprocessing is not None
+    assert data.preprocessing.targets is None

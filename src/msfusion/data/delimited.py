@@ -62,6 +62,8 @@ def typed_splits(splits: Mapping[str, Any], spec: DataSpec, kinds: Kinds | None 
     found = dict(splits)
     columns = next(iter(found.values())).column_names
     used = _used(columns, spec)
+    if spec.task == "regression":  # whose labels are numbers, however large
+        kinds = {**dict.fromkeys(_label(columns, spec), "number"), **kinds}
     for column in columns:
         if not all(_is_text(split, column) for split in found.values()):
             continue
@@ -82,8 +84,13 @@ def typed_splits(splits: Mapping[str, Any], spec: DataSpec, kinds: Kinds | None 
 
 def _used(columns: Sequence[str], spec: DataSpec) -> list[str]:
     """The columns whose values are told apart one by one: labels, and what a partition goes by."""
+    return [column for column in columns if column in (*_label(columns, spec), spec.partition_column)]
+
+
+def _label(columns: Sequence[str], spec: DataSpec) -> list[str]:
+    """The column of labels, where there is one."""
     label = None if spec.task == "language_modelling" else spec.label_column or label_column(columns)
-    return [column for column in columns if column in (label, spec.partition_column)]
+    return [] if label is None else [label]
 
 
 def _is_text(split: Any, column: str) -> bool:

@@ -139,7 +139,10 @@ def _labels_hidden(split: Any, train: Any, spec: DataSpec) -> bool:
         return False
     if label not in split.features:
         return True
-    hidden = all(value is None or value == -1 for value in column_values(split, label))
+    values = column_values(split, label)
+    if spec.task == "regression":  # of which -1 is one like others
+        return all(value is None for value in values)
+    hidden = all(value is None or value == -1 for value in values)
     return hidden and -1 not in column_values(train, label)
 
 

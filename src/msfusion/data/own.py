@@ -6,6 +6,8 @@ classes in its order, its vocabulary, its mean and variance. Nobody trains on it
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from msfusion.batch import Batch
 from msfusion.data.federated import FederatedData
 from msfusion.data.function import call_function
@@ -14,6 +16,10 @@ from msfusion.data.loaded import Loaded, check_batches
 from msfusion.data.spec import PARTICIPANT, DataSpec
 from msfusion.errors import ConfigError, DataError
 from msfusion.imports import is_reference
+from msfusion.target_scale import TargetScale
+
+FARTHEST = 1e6
+"""Standard deviations: so far from the numbers of the reference lie none of the same kind."""
 
 
 def with_own(reference: Loaded | FederatedData, spec: DataSpec) -> FederatedData:
@@ -39,7 +45,28 @@ def with_own(reference: Loaded | FederatedData, spec: DataSpec) -> FederatedData
     # the test set first: whoever differs from it is to blame
     meant = reference.classes, reference.vocabulary_size, reference.task
     check_batches({"the test set": reference.test, **here}, *meant)
+    if reference.preprocessing is not None and reference.preprocessing.targets is not None:
+        for holder, own in here.items():
+            _check_scale(holder, own.targets, reference.train.targets, reference.preprocessing.targets)
     return reference.among(participants)
+
+
+def _check_scale(holder: str, own: Tensor, known: Tensor, scale: TargetScale) -> None:
+    """Raise DataError for numbers that cannot be learnt on the scale of those that are `known` of the reference."""
+    largest = scale.scaled(own.double()).abs().amax(0)
+    same = (known.amin(0) == known.amax(0)) & (scale == TargetScale.fitted(known))
+    for number, spreads in enumerate(largest.tolist()):
+        if bool(same[number]) and spreads > 0:
+            raise DataError(
+                f"the numbers that are to be predicted differ in the data of {holder}, and in the training split of "
+                f"data.source all are {float(known[0, number]):g}, so that nobody knows how far they lie apart: give "
+                "it examples with others, or set data.normalise_targets = false."
+            )
+        if spreads > FARTHEST:
+            raise DataError(
+                f"a number that is to be predicted in the data of {holder} lies {spreads:.3g} standard deviations from "
+                "the mean of those in the training split of data.source: is it of the same kind, and in the same unit?"
+            )
 
 
 def places_of(spec: DataSpec) -> tuple[str | int, ...]:

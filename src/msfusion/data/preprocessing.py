@@ -77,6 +77,8 @@ class Preprocessing:
         if isinstance(self.inputs, TableEncoding):
             for part in self.inputs.parts:
                 kinds[part.name] = "text" if isinstance(part, WordColumn) else "number"
+        if self.label is not None:
+            kinds[self.label] = "number"
         classes = self.classes
         if classes is None or classes.declared:  # for declared ones numbers stand too
             return kinds
@@ -151,6 +153,30 @@ class Preprocessing:
             and len(self.classes.names) == len(self.classes.values)
         ):
             raise ValueError("the classes")
+
+
+def is_of_numbers(folder: Path) -> bool:
+    """Whether a folder holds a model of a regression that `msfusion export` wrote."""
+    try:
+        given = _json(folder / FILE)
+        return bool(given["format"] == FORMAT and given["task"] == "regression")
+    except (DataError, KeyError, TypeError):
+        return False
+
+
+def scale_in(folder: Path) -> TargetScale | None:
+    """What the outputs of the model in such a folder stand for; None where they are in units themselves.
+
+    Raises DataError where that cannot be read.
+    """
+    try:
+        given = _json(folder / FILE).get("targets")
+        scale: TargetScale | None = None if given is None else _made(TargetScale, given)
+        if scale is not None:
+            _check_targets(scale, len(scale.centre))
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise DataError(f"{folder / FILE} is damaged: {in_one_line(error)}") from error
+    return scale
 
 
 def _check_scale(centres: Sequence[float], spreads: Sequence[float]) -> None:

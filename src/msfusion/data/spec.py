@@ -122,6 +122,9 @@ class DataSpec:
     min_examples: int = setting(1, "the fewest that a participant gets", ge=1)
     partition_options: Mapping[str, Any] = setting(dict, "arguments of a partitioner of flwr:")
     seed: int = setting(0, "of every draw", ge=0, lt=2**63)
+    scale_of: str | None = setting(
+        None, "the folder of a trained model, on whose scale numbers are to be predicted"
+    )
 
     def __post_init__(self) -> None:
         columns: object = self.input_column

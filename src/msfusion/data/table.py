@@ -38,7 +38,10 @@ class NumberColumn:
         if not normalise:
             return cls(name)
         numbers = np.array(values, dtype=np.float64)
-        return cls(name, float(numbers.mean()), max(float(numbers.std()), 1e-6))
+        same = numbers.min() == numbers.max()  # the mean of which may be rounded
+        return cls(
+            name, *((float(numbers[0]), 1.0) if same else (float(numbers.mean()), float(numbers.std())))
+        )
 
     def encode(self, values: Sequence[Any], told: Any) -> np.ndarray:
         """[examples, 1]."""

@@ -190,8 +190,9 @@ def _targets(rows: Any, preprocessing: Preprocessing, holder: str) -> Tensor | N
     column = preprocessing.label_column
     if column is None or column not in rows.features:
         return None
-    hidden = all(value is None or value == -1 for value in column_values(rows, column))
-    if hidden and not (preprocessing.classes is not None and -1 in preprocessing.classes.values):
+    classes = preprocessing.classes
+    absent = (None,) if classes is None or -1 in classes.values else (None, -1)
+    if all(value in absent for value in column_values(rows, column)):
         return None
     if preprocessing.classes is not None:
         return preprocessing.classes.labels_of(rows, holder)

@@ -92,6 +92,8 @@ def is_constant(loss: float, accuracy: float | None, constant: Mapping[str, floa
 
 def no_better_than_the_mean(loss: float, of_the_mean: float, normalised: bool, otherwise: str) -> str:
     """Of a model of numbers that has learnt nothing; `otherwise` is what may help beside `normalised` targets."""
+    if of_the_mean == 0:
+        return "all numbers to predict in the test set are the same, so it does not show what the model has learnt"
     told = (
         "the model is no better than one that always gives the mean of all targets "
         f"(mean squared error {number_told(loss)}, and {number_told(of_the_mean)} for that)"

@@ -167,7 +167,7 @@ class _Federation:
         attendance = self.calendar.round(round_index)
         conversation = self._conversation(engine, state, round_index)
         fused, results = state, dict[int, ParticipantResult]()
-        with closing(Answers(self.screening)) as answers:
+        with closing(Answers(self.screening, self.method.scoring.unit)) as answers:
             began = self._add_arriving(attendance, answers)
             for together in self._in_sequence(attendance, round_index):
                 results |= self._trained(engine, conversation, together, fused, round_index, answers)
@@ -307,7 +307,11 @@ class _Federation:
                 return
             known = small.known(task())
         verdict = done.verdict or verdict_of(
-            update, task().tensors, self.method.outbound("train", task()), len(self.data[who])
+            update,
+            task().tensors,
+            self.method.outbound("train", task()),
+            len(self.data[who]),
+            self.method.scoring.unit,
         )
         norm, fault = verdict.norm, verdict.fault
         if fault is None and self.method.noise is not None:

@@ -95,11 +95,12 @@ DEFAULT = Screening()
 class Answers:
     """What the participants of one round have answered, until all of it is there.
 
-    `reasons` say who is left out and why; `memories` are what participants will keep if they are not.
+    `reasons` say who is left out and why; `memories` are what participants will keep if they are not. `unit` is
+    `Scoring.unit`.
     """
 
-    def __init__(self, screening: Screening) -> None:
-        self.screening = screening
+    def __init__(self, screening: Screening, unit: float = 1.0) -> None:
+        self.screening, self.unit = screening, unit
         self.norms: dict[int, Norm] = {}
         self.losses: dict[int, float] = {}
         self.reasons: dict[int, str] = {}
@@ -131,7 +132,7 @@ class Answers:
         several, that of the lowest number.
         """
         too_large = too_large_in(self.norms, self.screening.max_update_norm)
-        for participant, reason in {**absurd_losses(self.losses), **too_large}.items():
+        for participant, reason in {**absurd_losses(self.losses, self.unit), **too_large}.items():
             self.leave_out(participant, reason)
         self.norms, self.losses = {}, {}
         while True:
@@ -218,10 +219,10 @@ def outliers(norms: Mapping[int, Norm], factor: float) -> dict[int, str]:
     }
 
 
-def absurd_losses(losses: Mapping[int, float]) -> dict[int, str]:
+def absurd_losses(losses: Mapping[int, float], unit: float = 1.0) -> dict[int, str]:
     """The participants whose loss is impossible beside the others' of their round, each with the reason.
 
-    Nobody where fewer than FEWEST have told one.
+    Nobody where fewer than FEWEST have told one. `unit` is `Scoring.unit`.
     """
     if len(losses) < FEWEST:
         return {}
@@ -229,13 +230,13 @@ def absurd_losses(losses: Mapping[int, float]) -> dict[int, str]:
     return {
         participant: f"its loss is {loss:g}, and the median of the round is {median:.3g}"
         for participant, loss in sorted(losses.items())
-        if abs(loss) > ABSURD_LOSS * max(1.0, median)
+        if abs(loss) > ABSURD_LOSS * max(unit, median)
     }
 
 
-def verdict_of(update: Update, sent: State, declared: Outbound, examples: int) -> Verdict:
+def verdict_of(update: Update, sent: State, declared: Outbound, examples: int, unit: float = 1.0) -> Verdict:
     """What is to be said of an update by itself, which answers tensors that were `sent`."""
-    fault = fault_of_names(update, declared) or fault_of(update, sent, examples)
+    fault = fault_of_names(update, declared) or fault_of(update, sent, examples, unit)
     return Verdict(Norm() if fault else norm_of(update.tensors, sent), fault)
 
 
@@ -255,14 +256,15 @@ def norm_of(tensors: State, sent: State) -> Norm:
     return Norm(math.sqrt(changes / entries), math.sqrt(sizes / entries)) if entries else Norm()
 
 
-def fault_of(update: Update, sent: State, examples: int) -> str | None:
+def fault_of(update: Update, sent: State, examples: int, unit: float = 1.0) -> str | None:
     """What is wrong with an update by itself, as a sentence about its participant; None where nothing is.
 
-    `sent` are the tensors that it answers, `examples` how many the participant had at the start.
+    `sent` are the tensors that it answers, `examples` how many the participant had at the start, `unit` is
+    `Scoring.unit`.
     """
     if (wrong := fault_of_count(update, examples)) is not None:
         return wrong
-    if not abs(update.loss) < ABSURD:
+    if not abs(update.loss) < ABSURD * unit:
         return f"its loss is {update.loss:g}"
     fault = fault_of_values(update.tensors, sent)
     if fault is not None and examples == 1:

@@ -164,6 +164,11 @@ class SecureMethod(Wrapped):
 
     # On both sides.
 
+    @property
+    def loss_unit(self) -> float:
+        """By what losses are divided before they are added up, so that those of large targets lie in the range."""
+        return self.inner.scoring.unit
+
     def layout(self, task: Task) -> Layout:
         """How an update of this task lies in the numbers that are added up."""
         return Layout.of(self.inner.outbound("train", task))
@@ -194,16 +199,19 @@ class Layout:
         return 1 + sum(math.prod(shape) for _, shape in self.forms.values())
 
     def numbers(
-        self, task: Task, update: Update, point: FixedPoint, weight: int
+        self, task: Task, update: Update, point: FixedPoint, weight: int, unit: float
     ) -> Int64[Tensor, " entries"]:
-        """An update as numbers to be added up. Raises UpdateError or TrainingError for one that cannot be."""
+        """An update as numbers to be added up, its loss divided by `unit`.
+
+        Raises UpdateError or TrainingError for one that cannot be.
+        """
         parts = []
         for name, form in self.forms.items():
             if name not in update.tensors:
                 raise UpdateError(f"the update lacks the tensor {name!r}, which its method declares")
             change = _real(update.tensors[name].detach().cpu()) - self._sent(name, form, task)
             parts.append(point.encode(change, weight, f"the tensor {name!r}"))
-        loss = torch.tensor([update.loss], dtype=torch.float64)
+        loss = torch.tensor([update.loss / unit], dtype=torch.float64)
         return torch.cat([*parts, point.encode(loss, weight, "the loss")])
 
     def moved(
@@ -319,7 +327,8 @@ class Summand:
         """The update under all masks."""
         me, weights = self._task.participant, weights_in_sums(self._method, self._roster.examples)
         layout, point = self._method.layout(self._task), FixedPoint(sum(weights.values()))
-        numbers = layout.numbers(self._task, self._update, point, weights[me])
+        unit = self._method.loss_unit
+        numbers = layout.numbers(self._task, self._update, point, weights[me], unit)
         add_stream(numbers, self._identity.own_seed(self._context))
         for who, seed in self._seeds.items():
             add_stream(numbers, seed, subtract=who < me)
@@ -488,7 +497,7 @@ class SumOfRound(Conversation):
         point, weight = FixedPoint(sum(weights.values())), sum(weights[each] for each in of)
         task = self._method.inner.assign(self._state, self._round, who)
         moved = self._method.layout(task).moved(task, numbers, point, weight)
-        loss = float(point.mean(numbers[-1:], weight))
+        loss = float(point.mean(numbers[-1:], weight)) * self._method.loss_unit
         return task, Update(who, self._round, moved, self._roster.examples[who], loss)
 
     def shares(self, of: Sequence[int]) -> dict[int, float]:

@@ -128,6 +128,9 @@ class BlocksMethod(Method):
 
     trains_own_models: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scoring", self.small.scoring)
+
     def held(self, participant: int, round_index: int) -> tuple[int, ...]:
         """The blocks that a participant trains in a round; known to both sides, so it does not travel."""
         count = self.count_at(self.capacities.ratio(participant, round_index))

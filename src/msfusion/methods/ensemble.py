@@ -46,6 +46,9 @@ class EnsembleMethod(Method):
 
     trains_own_models: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scoring", self.small.scoring)
+
     def initial_state(self) -> dict[str, Tensor]:
         """The first weights of all models."""
         merged = {_MERGED: torch.zeros(len(self.starts), dtype=torch.int64)}

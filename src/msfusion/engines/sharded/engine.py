@@ -137,7 +137,8 @@ class Sharded(Engine):
         if kind != "train" or answer.failure is not None:
             return answer
         declared, count = self._carrier.outbound(kind, task), len(self._data[task.participant])
-        return replace(answer, verdict=verdict_of(answer.update, task.tensors, declared, count))
+        unit = self._carrier.scoring.unit
+        return replace(answer, verdict=verdict_of(answer.update, task.tensors, declared, count, unit))
 
     def _read_everywhere(self) -> Read:
         """Reads whole tensors of the state on all ranks at once."""

@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import Field, ValidationError, model_validator
 
 from msfusion.codecs import Codec
+from msfusion.data.preprocessing import is_of_numbers, scale_in
 from msfusion.data.spec import DataSpec
 from msfusion.errors import ConfigError, MsfusionError
 from msfusion.experiment.config.codecs import as_before, codec_of
@@ -195,7 +196,12 @@ class Config(Section):
         folder.
         """
         made = self.data.made(DataSpec, participants=self.participants.count, seed=self.seed)
-        made = replace(made, normalise_targets=self.normalises_targets)
+        folder = self._trained_on_numbers
+        made = replace(
+            made,
+            normalise_targets=self.normalises_targets,
+            scale_of=None if folder is None else str(folder),
+        )
         return made if made.tokenizer else replace(made, tokenizer=self._own_tokenizer)
 
     @property
@@ -203,10 +209,28 @@ class Config(Section):
         """Whether a model learns its targets on another scale: where msfusion reads them, and the loss is a distance.
 
         A loss of the user's own may mean something by the size of what it is given, and so may a function for data.
+        A trained model goes on as it has learnt. Raises ConfigError where it is asked not to.
         """
         asked, loss = self.data.normalise_targets, self.training.loss
         measured = self.data.task == "regression" and not is_reference(self.data.source)
-        return asked and measured and (loss == "cross_entropy" or loss in DISTANCES)
+        if not (measured and (loss == "cross_entropy" or loss in DISTANCES)):
+            return False
+        folder = self._trained_on_numbers
+        trained = asked if folder is None else scale_in(folder) is not None
+        if trained and not asked:
+            raise ConfigError(
+                f"data.normalise_targets = false: the model in {folder} has learnt numbers on a scale, and goes on "
+                "with it; leave data.normalise_targets out, or begin with model.weights = 'random'"
+            )
+        return trained
+
+    @property
+    def _trained_on_numbers(self) -> Path | None:
+        """The folder of the trained model that is to go on, where it is one of a regression that was exported."""
+        if self.data.task != "regression" or self.model_spec.weights == "random":
+            return None
+        folder = folder_of(self.model_spec.name)
+        return folder if is_of_numbers(folder) else None
 
     @property
     def _own_tokenizer(self) -> str | None:

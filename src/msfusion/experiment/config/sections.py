@@ -115,7 +115,7 @@ if TYPE_CHECKING:
 else:
     DataSection = section_of(
         DataSpec,
-        without=("participants", "seed"),
+        without=("participants", "seed", "scale_of"),
         read_as={
             "own": Annotated[str | tuple[str | int, ...] | None, BeforeValidator(_known_own)],
             "input_column": Annotated[str | tuple[str, ...] | None, BeforeValidator(_known_columns)],

@@ -14,6 +14,8 @@ from msfusion.experiment.kinds import kind_of
 from msfusion.experiment.report.spreads import curve, spread, spread_to, times_less, until_as_good
 from msfusion.experiment.report.table import Row
 
+_FIRST = ("perplexity", "accuracy")
+"""By what rows are compared, where they have it: else by their loss."""
 _QUALITY = ("accuracy", "loss", "perplexity")
 
 
@@ -46,19 +48,18 @@ def _leader(cell: Row, cells: Sequence[Row]) -> Row | None:
 
 
 def behind(cell: Row, leader: Row) -> dict[str, Any]:
-    """By how much a row is behind the leader, seed by seed: in accuracy (0 to 1), or in perplexity."""
-    if "perplexity" in cell:
-        pairs = zip(cell["perplexity"]["values"], leader["perplexity"]["values"], strict=True)
-    else:
-        pairs = zip(leader["accuracy"]["values"], cell["accuracy"]["values"], strict=True)
+    """By how much a row is behind the leader, seed by seed: in perplexity, accuracy (0 to 1), or loss."""
+    figure = next(each for each in (*_FIRST, "loss") if each in cell and each in leader)
+    ours, theirs = cell[figure]["values"], leader[figure]["values"]
+    pairs = zip(theirs, ours, strict=True) if figure == "accuracy" else zip(ours, theirs, strict=True)
     return spread([None if None in (more, less) else more - less for more, less in pairs])
 
 
 def gap_closed(cell: Row, cells: Sequence[Row]) -> dict[str, Any] | None:
     """How much of the way from the small model to FedAvg of the whole, which no participant can run, a row has come.
 
-    `share` is the mean of (row - small) over the mean of `gap` = (FedAvg - small), paired by seed, in accuracy or
-    perplexity: 0 is no better than the small model, below 0 worse. It is None where the gap is not more than two
+    `share` is the mean of (row - small) over the mean of `gap` = (FedAvg - small), paired by seed, in what
+    `behind` goes by: 0 is no better than the small model, below 0 worse. It is None where the gap is not more than two
     standard deviations. None where small (of the same ratio) or FedAvg did not run, for as many rounds.
     """
     small, whole = beside(cell, cells, "floor", cell["ratio"]), beside(cell, cells, "ceiling", 1.0)
@@ -134,7 +135,7 @@ def _cell(path: Path, runs: Sequence[Planned]) -> dict[str, Any]:
     cell["targets"] = [
         spread_to(all_metrics, accuracy, len(participants)) for accuracy in first.config.evaluation.targets
     ]
-    cell["curve"] = curve(all_metrics, "perplexity" if "perplexity" in summary else "accuracy")
+    cell["curve"] = curve(all_metrics, next((each for each in _FIRST if each in summary), "loss"))
     return cell
 
 

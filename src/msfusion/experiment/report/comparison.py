@@ -10,6 +10,7 @@ from msfusion.scoring import loss_told, number_told
 
 _PERCENT = mean_and_sd("{:.1%}".format)
 _ROUNDS = mean_and_sd("{:.1f}".format)
+_loss = partial(loss_told, decimals=3)
 
 
 def comparison_tables(comparison: Row) -> list[Table]:
@@ -31,7 +32,11 @@ def comparison_table(comparison: Row) -> Table:
 
 def _columns(cells: list[Row]) -> list[Column]:
     """What is left out where nothing is known of it: a method's own figures have columns by their names."""
+    by_loss = not any("perplexity" in cell or "accuracy" in cell for cell in cells)
     form = ".2f" if any("perplexity" in cell for cell in cells) else ".1%"
+    behind = (
+        mean_and_sd(_signed, _loss) if by_loss else mean_and_sd(f"{{:+{form}}}".format, f"{{:{form}}}".format)
+    )
     own = dict.fromkeys(name for cell in cells for name in cell.get("metrics", {}))
     return [
         Column("method", lambda cell: cell["method"] + ("" if cell["within_budget"] else " *"), align="left"),
@@ -39,13 +44,13 @@ def _columns(cells: list[Row]) -> list[Column]:
         Column("ratio", "ratio_label"),
         Column("rounds", "rounds"),
         Column("perplexity", "perplexity", mean_and_sd("{:.2f}".format), optional=True),
-        Column("accuracy", "accuracy", _PERCENT),
+        Column("accuracy", "accuracy", _PERCENT, optional=by_loss),
         Column("between participants", "accuracy_sd", _PERCENT, optional=True),
         Column("own labels", "own_accuracy", _PERCENT, optional=True),
         Column("between participants", "own_accuracy_sd", _PERCENT, optional=True),
-        Column("loss", "loss", mean_and_sd(partial(loss_told, decimals=3))),
+        Column("loss", "loss", mean_and_sd(_loss)),
         *(_own_column(name) for name in own),
-        Column("behind", "behind", mean_and_sd(f"{{:+{form}}}".format, f"{{:{form}}}".format)),
+        Column("behind", "behind", behind),
         Column("gap closed", "gap_closed", _gap, optional=True),
         Column("holds", lambda cell: f"{count(cell['parameters'])} ({percent(cell['share'])})"),
         Column("FLOPs/example", "flops_per_example", count),
@@ -53,6 +58,10 @@ def _columns(cells: list[Row]) -> list[Column]:
         Column("bytes in all", "total_bytes", size),
         Column("FLOPs/answer", "inference_flops_per_example", count),
     ]
+
+
+def _signed(loss: float) -> str:
+    return _loss(loss) if loss < 0 else f"+{_loss(loss)}"
 
 
 def _own_column(name: str) -> Column:
