@@ -75,7 +75,10 @@ class Predictor:
         return self.predictions(self.read(source, split))
 
     def evaluate(self, source: Source, split: str | None = None) -> Evaluation:
-        """How good the model is on examples whose answers the source has. Raises DataError where it has none."""
+        """How good the model is on examples whose answers the source has. Raises DataError where it has none.
+
+        The loss is that of the run, unless something `stands_in` for it.
+        """
         return self.evaluation(self.read(source, split))
 
     def read(self, source: Source, split: str | None = None) -> Unseen:
@@ -112,6 +115,13 @@ class Predictor:
                 else:
                     found += _classified(names, outputs, targets, known.classes.names)
         return found
+
+    @property
+    def stands_in(self) -> str | None:
+        """What an evaluation has for a loss where that of the run is a function of somebody's, which is not run."""
+        if self.preprocessing.loss == "cross_entropy" or self.preprocessing.loss in LOSSES:
+            return None
+        return "mean_squared_error" if self.preprocessing.task == "regression" else "cross_entropy"
 
     def evaluation(self, examples: Unseen) -> Evaluation:
         """As `evaluate`, of examples that have been read."""

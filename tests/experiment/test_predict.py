@@ -277,3 +277,32 @@ def test_models_of_strangers_that_are_none(tmp_path: Path) -> None:
     write_tensors(model / "model.safetensors", tensors, metadata)
     with pytest.raises(DataError, match="its weights are damaged"):
         load_predictor(model)("digits")
+
+
+@pytest.mark.parametrize(
+    ("loss", "named"), [("mse", None), ("torch.nn.functional:l1_loss", "mean_squared_error")]
+)
+def test_a_figure_that_is_not_the_run_s_loss_has_a_name_of_its_own(
+    tmp_path: Path, loss: str, named: str | None
+) -> None:
+    """A function of somebody's is not run: what stands in for it is said, and is never called the loss."""
+    lines = [f"{x},{3 * x + 1}" for x in range(40)]
+    (tmp_path / "data").mkdir()
+    for part in ("train", "test"):
+        (tmp_path / "data" / f"{part}.csv").write_text("\n".join(["size,label", *lines]))
+    settings = (
+        *QUICK, f"data.source={tmp_path / 'data'}", "data.task=regression", "data.input_column=['size']",
+        "model.name=mlp", "model.options={hidden=[4]}", f"training.loss={loss}", "method.name=fedavg",
+    )  # fmt: skip
+    model, summary = exported(tmp_path, *settings)
+    told = predict(model, str(tmp_path / "data" / "test.csv"), out=tmp_path / "answers.csv")
+    rows = [(float(row[1]), float(row[2])) for row in list(csv.reader((tmp_path / "answers.csv").open()))[1:]]
+    squared = np.mean([(answer - said) ** 2 for answer, said in rows])
+    figures = told["evaluation"]
+    if named is None:
+        assert figures["loss"] == pytest.approx(summary["loss"], rel=1e-5)
+        assert figures["loss"] == pytest.approx(squared, rel=1e-5)
+    else:
+        assert "loss" not in figures
+        assert figures["metrics"] == {named: pytest.approx(squared, rel=1e-5)}
+    assert ("loss" in quality(figures)) == (named is None)

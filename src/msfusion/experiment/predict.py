@@ -42,11 +42,11 @@ def predict(
     examples = predictor.read(source, split)
     evaluated = None if examples.targets is None else predictor.evaluation(examples)
     if predictor.preprocessing.task == "language_modelling":
-        return {"predictions": [], "evaluation": _figures(evaluated)}
+        return {"predictions": [], "evaluation": _figures(evaluated, predictor.stands_in)}
     rows = list(_rows(predictor.predictions(examples)))
     if out is not None:
         write_text(out, _as_text(rows, out.suffix.lower(), examples.kind))
-    return {"predictions": rows, "evaluation": _figures(evaluated)}
+    return {"predictions": rows, "evaluation": _figures(evaluated, predictor.stands_in)}
 
 
 def _rows(predictions: Sequence[Prediction]) -> Iterator[dict[str, Any]]:
@@ -61,12 +61,24 @@ def _rows(predictions: Sequence[Prediction]) -> Iterator[dict[str, Any]]:
             yield {**known, **told, "probabilities": dict(each.probabilities or {})}
 
 
-def _figures(evaluated: Evaluation | None) -> dict[str, Any] | None:
+def _figures(evaluated: Evaluation | None, stands_in: str | None) -> dict[str, Any] | None:
+    """All that is known, by name; `stands_in` is what the loss is where it is not that of the run."""
     if evaluated is None:
         return None
-    figures = {"accuracy": evaluated.accuracy, "loss": evaluated.loss, "perplexity": evaluated.perplexity}
+    figures = {"accuracy": evaluated.accuracy, "perplexity": evaluated.perplexity}
     known = {name: value for name, value in figures.items() if value is not None}
-    return {"examples": evaluated.examples, **known, "metrics": dict(evaluated.metrics)}
+    if stands_in is None:
+        return {
+            "examples": evaluated.examples,
+            **known,
+            "loss": evaluated.loss,
+            "metrics": dict(evaluated.metrics),
+        }
+    return {
+        "examples": evaluated.examples,
+        **known,
+        "metrics": {**evaluated.metrics, stands_in: evaluated.loss},
+    }
 
 
 def _as_text(rows: Sequence[Mapping[str, Any]], kind: str, examples: str) -> str:

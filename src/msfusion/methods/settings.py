@@ -342,7 +342,7 @@ class Ensemble(Averaging):
         """The ensemble. Raises ConfigError where it does not fit the problem."""
         if problem.scoring.loss is not None:
             raise ConfigError(
-                "an ensemble averages probabilities of classes, which a loss of one's own may not have: choose another "
+                "an ensemble averages probabilities of classes, and with this training.loss there need be none: choose another "
                 "method"
             )
         capacities, settings = problem.capacities, BlocksSettings(problem.rounds, self.blocks)
