@@ -342,8 +342,8 @@ class Ensemble(Averaging):
         """The ensemble. Raises ConfigError where it does not fit the problem."""
         if problem.scoring.loss is not None:
             raise ConfigError(
-                "an ensemble averages probabilities of classes, and with this training.loss there need be none: choose another "
-                "method"
+                "an ensemble averages probabilities of classes, and with this training.loss there need be none: "
+                "choose another method"
             )
         capacities, settings = problem.capacities, BlocksSettings(problem.rounds, self.blocks)
         small = self.small_model(problem)
