@@ -3,8 +3,9 @@
     python benchmarks/network.py                                  MSfusion and split learning on the digits
     python benchmarks/network.py --set data.max_train=600 --json
 
-Participants are processes of their own, three of them; both runs end with the same model, bit for bit, or this fails.
-Printed are the seconds of a round (the median, without the first) and their ratio. On a machine with fewer cores than
+Participants are processes of their own, three of them unless `--set participants.count` says otherwise; both runs end
+with the same model, bit for bit, or this fails. Printed are the seconds of a round (the median, without the first),
+their ratio, and what a round takes beyond the training of its slowest participant. On a machine with fewer cores than
 processes the participants take turns, so the ratio says what messages, TLS and checks cost, not what machines gain.
 """
 
@@ -27,7 +28,8 @@ JOBS = {
     "small": ["method.name=small"],
     "split": ["method.name=split", "model.name=convnet", "split.at=layers.3"],
 }
-COMMON = ["participants.count=3", "rounds=8", "run.workers=1", "evaluation.every=8"]
+COUNT = "participants.count="
+COMMON = [f"{COUNT}3", "rounds=8", "run.workers=1", "evaluation.every=8"]
 
 
 def main() -> None:
@@ -62,7 +64,8 @@ def measured(folder: Path, settings: list[str]) -> dict[str, Any]:
     (folder / "job.toml").write_text("seed = 0\n")
     ended(start("train", "job.toml", "--out", "here"))
     made = [sys.executable, "-m", "msfusion", "certificates", "--out", "keys", "--host", "127.0.0.1"]
-    made += ["--participants", "3"]
+    people = int(next(each for each in reversed(settings) if each.startswith(COUNT)).removeprefix(COUNT))
+    made += ["--participants", str(people)]
     subprocess.run(made, cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -70,7 +73,7 @@ def measured(folder: Path, settings: list[str]) -> dict[str, Any]:
     server = start("serve", *where, "--certificates", "keys/server", "--out", "there")
     participants = [
         start("join", *where, "--certificates", f"keys/participant-{each}", "--participant", str(each))
-        for each in range(3)
+        for each in range(people)
     ]
     ended(server, *participants)
     models = [(folder / run / "model.safetensors").read_bytes() for run in ("here", "there")]
@@ -81,6 +84,7 @@ def measured(folder: Path, settings: list[str]) -> dict[str, Any]:
         "one process": round(here, 4),
         "network": round(there, 4),
         "ratio": round(there / here, 2),
+        "network, beyond the slowest's training": round(beyond_training(folder / "there"), 4),
         "same bits": True,
     }
 
@@ -98,6 +102,12 @@ def seconds_of(run: Path) -> float:
     """The median round, without the first, in which everybody comes."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return statistics.median(line["seconds"] for line in lines[1:])
+
+
+def beyond_training(run: Path) -> float:
+    """The same of what a round takes beyond the training of its slowest participant; they train at once."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return statistics.median(line["seconds"] - max(line["each"]["seconds"]) for line in lines[1:])
 
 
 if __name__ == "__main__":
