@@ -120,6 +120,15 @@ def test_a_new_head_on_pretrained_weights(folder: Path) -> None:
     assert model.config.pad_token_id == 0
 
 
+@pytest.mark.parametrize("numbers", [1, 3])
+def test_a_model_says_as_many_numbers_as_are_to_be_predicted(folder: Path, numbers: int) -> None:
+    texts = labelled_text().test
+    batch = Batch(texts.inputs, torch.randn(8, numbers))
+    data = FederatedData((batch, batch), batch, "regression", numbers, vocabulary_size=30, padding=0)
+    for spec in (ModelSpec("transformers:bert", BERT), ModelSpec(str(folder), weights="pretrained")):
+        assert build_model(spec, data)(texts.inputs[0]).logits.shape == batch.targets.shape
+
+
 @pytest.mark.one_in_ci
 @pytest.mark.parametrize(
     ("spec", "make", "words"),

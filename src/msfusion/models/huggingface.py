@@ -25,6 +25,10 @@ HEADS = {
 }
 
 
+LABELLED = ("classification", "regression")
+"""Tasks whose model has an output for each class, or for each number that is to be predicted."""
+
+
 def is_transformers(name: str) -> bool:
     """Whether a model's name asks for `transformers`: by prefix, or as a folder with a config.json."""
     return name.startswith(PREFIX) or (folder_of(name) / "config.json").is_file()
@@ -123,7 +127,7 @@ def _folder_config(transformers: Any, folder: Path, spec: ModelSpec, sizes: Mapp
     _require_known(stored, spec)
     require_sane(spec.options, "model.options")
     changes: dict[str, Any] = {"use_cache": False} if hasattr(stored, "use_cache") else {}
-    if sizes.get("task") == "classification":
+    if sizes.get("task") in LABELLED:
         changes["num_labels"] = sizes["classes"]
         changes |= _padding(stored, spec, sizes)
     settings = changes | dict(spec.options)
@@ -195,7 +199,7 @@ def _fitting(default: Any, sizes: Mapping[str, Any]) -> dict[str, Any]:
             "image_size": height if height == width else (height, width),
         }
     fitting = {name: value for name, value in wanted.items() if hasattr(default, name)}
-    if sizes.get("task") == "classification":
+    if sizes.get("task") in LABELLED:
         fitting["num_labels"] = sizes["classes"]
     return fitting
 
