@@ -65,20 +65,11 @@ def _figures(evaluated: Evaluation | None, stands_in: str | None) -> dict[str, A
     """All that is known, by name; `stands_in` is what the loss is where it is not that of the run."""
     if evaluated is None:
         return None
-    figures = {"accuracy": evaluated.accuracy, "perplexity": evaluated.perplexity}
+    loss = evaluated.loss if stands_in is None else None
+    figures = {"accuracy": evaluated.accuracy, "loss": loss, "perplexity": evaluated.perplexity}
     known = {name: value for name, value in figures.items() if value is not None}
-    if stands_in is None:
-        return {
-            "examples": evaluated.examples,
-            **known,
-            "loss": evaluated.loss,
-            "metrics": dict(evaluated.metrics),
-        }
-    return {
-        "examples": evaluated.examples,
-        **known,
-        "metrics": {**evaluated.metrics, stands_in: evaluated.loss},
-    }
+    other = {} if stands_in is None else {stands_in: evaluated.loss}
+    return {"examples": evaluated.examples, **known, "metrics": {**evaluated.metrics, **other}}
 
 
 def _as_text(rows: Sequence[Mapping[str, Any]], kind: str, examples: str) -> str:

@@ -36,7 +36,7 @@ from msfusion.codecs import Codec, CodecError, Identity
 from msfusion.costs import Costs
 from msfusion.federated.privacy import OpenForm, Outbound
 from msfusion.federated.sharding import Form, stretched
-from msfusion.federated.states import labelled, part, payload_bytes
+from msfusion.federated.states import labelled, names_of_buffers, part, payload_bytes
 from msfusion.width.groups import State
 from msfusion.width.slices import Cut
 from msfusion.width.tensors import state_tensors
@@ -248,9 +248,7 @@ class Compression:
 
     @cached_property
     def _buffers(self) -> frozenset[str]:
-        model = getattr(self.method, "whole", None)  # which a method of a user's own may not have
-        named = [] if model is None else model.named_buffers()
-        return frozenset(name.rpartition(".")[2] for name, _ in named)
+        return names_of_buffers(self.method)
 
     @cached_property
     def _first(self) -> State:

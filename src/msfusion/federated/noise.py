@@ -30,8 +30,9 @@ from msfusion.federated.accounting import Noise
 from msfusion.federated.masks import add_stream
 from msfusion.federated.method import TRAINED, Method, Task, Update
 from msfusion.federated.screening import DEFAULT, Screening
+from msfusion.federated.states import names_of_buffers
 from msfusion.federated.verdict import Norm
-from msfusion.federated.wrapped import Wrapped, names_of_buffers, secret_for
+from msfusion.federated.wrapped import Wrapped, secret_for
 from msfusion.width.groups import State
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def check_noise(method: Method) -> None:
             "of their examples, without noise"
         )
     task = method.assign(method.initial_state(), 0, 0)
-    declared, buffers = method.outbound("train", task), set(names_of_buffers(method))
+    declared, buffers = method.outbound("train", task), names_of_buffers(method)
     if further := declared.metadata - TRAINED:
         raise ConfigError(
             f"method.privacy does not go with {method.name}, whose participants send {min(further)!r} without noise"

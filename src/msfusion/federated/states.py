@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +13,23 @@ from msfusion.errors import UpdateError
 from msfusion.width.groups import State
 from msfusion.width.tensors import state_tensors
 
+if TYPE_CHECKING:
+    from msfusion.federated.method import Method
+
 
 def payload_bytes(tensors: State) -> int:
     """How many bytes the entries of some tensors take up: a message without its names and framing."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def names_of_buffers(method: Method) -> frozenset[str]:
+    """The last parts of the names of the buffers of a method's model, such as running statistics."""
+    model = getattr(method, "whole", None)  # which a method of a user's own may not have
+    return (
+        frozenset()
+        if model is None
+        else frozenset(name.rpartition(".")[2] for name, _ in model.named_buffers())
+    )
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:

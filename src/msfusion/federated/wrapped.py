@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
@@ -172,9 +171,3 @@ def bytes_of(tensor: Tensor) -> bytes:
     """The bytes of a tensor."""
     data: bytes = tensor.cpu().contiguous().numpy().tobytes()
     return data
-
-
-def names_of_buffers(method: Method) -> Iterable[str]:
-    """The last parts of the names of the model's buffers, such as running statistics."""
-    model = getattr(method, "whole", None)  # which a method of a user's own may not have
-    return () if model is None else {name.rpartition(".")[2] for name, _ in model.named_buffers()}
