@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from functools import cache
 from typing import Any
@@ -16,6 +16,7 @@ from simulated import fuse_updates, run_rounds
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from msfusion.averaging.fusion import fuse
 from msfusion.batch import Batch
 from msfusion.costs import inference_flops
 from msfusion.errors import ConfigError, PrivacyError, UpdateError
@@ -151,6 +152,91 @@ def test_who_holds_two_blocks_trains_their_sum() -> None:
         assert torch.allclose(trained, tensor, atol=1e-14)
 
 
+def one_step(weighting: str = "examples", average: str = "mean") -> tuple[BlocksMethod, list[Batch]]:
+    """Two participants of one block and one of both, with blocks that are linear in all that they learn."""
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(5, 2, bias=False), nn.Linear(2, 3, bias=False)).double()
+    model[0].weight.requires_grad_(False)
+    traced = model, trace(model, (torch.randn(2, 5).double(),))
+    sizes = (5, 9, 6)
+    data = [Batch((torch.randn(size, 5).double(),), torch.randint(3, (size,))) for size in sizes]
+    method = build(
+        4, (0.5, 0.5, 1.0), model=traced, passes=1, weighting=weighting, average=average,
+        training=TrainingSettings(learning_rate=0.3, momentum=0.0, batch_size=4),
+    )  # fmt: skip
+    return method, data
+
+
+@pytest.mark.parametrize(("weighting", "weights"), [("examples", (5, 9, 6)), ("uniform", (1, 1, 1))])
+@pytest.mark.parametrize("began", [False, True])
+def test_the_sum_moves_as_far_as_fedavg_would_move_it(
+    weighting: str, weights: Sequence[int], began: bool
+) -> None:
+    """f_new - f = sum_p a_p (f_p - f) / sum_p a_p, exactly, where blocks are linear: however many blocks p trained."""
+    method, data = one_step(weighting)
+    state, now = (run(method, data, 2)[-1].state, 2) if began else (method.initial_state(), 0)
+    held = [method.held(each, now) for each in range(3)]
+    assert [len(each) for each in held] == [1, 1, 2]
+    tasks = [
+        replace(
+            method.assign(state, now, number),
+            memory=memory_of(method, state, own, {0, 1} - {*held[number]}),
+        )
+        for number, own in enumerate(data)
+    ]
+    updates = [method.train(task, own) for task, own in zip(tasks, data, strict=True)]
+    x = torch.randn(11, 5).double()
+
+    def whole(tensors: State) -> Tensor:
+        with holding(method.whole, model_state({**state, **tensors})) as model:
+            return Batch((x,), torch.zeros(11).long()).call(model)  # type: ignore[return-value]
+
+    expected = whole({}) + sum(
+        weight * (whole(update.tensors) - whole({})) for weight, update in zip(weights, updates, strict=True)
+    ) / sum(weights)
+    assert torch.allclose(whole(fuse_updates(method, state, updates)), expected, atol=1e-14)
+
+
+def test_what_all_have_trained_is_their_average_bit_for_bit() -> None:
+    method, data = one_step()
+    state = run(method, data, 2)[-1].state
+    updates = [method.train(method.assign(state, 2, each), own) for each, own in enumerate(data)]
+    fused, block = fuse_updates(method, state, updates), label(method.held(0, 2)[0])
+    expected = fuse(
+        part(state, block),
+        method.small.width_map,
+        [({}, part(update.tensors, block), float(update.examples)) for update in updates],
+    )
+    assert same(part(fused, block), expected)
+
+
+def test_of_a_robust_average_each_participant_is_one_part() -> None:
+    method, data = one_step(average="median")
+    state = run(method, data, 2)[-1].state
+    strong = method.train(method.assign(state, 2, 2), data[2])
+    weak = [method.train(method.assign(state, 2, each), data[each]) for each in (0, 1)]
+    fused = fuse_updates(method, state, [strong, *weak])
+    (other,) = set(method.held(2, 2)) - set(method.held(0, 2))
+    name = f"{label(other)}.1.weight"
+    assert torch.allclose(fused[name], state[name] + (strong.tensors[name] - state[name]) / 3, atol=1e-14)
+
+
+def test_statistics_of_a_block_are_those_of_whoever_trained_it() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)).double()
+    traced = model, trace(model.eval(), (torch.randn(4, 6).double(),))
+    method, data = build(4, (0.5, 1.0), model=traced), some_data(2)
+    state = method.initial_state()
+    updates = [method.train(method.assign(state, 0, each), own) for each, own in enumerate(data)]
+    fused = fuse_updates(method, state, updates)
+    assert torch.allclose(
+        fused["block1.1.running_var"], updates[1].tensors["block1.1.running_var"], atol=1e-14
+    )
+    assert int(fused["block1.1.num_batches_tracked"]) == int(
+        updates[1].tensors["block1.1.num_batches_tracked"]
+    )
+
+
 def test_a_new_block_has_no_say_whatever_the_model_calls_its_layers() -> None:
     torch.manual_seed(0)
     model = DecoderLM(20, block_length=6, features=16, heads=4, layers=1)  # tied: its last matrix also embeds
@@ -255,7 +341,7 @@ def test_statistics_of_batchnorm_are_averaged_and_nobody_measures() -> None:
 # What participants remember
 
 
-def memory_of(method: BlocksMethod, state: State, data: Batch, blocks: Sequence[int]) -> dict[str, Tensor]:
+def memory_of(method: BlocksMethod, state: State, data: Batch, blocks: Iterable[int]) -> dict[str, Tensor]:
     return {
         f"{finished_label(block)}.logits": said(method, part(state, label(block)), data) for block in blocks
     }

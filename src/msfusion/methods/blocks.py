@@ -10,14 +10,20 @@ and a participant, which can hold one of them, trains it on the loss of the whol
 
 c(x) it remembers: a block that has changed is sent to it once, it keeps the block's logits for its own examples, and
 from then on they are constants. All participants train the same block in a round (`methods.phases`), and it becomes the
-weighted average of what they made of it (McMahan et al., AISTATS 2017):
+weighted average of what they made of it (McMahan et al., AISTATS 2017). Who can hold k blocks trains k at once, some of
+which others do not. So that the *sum* moves as federated averaging would move it, by the weighted mean of what the
+participants made of the whole, a block moves by what those made of it that trained it, and for all others it stays:
 
-    theta_b  <-  sum a_p theta_{p,b} / sum a_p     over the participants p that trained b         fuse
+    theta_b  <-  theta_b + sum a_p (theta_{p,b} - theta_b) / sum a_p                              fuse
+                           over the p that trained b       over all participants of the round
+
+Where all trained it that is their average. (To take the average of the few for granted would overshoot: each of the
+blocks would learn all of the rest.)
 
 Block 0 is the model of `small`, with the same first weights. The others begin with other units of the large model's
 weights and without a say (`methods.silence`), so that the whole never begins worse than the small model. Round for
 round this is boosting in the first pass over the blocks and backfitting after it (Friedman, Hastie & Tibshirani, Annals
-of Statistics 28, 2000), with networks for trees and averaging for one machine. Who can hold k blocks trains k at once.
+of Statistics 28, 2000), with networks for trees and averaging for one machine.
 """
 
 from __future__ import annotations
@@ -52,7 +58,7 @@ from msfusion.federated.states import (
     without_aliases,
 )
 from msfusion.federated.training import local_steps
-from msfusion.methods.narrow import add_update
+from msfusion.methods.narrow import add_update, weight_of
 from msfusion.methods.parts.divided import check_divisible, evaluated_by_models
 from msfusion.methods.parts.phases import Phases, Seen, Versions, blocks_in, finished_label
 from msfusion.methods.parts.remembered import REMEMBERED_BYTES, Recomputed, Remembering
@@ -205,8 +211,9 @@ class BlocksMethod(Method):
         return {name: tensor for each in blocks for name, tensor in each.items()}
 
     def fuse(self, state: State, answered: Answered) -> dict[str, Tensor]:
-        """Each block becomes the weighted average of those who trained it; others keep their values."""
-        versions, averages, seen = Versions.of(state), Averages(state, self.small), list[Seen]()
+        """Each block goes towards the weighted average of those who trained it; others keep their values."""
+        versions, averages = Versions.of(state), Averages(state, self.small)
+        seen, weights = list[Seen](), list[float]()
         for task, update in answered:
             held = self.held(task.participant, task.round_index)
             self._check_names(update, held)
@@ -215,7 +222,28 @@ class BlocksMethod(Method):
             now = task.metadata[CHANGES] == versions.total
             phase = self.phases.phase(task.round_index)
             seen.append(Seen(task.participant, phase, held, now))
-        return {**state, **averages.result(), **versions.after(seen).tensors()}
+            weights.append(weight_of(update, self.small.weighting) if self.small.average == "mean" else 1.0)
+        moved = self._moved(state, averages.result(), seen, weights)
+        return {**state, **moved, **versions.after(seen).tensors()}
+
+    def _moved(
+        self, state: State, averages: State, seen: Sequence[Seen], weights: Sequence[float]
+    ) -> dict[str, Tensor]:
+        """Each block's step towards its average: as much of the way as those who trained it weigh among all.
+
+        Where all trained it that is the average itself, bit for bit. Statistics are not weights: of them it is always.
+        """
+        versions, everybody, moved = Versions.of(state), math.fsum(weights), dict(averages)
+        for block in sorted({block for each in seen for block in each.held}):
+            trained = (weight for each, weight in zip(seen, weights, strict=True) if block in each.held)
+            share = math.fsum(trained) / everybody
+            if share < 1:
+                before = part(state, label(block)) if versions.changes[block] else self.awake[block]
+                for name in self.small.width_map.parameters:
+                    new = averages[f"{label(block)}.{name}"]
+                    step = torch.lerp(before[name].double(), new.double(), share)
+                    moved[f"{label(block)}.{name}"] = step.to(new.dtype)
+        return moved
 
     def weight_in_sums(self, examples: int) -> int:
         """As `small`. Raises ConfigError where some train more blocks than others."""
