@@ -26,7 +26,8 @@ from msfusion.federated.results import RoundResult
 from msfusion.federated.rounds import RoundSettings
 from msfusion.federated.states import holding, labelled, loaded, model_state, part
 from msfusion.federated.training import TrainingSettings, local_steps
-from msfusion.methods.blocks import BlocksMethod, is_one_wide_model, one_wide_state
+from msfusion.methods.blocks import BlocksMethod
+from msfusion.methods.one_wide import is_one_wide_model, one_wide_state
 from msfusion.methods.parts.contrastive import ContrastiveSettings
 from msfusion.methods.parts.phases import Phases, Seen, Versions, finished_label
 from msfusion.methods.parts.silence import silenced

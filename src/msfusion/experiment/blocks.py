@@ -9,7 +9,8 @@ from msfusion.experiment.forecast import Forecast
 from msfusion.experiment.setup import Setup
 from msfusion.experiment.slices import SlicesRun
 from msfusion.federated.results import RoundResult
-from msfusion.methods.blocks import BlocksMethod, is_one_wide_model
+from msfusion.methods.blocks import BlocksMethod
+from msfusion.methods.one_wide import is_one_wide_model
 from msfusion.methods.parts.phases import Versions
 from msfusion.width.groups import State
 
