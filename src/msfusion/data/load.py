@@ -35,6 +35,8 @@ def load_data(spec: DataSpec | None = None) -> FederatedData:
     """
     spec = spec or DataSpec()
     loaded = _load(spec)
+    if spec.validation_share is not None:
+        loaded = _to_be_validated(loaded, spec.validation_share, spec)
     if spec.own is not None:
         data = with_own(loaded, spec)
     else:
@@ -95,6 +97,34 @@ def _digits(spec: DataSpec) -> Loaded:
             "classification", encoding, 10, Classes("label", names, tuple(range(10)))
         ),
     )
+
+
+def _to_be_validated(loaded: Loaded | FederatedData, share: float, spec: DataSpec) -> Loaded:
+    """The data with a share of its training examples in place of the test set, and trained on what is left.
+
+    Of classes it is a share of each, of running text the end. Raises DataError where that leaves one of both empty,
+    or the source itself says which participant has which examples.
+    """
+    if not isinstance(loaded, Loaded):
+        raise DataError(
+            f"data.validation_share is a share of what data.source has for training, but '{spec.source}' gives each "
+            "participant its examples: let it return (train, test), or hold some out there."
+        )
+    loaded.check()
+    count = len(loaded.train)
+    if loaded.task == "classification":
+        kept, held_out = stratified(loaded.train.targets, share, spec.seed)
+    else:
+        left = count - round(share * count)
+        kept, held_out = torch.arange(left), torch.arange(left, count)
+    held_out = held_out[: spec.max_test]
+    if not len(kept) or not len(held_out):
+        raise DataError(
+            f"data.validation_share = {share:g} of {count} training examples leaves none to "
+            f"{'test on' if len(kept) else 'train on'}: choose another share."
+        )
+    keys = None if loaded.keys is None else loaded.keys[kept.numpy()]
+    return replace(loaded, train=loaded.train.take(kept), test=loaded.train.take(held_out), keys=keys)
 
 
 def _usual_partition(loaded: Loaded, spec: DataSpec) -> str:

@@ -31,7 +31,8 @@ class DataSpec:
     """Which data, how it becomes tensors, and who gets what; see `load_data`. Raises ConfigError for impossible values.
 
     A language model's `length` and everything from `tokenizer` on are about text, `normalise` to `channels` about
-    images (but for `normalise_targets`). Without a split of that name, `test_share` of the training split is held out.
+    images (but for `normalise_targets`). Without a split of that name, `test_share` of the training split is held
+    out. `validation_share` of what is left for training takes the place of the test set.
     """
 
     source: str = setting(
@@ -78,6 +79,12 @@ class DataSpec:
         None, "at most so many examples, drawn with the seed (language modelling: the first ones)", ge=1
     )
     max_test: int | None = setting(None, "the same of the test split", ge=1)
+    validation_share: float | None = setting(
+        None,
+        "of the training examples, to be tested on instead of the test set: to choose settings without a look at that",
+        gt=0,
+        lt=1,
+    )
 
     tokenizer: str | None = setting(
         None,
