@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -33,20 +34,91 @@ def test_a_share_of_each_label_of_the_training_examples_takes_the_place_of_the_t
     assert chosen.test.targets.bincount(minlength=10).tolist() == expected
 
 
-def test_of_running_text_it_is_the_end(tmp_path: Path) -> None:
+def of_text(share: float, **more: object) -> tuple[FederatedData, FederatedData]:
+    spec = {"length": 4, "participants": 2, "task": "language_modelling", **more}
+    return load_data(DataSpec(**spec)), load_data(DataSpec(**spec, validation_share=share))  # type: ignore[arg-type]
+
+
+def blocks(*batches: Batch) -> list[tuple[int, ...]]:
+    return [tuple(row) for batch in batches for row in batch.inputs[0].tolist()]
+
+
+@pytest.mark.usefixtures("datasets_cache")
+def test_of_running_text_it_is_the_ends_of_twenty_stretches(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
-    text.write_text("\n".join(f"w{number} w{number + 1}" for number in range(200)))
-    spec = {"source": str(text), "length": 4, "participants": 2, "task": "language_modelling"}
-    plain, chosen = load_data(DataSpec(**spec)), load_data(DataSpec(**spec, validation_share=0.3))  # type: ignore[arg-type]
-    before = torch.cat([each.inputs[0] for each in plain.participants])
-    after = torch.cat([*(each.inputs[0] for each in chosen.participants), chosen.test.inputs[0]])
-    assert torch.equal(before, after)
-    assert len(chosen.test) == round(0.3 * len(before))
+    text.write_text("\n".join(f"w{number} w{number + 1}" for number in range(800)))
+    plain, chosen = of_text(0.3, source=str(text))
+    all_, kept, held_out = blocks(*plain.participants), blocks(*chosen.participants), blocks(chosen.test)
+    assert len(held_out) == round(0.3 * len(all_))
+    assert [each for each in all_ if each in {*kept}] == kept  # in order, so that participants have stretches
+    assert sorted(kept + held_out) == sorted(all_)
+    where = [each in {*held_out} for each in all_]
+    assert sum(now and not after for now, after in zip(where, [*where[1:], False], strict=True)) == 20
+    assert where[-1]
+    assert not where[0]
+
+
+def test_of_text_that_is_shared_out_by_a_column_it_is_the_end_of_each_value(
+    write_hub: Callable[..., Path],
+) -> None:
+    from datasets import Value
+
+    who = [letter for letter in "uvwx" for _ in range(50)]
+    text = [f"{letter} {number} and more" for number, letter in enumerate(who)]
+    folder = write_hub({"text": Value("string"), "who": Value("string")}, train={"text": text, "who": who})
+    by = {"source": str(folder), "partition": "column", "partition_column": "who", "participants": 4}
+    plain, chosen = of_text(0.25, **by)
+    cuts = [len(each) - round(0.25 * len(each)) for each in plain.participants]
+    each_value = list(zip(plain.participants, cuts, strict=True))
+    assert [blocks(each) for each in chosen.participants] == [blocks(all_)[:cut] for all_, cut in each_value]
+    assert blocks(chosen.test) == [block for all_, cut in each_value for block in blocks(all_)[cut:]]
+    few = of_text(0.25, **by, max_test=7)[1]
+    assert blocks(few.test) == blocks(chosen.test)[:7]
 
 
 def test_max_test_bounds_it_too() -> None:
     data = load_data(DataSpec(participants=2, validation_share=0.5, max_test=7))
     assert len(data.test) == 7
+
+
+def in_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, targets: str, **more: object) -> FederatedData:
+    """Forty examples 0 ... 39 that no partition shuffles, a quarter of them to be tested on."""
+    name = f"in_order_{targets.partition('.')[0]}"
+    (tmp_path / f"{name}.py").write_text(
+        "import torch\nfrom msfusion.batch import Batch\n"
+        "def pair():\n"
+        "    x = torch.arange(40.0).reshape(40, 1)\n"
+        f"    return Batch((x,), {targets}), Batch((x,), {targets})\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    spec = {"participants": 2, "partition": "contiguous", "validation_share": 0.25, **more}
+    return load_data(DataSpec(f"{name}:pair", **spec))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("targets", ["torch.arange(40) // 20", "x.flatten()", "x.reshape(40, 1, 1)"])
+def test_examples_in_order_stay_so_and_any_are_tested_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, targets: str
+) -> None:
+    data = in_order(monkeypatch, tmp_path, targets)
+    kept = [row for batch in data.participants for row in batch.inputs[0].flatten().tolist()]
+    held_out = data.test.inputs[0].flatten().tolist()
+    assert kept == sorted(kept)
+    assert held_out == sorted(held_out)
+    assert sorted(kept + held_out) == [float(number) for number in range(40)]
+    assert min(held_out) < 20 <= max(held_out)
+
+
+def test_max_test_leaves_any_of_them_whatever_their_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = in_order(monkeypatch, tmp_path, "torch.arange(40) // 20", max_test=6)
+    assert data.test.targets.bincount().tolist() != [6]
+
+
+def test_the_data_says_on_what_it_is_tested() -> None:
+    all_, chosen = halves()
+    said = "; tested on 0.25 of the training examples, not on the test set"
+    assert chosen.description == all_.description + said
 
 
 def test_of_numbers_to_predict_it_is_any_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

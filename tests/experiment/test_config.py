@@ -228,6 +228,7 @@ def test_only_what_changes_results_makes_a_difference() -> None:
     assert config.difference(other) == f"rounds is {config.rounds}, not 7"
     clipped = load_config(None, ["training.clip_norm=1.0"])
     assert config.difference(clipped) == "training.clip_norm is not set, not 1.0"
+    assert clipped.difference(config) == "training.clip_norm is 1.0, not left out"
 
 
 @pytest.mark.parametrize(

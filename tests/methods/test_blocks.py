@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from functools import cache
+from itertools import permutations
 from typing import Any
 
 import pytest
@@ -211,6 +212,23 @@ def test_what_all_have_trained_is_their_average_bit_for_bit() -> None:
     assert same(part(fused, block), expected)
 
 
+@pytest.mark.parametrize("late", [1.0, 0.5])
+@pytest.mark.parametrize("average", ["mean", "median"])
+def test_a_quiet_block_moves_from_where_its_training_begins(average: str, late: float) -> None:
+    """Not from the silent one that stands for it until then, with a part of whose scale it would be held back."""
+    torch.manual_seed(0)
+    model = DecoderLM(20, block_length=6, features=16, heads=4, layers=1).double()
+    method = build(4, (0.5, 1.0), model=(model, trace(model, (torch.zeros(2, 6).long(),))), average=average)
+    data = [Batch((torch.randint(20, (6, 6)),), torch.randint(20, (6, 6))) for _ in range(2)]
+    state, began = method.initial_state(), method.awake[1]
+    updates = [method.train(method.assign(state, 0, each), own) for each, own in enumerate(data)]
+    fused = fuse_updates(method, state, [updates[0], replace(updates[1], share=late)])
+    for name in ("decoder.norm.weight", "decoder.tokens.weight"):
+        step = updates[1].tensors[f"block1.{name}"] - began[name]
+        assert torch.allclose(fused[f"block1.{name}"], began[name] + late * step / 2, atol=1e-14)
+    assert torch.equal(fused["block1.head.weight"], fused["block1.decoder.tokens.weight"])  # they are tied
+
+
 def test_of_a_robust_average_each_participant_is_one_part() -> None:
     method, data = one_step(average="median")
     state = run(method, data, 2)[-1].state
@@ -220,6 +238,30 @@ def test_of_a_robust_average_each_participant_is_one_part() -> None:
     (other,) = set(method.held(2, 2)) - set(method.held(0, 2))
     name = f"{label(other)}.1.weight"
     assert torch.allclose(fused[name], state[name] + (strong.tensors[name] - state[name]) / 3, atol=1e-14)
+
+
+def test_what_came_late_of_another_block_counts_among_the_participants_of_its_round() -> None:
+    """Participant 2 trained block 0, and arrives when 0 and 1 have gone on to block 1: one of three, half of it."""
+    data, method = some_data(3), build(4, (0.25,) * 3, passes=1, weighting="uniform")
+    states = [method.initial_state(), *(each.state for each in run(method, data, 1))]
+    tasks = [method.assign(states[1], 1, 0), method.assign(states[1], 1, 1), method.assign(states[0], 0, 2)]
+    tasks[:2] = [
+        replace(task, memory=memory_of(method, states[1], own, (0,)))
+        for task, own in zip(tasks[:2], data[:2], strict=True)
+    ]
+    updates = [method.train(task, own) for task, own in zip(tasks, data, strict=True)]
+    updates[2] = replace(updates[2], share=0.5)
+    answers = list(zip(tasks, updates, strict=True))
+    fused = method.fuse(states[1], answers)
+    name, before = "4.weight", states[1]
+    new = [update.tensors[f"block1.{name}"] - before[f"block1.{name}"] for update in updates[:2]]
+    assert torch.allclose(
+        fused[f"block1.{name}"], before[f"block1.{name}"] + (new[0] + new[1]) / 3, atol=1e-14
+    )
+    old = updates[2].tensors[f"block0.{name}"] - before[f"block0.{name}"]
+    assert torch.allclose(fused[f"block0.{name}"], before[f"block0.{name}"] + 0.5 * old / 3, atol=1e-14)
+    for order in permutations(answers):
+        assert same(method.fuse(states[1], order), fused)
 
 
 def test_statistics_of_a_block_are_those_of_whoever_trained_it() -> None:

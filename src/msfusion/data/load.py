@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Shaped
+from torch import Tensor
 
 from msfusion.batch import Batch
 from msfusion.data.builtin import read_digits, read_python_docs, stratified
@@ -102,8 +105,8 @@ def _digits(spec: DataSpec) -> Loaded:
 def _to_be_validated(loaded: Loaded | FederatedData, share: float, spec: DataSpec) -> Loaded:
     """The data with a share of its training examples in place of the test set, and trained on what is left.
 
-    Of classes it is a share of each, of running text the end. Raises DataError where that leaves one of both empty,
-    or the source itself says which participant has which examples.
+    Raises DataError where that leaves one of both empty, or the source itself says which participant has which
+    examples.
     """
     if not isinstance(loaded, Loaded):
         raise DataError(
@@ -111,20 +114,59 @@ def _to_be_validated(loaded: Loaded | FederatedData, share: float, spec: DataSpe
             "participant its examples: let it return (train, test), or hold some out there."
         )
     loaded.check()
-    count = len(loaded.train)
+    kept, held_out = _held_out(loaded, share, spec)
+    if not len(kept) or not len(held_out):
+        raise DataError(
+            f"data.validation_share = {share:g} of {len(loaded.train)} training examples leaves none to "
+            f"{'test on' if len(kept) else 'train on'}: choose another share."
+        )
+    return replace(
+        loaded,
+        train=loaded.train.take(kept),
+        test=loaded.train.take(held_out),
+        keys=None if loaded.keys is None else loaded.keys[kept.numpy()],
+        description=f"{loaded.description}; tested on {share:g} of the training examples, not on the test set",
+    )
+
+
+def _held_out(loaded: Loaded, share: float, spec: DataSpec) -> tuple[Tensor, Tensor]:
+    """Which of the training examples stay, and which are tested on, both in their own order.
+
+    Of classes it is a share of each. Of running text it is the ends of stretches, since neighbours belong together.
+    Of others it is any of them, and any are those that `max_test` leaves.
+    """
+    if loaded.task == "language_modelling":
+        chosen = _ends_of_stretches(loaded.keys, len(loaded.train), share)
+        return (~chosen).nonzero().flatten(), chosen.nonzero().flatten()[: spec.max_test]
+    generator = torch.Generator().manual_seed(spec.seed)
     if loaded.task == "classification":
         kept, held_out = stratified(loaded.train.targets, share, spec.seed)
     else:
-        left = count - round(share * count)
-        kept, held_out = torch.arange(left), torch.arange(left, count)
-    held_out = held_out[: spec.max_test]
-    if not len(kept) or not len(held_out):
-        raise DataError(
-            f"data.validation_share = {share:g} of {count} training examples leaves none to "
-            f"{'test on' if len(kept) else 'train on'}: choose another share."
-        )
-    keys = None if loaded.keys is None else loaded.keys[kept.numpy()]
-    return replace(loaded, train=loaded.train.take(kept), test=loaded.train.take(held_out), keys=keys)
+        order = torch.randperm(len(loaded.train), generator=generator)
+        kept, held_out = order.tensor_split([len(order) - round(share * len(order))])
+    some = torch.randperm(len(held_out), generator=generator)[: spec.max_test]
+    return kept.sort().values, held_out[some].sort().values
+
+
+STRETCHES = 20
+"""Into how many parts a running text is divided, so that what is tested on comes from all of it."""
+
+
+def _ends_of_stretches(
+    keys: Shaped[np.ndarray, " examples"] | None, count: int, share: float
+) -> Bool[Tensor, " examples"]:
+    """Which blocks of a text are the ends of its stretches: of those of each key, or of equal ones."""
+    chosen = torch.zeros(count, dtype=torch.bool)
+    if keys is not None:
+        for key in np.unique(keys):
+            mine = torch.from_numpy(np.flatnonzero(keys == key))
+            chosen[mine[len(mine) - round(share * len(mine)) :]] = True
+        return chosen
+    bounds = [number * count // STRETCHES for number in range(STRETCHES + 1)]
+    for begin, end in pairwise(bounds):
+        # rounded so that in all it is just the share
+        chosen[end - (round(share * end) - round(share * begin)) : end] = True
+    return chosen
 
 
 def _usual_partition(loaded: Loaded, spec: DataSpec) -> str:

@@ -160,10 +160,9 @@ class BlocksMethod(Method):
         """The blocks that the participant trains, and those that have changed since it was sent them."""
         held, versions = self.held(participant, round_index), Versions.of(state)
         tensors: dict[str, Tensor] = {}
+        begun = self._begun(state)
         for block in held:
-            begun = bool(versions.changes[block])
-            own = self._sent(state, block) if begun else self._without_aliases(self.awake[block])
-            tensors |= labelled(label(block), own)
+            tensors |= labelled(label(block), self._sent(begun, block))
         for block in versions.due(participant, self.phases.phase(round_index), held):
             tensors |= labelled(finished_label(block), self._sent(state, block))
         return Task(participant, round_index, tensors, {CHANGES: versions.total})
@@ -210,8 +209,8 @@ class BlocksMethod(Method):
 
     def fuse(self, state: State, answered: Answered) -> dict[str, Tensor]:
         """Each block goes towards the weighted average of those who trained it; others keep their values."""
-        versions, averages = Versions.of(state), Averages(state, self.small)
-        seen, weights = list[Seen](), list[float]()
+        versions, begun = Versions.of(state), self._begun(state)
+        averages, seen, weights = Averages(begun, self.small), list[Seen](), list[float]()
         for task, update in answered:
             held = self.held(task.participant, task.round_index)
             self._check_names(update, held)
@@ -221,22 +220,22 @@ class BlocksMethod(Method):
             phase = self.phases.phase(task.round_index)
             seen.append(Seen(task.participant, phase, held, now))
             weights.append(weight_of(update, self.small.weighting) if self.small.average == "mean" else 1.0)
-        moved = self._moved(state, averages.result(), seen, weights)
+        moved = self._moved(begun, averages.result(), seen, weights)
         return {**state, **moved, **versions.after(seen).tensors()}
 
     def _moved(
-        self, state: State, averages: State, seen: Sequence[Seen], weights: Sequence[float]
+        self, begun: State, averages: State, seen: Sequence[Seen], weights: Sequence[float]
     ) -> dict[str, Tensor]:
         """Each block's step towards its average: as much of the way as those who trained it weigh among all.
 
         Where all trained it that is the average itself, bit for bit. Statistics are not weights: of them it is always.
         """
-        versions, everybody, moved = Versions.of(state), math.fsum(weights), dict(averages)
+        everybody, moved = math.fsum(weights), dict(averages)
         for block in sorted({block for each in seen for block in each.held}):
             trained = (weight for each, weight in zip(seen, weights, strict=True) if block in each.held)
             share = math.fsum(trained) / everybody
             if share < 1:
-                before = part(state, label(block)) if versions.changes[block] else self.awake[block]
+                before = part(begun, label(block))
                 for name in self.small.width_map.parameters:
                     new = averages[f"{label(block)}.{name}"]
                     step = torch.lerp(before[name].double(), new.double(), share)
@@ -334,6 +333,15 @@ class BlocksMethod(Method):
     def trained_at(self, ratio: float) -> nn.Module:
         """What a participant of this ratio trains."""
         return self.sum_of(self.count_at(ratio))
+
+    def _begun(self, state: State) -> dict[str, Tensor]:
+        """The state, with each block that nobody has trained yet as its training begins.
+
+        From there on it moves as well: one that had a part of a silent one's scale would be held back for long.
+        """
+        changes = Versions.of(state).changes.tolist()
+        new = (labelled(label(block), own) for block, own in enumerate(self.awake) if not changes[block])
+        return {**state, **{name: tensor for each in new for name, tensor in each.items()}}
 
     def _sent(self, state: State, block: int) -> dict[str, Tensor]:
         return self._without_aliases(part(state, label(block)))

@@ -388,7 +388,8 @@ class Config(Section):
         ours, theirs = flattened(self.deciding()), flattened(other.deciding())
         for key in [*ours, *theirs]:
             if ours.get(key) != theirs.get(key):
-                return f"{key} is {shown(ours.get(key))}, not {shown(theirs.get(key))}"
+                other_value = "left out" if theirs.get(key) is None else shown(theirs[key])
+                return f"{key} is {shown(ours.get(key))}, not {other_value}"
         return None
 
     def pinned(self) -> Config:
