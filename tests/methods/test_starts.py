@@ -25,7 +25,8 @@ from msfusion.federated.training import TrainingSettings
 from msfusion.methods.blocks import BlocksMethod
 from msfusion.methods.copies import CopiesMethod
 from msfusion.methods.narrow import NarrowMethod
-from msfusion.methods.starts import affordable_blocks, passes_of, passes_of_a_block
+from msfusion.methods.settings import MSfusion
+from msfusion.methods.starts import affordable_blocks, first_block, passes_of, passes_of_a_block, steps_of
 from msfusion.scoring import Scoring
 
 OPEN = (*QUICK_SETTINGS, "method.start=auto", "participants.ratio=0.25", "training.local_epochs=1")
@@ -52,6 +53,30 @@ def test_passes_by_hand() -> None:
     """Two passes in each of ten rounds; or, of 40 and 16 examples, two mini-batches of 16: 32 and 16 are seen."""
     assert passes_of(problem(40, 16, local_epochs=2)) == 20
     assert passes_of(problem(40, 16, max_steps=2)) == pytest.approx(10 * (32 / 40 + 1) / 2)
+
+
+def test_steps_by_hand() -> None:
+    """Of 40 and 16 examples, mini-batches of 16: three and one in each of two passes, in each of ten rounds."""
+    assert steps_of(problem(40, 16, local_epochs=2)) == 40
+    assert steps_of(problem(40, 16, max_steps=2)) == 15
+
+
+@pytest.mark.parametrize(
+    ("epochs", "ratios", "settings", "first"),
+    [
+        (180, (0.25, 0.25), MSfusion(), 0.0),  # 3,600 steps: 900 for each of four blocks
+        (178, (0.25, 0.25), MSfusion(), 0.5),
+        (178, (0.25, 0.25), MSfusion(blocks=4), 0.0),  # whoever says how many knows what for
+        (178, (0.25, 0.5), MSfusion(), 0.0),  # the second trains two at once
+    ],
+)
+def test_with_few_steps_for_each_block_the_first_has_half_of_the_rounds(
+    epochs: int, ratios: tuple[float, ...], settings: MSfusion, first: float
+) -> None:
+    asked = replace(problem(40, 16, local_epochs=epochs), capacities=Capacities(ratios))
+    share, why = first_block(settings, asked, 4)
+    assert share == first
+    assert bool(why) == bool(first)
 
 
 @pytest.mark.parametrize(

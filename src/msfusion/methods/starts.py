@@ -8,6 +8,8 @@ many as the ratios ask for at most.
 
 but never fewer than `at_once`: where some can hold more than the weakest, a single block would leave them idle. A
 run that is too short for a second block trains the small model, which nothing that we know is ahead of at its cost.
+Passes over few examples are few steps, in which some models hardly begin to learn (an LSTM). So where a block has few
+steps, block 0 is trained alone for half of the rounds: then the whole is about as good as the small model by then.
 Where a block cannot begin without a say, copies of the small model are the next best. Settings of the windows of
 slices ask for slices: copies too, or fresh weights where the overlap follows feedback.
 """
@@ -38,6 +40,10 @@ AUTO = Literal["auto"]
 
 PASSES_OF_A_BLOCK, OF_A_LANGUAGE_MODEL = 30, 100
 """Measured (docs/blocks.md): with fewer passes for each, another block costs more than it gives."""
+
+
+STEPS_OF_A_BLOCK, FIRST_BLOCK = 900, 0.5
+"""Measured too: with fewer local steps for each block, block 0 has this share of the rounds to itself."""
 
 
 def start_line(why: str) -> str:
@@ -82,9 +88,10 @@ def _candidates(settings: MSfusion, problem: Problem) -> Iterator[tuple[MSfusion
     blocks = affordable_blocks(settings.blocks, problem.capacities, passes / of_a_block)
     alone = replace(settings, start="blocks", blocks=1)
     if blocks > 1:
+        first, why = first_block(settings, problem, blocks)
         yield (
-            replace(settings, start="blocks", blocks=blocks),
-            f"a sum of {blocks} blocks, in {passes:.3g} passes over a participant's own examples",
+            replace(settings, start="blocks", blocks=blocks, first_block=first),
+            f"a sum of {blocks} blocks, in {passes:.3g} passes over a participant's own examples{why}",
         )
         yield slices, "copies of the small model"
         yield alone, "the small model alone"
@@ -107,20 +114,46 @@ def passes_of(problem: Problem) -> float:
     return problem.rounds * statistics.fmean(seen)
 
 
+def steps_of(problem: Problem) -> float:
+    """How many local steps a participant makes in the whole run, in the mean."""
+    steps = (
+        len(training.batch_sizes(count))
+        for training, count in zip(problem.training, problem.examples, strict=True)
+        if count
+    )
+    return problem.rounds * statistics.fmean(steps)
+
+
 def passes_of_a_block(problem: Problem) -> int:
     """How many passes another block needs in order to pay: a language model learns from each of them less."""
     return OF_A_LANGUAGE_MODEL if problem.scoring.language_modelling else PASSES_OF_A_BLOCK
+
+
+def first_block(settings: MSfusion, problem: Problem, blocks: int) -> tuple[float, str]:
+    """The share of the rounds in which block 0 is trained before the others begin, and the end of a sentence on why.
+
+    0 where each has the steps anyway, where participants train several blocks at once, or the settings say how many.
+    """
+    steps = steps_of(problem)
+    enough = steps / blocks >= STEPS_OF_A_BLOCK or at_once(problem.capacities) > 1
+    if enough or settings.blocks is not None:
+        return 0.0, ""
+    return FIRST_BLOCK, f": {round(steps):,} steps, so few that block 0 has half of the rounds to itself"
 
 
 def affordable_blocks(blocks: int | None, capacities: Capacities, one_by_one: float) -> int:
     """How many blocks a run can train that has the time for so many, one by one; or as many as the settings say."""
     if blocks is not None:
         return blocks
-    most = blocks_for(None, capacities.smallest)
-    at_once = statistics.fmean(
-        blocks_at_once(ratio, capacities.smallest, most) for ratio in capacities.typical
+    return max(
+        1, min(blocks_for(None, capacities.smallest), math.floor(at_once(capacities) * max(1.0, one_by_one)))
     )
-    return max(1, min(most, math.floor(at_once * max(1.0, one_by_one))))
+
+
+def at_once(capacities: Capacities) -> float:
+    """How many blocks a participant trains at once, in the mean."""
+    most = blocks_for(None, capacities.smallest)
+    return statistics.fmean(blocks_at_once(ratio, capacities.smallest, most) for ratio in capacities.typical)
 
 
 def _asks_for_windows(settings: MSfusion, problem: Problem) -> str | None:
