@@ -17,8 +17,9 @@ from msfusion.experiment.compare import compare
 from msfusion.experiment.comparison import Comparison, plan_runs
 from msfusion.experiment.config import Config, load_config
 from msfusion.experiment.directory import RunDirectory
-from msfusion.experiment.report.cells import gap_closed
-from msfusion.experiment.report.plot import save_plot
+from msfusion.experiment.report.cells import compare_cells, gap_closed
+from msfusion.experiment.report.comparison import comparison_table
+from msfusion.experiment.report.plot import figures, plot_of, save_plot
 from msfusion.experiment.report.spreads import curve, spread
 
 pytestmark = pytest.mark.slow
@@ -233,3 +234,84 @@ def test_a_comparison_stands_in_the_configuration(tmp_path: Path) -> None:
     base.write_text('extends = "ablation.toml"\n')
     with pytest.raises(ConfigError, match=r"extends = .* not this one again"):
         load_config(file)
+
+
+def test_variants_of_other_tasks_have_scales_of_their_own() -> None:
+    """A perplexity of 60 beside an accuracy of a half: four panels in two rows, and no curve is pressed flat."""
+
+    def cell(variant: str, method: str, metric: str, mean: float) -> dict[str, Any]:
+        curve = {"rounds": [1, 2], "mean": [mean, 1.1 * mean], "sd": [None, None], "metric": metric}
+        return {
+            "variant": variant,
+            "method": method,
+            "ratio_label": "0.25",
+            "within_budget": True,
+            "curve": curve,
+        }
+
+    tasks = [
+        ("images", "accuracy", 0.5),
+        ("words", "perplexity", 60.0),
+        ("more", "accuracy", 0.1),
+        ("d", "loss", 3.0),
+    ]
+    cells = [
+        cell(*(variant, method, metric, mean))
+        for variant, metric, mean in tasks
+        for method in ("msfusion", "small")
+    ]
+    with figures("A plot") as figure_class:
+        panels = plot_of({"cells": cells, "seeds": [0, 1]}, figure_class).axes
+    assert [panel.get_ylabel().split()[1] for panel in panels] == [
+        "accuracy",
+        "perplexity",
+        "accuracy",
+        "loss",
+    ]
+    for panel, (_, _, mean) in zip(panels, tasks, strict=True):
+        low, high = panel.get_ylim()
+        assert 0.9 * mean < low < mean < 1.1 * mean < high < 1.2 * mean
+    assert len({panel.get_position().y0 for panel in panels}) == 2
+
+
+def row(variant: str, method: str, ratio: float, **figures: float) -> dict[str, Any]:
+    found: dict[str, Any] = {name: spread([value, value + 0.01]) for name, value in figures.items()}
+    return {
+        "variant": variant, "method": method, "ratio": ratio, "ratio_label": f"{ratio}", "rounds": 3,
+        "within_budget": ratio < 1, "parameters": 10, "share": ratio, "flops_per_example": 1, "total_flops": 1,
+        "total_bytes": 1, "inference_flops_per_example": 1, **found,
+    }  # fmt: skip
+
+
+def test_a_variant_with_other_data_is_compared_with_its_own_rows() -> None:
+    images = [
+        row("images", name, 0.25, accuracy=value, loss=1.0)
+        for name, value in (("msfusion", 0.6), ("small", 0.5))
+    ]
+    words = [
+        row("words", "msfusion", 0.25, perplexity=50.0, accuracy=0.3, loss=3.9),
+        row("words", "small", 0.25, perplexity=52.0, accuracy=0.3, loss=4.0),
+        row("words", "fedavg", 1.0, perplexity=40.0, accuracy=0.4, loss=3.7),
+    ]
+    cells = [*images, *words]
+    compare_cells(cells, ["a", "a", "b", "b", "b"])
+    assert [cell["behind"] and round(cell["behind"]["mean"], 9) for cell in cells] == [
+        None,
+        0.1,
+        None,
+        2.0,
+        -10.0,
+    ]
+    assert [cell["gap_closed"] is None for cell in cells] == [True, True, False, True, True]
+    assert cells[2]["gap_closed"]["gap"]["mean"] == pytest.approx(12.0)
+    headings, rows = comparison_table({"cells": cells, "seeds": [0, 1]}).texts()
+    told = [line[headings.index("behind")] for line in rows]
+    assert told == ["-", "+10.0% ± 0.0%", "-", "+2.00 ± 0.00", "-10.00 ± 0.00"]
+
+
+def test_a_loss_and_its_deviation_have_as_many_decimals() -> None:
+    cells = [row("", "msfusion", 0.25, loss=value) for value in (4.1637, 216_116_880.0)]
+    for cell in cells:
+        cell["behind"] = None
+    headings, rows = comparison_table({"cells": cells, "seeds": [0, 1]}).texts()
+    assert [line[headings.index("loss")] for line in rows] == ["4.169 ± 0.007", "216,116,880 ± 0.007071"]

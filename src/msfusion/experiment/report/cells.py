@@ -25,12 +25,18 @@ def collect_cells(path: Path, planned: Sequence[Planned]) -> list[dict[str, Any]
     for run in planned:
         runs.setdefault(run.cell, []).append(run)
     cells = [_cell(path, each) for each in runs.values()]
-    for cell in cells:
-        leader = _leader(cell, cells)
-        cell["behind"] = None if leader is None else behind(cell, leader)
-        cell["gap_closed"] = gap_closed(cell, cells)
+    compare_cells(cells, [each[0].config.data.source for each in runs.values()])
     _add_traffic(path, [cell for cell in cells if kind_of(cell["method"]).compresses])
     return sorted(cells, key=lambda cell: -(cell["ratio"] or 0.0))
+
+
+def compare_cells(cells: Sequence[dict[str, Any]], sources: Sequence[str]) -> None:
+    """Say of each row how far it is behind the one that leads. A row with other data says nothing of it."""
+    for cell, source in zip(cells, sources, strict=True):
+        same_task = [other for other, its in zip(cells, sources, strict=True) if its == source]
+        leader = _leader(cell, same_task)
+        cell["behind"] = None if leader is None else behind(cell, leader)
+        cell["gap_closed"] = gap_closed(cell, same_task)
 
 
 def _leader(cell: Row, cells: Sequence[Row]) -> Row | None:

@@ -33,10 +33,6 @@ def comparison_table(comparison: Row) -> Table:
 def _columns(cells: list[Row]) -> list[Column]:
     """What is left out where nothing is known of it: a method's own figures have columns by their names."""
     by_loss = not any("perplexity" in cell or "accuracy" in cell for cell in cells)
-    form = ".2f" if any("perplexity" in cell for cell in cells) else ".1%"
-    behind = (
-        mean_and_sd(_signed, _loss) if by_loss else mean_and_sd(f"{{:+{form}}}".format, f"{{:{form}}}".format)
-    )
     own = dict.fromkeys(name for cell in cells for name in cell.get("metrics", {}))
     return [
         Column("method", lambda cell: cell["method"] + ("" if cell["within_budget"] else " *"), align="left"),
@@ -48,9 +44,9 @@ def _columns(cells: list[Row]) -> list[Column]:
         Column("between participants", "accuracy_sd", _PERCENT, optional=True),
         Column("own labels", "own_accuracy", _PERCENT, optional=True),
         Column("between participants", "own_accuracy_sd", _PERCENT, optional=True),
-        Column("loss", "loss", mean_and_sd(_loss)),
+        Column("loss", "loss", _loss_and_sd),
         *(_own_column(name) for name in own),
-        Column("behind", "behind", behind),
+        Column("behind", lambda cell: cell["behind"] and _behind(cell)),
         Column("gap closed", "gap_closed", _gap, optional=True),
         Column("holds", lambda cell: f"{count(cell['parameters'])} ({percent(cell['share'])})"),
         Column("FLOPs/example", "flops_per_example", count),
@@ -60,8 +56,22 @@ def _columns(cells: list[Row]) -> list[Column]:
     ]
 
 
-def _signed(loss: float) -> str:
-    return _loss(loss) if loss < 0 else f"+{_loss(loss)}"
+def _behind(cell: Row) -> str:
+    """In what the row is compared by: in a comparison of several tasks, each in its own."""
+    for figure, form in (("perplexity", ".2f"), ("accuracy", ".1%")):
+        if figure in cell:
+            return mean_and_sd(f"{{:+{form}}}".format, f"{{:{form}}}".format)(cell["behind"])
+    return _signed_loss(cell["behind"])
+
+
+def _loss_and_sd(spread: Row) -> str:
+    """As many decimals in the standard deviation as in the mean: 4.164 ± 0.004."""
+    usual = spread["mean"] is not None and _loss(spread["mean"]) == f"{spread['mean']:.3f}"
+    return mean_and_sd(_loss, "{:.3f}".format if usual else _loss)(spread)
+
+
+def _signed_loss(spread: Row) -> str:
+    return mean_and_sd(lambda loss: _loss(loss) if loss < 0 else f"+{_loss(loss)}", _loss)(spread)
 
 
 def _own_column(name: str) -> Column:

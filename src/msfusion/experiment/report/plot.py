@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,49 +21,72 @@ def save_plot(comparison: Mapping[str, Any], path: Path) -> None:
     Raises ConfigError without matplotlib, RunDirectoryError where the file cannot be written.
     """
     with figures("A plot") as figure_class:
-        figure = _plot(comparison, figure_class)
+        figure = plot_of(comparison, figure_class)
         write_with(path, lambda temporary: figure.savefig(temporary, format="png", dpi=150))
 
 
-def _plot(comparison: Mapping[str, Any], figure_class: Any) -> Any:
-    from matplotlib.ticker import MaxNLocator, ScalarFormatter
+PANELS_IN_A_ROW = 3
 
+
+def plot_of(comparison: Mapping[str, Any], figure_class: Any) -> Any:
+    """The picture of a comparison, a figure of matplotlib."""
     cells = comparison["cells"]
     by_variant = len({(cell["variant"], cell["method"]) for cell in cells}) > max(
         len({cell["variant"] for cell in cells}), len({cell["method"] for cell in cells})
     )
-    references = [cell for cell in cells if role_of(cell["method"]) == "ceiling"]
-    narrow = [cell for cell in cells if role_of(cell["method"]) != "ceiling"] or references
-    panels_of: dict[str, list[Mapping[str, Any]]] = {}
-    for cell in narrow:
-        ratio = kind_of(cell["method"]).title or f"width ratio {cell['ratio_label']}"
-        panels_of.setdefault(f"{cell['variant']}, {ratio}" if by_variant else ratio, []).append(cell)
-    crowded = len(panels_of) == 1 and len(cells) > 8  # the names would cover the curves
-    figure = figure_class(figsize=(6.5 * len(panels_of) + 2.5 * crowded, 4.2), layout="constrained")
-    panels = figure.subplots(1, len(panels_of), sharey=True, squeeze=False)[0]
-    for (title, here), panel in zip(panels_of.items(), panels, strict=True):
-        beside = [
-            cell
-            for cell in references
-            if cell not in here and (not by_variant or cell["variant"] == here[0]["variant"])
-        ]
-        for colour, cell in enumerate([*here, *beside]):
+    curves = _curves_by_panel(cells, by_variant)
+    crowded = len(curves) == 1 and len(cells) > 8  # the names would cover the curves
+    columns, rows = min(len(curves), PANELS_IN_A_ROW), -(-len(curves) // PANELS_IN_A_ROW)
+    figure = figure_class(figsize=(6.5 * columns + 2.5 * crowded, 4.2 * rows), layout="constrained")
+    # variants may be other tasks, whose figures are on another scale
+    panels = figure.subplots(rows, columns, sharey=not by_variant, squeeze=False).flatten()
+    for unused in panels[len(curves) :]:
+        unused.remove()
+    for (title, here), panel in zip(curves.items(), panels, strict=False):
+        for colour, cell in enumerate(here):
             _draw(panel, cell, colour, _label(cell, by_variant))
         panel.set_title(label(title), fontsize=10)
-        panel.set_xlabel("round")
-        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-        panel.grid(alpha=0.3)
         if crowded:
             figure.legend(fontsize=8, loc="outside right center")
         else:
             panel.legend(fontsize=8)
-    metric = cells[0]["curve"]["metric"]
-    panels[0].set_ylabel(f"test {metric} (mean ± sd, {len(comparison['seeds'])} seeds)")
-    if metric == "perplexity":
-        panels[0].set_yscale("log")
-        panels[0].yaxis.set_major_formatter(ScalarFormatter())
-        panels[0].yaxis.set_minor_formatter(ScalarFormatter())
+        first_of_its_scale = by_variant or panel is panels[0]
+        _set_axes(panel, here[0]["curve"]["metric"], len(comparison["seeds"]), first_of_its_scale)
     return figure
+
+
+def _curves_by_panel(
+    cells: Sequence[Mapping[str, Any]], by_variant: bool
+) -> dict[str, list[Mapping[str, Any]]]:
+    """The cells of each panel, by its title: of one width ratio (and variant), and beside them what has no ratio."""
+    references = [cell for cell in cells if role_of(cell["method"]) == "ceiling"]
+    narrow = [cell for cell in cells if role_of(cell["method"]) != "ceiling"] or references
+    panels: dict[str, list[Mapping[str, Any]]] = {}
+    for cell in narrow:
+        ratio = kind_of(cell["method"]).title or f"width ratio {cell['ratio_label']}"
+        panels.setdefault(f"{cell['variant']}, {ratio}" if by_variant else ratio, []).append(cell)
+    for here in panels.values():
+        here += [
+            cell
+            for cell in references
+            if cell not in here and (not by_variant or cell["variant"] == here[0]["variant"])
+        ]
+    return panels
+
+
+def _set_axes(panel: Any, metric: str, seeds: int, first_of_its_scale: bool) -> None:
+    from matplotlib.ticker import MaxNLocator, ScalarFormatter
+
+    panel.set_xlabel("round")
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    panel.grid(alpha=0.3)
+    if not first_of_its_scale:
+        return
+    panel.set_ylabel(f"test {metric} (mean ± sd, {seeds} seeds)")
+    if metric == "perplexity":
+        panel.set_yscale("log")
+        panel.yaxis.set_major_formatter(ScalarFormatter())
+        panel.yaxis.set_minor_formatter(ScalarFormatter())
 
 
 def _draw(panel: Any, cell: Mapping[str, Any], colour: int, name: str) -> None:
