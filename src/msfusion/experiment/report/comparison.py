@@ -46,7 +46,7 @@ def _columns(cells: list[Row]) -> list[Column]:
         Column("between participants", "own_accuracy_sd", _PERCENT, optional=True),
         Column("loss", "loss", _loss_and_sd),
         *(_own_column(name) for name in own),
-        Column("behind", lambda cell: cell["behind"] and _behind(cell)),
+        Column("behind", lambda cell: cell.get("behind") and _behind(cell)),
         Column("gap closed", "gap_closed", _gap, optional=True),
         Column("holds", lambda cell: f"{count(cell['parameters'])} ({percent(cell['share'])})"),
         Column("FLOPs/example", "flops_per_example", count),
