@@ -55,6 +55,14 @@ def test_passes_by_hand() -> None:
     assert passes_of(problem(40, 16, max_steps=2)) == pytest.approx(10 * (32 / 40 + 1) / 2)
 
 
+@pytest.mark.parametrize("examples", [33, 40, 1, 2, 17])
+def test_rounds_of_one_pass_are_so_many_passes(examples: int) -> None:
+    """Of 33 examples the last is a mini-batch of its own, which is left out; 59.9 passes would be a block fewer."""
+    asked = replace(problem(examples, 32), rounds=60)
+    assert passes_of(asked) == 60
+    assert affordable_blocks(None, asked.capacities, passes_of(asked) / passes_of_a_block(asked)) == 2
+
+
 def test_steps_by_hand() -> None:
     """Of 40 and 16 examples, mini-batches of 16: three and one in each of two passes, in each of ten rounds."""
     assert steps_of(problem(40, 16, local_epochs=2)) == 40

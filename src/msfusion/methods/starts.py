@@ -105,9 +105,14 @@ def _candidates(settings: MSfusion, problem: Problem) -> Iterator[tuple[MSfusion
 
 
 def passes_of(problem: Problem) -> float:
-    """How often a participant sees each of its examples in the whole run, in the mean."""
+    """How often a participant sees its examples in the whole run, in the mean.
+
+    An example that every pass leaves out, as a last mini-batch of its own, is none of them: 60 rounds of one pass are
+    60 passes, and not 59.9, which would be too few for a second block.
+    """
     seen = (
-        sum(training.batch_sizes(count)) / count
+        sum(training.batch_sizes(count))
+        / sum(replace(training, local_epochs=1, max_steps=None).batch_sizes(count))
         for training, count in zip(problem.training, problem.examples, strict=True)
         if count
     )
