@@ -81,18 +81,21 @@ def test_max_test_bounds_it_too() -> None:
     assert len(data.test) == 7
 
 
+def written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, *lines: str) -> str:
+    """The source for a function with these lines, in a module of this name that can be imported."""
+    head = ["import torch", "from msfusion.batch import Batch", "def given():"]
+    (tmp_path / f"{name}.py").write_text("\n".join([*head, *(f"    {line}" for line in lines)]) + "\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return f"{name}:given"
+
+
 def in_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, targets: str, **more: object) -> FederatedData:
     """Forty examples 0 ... 39 that no partition shuffles, a quarter of them to be tested on."""
     name = f"in_order_{targets.partition('.')[0]}"
-    (tmp_path / f"{name}.py").write_text(
-        "import torch\nfrom msfusion.batch import Batch\n"
-        "def pair():\n"
-        "    x = torch.arange(40.0).reshape(40, 1)\n"
-        f"    return Batch((x,), {targets}), Batch((x,), {targets})\n"
-    )
-    monkeypatch.syspath_prepend(str(tmp_path))
+    pair = f"return Batch((x,), {targets}), Batch((x,), {targets})"
+    source = written(monkeypatch, tmp_path, name, "x = torch.arange(40.0).reshape(40, 1)", pair)
     spec = {"participants": 2, "partition": "contiguous", "validation_share": 0.25, **more}
-    return load_data(DataSpec(f"{name}:pair", **spec))  # type: ignore[arg-type]
+    return load_data(DataSpec(source, **spec))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("targets", ["torch.arange(40) // 20", "x.flatten()", "x.reshape(40, 1, 1)"])
@@ -122,14 +125,9 @@ def test_the_data_says_on_what_it_is_tested() -> None:
 
 
 def test_of_numbers_to_predict_it_is_any_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "numbers_here.py").write_text(
-        "import torch\nfrom msfusion.batch import Batch\n"
-        "def pair():\n"
-        "    x = torch.arange(40.0).reshape(40, 1)\n"
-        "    return Batch((x,), 2 * x), Batch((x,), 2 * x)\n"
-    )
-    monkeypatch.syspath_prepend(str(tmp_path))
-    spec = DataSpec("numbers_here:pair", task="regression", participants=2, validation_share=0.2)
+    pair = "return Batch((x,), 2 * x), Batch((x,), 2 * x)"
+    source = written(monkeypatch, tmp_path, "numbers_here", "x = torch.arange(40.0).reshape(40, 1)", pair)
+    spec = DataSpec(source, task="regression", participants=2, validation_share=0.2)
     data = load_data(spec)
     assert rows([*data.participants, data.test]) == [(float(number),) for number in range(40)]
     assert len(data.test) == 8
@@ -149,12 +147,7 @@ def test_an_impossible_share_is_refused(share: float) -> None:
 
 
 def test_a_source_that_shares_out_itself_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "shared_out_here.py").write_text(
-        "import torch\nfrom msfusion.batch import Batch\n"
-        "def shared():\n"
-        "    each = Batch((torch.ones(4, 2),), torch.arange(4) % 2)\n"
-        "    return [each, each], each\n"
-    )
-    monkeypatch.syspath_prepend(str(tmp_path))
+    each = "each = Batch((torch.ones(4, 2),), torch.arange(4) % 2)"
+    source = written(monkeypatch, tmp_path, "shared_out_here", each, "return [each, each], each")
     with pytest.raises(DataError, match="gives each participant its examples"):
-        load_data(DataSpec("shared_out_here:shared", participants=2, validation_share=0.5))
+        load_data(DataSpec(source, participants=2, validation_share=0.5))

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
-from functools import cache
-from itertools import permutations
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from block_cases import SETTINGS, build, memory_of, run, said, same, some_data, wide
 from building import build_method
-from simulated import fuse_updates, run_rounds
+from simulated import fuse_updates
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from msfusion.averaging.fusion import fuse
 from msfusion.batch import Batch
 from msfusion.costs import inference_flops
 from msfusion.errors import ConfigError, PrivacyError, UpdateError
 from msfusion.federated.method import Task, Update
 from msfusion.federated.participation import Conditions
-from msfusion.federated.results import RoundResult
 from msfusion.federated.rounds import RoundSettings
 from msfusion.federated.states import holding, labelled, loaded, model_state, part
 from msfusion.federated.training import TrainingSettings, local_steps
@@ -38,47 +34,6 @@ from msfusion.models.transformer import DecoderLM
 from msfusion.objectives import cross_entropy, evaluate
 from msfusion.width.groups import State, WidthMap
 from msfusion.width.trace import trace
-
-SETTINGS = TrainingSettings(learning_rate=0.05, batch_size=8)
-
-
-@cache
-def wide() -> tuple[nn.Module, WidthMap]:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 3)).double()
-    return model, trace(model, (torch.randn(2, 6).double(),))
-
-
-def some_data(participants: int = 4, examples: int = 13) -> list[Batch]:
-    torch.manual_seed(1)
-    return [
-        Batch((torch.randn(examples + each, 6).double(),), torch.randint(3, (examples + each,)))
-        for each in range(participants)
-    ]
-
-
-def build(
-    rounds: int = 8, ratios: Sequence[float] = (0.25,) * 4, *, model: tuple[nn.Module, WidthMap] | None = None,
-    training: TrainingSettings = SETTINGS, **settings: Any,
-) -> BlocksMethod:  # fmt: skip
-    traced = model or wide()
-    method = build_method("msfusion", *traced, ratios, training, start="blocks", rounds=rounds, **settings)
-    assert isinstance(method, BlocksMethod)
-    return method
-
-
-def run(method: Any, data: Sequence[Batch], rounds: int, **more: Any) -> list[RoundResult]:
-    settings = more.pop("settings", RoundSettings(rounds))
-    return list(run_rounds(method, data, settings, **more))
-
-
-def said(method: BlocksMethod, block: State, data: Batch) -> Tensor:
-    return torch.cat([*method.logits(block, data)])
-
-
-def same(first: State, second: State) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
-
 
 # What a block learns
 
@@ -152,132 +107,6 @@ def test_who_holds_two_blocks_trains_their_sum() -> None:
     for name, tensor in model.state_dict().items():
         trained = update.tensors[name.replace("block1", "block3").replace("block0", "block2")]
         assert torch.allclose(trained, tensor, atol=1e-14)
-
-
-def one_step(weighting: str = "examples", average: str = "mean") -> tuple[BlocksMethod, list[Batch]]:
-    """Two participants of one block and one of both, with blocks that are linear in all that they learn."""
-    torch.manual_seed(3)
-    model = nn.Sequential(nn.Linear(5, 2, bias=False), nn.Linear(2, 3, bias=False)).double()
-    model[0].weight.requires_grad_(False)
-    traced = model, trace(model, (torch.randn(2, 5).double(),))
-    sizes = (5, 9, 6)
-    data = [Batch((torch.randn(size, 5).double(),), torch.randint(3, (size,))) for size in sizes]
-    method = build(
-        4, (0.5, 0.5, 1.0), model=traced, passes=1, weighting=weighting, average=average,
-        training=TrainingSettings(learning_rate=0.3, momentum=0.0, batch_size=4),
-    )  # fmt: skip
-    return method, data
-
-
-@pytest.mark.parametrize(("weighting", "weights"), [("examples", (5, 9, 6)), ("uniform", (1, 1, 1))])
-@pytest.mark.parametrize("began", [False, True])
-def test_the_sum_moves_as_far_as_fedavg_would_move_it(
-    weighting: str, weights: Sequence[int], began: bool
-) -> None:
-    """f_new - f = sum_p a_p (f_p - f) / sum_p a_p, exactly, where blocks are linear: however many blocks p trained."""
-    method, data = one_step(weighting)
-    state, now = (run(method, data, 2)[-1].state, 2) if began else (method.initial_state(), 0)
-    held = [method.held(each, now) for each in range(3)]
-    assert [len(each) for each in held] == [1, 1, 2]
-    tasks = [
-        replace(
-            method.assign(state, now, number),
-            memory=memory_of(method, state, own, {0, 1} - {*held[number]}),
-        )
-        for number, own in enumerate(data)
-    ]
-    updates = [method.train(task, own) for task, own in zip(tasks, data, strict=True)]
-    x = torch.randn(11, 5).double()
-
-    def whole(tensors: State) -> Tensor:
-        with holding(method.whole, model_state({**state, **tensors})) as model:
-            return Batch((x,), torch.zeros(11).long()).call(model)  # type: ignore[return-value]
-
-    expected = whole({}) + sum(
-        weight * (whole(update.tensors) - whole({})) for weight, update in zip(weights, updates, strict=True)
-    ) / sum(weights)
-    assert torch.allclose(whole(fuse_updates(method, state, updates)), expected, atol=1e-14)
-
-
-def test_what_all_have_trained_is_their_average_bit_for_bit() -> None:
-    method, data = one_step()
-    state = run(method, data, 2)[-1].state
-    updates = [method.train(method.assign(state, 2, each), own) for each, own in enumerate(data)]
-    fused, block = fuse_updates(method, state, updates), label(method.held(0, 2)[0])
-    expected = fuse(
-        part(state, block),
-        method.small.width_map,
-        [({}, part(update.tensors, block), float(update.examples)) for update in updates],
-    )
-    assert same(part(fused, block), expected)
-
-
-@pytest.mark.parametrize("late", [1.0, 0.5])
-@pytest.mark.parametrize("average", ["mean", "median"])
-def test_a_quiet_block_moves_from_where_its_training_begins(average: str, late: float) -> None:
-    """Not from the silent one that stands for it until then, with a part of whose scale it would be held back."""
-    torch.manual_seed(0)
-    model = DecoderLM(20, block_length=6, features=16, heads=4, layers=1).double()
-    method = build(4, (0.5, 1.0), model=(model, trace(model, (torch.zeros(2, 6).long(),))), average=average)
-    data = [Batch((torch.randint(20, (6, 6)),), torch.randint(20, (6, 6))) for _ in range(2)]
-    state, began = method.initial_state(), method.awake[1]
-    updates = [method.train(method.assign(state, 0, each), own) for each, own in enumerate(data)]
-    fused = fuse_updates(method, state, [updates[0], replace(updates[1], share=late)])
-    for name in ("decoder.norm.weight", "decoder.tokens.weight"):
-        step = updates[1].tensors[f"block1.{name}"] - began[name]
-        assert torch.allclose(fused[f"block1.{name}"], began[name] + late * step / 2, atol=1e-14)
-    assert torch.equal(fused["block1.head.weight"], fused["block1.decoder.tokens.weight"])  # they are tied
-
-
-def test_of_a_robust_average_each_participant_is_one_part() -> None:
-    method, data = one_step(average="median")
-    state = run(method, data, 2)[-1].state
-    strong = method.train(method.assign(state, 2, 2), data[2])
-    weak = [method.train(method.assign(state, 2, each), data[each]) for each in (0, 1)]
-    fused = fuse_updates(method, state, [strong, *weak])
-    (other,) = set(method.held(2, 2)) - set(method.held(0, 2))
-    name = f"{label(other)}.1.weight"
-    assert torch.allclose(fused[name], state[name] + (strong.tensors[name] - state[name]) / 3, atol=1e-14)
-
-
-def test_what_came_late_of_another_block_counts_among_the_participants_of_its_round() -> None:
-    """Participant 2 trained block 0, and arrives when 0 and 1 have gone on to block 1: one of three, half of it."""
-    data, method = some_data(3), build(4, (0.25,) * 3, passes=1, weighting="uniform")
-    states = [method.initial_state(), *(each.state for each in run(method, data, 1))]
-    tasks = [method.assign(states[1], 1, 0), method.assign(states[1], 1, 1), method.assign(states[0], 0, 2)]
-    tasks[:2] = [
-        replace(task, memory=memory_of(method, states[1], own, (0,)))
-        for task, own in zip(tasks[:2], data[:2], strict=True)
-    ]
-    updates = [method.train(task, own) for task, own in zip(tasks, data, strict=True)]
-    updates[2] = replace(updates[2], share=0.5)
-    answers = list(zip(tasks, updates, strict=True))
-    fused = method.fuse(states[1], answers)
-    name, before = "4.weight", states[1]
-    new = [update.tensors[f"block1.{name}"] - before[f"block1.{name}"] for update in updates[:2]]
-    assert torch.allclose(
-        fused[f"block1.{name}"], before[f"block1.{name}"] + (new[0] + new[1]) / 3, atol=1e-14
-    )
-    old = updates[2].tensors[f"block0.{name}"] - before[f"block0.{name}"]
-    assert torch.allclose(fused[f"block0.{name}"], before[f"block0.{name}"] + 0.5 * old / 3, atol=1e-14)
-    for order in permutations(answers):
-        assert same(method.fuse(states[1], order), fused)
-
-
-def test_statistics_of_a_block_are_those_of_whoever_trained_it() -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)).double()
-    traced = model, trace(model.eval(), (torch.randn(4, 6).double(),))
-    method, data = build(4, (0.5, 1.0), model=traced), some_data(2)
-    state = method.initial_state()
-    updates = [method.train(method.assign(state, 0, each), own) for each, own in enumerate(data)]
-    fused = fuse_updates(method, state, updates)
-    assert torch.allclose(
-        fused["block1.1.running_var"], updates[1].tensors["block1.1.running_var"], atol=1e-14
-    )
-    assert int(fused["block1.1.num_batches_tracked"]) == int(
-        updates[1].tensors["block1.1.num_batches_tracked"]
-    )
 
 
 def test_a_new_block_has_no_say_whatever_the_model_calls_its_layers() -> None:
@@ -382,12 +211,6 @@ def test_statistics_of_batchnorm_are_averaged_and_nobody_measures() -> None:
 
 
 # What participants remember
-
-
-def memory_of(method: BlocksMethod, state: State, data: Batch, blocks: Iterable[int]) -> dict[str, Tensor]:
-    return {
-        f"{finished_label(block)}.logits": said(method, part(state, label(block)), data) for block in blocks
-    }
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -611,55 +434,3 @@ def test_forward_flops_are_those_that_a_counter_sees() -> None:
     with FlopCounterMode(display=False) as counter:
         said(method, method.starts[0], data)
     assert counter.get_total_flops() == inference_flops(method.small.model, data) * len(data)
-
-
-# The ensemble
-
-
-def build_ensemble(rounds: int, models: int, training: TrainingSettings = SETTINGS) -> Any:
-    return build_method("ensemble", *wide(), (0.25,) * 4, training, rounds=rounds, blocks=models)
-
-
-def test_an_ensemble_of_one_is_the_small_model() -> None:
-    data, training = some_data(), replace(SETTINGS, learning_rate_schedule="cosine", rounds=4)
-    ensemble = run(build_ensemble(4, 1, training), data, 4, test=data[0])
-    small = run(build_method("small", *wide(), (0.25,) * 4, training), data, 4, test=data[0])
-    for ours, theirs in zip(ensemble, small, strict=True):
-        assert same(part(ours.state, "block0"), theirs.state)
-        assert ours.evaluation is not None
-        assert theirs.evaluation is not None
-        assert ours.evaluation.loss == pytest.approx(theirs.evaluation.loss, rel=1e-12)
-
-
-def test_models_of_an_ensemble_are_trained_in_turn_and_their_probabilities_averaged() -> None:
-    data = some_data()
-    training = replace(SETTINGS, learning_rate_schedule="cosine", rounds=6)
-    method = build_ensemble(6, 3, training)
-    results = run(method, data, 6, test=data[0])
-    moved = [
-        [
-            block
-            for block in range(3)
-            if not same(part(before, f"block{block}"), part(after.state, f"block{block}"))
-        ]
-        for before, after in zip(
-            [method.initial_state(), *(each.state for each in results)], results, strict=False
-        )
-    ]
-    assert moved == [[0], [0], [1], [1], [2], [2]]
-    for done, count in ((1, 1), (3, 2), (5, 3)):
-        state, found = results[done].state, results[done].evaluation
-        each = [
-            loaded(method.small.model, part(state, f"block{block}"))(*data[0].inputs).softmax(-1)
-            for block in range(count)
-        ]
-        mean = torch.stack(each).mean(0)
-        assert found is not None
-        assert found.loss == pytest.approx(float(F.nll_loss(mean.log(), data[0].targets).detach()), rel=1e-9)
-
-
-def test_rates_of_an_ensemble_fall_for_each_model_anew() -> None:
-    training = replace(SETTINGS, learning_rate_schedule="cosine", rounds=6)
-    method = build_ensemble(6, 3, training)
-    rates = [method._at(each).training[0].learning_rate_in(each) for each in range(6)]
-    assert rates == pytest.approx([0.05, 0.025] * 3)
