@@ -3,7 +3,8 @@
 - `config.toml`: the resolved configuration
 - `fingerprint.json`: digests of the configuration, the data and the user's code with which the run began
 - `metrics.jsonl`: one line a round
-- `checkpoints/`: the global state after a round, and what the participants keep; the newest two stay
+- `checkpoints/`: the global state after a round, and what the participants keep, where that is much in files beside it
+  (`memory_files`); the newest two stay
 - `tensorboard/`: the same metrics as events, where TensorBoard is installed
 - `model.safetensors`: the final global state
 - `summary.json`: the final figures; written last, so a run that has it is finished
@@ -22,6 +23,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,6 +32,7 @@ from torch import Tensor
 from msfusion.errors import RunDirectoryError
 from msfusion.experiment.fingerprint import Fingerprint
 from msfusion.experiment.lock import LOCK, locked
+from msfusion.experiment.memory_files import REFERENCES, MemoryFiles, check_with_memories
 from msfusion.federated.memory import MARK, Memories, with_memories, without_memories
 from msfusion.files import (
     TEMPORARY,
@@ -37,7 +40,6 @@ from msfusion.files import (
     append_line,
     check_tensors,
     read_sealed_json,
-    read_tensors,
     refusing_write_errors,
     remove_unfinished,
     when_files_can_be_opened,
@@ -171,6 +173,11 @@ class RunDirectory:
         """The final global state."""
         return self.path / "model.safetensors"
 
+    @cached_property
+    def _memory_files(self) -> MemoryFiles:
+        """What participants keep, beside the checkpoints."""
+        return MemoryFiles(self.path / "checkpoints")
+
     @property
     def finished(self) -> bool:
         """Whether the run came to its end."""
@@ -193,7 +200,7 @@ class RunDirectory:
                 raise RunDirectoryError(f"the files in {self.path} are not those with which the run ended.")
             check_tensors(self.model)
             for path in self._checkpoints()[:1]:
-                if check_tensors(path)[1].get("run") != files[self.fingerprint.name]:
+                if check_with_memories(path)[1].get("run") != files[self.fingerprint.name]:
                     raise RunDirectoryError(f"{path} is a checkpoint of another run.")
         except RunDirectoryError as error:
             raise RunDirectoryError(
@@ -245,9 +252,9 @@ class RunDirectory:
     ) -> None:
         """Keep the state after so many rounds, and drop checkpoints older than the newest two.
 
-        The participants' memories are in the same file, so that both are of the same round.
-        A streamed state has the memories in it. `fingerprint` is the digest of that of the run. The lines of metrics of
-        so many rounds have been written. Raises RunDirectoryError; older checkpoints stay intact.
+        The file has the participants' memories in it, or names those beside it that have them, so that both are of the
+        same round. A streamed state has them in it. `fingerprint` is the digest of that of the run. The lines of
+        metrics of so many rounds have been written. Raises RunDirectoryError; older checkpoints stay intact.
         """
         path = self.path / "checkpoints" / f"round-{rounds:06d}.safetensors"
         metrics = _digest(*self._metrics_lines()[:rounds])
@@ -256,17 +263,19 @@ class RunDirectory:
             order = [name for name in state.forms if not name.startswith(MARK)]
             write_streamed(path, state, {**metadata, _ORDER: order})
         else:
-            tensors = with_memories(state, memories or {})
-            write_tensors(path, tensors, {**metadata, _ORDER: list(state)})
+            few, elsewhere = self._memory_files.save(rounds, with_memories({}, memories or {}))
+            named = {REFERENCES: elsewhere} if elsewhere else {}
+            write_tensors(path, {**state, **few}, {**metadata, **named, _ORDER: list(state)})
         with refusing_write_errors(path.parent):
             for old in self._checkpoints()[KEPT_CHECKPOINTS:]:
                 old.unlink(missing_ok=True)
+            self._memory_files.remove_others(self._checkpoints())
 
     def load_checkpoint(
         self, fingerprint: str, tell: Callable[[str], None] = lambda _: None, at_most: int | None = None
     ) -> Checkpoint | None:
         """As `newest_checkpoint`, in memory."""
-        found = self.newest_checkpoint(_read_in_order, fingerprint, tell, at_most)
+        found = self.newest_checkpoint(self._read_in_order, fingerprint, tell, at_most)
         return None if found is None else Checkpoint(found[0], *without_memories(found[1]))
 
     def newest_checkpoint(
@@ -353,6 +362,19 @@ class RunDirectory:
         """The files of all checkpoints, newest first."""
         return sorted((self.path / "checkpoints").glob("round-*.safetensors"), reverse=True)
 
+    def _read_in_order(self, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The tensors of a checkpoint, those of the state in its order; a file has them by their names.
+
+        Messages are made in that order, and a participant knows by their bytes that it has done a task already.
+        Checkpoints of older versions do not have it.
+        """
+        tensors, metadata = self._memory_files.read(path)
+        of_state = [name for name in tensors if not name.startswith(MARK)]
+        order = metadata.get(_ORDER, of_state)
+        if sorted(order) != sorted(of_state):
+            raise RunDirectoryError(f"{path} is damaged: its tensors are not those that it names.")
+        return {**{name: tensors[name] for name in order}, **tensors}, metadata
+
     def remove(self) -> None:
         """Delete the run with all that is in its directory."""
         with refusing_write_errors(self.path):
@@ -369,20 +391,6 @@ class RunDirectory:
                 remove_unfinished(self.path)
                 remove_unfinished(self.path / "checkpoints")
             yield
-
-
-def _read_in_order(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of a checkpoint, those of the state in its order; a file has them by their names.
-
-    Messages are made in that order, and a participant knows by their bytes that it has done a task already.
-    Checkpoints of older versions do not have it.
-    """
-    tensors, metadata = read_tensors(path)
-    of_state = [name for name in tensors if not name.startswith(MARK)]
-    order = metadata.get(_ORDER, of_state)
-    if sorted(order) != sorted(of_state):
-        raise RunDirectoryError(f"{path} is damaged: its tensors are not those that it names.")
-    return {**{name: tensors[name] for name in order}, **tensors}, metadata
 
 
 def _write(path: Path, state: Mapping[str, Tensor] | Streamed, metadata: Mapping[str, Any]) -> None:

@@ -28,6 +28,7 @@ from msfusion.experiment.config import Config
 from msfusion.experiment.directory import Checkpoint, RunDirectory
 from msfusion.experiment.kinds import usual_run
 from msfusion.experiment.local import LocalRun
+from msfusion.experiment.memory_files import check_with_memories
 from msfusion.experiment.prepared import Observer, Prepared
 from msfusion.experiment.setup import Parts
 from msfusion.experiment.slices import SlicesRun
@@ -38,7 +39,7 @@ from msfusion.federated.results import ParticipantResult, RoundResult
 from msfusion.federated.sharding import Form, Shard, hollow
 from msfusion.federated.states import model_state
 from msfusion.federated.work import CPU
-from msfusion.files import Streamed, check_tensors
+from msfusion.files import Streamed
 from msfusion.width.groups import State
 
 
@@ -287,7 +288,7 @@ class _Directory(RunDirectory):
         self, fingerprint: str, tell: Callable[[str], None] = lambda _: None, at_most: int | None = None
     ) -> Checkpoint | None:
         """As of every run; each rank has its part of it."""
-        return self.runs[0].loaded(self.newest_checkpoint(check_tensors, fingerprint, tell, at_most))
+        return self.runs[0].loaded(self.newest_checkpoint(check_with_memories, fingerprint, tell, at_most))
 
     def save_checkpoint(
         self,
