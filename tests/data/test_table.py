@@ -60,6 +60,27 @@ def test_numbers_are_inputs_by_themselves(tmp_path: Path) -> None:
     assert model(data.test.inputs[0]).shape == (2, 2)
 
 
+@pytest.mark.parametrize("unit", ["", "e30", "e160", "e307", "e-160", "e-300"])
+def test_numbers_of_any_size_come_to_one_scale(tmp_path: Path, unit: str) -> None:
+    """Beside whole numbers with an exponent, too: no 64 bits hold 2e30, and yet it is no name."""
+    text = "".join(f"{number}{unit},{number},{number % 2}\n" for number in (1, 2, 3, 6))
+    data = table(tmp_path, "mass,same,label\n" + text, "mass,same,label\n" + text, input_column=None)
+    wanted = [(number - 3.0) / math.sqrt(3.5) for number in (1, 2, 3, 6)]
+    assert data.participants[0].inputs[0].tolist() == [pytest.approx([each, each]) for each in wanted]
+
+
+def test_a_number_beyond_all_is_refused_by_its_row(tmp_path: Path) -> None:
+    text = "mass,same,label\n1e30,1,0\n1e999,2,1\n"
+    with pytest.raises(DataError, match="example 1 of the training split has inf in the column 'mass'"):
+        table(tmp_path, text, text, input_column=None)
+
+
+def test_a_long_row_of_digits_is_a_name(tmp_path: Path) -> None:
+    text = "number,age,label\n12345678901234567890,1,0\n12345678901234567891,2,1\n"
+    data = table(tmp_path, text, text, input_column=("number", "age"))
+    assert data.participants[0].inputs[0].tolist() == [[1, 0, -1], [0, 1, 1]]
+
+
 def test_another_split_has_the_scale_of_the_training_split(tmp_path: Path) -> None:
     data = table(tmp_path, test="age,city,member,label\n3,rome,true,no\n")
     assert data.test.inputs[0].tolist() == [[0, 0, 0, 1, 1]]

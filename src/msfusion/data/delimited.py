@@ -16,7 +16,7 @@ from msfusion.data.columns import label_column
 from msfusion.data.spec import DataSpec
 from msfusion.errors import DataError
 
-_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,2})?")
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
 _LEADING_ZERO = re.compile(r"[+-]?0[0-9]")
 _LONGEST = 40
 """From so many characters on, digits are a name."""
@@ -72,7 +72,7 @@ def typed_splits(splits: Mapping[str, Any], spec: DataSpec, kinds: Kinds | None 
         if column in used and kind != "text":
             _refuse_words_among_numbers(cells, column)
         texts = [cell for each in cells.values() for cell in each]
-        values = texts if kind == "text" else _typed(texts, as_number=kind == "number")
+        values = texts if kind == "text" else _typed(texts, kind == "number", column not in used)
         if values is texts and column not in used:
             continue  # an empty cell among texts is an empty text
         rows = iter(values)
@@ -115,10 +115,11 @@ def _refuse_words_among_numbers(cells: Mapping[str, Sequence[str]], column: str)
     )
 
 
-def _typed(texts: Sequence[str], *, as_number: bool = False) -> Sequence[Any]:
+def _typed(texts: Sequence[str], as_number: bool, inputs: bool) -> Sequence[Any]:
     """Whole numbers, numbers or truth values, with None where one is missing; else the texts themselves.
 
-    `as_number`: they are numbers, so that whole ones too large for 64 bits are no names.
+    `as_number`: they are numbers, so that whole ones too large for 64 bits are no names. Among `inputs` 2e30 is none
+    either: so the masses of stars are written, in kilograms, all of which may be whole.
     """
     stripped = [text.strip() for text in texts]
     known = [text for text in stripped if text not in _MISSING]
@@ -131,7 +132,8 @@ def _typed(texts: Sequence[str], *, as_number: bool = False) -> Sequence[Any]:
     numbers = [None if text in _MISSING else Decimal(text) for text in stripped]
     there = [number for number in numbers if number is not None]
     small = all(-(2**63) <= number < 2**63 for number in there)
-    if any(number != number.to_integral_value() for number in there) or (as_number and not small):
+    measured = as_number or (inputs and any("e" in text.lower() for text in known))
+    if any(number != number.to_integral_value() for number in there) or (measured and not small):
         return [None if number is None else float(number) for number in numbers]
     if not small:
         return texts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -9,7 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float32, Float64
 from torch import Tensor
 
 from msfusion.data.columns import column_values, is_missing, kind_of, require_one_kind
@@ -38,10 +39,9 @@ class NumberColumn:
         if not normalise:
             return cls(name)
         numbers = np.array(values, dtype=np.float64)
-        same = numbers.min() == numbers.max()  # the mean of which may be rounded
-        return cls(
-            name, *((float(numbers[0]), 1.0) if same else (float(numbers.mean()), float(numbers.std())))
-        )
+        if numbers.min() == numbers.max():  # the mean of which may be rounded
+            return cls(name, float(numbers[0]), 1.0)
+        return cls(name, *_mean_and_deviation(numbers))
 
     def encode(self, values: Sequence[Any], told: Any) -> np.ndarray:
         """[examples, 1]."""
@@ -51,6 +51,15 @@ class NumberColumn:
                     f"{told(row)} has {short(repr(value))} in the column '{self.name}': it must be a number."
                 )
         return (np.array(values, dtype=np.float64)[:, None] - self.centre) / self.spread
+
+
+def _mean_and_deviation(numbers: Float64[np.ndarray, " examples"]) -> tuple[float, float]:
+    """Of numbers that are not all the same."""
+    largest = float(np.abs(numbers).max())
+    # outside of this, the squares of what they differ by may be no numbers
+    unit = 1.0 if 1e-100 < largest < 1e100 else largest
+    numbers = numbers / unit
+    return float(numbers.mean()) * unit, float(numbers.std()) * unit
 
 
 @dataclass(frozen=True)
@@ -133,7 +142,7 @@ def _fitted(train: Chosen, name: str, spec: DataSpec) -> NumberColumn | WordColu
 
 
 def _values(chosen: Chosen, name: str) -> list[Any]:
-    """The cells of a column, of which none may be empty, and all are of one kind."""
+    """The cells of a column, of which none may be empty or infinite, and all are of one kind."""
     cells = column_values(chosen.split, name)
     values = [cells[row] for row in chosen.rows.tolist()]
     told = _told(chosen)
@@ -143,6 +152,8 @@ def _values(chosen: Chosen, name: str) -> list[Any]:
                 f"{told(row)} has nothing in the column '{name}': give it a value, or leave such rows or the column "
                 "out."
             )
+        if isinstance(value, float) and math.isinf(value):
+            raise DataError(f"{told(row)} has {value} in the column '{name}': it must be a finite number.")
     require_one_kind(values, f"the values of the column '{name}'")
     return values
 
