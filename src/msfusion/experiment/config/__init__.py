@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import Field, ValidationError, model_validator
 
 from msfusion.codecs import Codec
-from msfusion.data.preprocessing import is_of_numbers, scale_in
+from msfusion.data.preprocessing import is_of_numbers
 from msfusion.data.spec import DataSpec
 from msfusion.errors import ConfigError, MsfusionError
 from msfusion.experiment.config.codecs import as_before, codec_of
@@ -48,6 +48,7 @@ from msfusion.experiment.config.sections import (
     SplitSection,
     TrainingSection,
 )
+from msfusion.experiment.config.targets import goes_on_with_scale, why_plain
 from msfusion.federated.accounting import Privacy
 from msfusion.federated.capacities import Capacities
 from msfusion.federated.participation import RoundSettings
@@ -56,7 +57,7 @@ from msfusion.federated.screening import Screening
 from msfusion.federated.secure_sums import SecureSums
 from msfusion.federated.training import TrainingSettings
 from msfusion.folders import PREFIX, folder_of, has_tokenizer
-from msfusion.imports import in_one_line, is_reference
+from msfusion.imports import in_one_line
 from msfusion.methods import HOUSE
 from msfusion.methods.fedgrow.settings import GrowSettings
 from msfusion.methods.parts.contrastive import ContrastiveSettings
@@ -64,7 +65,6 @@ from msfusion.methods.split.method import SplitSettings
 from msfusion.models.spec import ModelSpec
 from msfusion.quoting import short
 from msfusion.reading import read_at_most
-from msfusion.scoring import DISTANCES
 from msfusion.windows.overlap import Feedback, Overlap
 
 BUILT_IN = "the built-in configuration"
@@ -209,20 +209,13 @@ class Config(Section):
         """Whether a model learns its targets on another scale: where msfusion reads them, and the loss is a distance.
 
         A loss of the user's own may mean something by the size of what it is given, and so may a function for data.
-        A trained model goes on as it has learnt. Raises ConfigError where it is asked not to.
+        A trained model goes on as it has learnt. Raises ConfigError where a setting speaks against that.
         """
-        asked, loss = self.data.normalise_targets, self.training.loss
-        measured = self.data.task == "regression" and not is_reference(self.data.source)
-        if not (measured and (loss == "cross_entropy" or loss in DISTANCES)):
-            return False
+        plain = why_plain(self.data, self.training)
         folder = self._trained_on_numbers
-        trained = asked if folder is None else scale_in(folder) is not None
-        if trained and not asked:
-            raise ConfigError(
-                f"data.normalise_targets = false: the model in {folder} has learnt numbers on a scale, and goes on "
-                "with it; leave data.normalise_targets out, or begin with model.weights = 'random'"
-            )
-        return trained
+        if folder is None:
+            return self.data.task == "regression" and plain is None
+        return goes_on_with_scale(folder, plain)
 
     @property
     def _trained_on_numbers(self) -> Path | None:

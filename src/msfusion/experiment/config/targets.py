@@ -1,0 +1,37 @@
+"""Whether the targets of a regression are learnt in their own units, or brought to a scale."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from msfusion.data.preprocessing import scale_in
+from msfusion.errors import ConfigError
+from msfusion.experiment.config.sections import DataSection, TrainingSection
+from msfusion.imports import is_reference
+from msfusion.scoring import DISTANCES
+
+
+def why_plain(data: DataSection, training: TrainingSection) -> str | None:
+    """The setting by which a regression has targets in their own units, in words; None where there is none."""
+    if not data.normalise_targets:
+        return "data.normalise_targets = false"
+    if is_reference(data.source):
+        return f"data.source = '{data.source}' makes targets of its own"
+    if training.loss != "cross_entropy" and training.loss not in DISTANCES:
+        return f"training.loss = '{training.loss}' is no distance"
+    return None
+
+
+def goes_on_with_scale(folder: Path, plain: str | None) -> bool:
+    """Whether the model in a folder of `msfusion export` has learnt numbers on a scale, and so goes on with it.
+
+    `plain` is what `why_plain` says. Raises ConfigError where it speaks against that, DataError where the folder cannot
+    be read.
+    """
+    learnt = scale_in(folder) is not None
+    if learnt and plain is not None:
+        raise ConfigError(
+            f"{plain}, and the model in {folder} has learnt numbers on a scale, with which it goes on: change that "
+            "setting, or begin with model.weights = 'random'"
+        )
+    return learnt
