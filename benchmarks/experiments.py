@@ -156,6 +156,10 @@ def table(rows: list[Row]) -> str:
     headers += ["between participants, %", "GFLOPs in all", "MB in all"] if personal else []
     alike = [row for row in rows if row["parameters"] == leader["parameters"] and "until_baseline" not in row]
     small = not personal and any(2 * row["total_bytes"] < leader["total_bytes"] for row in alike)
+    unequal = (
+        not personal and by_variant and any(2 * row["total_flops"] < leader["total_flops"] for row in rows)
+    )
+    headers += ["GFLOPs in all"] if unequal else []
     headers += ["kB in all", "times fewer"] if small else []
     headers += ["own labels, %", "between participants, %"] if own else []
     lines = [f"| {' | '.join(headers)} |", "|" + " --- |" * len(headers)]
@@ -167,6 +171,7 @@ def table(rows: list[Row]) -> str:
         )
         flops = f"{row['flops_per_example'] / 1e6:.2f} M"
         more = personal_columns(row) if personal else []
+        more += [f"{row['total_flops'] / 1e9:,.0f}"] if unequal else []
         more += bytes_columns(row, leader) if small else []
         more += [spread(row[f"own_accuracy{of}"], 100, 1) for of in ("", "_sd")] if own else []
         lines.append(f"| {' | '.join([name + over, *values, behind, flops, *more])} |")
