@@ -21,6 +21,7 @@ from msfusion.experiment.fingerprint import Fingerprint
 from msfusion.experiment.memory_files import check_with_memories
 from msfusion.experiment.train import train
 from msfusion.federated.memory import Memories
+from msfusion.files import read_tensors, write_tensors
 
 LARGE = 2**18
 """So many float32 numbers are the fewest bytes for which there is a file."""
@@ -138,6 +139,54 @@ def test_where_one_that_all_need_is_gone_the_run_begins_again(run: RunDirectory)
     rounds, _, told = read(run)
     assert rounds == 0
     assert len(told) == 2
+
+
+def test_a_run_that_begins_again_keeps_its_own_files(run: RunDirectory) -> None:
+    """Those of the rounds that it had done before lie in its way: they are whole, and of later rounds."""
+    for rounds in (1, 2, 3):
+        save(run, rounds, {0: {"logits": large(rounds)}})
+    run.keep_metrics(0)
+    again, memory = RunDirectory(run.path), {0: {"logits": large(7)}}
+    for rounds in (1, 2):
+        save(again, rounds, memory)
+        rounds_read, memories, told = read(again)
+        assert (rounds_read, told) == (rounds, [])
+        assert memories[0]["logits"][0] == 7
+    assert there(again) == ["memory-000001", "round-000001", "round-000002"]
+
+
+def test_what_somebody_removed_is_written_again(run: RunDirectory) -> None:
+    memory = {0: {"logits": large(1)}}
+    save(run, 1, memory)
+    (run.path / "checkpoints" / "memory-000001.safetensors").unlink()
+    save(run, 2, memory)
+    assert there(run) == ["memory-000002", "round-000001", "round-000002"]
+    assert read(run)[0] == 2
+
+
+@pytest.mark.parametrize(
+    "references",
+    [
+        None,
+        [1],
+        {"../other.safetensors": {"sha256": "0", "names": []}},
+        {"": {"sha256": "0", "names": []}},
+        {"memory-000001.safetensors": ["sha256", "names"]},
+        {"memory-000001.safetensors": {"names": []}},
+        {"memory-000001.safetensors": {"sha256": 3, "names": []}},
+        {"memory-000001.safetensors": {"sha256": "0", "names": [["logits"]]}},
+    ],
+)
+def test_a_checkpoint_that_names_no_such_files_is_damaged(run: RunDirectory, references: object) -> None:
+    save(run, 1, {0: {"logits": large(1)}})
+    path = run.path / "checkpoints" / "round-000001.safetensors"
+    tensors, metadata = read_tensors(path)
+    write_tensors(path, tensors, {**metadata, "memories": references})
+    assert read(run) == (0, {}, [f"{path} is damaged: beginning again"])
+    with pytest.raises(RunDirectoryError, match="does not say which files"):
+        check_with_memories(path)
+    save(run, 2, {})
+    assert there(run) == ["memory-000001", "round-000001", "round-000002"]
 
 
 def test_one_tensor_at_a_time_it_is_the_same(run: RunDirectory) -> None:

@@ -250,8 +250,10 @@ class RunDirectory:
         fingerprint: str,
         memories: Memories | None = None,
     ) -> None:
-        """Keep the state after so many rounds, and drop checkpoints older than the newest two.
+        """Keep the state after so many rounds, and drop checkpoints older than the newest two, and any of later rounds.
 
+        A run that went back, or began again, leaves later ones, whose lines of metrics are gone: nothing can go on from
+        them, and in the place of these they would be kept.
         The file has the participants' memories in it, or names those beside it that have them, so that both are of the
         same round. A streamed state has them in it. `fingerprint` is the digest of that of the run. The lines of
         metrics of so many rounds have been written. Raises RunDirectoryError; older checkpoints stay intact.
@@ -267,8 +269,9 @@ class RunDirectory:
             named = {REFERENCES: elsewhere} if elsewhere else {}
             write_tensors(path, {**state, **few}, {**metadata, **named, _ORDER: list(state)})
         with refusing_write_errors(path.parent):
-            for old in self._checkpoints()[KEPT_CHECKPOINTS:]:
-                old.unlink(missing_ok=True)
+            later = [each for each in self._checkpoints() if _rounds_of(each) > rounds]
+            for useless in (*later, *self._checkpoints()[len(later) + KEPT_CHECKPOINTS :]):
+                useless.unlink(missing_ok=True)
             self._memory_files.remove_others(self._checkpoints())
 
     def load_checkpoint(

@@ -86,14 +86,16 @@ class MemoryFiles:
     def remove_others(self, checkpoints: Iterable[Path]) -> None:
         """Delete the files that none of these checkpoints needs; none where one of them cannot be asked."""
         with suppress(RunDirectoryError):
-            needed = {name for each in checkpoints for name in read_metadata(each).get(REFERENCES, {})}
+            needed = {name for each in checkpoints for name in _references(each, read_metadata(each))}
             for path in self.folder.glob("memory-*.safetensors"):
                 if path.name not in needed:
                     path.unlink(missing_ok=True)
 
     def _is_written(self, name: str, tensor: Tensor) -> bool:
         place = self._places.get(name)
-        return place is not None and place.tensor() is tensor and place.version == _version(tensor)
+        if place is None or place.tensor() is not tensor or place.version != _version(tensor):
+            return False
+        return (self.folder / place.file).is_file()  # somebody may have removed it
 
     def _note(self, tensors: State, file: str, digest: str) -> None:
         for name, tensor in tensors.items():
@@ -114,11 +116,28 @@ def check_with_memories(checkpoint: Path) -> tuple[Streamed, dict[str, Any]]:
     return Streamed(forms, lambda name: parts[name].read(name)), metadata
 
 
+def _references(checkpoint: Path, metadata: Mapping[str, Any]) -> References:
+    """What a checkpoint says of other files. Raises RunDirectoryError where it is not what `save` writes."""
+    found = metadata.get(REFERENCES, {})
+    if not isinstance(found, dict) or not all(
+        _NAME.fullmatch(name) and _is_entry(found[name]) for name in found
+    ):
+        raise RunDirectoryError(f"{checkpoint} is damaged: it does not say which files have the rest of it.")
+    return found
+
+
+def _is_entry(entry: object) -> bool:
+    """Whether this is what a checkpoint says of one file."""
+    if not isinstance(entry, dict) or not isinstance(names := entry.get("names"), list):
+        return False
+    return isinstance(entry.get("sha256"), str) and all(isinstance(name, str) for name in names)
+
+
 def _named(checkpoint: Path, metadata: Mapping[str, Any]) -> Iterable[tuple[Path, dict[str, Any]]]:
     """The files that a checkpoint names, and what it says of them. Raises RunDirectoryError where one is another."""
-    for name, entry in metadata.get(REFERENCES, {}).items():
+    for name, entry in _references(checkpoint, metadata).items():
         path = checkpoint.with_name(name)
-        if not _NAME.fullmatch(name) or written_digest(path) != entry["sha256"]:
+        if written_digest(path) != entry["sha256"]:
             raise RunDirectoryError(f"{path} is not the file that {checkpoint.name} was written with.")
         yield path, entry
 
