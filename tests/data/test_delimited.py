@@ -62,6 +62,8 @@ def test_words_for_missing_numbers_are_texts(tmp_path: Path, name: str, numbers:
             ["123456789012345678901", "123456789012345678902"],
             ("123456789012345678901", "123456789012345678902"),
         ),
+        (["12e3", "12e03", "5"], ("12e03", "12e3", "5")),
+        (["1e-400", "2e-400", "0"], ("0", "1e-400", "2e-400")),
     ],
     ids=str,
 )
@@ -118,8 +120,9 @@ def test_an_empty_cell_is_an_empty_text_and_numbers_are_no_text(tmp_path: Path) 
     assert texts(data) == {"\n", "b"}
 
 
-def test_a_partition_column_is_told_apart_too(tmp_path: Path) -> None:
-    rows = [f"word{index},{index // 2 % 2},{user}" for index, user in enumerate(["01", "1"] * 10)]
+@pytest.mark.parametrize("users", [("01", "1"), ("0e123", "0e456")])
+def test_a_partition_column_is_told_apart_too(tmp_path: Path, users: tuple[str, str]) -> None:
+    rows = [f"word{index},{index // 2 % 2},{user}" for index, user in enumerate(users * 10)]
     data = load(
         tmp_path / "a.csv",
         "\n".join(["text,label,user", *rows]),

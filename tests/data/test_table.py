@@ -69,6 +69,17 @@ def test_numbers_of_any_size_come_to_one_scale(tmp_path: Path, unit: str) -> Non
     assert data.participants[0].inputs[0].tolist() == [pytest.approx([each, each]) for each in wanted]
 
 
+@pytest.mark.parametrize(
+    ("low", "high"), [("100000000000000000000.0", "300000000000000000000.0"), ("0.0", "5e-324")]
+)
+def test_numbers_at_the_ends_of_what_there_is(tmp_path: Path, low: str, high: str) -> None:
+    """Large ones as programs write them that round to some decimals; and a spread too small to be divided by two."""
+    text = f"mass,same,label\n{low},1,0\n{high},3,1\n"
+    data = table(tmp_path, text, text, input_column=None)
+    column = data.participants[0].inputs[0][:, 0].tolist()
+    assert column == ([-1, 1] if low != "0.0" else [0, 1])
+
+
 def test_a_number_beyond_all_is_refused_by_its_row(tmp_path: Path) -> None:
     text = "mass,same,label\n1e30,1,0\n1e999,2,1\n"
     with pytest.raises(DataError, match="example 1 of the training split has inf in the column 'mass'"):

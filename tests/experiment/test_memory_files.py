@@ -189,6 +189,47 @@ def test_a_checkpoint_that_names_no_such_files_is_damaged(run: RunDirectory, ref
     assert there(run) == ["memory-000001", "round-000001", "round-000002"]
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("rounds", "1"), ("rounds", 2), ("run", None), ("metrics", 0), ("order", 3), ("order", [["state"]])],
+)
+def test_a_checkpoint_that_says_something_else_of_itself_is_damaged(
+    run: RunDirectory, key: str, value: object
+) -> None:
+    save(run, 1, {})
+    path = run.path / "checkpoints" / "round-000001.safetensors"
+    tensors, metadata = read_tensors(path)
+    write_tensors(path, tensors, {**metadata, key: value})
+    assert read(run) == (0, {}, [f"{path} is damaged: beginning again"])
+
+
+@pytest.mark.parametrize(("stay", "file"), [(4, "memory-000001"), (3, "memory-000002")])
+def test_a_file_that_holds_older_things_for_the_most_part_is_written_anew(
+    run: RunDirectory, stay: int, file: str
+) -> None:
+    """By hand: what ten participants remember is more than three times as much as what three do."""
+    memories = {who: {"logits": large(who)} for who in range(10)}
+    save(run, 1, memories)
+    memories = {who: memory for who, memory in memories.items() if who < stay}
+    save(run, 2, memories)
+    save(run, 3, memories)
+    assert there(run) == [file, "round-000002", "round-000003"]
+    rounds, found, _ = read(run)
+    assert rounds == 3
+    assert [float(found[who]["logits"][0]) for who in range(stay)] == [*range(stay)]
+
+
+def test_what_a_killed_process_left_goes_when_the_run_ends(run: RunDirectory) -> None:
+    for rounds in (1, 2, 3):
+        save(run, rounds, {0: {"logits": large(rounds)}})
+    folder = run.path / "checkpoints"
+    shutil.copyfile(folder / "round-000002.safetensors", folder / "round-000001.safetensors")
+    shutil.copyfile(folder / "memory-000002.safetensors", folder / "memory-000001.safetensors")
+    run.save_model({"state": torch.tensor(3)})
+    run.finish({})
+    assert there(run) == ["memory-000002", "memory-000003", "round-000002", "round-000003"]
+
+
 def test_one_tensor_at_a_time_it_is_the_same(run: RunDirectory) -> None:
     save(run, 1, {0: {"logits": large(1)}, 2: {"few": torch.arange(3)}})
     save(run, 2, {0: {"logits": large(1)}, 2: {"few": torch.arange(4)}})

@@ -375,6 +375,18 @@ def test_a_trained_model_goes_on_with_its_scale(tmp_path: Path) -> None:
         named = against.partition("=")[0]
         with pytest.raises(ConfigError, match=rf"{named} = .* has learnt numbers on a scale"):
             load_config(None, [*dear, against]).data_spec  # noqa: B018
+    plain = load_data(replace(config.data_spec, normalise_targets=False))
+    by_function = replace(plain, name="mine:data", preprocessing=None)
+    for untold in (
+        [],
+        ["data.task=other", "training.loss=mse"],
+    ):  # a function shows its task when it is called
+        settings = [each for each in dear if not each.startswith("data.")]
+        config = load_config(None, [*settings, "data.source=mine:data", *untold])
+        with pytest.raises(ConfigError, match=r"data\.source = 'mine:data' .* has learnt numbers on a scale"):
+            scoring_of(config, by_function)
+    with pytest.raises(ConfigError, match=r"^--set: training\.loss"):
+        load_config(None, [*dear, "training.loss=mine:loss"])
     known = json.loads((model / "preprocessing.json").read_text())
     known.pop("targets")  # as versions wrote it that had no scale
     (model / "preprocessing.json").write_text(json.dumps(known))

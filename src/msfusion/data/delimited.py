@@ -118,8 +118,9 @@ def _refuse_words_among_numbers(cells: Mapping[str, Sequence[str]], column: str)
 def _typed(texts: Sequence[str], as_number: bool, inputs: bool) -> Sequence[Any]:
     """Whole numbers, numbers or truth values, with None where one is missing; else the texts themselves.
 
-    `as_number`: they are numbers, so that whole ones too large for 64 bits are no names. Among `inputs` 2e30 is none
-    either: so the masses of stars are written, in kilograms, all of which may be whole.
+    `as_number`: they are numbers, so that whole ones too large for 64 bits are no names. Among `inputs` only plain
+    digits are: the masses of stars, 2e30 kilograms, may all be whole. What values are told apart by is a name as soon
+    as one has an exponent: 12e3 and 12e03 may be two of them.
     """
     stripped = [text.strip() for text in texts]
     known = [text for text in stripped if text not in _MISSING]
@@ -127,12 +128,13 @@ def _typed(texts: Sequence[str], as_number: bool, inputs: bool) -> Sequence[Any]
         return texts if any(stripped) else [None] * len(texts)
     if all(text in _TRUTH for text in known):
         return [_TRUTH.get(text) for text in stripped]
-    if not all(map(_is_number, known)):
+    exponents = any("e" in text.lower() for text in known)
+    if not all(map(_is_number, known)) or (exponents and not (as_number or inputs)):
         return texts
     numbers = [None if text in _MISSING else Decimal(text) for text in stripped]
     there = [number for number in numbers if number is not None]
     small = all(-(2**63) <= number < 2**63 for number in there)
-    measured = as_number or (inputs and any("e" in text.lower() for text in known))
+    measured = as_number or (inputs and (exponents or any("." in text for text in known)))
     if any(number != number.to_integral_value() for number in there) or (measured and not small):
         return [None if number is None else float(number) for number in numbers]
     if not small:

@@ -50,7 +50,8 @@ class NumberColumn:
                 raise DataError(
                     f"{told(row)} has {short(repr(value))} in the column '{self.name}': it must be a number."
                 )
-        return (np.array(values, dtype=np.float64)[:, None] - self.centre) / self.spread
+        with np.errstate(over="ignore"):  # found when the inputs are checked
+            return (np.array(values, dtype=np.float64)[:, None] - self.centre) / self.spread
 
 
 def _mean_and_deviation(numbers: Float64[np.ndarray, " examples"]) -> tuple[float, float]:
@@ -59,7 +60,7 @@ def _mean_and_deviation(numbers: Float64[np.ndarray, " examples"]) -> tuple[floa
     # outside of this, the squares of what they differ by may be no numbers
     unit = 1.0 if 1e-100 < largest < 1e100 else largest
     numbers = numbers / unit
-    return float(numbers.mean()) * unit, float(numbers.std()) * unit
+    return float(numbers.mean()) * unit, float(numbers.std()) * unit or largest
 
 
 @dataclass(frozen=True)

@@ -200,7 +200,7 @@ class RunDirectory:
                 raise RunDirectoryError(f"the files in {self.path} are not those with which the run ended.")
             check_tensors(self.model)
             for path in self._checkpoints()[:1]:
-                if check_with_memories(path)[1].get("run") != files[self.fingerprint.name]:
+                if _told_by(path, check_with_memories(path)[1]).run != files[self.fingerprint.name]:
                     raise RunDirectoryError(f"{path} is a checkpoint of another run.")
         except RunDirectoryError as error:
             raise RunDirectoryError(
@@ -268,7 +268,11 @@ class RunDirectory:
             few, elsewhere = self._memory_files.save(rounds, with_memories({}, memories or {}))
             named = {REFERENCES: elsewhere} if elsewhere else {}
             write_tensors(path, {**state, **few}, {**metadata, **named, _ORDER: list(state)})
-        with refusing_write_errors(path.parent):
+        self._drop_others(rounds)
+
+    def _drop_others(self, rounds: int) -> None:
+        """Keep the newest two checkpoints of a run that has come to so many rounds, with what they need."""
+        with refusing_write_errors(self.path / "checkpoints"):
             later = [each for each in self._checkpoints() if _rounds_of(each) > rounds]
             for useless in (*later, *self._checkpoints()[len(later) + KEPT_CHECKPOINTS :]):
                 useless.unlink(missing_ok=True)
@@ -305,16 +309,17 @@ class RunDirectory:
                 continue
             try:
                 made, metadata = read(path)
+                told = _told_by(path, metadata)
             except RunDirectoryError:
                 flaws.append(f"{path} is damaged")  # the one before it will do
                 continue
-            if metadata.get("run") != fingerprint:
+            if told.run != fingerprint:
                 foreign = path
-            elif metadata["metrics"] == _digest(*lines[: metadata["rounds"]]):
-                found = metadata["rounds"], made
+            elif told.metrics == _digest(*lines[: told.rounds]):
+                found = told.rounds, made
                 break
             else:
-                flaws.append(self._metrics_flaw(metadata["rounds"]))
+                flaws.append(self._metrics_flaw(told.rounds))
         if found is None and foreign is not None:
             raise RunDirectoryError(f"{foreign} is a checkpoint of another run; remove it to go on without.")
         where = "beginning again" if found is None else f"going on after round {found[0]}"
@@ -349,9 +354,10 @@ class RunDirectory:
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write the final figures, and digests of the files that belong to the end. Raises RunDirectoryError.
 
-        The model has been saved.
+        The model has been saved. What a process left that was killed just after its last checkpoint goes now.
         """
         write_sealed_json(self.summary, {**summary, "files": self._digests_of_end()})
+        self._drop_others(len(self._metrics_lines()))
 
     def _digests_of_end(self) -> dict[str, str]:
         """Of the files that a finished run consists of. Raises RunDirectoryError."""
@@ -374,7 +380,11 @@ class RunDirectory:
         tensors, metadata = self._memory_files.read(path)
         of_state = [name for name in tensors if not name.startswith(MARK)]
         order = metadata.get(_ORDER, of_state)
-        if sorted(order) != sorted(of_state):
+        if (
+            not isinstance(order, list)
+            or len(order) != len(of_state)
+            or any(each not in order for each in of_state)
+        ):
             raise RunDirectoryError(f"{path} is damaged: its tensors are not those that it names.")
         return {**{name: tensors[name] for name in order}, **tensors}, metadata
 
@@ -402,6 +412,23 @@ def _write(path: Path, state: Mapping[str, Tensor] | Streamed, metadata: Mapping
         write_streamed(path, state, metadata)
     else:
         write_tensors(path, state, metadata)
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What a checkpoint says of itself: after how many rounds, of which run, with which lines of metrics."""
+
+    rounds: int
+    run: str
+    metrics: str
+
+
+def _told_by(path: Path, metadata: Mapping[str, Any]) -> _Told:
+    """Raises RunDirectoryError where the metadata of a checkpoint is not what `save_checkpoint` writes."""
+    told = [metadata.get(key) for key in ("rounds", "run", "metrics")]
+    if told[0] != _rounds_of(path) or not all(isinstance(each, str) for each in told[1:]):
+        raise RunDirectoryError(f"{path} is damaged: it does not say which rounds it is of.")
+    return _Told(_rounds_of(path), str(told[1]), str(told[2]))
 
 
 def _rounds_of(checkpoint: Path) -> int:

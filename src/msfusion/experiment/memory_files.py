@@ -26,6 +26,9 @@ from msfusion.width.groups import State
 ENOUGH = 2**20
 """From so many bytes on, what has changed gets a file of its own."""
 
+TOO_MUCH = 3
+"""So many times as large as all that is remembered may be the files that have it, as each may have older things too."""
+
 REFERENCES = "memories"
 """In a checkpoint's metadata, by the name of a file: its digest, and the names of the tensors that are meant."""
 
@@ -58,6 +61,8 @@ class MemoryFiles:
         the rest. Raises RunDirectoryError.
         """
         new = {name: tensor for name, tensor in remembered.items() if not self._is_written(name, tensor)}
+        if self._bytes_of_files(remembered.keys() - new.keys()) > TOO_MUCH * payload_bytes(remembered):
+            new = dict(remembered)  # most of the files is what has changed since
         if payload_bytes(new) >= ENOUGH:
             path = self.folder / f"memory-{rounds:06d}.safetensors"
             write_tensors(path, new, {"rounds": rounds})
@@ -90,6 +95,12 @@ class MemoryFiles:
             for path in self.folder.glob("memory-*.safetensors"):
                 if path.name not in needed:
                     path.unlink(missing_ok=True)
+
+    def _bytes_of_files(self, names: Iterable[str]) -> int:
+        """How large the files are together in which these tensors stand."""
+        return sum(
+            (self.folder / file).stat().st_size for file in {self._places[name].file for name in names}
+        )
 
     def _is_written(self, name: str, tensor: Tensor) -> bool:
         place = self._places.get(name)

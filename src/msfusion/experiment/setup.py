@@ -17,6 +17,7 @@ from msfusion.data.load import load_data
 from msfusion.data.loaded import LABELLED
 from msfusion.errors import ConfigError
 from msfusion.experiment.config import Config
+from msfusion.experiment.config.targets import refuse_without_scale
 from msfusion.experiment.forecast import Forecast
 from msfusion.federated.capacities import Capacities
 from msfusion.federated.compression import compressed
@@ -210,7 +211,11 @@ def problem_of(config: Config, parts: Parts, budgeted: bool = False) -> Problem:
 
 
 def scoring_of(config: Config, data: FederatedData) -> Scoring:
-    """How a model's outputs are scored. Raises ConfigError for a loss that there is not, or does not fit the data."""
+    """How a model's outputs are scored.
+
+    Raises ConfigError for a loss that there is not, or does not fit the data, and for a trained model of another scale.
+    """
+    refuse_without_scale(config.model_spec, data)
     name = config.training.loss
     labels = data.task in LABELLED
     if not labels and name == "cross_entropy":

@@ -61,7 +61,9 @@ def about_section(
     named = [key for key in type(values).model_fields if re.search(rf"\b{key}\b", message)]
     if any(message.startswith(key) for key in named):
         message = f"{section}.{message}"
-    from_override = any(f"{section}.{key}" in flattened(overrides) for key in named)
+    set_here = flattened(overrides)
+    from_override = any(f"{section}.{key}" in set_here for key in named)
+    from_override |= any("." in key and key in message for key in set_here)  # of another section
     where = "--set" if from_override else origin
     return f"{where}: {message}."
 

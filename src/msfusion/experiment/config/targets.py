@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from msfusion.data.preprocessing import scale_in
+from msfusion.data.federated import FederatedData
+from msfusion.data.loaded import LABELLED
+from msfusion.data.preprocessing import is_of_numbers, scale_in
 from msfusion.errors import ConfigError
 from msfusion.experiment.config.sections import DataSection, TrainingSection
+from msfusion.folders import folder_of
 from msfusion.imports import is_reference
+from msfusion.models.spec import ModelSpec
 from msfusion.scoring import DISTANCES
 
 
@@ -30,8 +34,25 @@ def goes_on_with_scale(folder: Path, plain: str | None) -> bool:
     """
     learnt = scale_in(folder) is not None
     if learnt and plain is not None:
-        raise ConfigError(
-            f"{plain}, and the model in {folder} has learnt numbers on a scale, with which it goes on: change that "
-            "setting, or begin with model.weights = 'random'"
-        )
+        raise _without_scale(plain, folder)
     return learnt
+
+
+def refuse_without_scale(model: ModelSpec, data: FederatedData) -> None:
+    """Raise ConfigError where targets are in their own units, and the model is a trained one that learnt others.
+
+    What the targets of a function are is known when it has been called.
+    """
+    scaled = data.preprocessing is not None and data.preprocessing.targets is not None
+    if scaled or data.task in LABELLED or model.weights == "random":
+        return
+    folder = folder_of(model.name)
+    if is_of_numbers(folder) and scale_in(folder) is not None:
+        raise _without_scale(f"data.source = '{data.name}' gives targets in their own units", folder)
+
+
+def _without_scale(plain: str, folder: Path) -> ConfigError:
+    return ConfigError(
+        f"{plain}, and the model in {folder} has learnt numbers on a scale, with which it goes on: change that "
+        "setting, or begin with model.weights = 'random'"
+    )
