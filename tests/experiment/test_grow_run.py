@@ -16,6 +16,7 @@ from quick import QUICK_GROW
 from safetensors.torch import load_file
 from watching import Stopping, silent
 
+from msfusion.errors import ConfigError
 from msfusion.experiment.compare import compare
 from msfusion.experiment.comparison import Comparison
 from msfusion.experiment.config import Config, load_config
@@ -227,3 +228,18 @@ def test_the_tables_say_what_leaves(trained: Path) -> None:
 def test_what_cannot_be_is_refused_in_a_sentence(change: str, told: str, tmp_path: Path) -> None:
     refused(msfusion("train", "--out", str(tmp_path / "out"), *SETTINGS, "--set", change, "--quiet"), told)
     assert not (tmp_path / "out").exists()
+
+
+def test_targets_that_are_numbers_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "measured.py").write_text(
+        "import torch\n"
+        "from msfusion import Batch\n"
+        "def data():\n"
+        "    own = Batch((torch.zeros(4, 8, dtype=torch.int64),), torch.arange(4.0))\n"
+        "    return own, own\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    settings = [each for each in QUICK_GROW if not each.startswith("data.")]
+    config = load_config(None, [*settings, "data.source=measured:data", "data.partition=iid"])
+    with pytest.raises(ConfigError, match="fedgrow trains with cross-entropy"):
+        prepare(config)

@@ -12,6 +12,7 @@ from torch import nn
 from msfusion.costs import StepFlops
 from msfusion.data.federated import FederatedData, example_inputs
 from msfusion.data.load import load_data
+from msfusion.data.loaded import LABELLED
 from msfusion.errors import ConfigError, GrowthError
 from msfusion.experiment.config import Config
 from msfusion.experiment.fingerprint import model_digest
@@ -46,6 +47,11 @@ class GrowRun(LocalRun):
         assert settings is not None  # which the configuration has checked
         self.settings: GrowSettings = settings
         data = load_data(config.data_spec)
+        if data.task not in LABELLED:
+            raise ConfigError(
+                f"the targets of {data.name} are numbers, and fedgrow trains with cross-entropy: choose data with "
+                "labels, or another method.name"
+            )
         target = build_model(config.model_spec, data)
         data = data.for_model(target)
         require_embeddings(target, data.test.take(slice(0, 2)), data.vocabulary_size)
