@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import UInt8
@@ -34,14 +35,18 @@ class LateUpdate:
     norm: Norm
     fault: str | None = None
 
+    @cached_property
+    def messages(self) -> dict[str, Tensor]:
+        """The bytes of both, by their names in a memory: the same tensors in each round that it is under way."""
+        update = encoded_update(self.update, 0.0, norm=astuple(self.norm), fault=self.fault)
+        return {LATE: _as_tensor(update), SENT: _as_tensor(task_message("train", self.task))}
+
 
 def with_late(memories: Memories, late: Mapping[int, LateUpdate]) -> dict[int, State]:
     """The memories, and each late participant's update in its own."""
     together = dict(memories)
     for participant, each in late.items():
-        update = encoded_update(each.update, 0.0, norm=astuple(each.norm), fault=each.fault)
-        messages = {LATE: _as_tensor(update), SENT: _as_tensor(task_message("train", each.task))}
-        together[participant] = {**together.get(participant, {}), **messages}
+        together[participant] = {**together.get(participant, {}), **each.messages}
     return together
 
 
