@@ -315,3 +315,19 @@ def test_a_loss_and_its_deviation_have_as_many_decimals() -> None:
         cell["behind"] = None
     headings, rows = comparison_table({"cells": cells, "seeds": [0, 1]}).texts()
     assert [line[headings.index("loss")] for line in rows] == ["4.169 ± 0.007", "216,116,880 ± 0.007071"]
+
+
+def test_variants_with_other_ratios_are_curves_of_one_panel() -> None:
+    cells = [
+        {
+            "variant": f"{count} participants",
+            "method": "msfusion",
+            "ratio_label": str(2.5 / count),
+            "within_budget": True,
+            "curve": {"rounds": [1, count], "mean": [0.1, 0.5], "sd": [None, None], "metric": "accuracy"},
+        }
+        for count in (5, 10, 20)
+    ]
+    with figures("A plot") as figure_class:
+        (panel,) = plot_of({"cells": cells, "seeds": [0]}, figure_class).axes
+    assert [line.get_label() for line in panel.get_lines()] == [cell["variant"] for cell in cells]

@@ -65,6 +65,8 @@ def _curves_by_panel(
     for cell in narrow:
         ratio = kind_of(cell["method"]).title or f"width ratio {cell['ratio_label']}"
         panels.setdefault(f"{cell['variant']}, {ratio}" if by_variant else ratio, []).append(cell)
+    if len(panels) > 1 and not by_variant and len({cell["variant"] for cell in narrow}) == len(narrow):
+        panels = {"": narrow}  # variants with other ratios, a curve each
     for here in panels.values():
         here += [
             cell
