@@ -208,10 +208,6 @@ def test_the_trained_model_comes_back_from_its_folder_alone(
     [
         (("method.start=blocks", "method.overlap={start=0.5}"), "method.overlap has no meaning"),
         (("method.start=blocks", "method.contrastive_weight=1"), "method.contrastive_weight has no meaning"),
-        (
-            ("method.start=blocks", "participants.budget={memory='1 MB'}"),
-            "participants.budget has no meaning",
-        ),
         (("method.passes=2",), "method.passes has no meaning for method.start = 'auto'"),
         (("method.start=blocks", "method.blocks=0"), "method.blocks"),
         (("method.start=other",), "method.start"),

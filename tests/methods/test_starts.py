@@ -157,12 +157,10 @@ def test_a_long_run_trains_several_and_can_be_exported(parts: Parts, tmp_path: P
         ("method.between_rounds=false", CopiesMethod),
         ("method.contrastive_weight=0.5", CopiesMethod),
         ("method.recalibrate=true", CopiesMethod),
-        ("participants.budget={memory='40 MB'}", CopiesMethod),
     ],
 )
 def test_settings_of_slices_ask_for_slices(parts: Parts, setting: str, kind: type) -> None:
-    settings = [each for each in OPEN if not (each.startswith("participants.ratio") and "budget" in setting)]
-    setup = prepare(load_config(None, [*settings, setting]), parts)
+    setup = prepare(load_config(None, [*OPEN, setting]), parts)
     assert isinstance(setup.method, kind)
     assert setting.partition("=")[0] in (setup.why_start or "")
 

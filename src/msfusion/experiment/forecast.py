@@ -67,6 +67,20 @@ class Forecast:
         """What the whole run asks of each participant: all rounds in which it trains, in time or not."""
         return self._whole_run[0]
 
+    def needs(self, participant: int) -> dict[str, tuple[float, float]]:
+        """By the names of `Budget`: what training alone takes of a participant, and what its busiest round does.
+
+        Memory is that of training and all that it remembers in the end.
+        """
+        costs = self._setup.costs(self.method.capacities.ratio(participant, 0))
+        row = self.totals()[participant]
+        exchanged = costs.bytes_down + costs.bytes_up
+        return {
+            "memory": (costs.peak_memory, costs.peak_memory + row["remembered_bytes"]),
+            "flops_per_example": (costs.flops_per_example, costs.flops_per_example),
+            "bytes_per_round": (exchanged, max(exchanged, row["most_bytes_in_a_round"])),
+        }
+
     def by_round(self) -> list[dict[str, int]]:
         """What `metrics.jsonl` will say of each round: its phase, and of everybody together finished blocks and bytes.
 
@@ -150,7 +164,14 @@ class Forecast:
         return inference_flops(self.method.small.model, self._setup.data.participants[0])
 
 
-_TOTALS = ("finished_blocks", "total_bytes_down", "total_bytes_up", "total_flops", "remembered_bytes")
+_TOTALS = (
+    "finished_blocks",
+    "total_bytes_down",
+    "total_bytes_up",
+    "most_bytes_in_a_round",
+    "total_flops",
+    "remembered_bytes",
+)
 _SPANS = ("finished_blocks", "first_bytes_down", "bytes_down", "bytes_up")
 
 
@@ -159,6 +180,7 @@ def _add(row: dict[str, Any], spent: Spent) -> None:
     row["finished_blocks"] += spent.finished
     row["total_bytes_down"] += spent.bytes_down
     row["total_bytes_up"] += spent.bytes_up
+    row["most_bytes_in_a_round"] = max(row["most_bytes_in_a_round"], spent.bytes_down + spent.bytes_up)
     row["total_flops"] += spent.flops
     row["remembered_bytes"] = max(row["remembered_bytes"], spent.remembered)
 

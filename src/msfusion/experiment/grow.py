@@ -16,8 +16,9 @@ from msfusion.data.loaded import LABELLED
 from msfusion.errors import ConfigError, GrowthError
 from msfusion.experiment.config import Config
 from msfusion.experiment.fingerprint import model_digest
+from msfusion.experiment.fitting import optimizer_states
 from msfusion.experiment.local import LocalRun
-from msfusion.experiment.setup import optimizer_states, scoring_of, settle_process
+from msfusion.experiment.setup import scoring_of, settle_process
 from msfusion.federated.compression import compressed
 from msfusion.federated.participation import Conditions, RoundSettings
 from msfusion.federated.results import RoundResult

@@ -9,21 +9,21 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from msfusion.batch import Batch
-from msfusion.budgets import Budget, largest_ratio
-from msfusion.costs import Costs, costs_of
+from msfusion.budgets import Budget
+from msfusion.costs import Costs
 from msfusion.data.federated import FederatedData, example_inputs
 from msfusion.data.load import load_data
 from msfusion.data.loaded import LABELLED
 from msfusion.errors import ConfigError
 from msfusion.experiment.config import Config
 from msfusion.experiment.config.targets import refuse_without_scale
+from msfusion.experiment.fitting import Budgets, tightened, training_costs, with_fitting_ratios, within_memory
 from msfusion.experiment.forecast import Forecast
 from msfusion.federated.capacities import Capacities
 from msfusion.federated.compression import compressed
 from msfusion.federated.method import Method
 from msfusion.federated.participation import Calendar, Conditions, RoundSettings
-from msfusion.federated.problem import METHODS, Problem
+from msfusion.federated.problem import Problem
 from msfusion.federated.protected import check_protected_rounds, protected
 from msfusion.federated.training import TrainingSettings
 from msfusion.imports import failing_as
@@ -168,8 +168,19 @@ def prepare(config: Config, parts: Parts | None = None) -> Setup:
     Raises MsfusionError.
     """
     parts = parts or prepare_parts(config)
+    budgets = training = config.participants.budgets
+    while True:
+        setup = _prepared(with_fitting_ratios(config, parts, training), parts, budgets)
+        if budgets is None or training is None:
+            return setup
+        before, training = training, tightened(budgets, training, setup)
+        if training == before:
+            return setup
+
+
+def _prepared(config: Config, parts: Parts, budgets: Budgets | None) -> Setup:
+    """The run at these ratios. Raises MsfusionError."""
     data = parts.data
-    config, budgeted = with_fitting_ratios(config, parts), config.participants.budget is not None
     stale = config.network is not None and config.network.late == "downweight"
     if stale and isinstance(config.overlap, Feedback):
         raise ConfigError(
@@ -178,7 +189,7 @@ def prepare(config: Config, parts: Parts | None = None) -> Setup:
         )
     settings = config.method_settings
     assert settings is not None, "the others are made by `prepare`"
-    chosen = settings.chosen(problem_of(config, parts, budgeted))
+    chosen = within_memory(settings, budgets).chosen(problem_of(config, parts))
     config = config.with_method(chosen.settings)
     rounds = RoundSettings(
         rounds=config.rounds,
@@ -193,7 +204,7 @@ def prepare(config: Config, parts: Parts | None = None) -> Setup:
     return setup
 
 
-def problem_of(config: Config, parts: Parts, budgeted: bool = False) -> Problem:
+def problem_of(config: Config, parts: Parts) -> Problem:
     """What the method of a configuration is applied to."""
     people = parts.data.participants
     return Problem(
@@ -206,7 +217,6 @@ def problem_of(config: Config, parts: Parts, budgeted: bool = False) -> Problem:
         config.seed,
         scoring_of(config, parts.data),
         parts.width_map,
-        budgeted,
     )
 
 
@@ -238,50 +248,6 @@ def scoring_of(config: Config, data: FederatedData) -> Scoring:
 def is_scored_by_classes(config: Config, data: FederatedData) -> bool:
     """Whether the loss is cross-entropy over classes or tokens, so that a model must have logits of them."""
     return data.task in LABELLED and config.training.loss == "cross_entropy"
-
-
-def with_fitting_ratios(config: Config, parts: Parts) -> Config:
-    """The configuration with each budget turned into the largest width ratio that keeps within it.
-
-    Raises ConfigError, naming the participant, where not even the narrowest sub-model does.
-    """
-    budgets = config.participants.budgets
-    if budgets is None or METHODS[config.method.name].holds_everything:
-        return config
-    settings, known = config.training_settings, parts.fitting
-    for participant, budget in enumerate(budgets):
-        if (budget, settings) in known:
-            continue
-        try:
-            known[budget, settings] = largest_ratio(
-                parts.model,
-                parts.width_map,
-                budget,
-                lambda module: training_costs(module, parts.data.participants[0], settings),
-            )
-        except ConfigError as error:
-            raise ConfigError(f"participants.budget of participant {participant}: {error}.") from error
-    ratios, least = [known[budget, settings] for budget in budgets], config.participants.minimum_ratio
-    if least is not None and max(ratios) < least:
-        raise ConfigError(
-            f"participants.minimum_ratio is {least:g}, but no budget allows more than {max(ratios):g}."
-        )
-    return config.changed({"participants.ratio": ratios})
-
-
-def training_costs(module: nn.Module, batch: Batch, settings: TrainingSettings) -> Costs:
-    """What training a module on examples like these costs. Raises MsfusionError."""
-    return costs_of(
-        module,
-        batch,
-        optimizer_states_per_parameter=optimizer_states(settings),
-        batch_size=settings.batch_size,
-    )
-
-
-def optimizer_states(settings: TrainingSettings) -> int:
-    """How many numbers the optimiser keeps for each parameter."""
-    return {"sgd": 1 if settings.momentum else 0}.get(settings.optimizer, 2)
 
 
 def prepare_parts(config: Config) -> Parts:

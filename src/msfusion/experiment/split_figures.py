@@ -9,7 +9,7 @@ from torch import nn
 
 from msfusion.batch import Batch
 from msfusion.costs import Costs
-from msfusion.experiment.setup import training_costs
+from msfusion.experiment.fitting import training_costs
 from msfusion.federated.states import state_of
 from msfusion.federated.training import TrainingSettings
 from msfusion.methods.split.method import SplitSettings

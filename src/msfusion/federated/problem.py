@@ -30,7 +30,7 @@ class Problem:
 
     `capacities` are their width ratios; `training` says how each of them trains, `examples` how many it has. `example`
     is a batch of two, for the shapes of inputs. `rounds` is how many there will be in all. `known_map` is the model's
-    width map where it is known already. `budgeted`: the ratios were found for budgets, so they are about slices.
+    width map where it is known already.
     """
 
     model: nn.Module
@@ -42,7 +42,6 @@ class Problem:
     seed: int = 0
     scoring: Scoring = CROSS_ENTROPY
     known_map: WidthMap | None = field(default=None, repr=False)
-    budgeted: bool = False
 
     @property
     def participants(self) -> int:

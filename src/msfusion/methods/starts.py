@@ -164,7 +164,6 @@ def at_once(capacities: Capacities) -> float:
 def _asks_for_windows(settings: MSfusion, problem: Problem) -> str | None:
     """A setting that has a meaning for slices alone, if there is one."""
     asked = {
-        "participants.budget": problem.budgeted,
         "method.overlap": settings.overlap is not None,
         "method.between_rounds": not settings.between_rounds,
         "method.contrastive_weight": settings.contrastive.weight > 0,

@@ -90,7 +90,6 @@ _STARTS: Mapping[str, tuple[str, ...]] = {
     "fresh": (*_BLOCKS_ONLY, *_COPIES_ONLY),
     "blocks": (
         *_COPIES_ONLY,
-        "participants.budget",
         "method.overlap",
         "method.between_rounds",
         "method.recalibrate",
