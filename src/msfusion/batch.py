@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,3 +100,25 @@ class Batch:
             inputs = {name: change(tensor) for name, tensor in self.inputs.items()}
             return Batch(inputs, change(self.targets), offset)
         return Batch(tuple(change(tensor) for tensor in self.inputs), change(self.targets), offset)
+
+
+def joined(batches: Sequence[Batch]) -> Batch | None:
+    """The examples of several batches without offsets, one after the other; None of none, or of different shapes."""
+    forms = {
+        (name, value.dtype, value.shape[1:])
+        for batch in batches
+        for name, value in (*_named(batch.inputs), ("targets", batch.targets))
+    }
+    if not batches or len(forms) != 1 + len(batches[0].inputs):
+        return None
+    whole = {
+        name: torch.cat([dict(_named(batch.inputs))[name] for batch in batches])
+        for name, _ in _named(batches[0].inputs)
+    }
+    targets = torch.cat([batch.targets for batch in batches])
+    return Batch(whole if isinstance(batches[0].inputs, dict) else tuple(whole.values()), targets)
+
+
+def _named(inputs: tuple[Tensor, ...] | dict[str, Tensor]) -> list[tuple[str, Tensor]]:
+    named = inputs.items() if isinstance(inputs, dict) else enumerate(inputs)
+    return [(str(name), value) for name, value in named]

@@ -34,6 +34,23 @@ def test_a_share_of_each_label_of_the_training_examples_takes_the_place_of_the_t
     assert chosen.test.targets.bincount(minlength=10).tolist() == expected
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("datasets_cache")
+@pytest.mark.filterwarnings("ignore:unclosed file", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_no_seed_trains_on_what_another_is_tested_on(tmp_path: Path, task: str) -> None:
+    """Of one file a fifth is the test set, under every seed; what is chosen on is drawn from the rest."""
+    (tmp_path / "a.csv").write_text("size,label\n" + "".join(f"{row},{row % 3}\n" for row in range(120)))
+    spec = {"source": str(tmp_path / "a.csv"), "task": task, "participants": 2, "input_column": ("size",)}
+    tested = set(rows([load_data(DataSpec(**spec, normalise=False)).test]))  # type: ignore[arg-type]
+    assert len(tested) == 24
+    for seed in (1, 2):
+        data = load_data(DataSpec(**spec, normalise=False, seed=seed))  # type: ignore[arg-type]
+        assert {*rows([data.test])} == tested
+        chosen = load_data(DataSpec(**spec, normalise=False, seed=seed, validation_share=0.25))  # type: ignore[arg-type]
+        assert not tested & {*rows([chosen.test, *chosen.participants])}
+
+
 def of_text(share: float, **more: object) -> tuple[FederatedData, FederatedData]:
     spec = {"length": 4, "participants": 2, "task": "language_modelling", **more}
     return load_data(DataSpec(**spec)), load_data(DataSpec(**spec, validation_share=share))  # type: ignore[arg-type]

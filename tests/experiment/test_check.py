@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from commands import QUICK, msfusion, refused
 from quick import QUICK_GROW, QUICK_JOB, QUICK_SETTINGS
 
+from msfusion.data import load_data
 from msfusion.errors import ConfigError
-from msfusion.experiment.check import check, judged
+from msfusion.experiment.check import _part, check, judged
 from msfusion.experiment.config import load_config
 
 CONSTANT = {"accuracy": 0.1, "loss": 2.3}
@@ -76,9 +79,34 @@ def test_slices_are_tried_beside_the_small_model(here: Path) -> None:
         [rate, rate / 3, 3 * rate, rate]
     )
     assert found["rounds"] == 3
-    assert found["expected_seconds"] == pytest.approx(50 * found["tries"][0]["seconds"], rel=0.01)
+    assert found["examples"] + found["tested_on"] == 120
+    seconds = found["tries"][0]["seconds"] * 120 / found["examples"]
+    assert found["expected_seconds"] == pytest.approx(50 * seconds, rel=0.01)
     assert any("a width ratio of 0.04 cannot be kept everywhere" in each for each in found["advice"])
     assert not list(here.iterdir())
+
+
+def test_it_is_tried_on_a_fifth_of_the_training_examples_and_not_on_the_test_set() -> None:
+    config = load_config(None, [*QUICK_JOB, "data.partition=iid"])
+    data = load_data(config.data_spec)
+    part = _part(data, config)
+    assert [len(each) for each in part.participants] == [32] * 3
+    assert len(part.test) == 3 * 8
+    for number, (own, kept) in enumerate(zip(data.participants, part.participants, strict=True)):
+        held_out = part.test.take(slice(8 * number, 8 * number + 8))
+        assert torch.equal(held_out.inputs[0], own.inputs[0][4::5])
+        others = [place for place in range(40) if place % 5 != 4]
+        assert torch.equal(kept.inputs[0], own.inputs[0][others])
+    few = replace(data, participants=tuple(own.take(slice(0, 4)) for own in data.participants))
+    assert _part(few, config).test is data.test
+
+
+@pytest.mark.slow
+def test_who_can_hold_several_blocks_is_tried_beside_the_small_model() -> None:
+    """Where all hold one the run begins as that, bit for bit, and nothing could be told apart."""
+    for ratios, methods in (("[1, 0.5, 0.25]", 4), ("[0.25, 0.25, 0.25]", 3)):
+        config = load_config(None, [*QUICK_JOB, f"participants.ratio={ratios}", "training.local_epochs=1"])
+        assert len(check(config)["tries"]) == methods
 
 
 @pytest.mark.slow
@@ -94,7 +122,7 @@ def test_a_run_that_diverges_is_seen_beforehand() -> None:
 def test_the_command_prints_a_table_or_json_and_leaves_nothing(here: Path) -> None:
     shown = msfusion("train", "--check", *QUICK)
     assert shown.exit_code == 0, shown.output
-    assert "2 rounds on all examples" in shown.stdout
+    assert "2 rounds on 97 training examples, tried on 23 others" in " ".join(shown.stdout.split())
     assert "The whole run will take about" in shown.stdout
     found = json.loads(msfusion("train", "--check", "--json", *QUICK).stdout)
     assert found["method"] == "msfusion"

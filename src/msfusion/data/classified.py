@@ -17,7 +17,7 @@ from msfusion.data.inputs import Chosen, encoded
 from msfusion.data.labels import Classes, label_values
 from msfusion.data.loaded import Loaded
 from msfusion.data.preprocessing import Preprocessing
-from msfusion.data.spec import DataSpec
+from msfusion.data.spec import TEST_SEED, DataSpec
 
 
 def load_classification(
@@ -41,7 +41,7 @@ def load_classification(
     classes = Classes.of(train, columns.label, values)
     train_labels = classes.numbered(values, "the training split")
     if test is None:
-        kept, held_out = stratified(train_labels, spec.test_share or 0.2, spec.seed)
+        kept, held_out = stratified(train_labels, spec.test_share or 0.2, TEST_SEED)
         test, test_labels = train, train_labels
     else:
         kept, held_out = torch.arange(len(train)), torch.arange(len(test))

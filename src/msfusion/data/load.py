@@ -22,7 +22,7 @@ from msfusion.data.own import with_own
 from msfusion.data.partition import NEEDS_KEYS, partition
 from msfusion.data.preprocessing import Preprocessing
 from msfusion.data.running_text import load_running_text
-from msfusion.data.spec import DataSpec
+from msfusion.data.spec import TEST_SEED, DataSpec
 from msfusion.errors import DataError
 from msfusion.imports import is_reference
 
@@ -80,8 +80,7 @@ def _digits(spec: DataSpec) -> Loaded:
     if spec.partition_column is not None:
         raise DataError(f"there is no column '{spec.partition_column}' in digits; there are image, label.")
     images, labels = read_digits()
-    # the test set is the same under every seed, so that runs are compared on the same examples
-    train, test = stratified(labels, spec.test_share or 0.2, seed=0)
+    train, test = stratified(labels, spec.test_share or 0.2, TEST_SEED)
     if spec.partition != "contiguous":
         train = train[torch.randperm(len(train), generator=torch.Generator().manual_seed(spec.seed))]
     train, test = train[: spec.max_train], test[: spec.max_test]

@@ -19,7 +19,7 @@ from msfusion.data.columns import Columns, column_values
 from msfusion.data.inputs import Chosen, encoded
 from msfusion.data.loaded import Loaded
 from msfusion.data.preprocessing import Preprocessing, scale_in
-from msfusion.data.spec import DataSpec
+from msfusion.data.spec import TEST_SEED, DataSpec
 from msfusion.errors import DataError
 from msfusion.quoting import short
 from msfusion.target_scale import TargetScale
@@ -51,7 +51,7 @@ def load_measured(
     train_targets = exact.float()
     _refuse_blurred(exact, columns.label)
     if test is None:
-        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(spec.seed))
+        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(TEST_SEED))
         count = max(1, round(len(train) * (spec.test_share or 0.2)))
         kept, held_out = order[count:].sort().values, order[:count].sort().values
         test, test_targets = train, train_targets

@@ -25,6 +25,10 @@ MOST_ELSEWHERE = 10**9
 PARTICIPANT = "{participant}"
 """What stands for a participant's number in the name of its own data."""
 
+TEST_SEED = 0
+"""What is held out as the test set is the same under every seed: runs are compared on the same examples, and one that
+chooses settings by other examples (`validation_share`) never trains on those that another is tested on."""
+
 
 @dataclass(frozen=True)
 class DataSpec:
@@ -71,7 +75,8 @@ class DataSpec:
     )
     test_share: float | None = setting(
         None,
-        "of the training split, held out where there is no test split; by default 0.2, of text 0.1",
+        "of the training split, held out where there is no test split; by default 0.2, of text 0.1; the same examples "
+        "under every seed",
         gt=0,
         lt=1,
     )

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from msfusion.batch import Batch
+from msfusion.batch import Batch, joined
 from msfusion.data.federated import FederatedData
 from msfusion.errors import ConfigError, TrainingError
 from msfusion.experiment.advice import (
@@ -42,6 +42,8 @@ RATES = (1.0, 1 / 3, 3.0)
 MINI_BATCHES = 20
 """Of a participant, at most: enough to see whether a loss falls."""
 TEST = 1000
+HELD_OUT = 5
+"""One of so many examples is held out, to be tried on."""
 FLOOR = "floor"
 """The role of what the others have to be better than."""
 
@@ -76,12 +78,15 @@ def check(config: Config) -> dict[str, Any]:
         tries.append(_try(small, parts, config.training_settings.learning_rate))
     constant = constant_answer(parts.data, config.training.loss)
     examples = list(map(len, whole.data.participants))
-    share = sum(map(len, parts.data.participants)) / max(1, sum(examples))
+    tried = sum(map(len, parts.data.participants))
+    share = tried / max(1, sum(examples))
     seconds = tries[0]["seconds"]
     return {
         "method": config.method.name,
         "rounds": rounds,
+        "examples": tried,
         "share_of_examples": share,
+        "tested_on": len(parts.data.test),
         "constant_answer": constant,
         "tries": tries,
         "expected_seconds": None if seconds is None else config.rounds * seconds / max(share, 1e-9),
@@ -94,13 +99,19 @@ def check(config: Config) -> dict[str, Any]:
 
 
 def _part(data: FederatedData, config: Config) -> FederatedData:
-    """Some of everybody's examples, from beginning to end."""
+    """Some of everybody's examples, from beginning to end; of these every fifth is what the others are tried on.
+
+    A learning rate is chosen by what is seen here, so the test set is left alone. There is nothing else where everybody
+    has fewer than five, or where examples are of different shapes.
+    """
     most = MINI_BATCHES * config.training_settings.batch_size
-    return replace(
-        data,
-        participants=tuple(_evenly(own, most) for own in data.participants),
-        test=_evenly(data.test, TEST),
-    )
+    chosen = [_evenly(own, most) for own in data.participants]
+    held_out = [own.take(slice(HELD_OUT - 1, None, HELD_OUT)) for own in chosen]
+    rest = [own.take(torch.arange(len(own)) % HELD_OUT != HELD_OUT - 1) for own in chosen]
+    others = joined([each for each in held_out if len(each)])
+    if others is None:
+        return replace(data, participants=tuple(chosen), test=_evenly(data.test, TEST))
+    return replace(data, participants=tuple(rest), test=_evenly(others, TEST))
 
 
 def _evenly(batch: Batch, most: int) -> Batch:
@@ -111,8 +122,10 @@ def _evenly(batch: Batch, most: int) -> Batch:
 
 def _is_beside_small(setup: Setup) -> bool:
     """Whether a few rounds can tell a method from the small model: not one that begins as such, or is it."""
-    name = setup.config.method.name
-    return setup.forecast is None and not holds_everything(name) and role_of(name) != FLOOR
+    name, blocks = setup.config.method.name, setup.forecast
+    people = range(len(setup.data.participants))
+    begins_as_such = blocks is not None and all(len(blocks.method.held(each, 0)) == 1 for each in people)
+    return not begins_as_such and not holds_everything(name) and role_of(name) != FLOOR
 
 
 def _floor() -> str:

@@ -17,8 +17,7 @@ def check_table(found: Row) -> Table:
         Column("perplexity", "perplexity", "{:.2f}".format, optional=True),
         Column("a round", "seconds", duration, optional=True),
     )
-    share, rounds = found["share_of_examples"], found["rounds"]
-    part = "all examples" if share >= 1 else f"{percent(share)} of the examples"
+    part = f"{found['examples']:,} training examples, tried on {found['tested_on']:,} others"
     notes = []
     if found["constant_answer"] is not None:
         notes.append(
@@ -26,7 +25,7 @@ def check_table(found: Row) -> Table:
         )
     if len(found["tries"]) == 3:
         notes.append("The small model is not tried beside it: this run begins as that.")
-    return Table(f"{rounds} rounds on {part}", columns, found["tries"], notes=notes)
+    return Table(f"{found['rounds']} rounds on {part}", columns, found["tries"], notes=notes)
 
 
 def check_lines(found: Row) -> list[str]:
