@@ -123,6 +123,16 @@ def test_a_column_of_names_is_no_column_of_words(tmp_path: Path) -> None:
         table(tmp_path, "name,age,label\n" + rows, "name,age,label\n" + rows, input_column=("name", "age"))
 
 
+def test_a_cell_that_is_no_number_is_named_where_most_are(tmp_path: Path) -> None:
+    rows = [f"{row}.5,1,{row % 2}" for row in range(120)]
+    rows[7] = "7.5 kg,1,0"
+    text = "\n".join(["mass,age,label", *rows])
+    with pytest.raises(
+        DataError, match=r"row 8 has '7\.5 kg' in the column 'mass', most of which are numbers"
+    ):
+        table(tmp_path, text, text, input_column=("mass", "age"))
+
+
 def test_a_text_among_numbers_could_be_anything(tmp_path: Path) -> None:
     text = "age,weight,city,label\n1,2,oslo,0\n2,2,rome,1\n"
     with pytest.raises(

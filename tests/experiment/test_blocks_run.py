@@ -210,7 +210,7 @@ def test_the_trained_model_comes_back_from_its_folder_alone(
         (("method.start=blocks", "method.contrastive_weight=1"), "method.contrastive_weight has no meaning"),
         (("method.passes=2",), "method.passes has no meaning for method.start = 'auto'"),
         (("method.start=blocks", "method.blocks=0"), "method.blocks"),
-        (("method.start=other",), "method.start"),
+        (("method.start=other",), "method.start = \"other\" should be 'auto', 'fresh', 'blocks' or 'copies'"),
         (("method.start=blocks", "method.remembered_bytes='many'"), "number of bytes"),
     ],
 )

@@ -71,6 +71,19 @@ def test_a_curve_is_what_the_metrics_say_and_a_guess_one_of_all_classes(tmp_path
     assert (data["finished"], data["live"]) == (True, False)
 
 
+def test_runs_that_are_tested_on_other_examples_say_so(tmp_path: Path) -> None:
+    first, second = made_run(tmp_path / "first"), made_run(tmp_path / "second", seed=1)
+    config = second / "config.toml"
+    config.write_text(config.read_text() + "data.validation_share = 0.2\n")
+    summary = {**files.read_sealed_json(second / "summary.json"), "data": "other examples"}
+    write_sealed_json(second / "summary.json", {key: summary[key] for key in summary})
+    assert "Accuracy on the validation data" in charts(sections(data_of(second))["learning"])
+    both = sections(data_of(first, second))
+    assert "Accuracy on the test or validation data" in charts(both["learning"])
+    assert "other examples" in both["overview"]["text"]
+    assert both["overview"]["text"].count("Data of ") == 2
+
+
 @pytest.mark.parametrize("older", [False, True])
 def test_classes_are_told_apart_round_by_round(tmp_path: Path, older: bool) -> None:
     shares = [[0.5, None, 0.25], [0.75, 0.0, 1.0], [1.0, math.nan, 0.5]]

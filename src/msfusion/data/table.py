@@ -75,6 +75,7 @@ class WordColumn:
         """To the words of the training split. Raises DataError where there are too many."""
         words = tuple(sorted(set(values)))
         if len(words) > MOST_WORDS:
+            _refuse_word_among_numbers(name, values)
             raise DataError(
                 f"the column '{name}' has {len(words)} different words, more than {MOST_WORDS}: leave it out of "
                 "data.input_column."
@@ -133,6 +134,23 @@ class TableEncoding:
         parts = [part.encode(_values(chosen, part.name), _told(chosen)) for part in self.parts]
         with np.errstate(over="ignore"):  # what float32 cannot hold is found when the inputs are checked
             return torch.from_numpy(np.concatenate(parts, axis=1).astype(np.float32))
+
+
+def _refuse_word_among_numbers(name: str, values: Sequence[str]) -> None:
+    """Raise DataError where most of a column are numbers, naming the first cell that is none."""
+    others = [row for row, value in enumerate(values) if not _is_number(value)]
+    if others and 2 * len(others) < len(values):
+        raise DataError(
+            f"row {others[0] + 1} has {short(repr(values[others[0]]))} in the column '{name}', most of which are "
+            "numbers: mend it, or leave the column out of data.input_column."
+        )
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def _fitted(train: Chosen, name: str, spec: DataSpec) -> NumberColumn | WordColumn:

@@ -66,7 +66,7 @@ def _quality(summary: Mapping[str, Any], metrics: Sequence[Line]) -> Iterator[st
     known = [(number, loss) for number, loss in losses if loss is not None]
     if losses[-1][1] is None or not known:
         yield (
-            "the loss on the test set is not finite at the end: lower training.learning_rate, or set training.clip_norm"
+            "the loss in evaluation is not finite at the end: lower training.learning_rate, or set training.clip_norm"
         )
         return
     last, (best_round, best) = known[-1][1], min(known, key=lambda each: each[1])
@@ -75,7 +75,7 @@ def _quality(summary: Mapping[str, Any], metrics: Sequence[Line]) -> Iterator[st
         yield _constant(summary)
     elif last > WORSE * best and best > 0:
         yield (
-            f"the loss on the test set was lowest in round {best_round} ({number_told(best)}) "
+            f"the loss in evaluation was lowest in round {best_round} ({number_told(best)}) "
             f"and is {number_told(last)} at the end: stop there (rounds), or lower training.learning_rate or "
             "training.local_epochs"
         )
@@ -93,7 +93,7 @@ def is_constant(loss: float, accuracy: float | None, constant: Mapping[str, floa
 def no_better_than_the_mean(loss: float, of_the_mean: float, normalised: bool, otherwise: str) -> str:
     """Of a model of numbers that has learnt nothing; `otherwise` is what may help beside `normalised` targets."""
     if of_the_mean == 0:
-        return "all numbers to predict in the test set are the same, so it does not show what the model has learnt"
+        return "all numbers to predict in the evaluation are the same, so it does not show what the model has learnt"
     told = (
         "the model is no better than one that always gives the mean of all targets "
         f"(mean squared error {number_told(loss)}, and {number_told(of_the_mean)} for that)"
@@ -143,7 +143,7 @@ def _still_learning(known: Sequence[tuple[int, float]], summary: Mapping[str, An
         and last <= min(loss for _, loss in known)
     ):
         yield (
-            f"the loss on the test set still fell in the last quarter of the rounds ({number_told(min(earlier))} to "
+            f"the loss in evaluation still fell in the last quarter of the rounds ({number_told(min(earlier))} to "
             f"{number_told(last)}): more rounds would make a better model"
         )
 

@@ -32,6 +32,7 @@ def model_card(model: nn.Module, data: FederatedData, config: Config, summary: M
         for name, told in _FIGURES.items()
         if getattr(evaluated, name) is not None
     ] + [[name, number_told(value)] for name, value in evaluated.metrics.items()]
+    kind = "test" if config.data_spec.validation_share is None else "validation"
     lines = [
         f"# {_text(config.model_spec.name)} trained on {_text(data.name)}",
         "",
@@ -40,7 +41,7 @@ def model_card(model: nn.Module, data: FederatedData, config: Config, summary: M
         "",
         f"Data: {_text(summary.get('data', data.description))}.",
         "",
-        f"## On the {len(data.test):,} test examples",
+        f"## On the {len(data.test):,} {kind} examples",
         "",
         *_table(["figure", "value"], figures),
         *_classes(evaluated.by_class, data),

@@ -21,7 +21,7 @@ from msfusion.methods.narrow import NarrowMethod, Weighting, extended
 from msfusion.methods.parts.contrastive import WITHOUT, ContrastiveSettings
 from msfusion.methods.parts.remembered import REMEMBERED_BYTES
 from msfusion.methods.small import SmallMethod, small_method
-from msfusion.methods.starts import AUTO, Start, choose_start
+from msfusion.methods.starts import Start, StartOrAuto, choose_start
 from msfusion.methods.windows_of_state import WindowsOfState
 from msfusion.setting import check, setting
 from msfusion.windows import (
@@ -141,7 +141,7 @@ class MSfusion(Averaging):
     blocks, `grow_at` and `apart` about copies. What "auto" comes to: `methods.starts`.
     """
 
-    start: Start | AUTO = setting(
+    start: StartOrAuto = setting(
         "auto",
         "of msfusion: slices of a model of fresh weights (the paper), a sum of blocks, trained in turn, or slices that "
         "begin as copies of the model of 'small'; auto goes by the length of the run",

@@ -36,7 +36,8 @@ Start = Literal["fresh", "blocks", "copies"]
 """How msfusion begins: slices of a model of fresh weights (the paper), a sum of blocks (`methods.blocks`), or copies of
 a small model (`methods.copies`)."""
 
-AUTO = Literal["auto"]
+StartOrAuto = Literal["auto", Start]
+"""As it is chosen: one of these, or left open."""
 
 PASSES_OF_A_BLOCK, OF_A_LANGUAGE_MODEL = 30, 100
 """Measured (docs/blocks.md): with fewer passes for each, another block costs more than it gives."""
@@ -91,7 +92,7 @@ def _candidates(settings: MSfusion, problem: Problem) -> Iterator[tuple[MSfusion
         first, why = first_block(settings, problem, blocks)
         yield (
             replace(settings, start="blocks", blocks=blocks, first_block=first),
-            f"a sum of {blocks} blocks, in {passes:.3g} passes over a participant's own examples{why}",
+            f"a sum of {blocks} blocks, in {passes:.3g} passes over a participant's own examples{_held(problem)}{why}",
         )
         yield slices, "copies of the small model"
         yield alone, "the small model alone"
@@ -102,6 +103,12 @@ def _candidates(settings: MSfusion, problem: Problem) -> Iterator[tuple[MSfusion
         f"the small model alone: {passes:.3g} passes over a participant's own examples are too few for more; a second "
         f"block pays from about {longer} such rounds on",
     )
+
+
+def _held(problem: Problem) -> str:
+    """What there are more blocks for than the passes ask for, as the end of a clause."""
+    count = at_once(problem.capacities)
+    return f", of which participants train {count:.3g} at once in the mean" if count > 1 else ""
 
 
 def passes_of(problem: Problem) -> float:

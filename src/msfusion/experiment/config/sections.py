@@ -23,7 +23,7 @@ from msfusion.methods.narrow import Weighting
 from msfusion.methods.parts.contrastive import ContrastiveSettings
 from msfusion.methods.split.method import Clients, ServerStep, SplitSettings
 from msfusion.methods.split.wire import Derivative
-from msfusion.methods.starts import AUTO, Start
+from msfusion.methods.starts import StartOrAuto
 from msfusion.models.spec import ModelSpec
 from msfusion.scoring import LOSSES, METRICS, TORCH_METRICS
 from msfusion.windows.overlap import Feedback, Overlap, OverlapShape
@@ -257,7 +257,7 @@ if TYPE_CHECKING:
         name: str = "msfusion"
         weighting: Weighting
         average: Average
-        start: Start | AUTO
+        start: StartOrAuto
         codec: str | dict[str, Any] | None
         codec_down: str | dict[str, Any] | None
         secure: SecureSection | None

@@ -27,10 +27,19 @@ def overview(cells: Sequence[Cell]) -> Section:
     ]
     table = {"title": "", "columns": ["method", "seed", "rounds", "quality", "time"], "rows": rows}
     problems = [f"{run.name}: {problem}." for cell in cells for run in cell.runs for problem in run.problems]
-    text = ""
-    described = next((run.summary.get("data") for cell in cells for run in cell.runs if run.summary), None)
-    if isinstance(described, str):
-        text = f"Data: {short(described, 300)}."
+    described: dict[
+        str, list[str]
+    ] = {}  # who has which data: a run may be tested on other examples than the next
+    for cell in cells:
+        for run in cell.runs:
+            if run.summary and isinstance(told := run.summary.get("data"), str):
+                described.setdefault(short(told, 300), []).append(cell.name)
+    text = " ".join(
+        f"Data: {told}."
+        if len(described) == 1
+        else f"Data of {short(', '.join(dict.fromkeys(names)), 100)}: {told}."
+        for told, names in described.items()
+    )
     return {"id": "overview", "title": "Runs", "text": text, "tables": [table], "problems": problems}
 
 

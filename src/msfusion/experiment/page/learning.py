@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from msfusion.experiment.page.reading import Cell, Run, item, number, whole
+from msfusion.experiment.page.reading import Cell, Run, item, number, tested_on, whole
 from msfusion.experiment.report.spreads import spread
 from msfusion.federated.problem import METHODS
 from msfusion.methods import HOUSE
@@ -25,10 +25,10 @@ MOST_NAMED = 64
 """Classes that have a row."""
 
 _NAMES = {
-    "accuracy": ("Accuracy on the test data", "percent"),
+    "accuracy": ("Accuracy on {tested}", "percent"),
     "own_accuracy": ("Accuracy in participants' own proportions of labels", "percent"),
-    "perplexity": ("Perplexity on the test data", "plain"),
-    "loss": ("Loss on the test data", "plain"),
+    "perplexity": ("Perplexity on {tested}", "plain"),
+    "loss": ("Loss on {tested}", "plain"),
     "training_loss": ("Loss in training", "plain"),
 }
 
@@ -45,9 +45,9 @@ def is_floor(method: str) -> bool:
 
 def learning(cells: Sequence[Cell]) -> Section | None:
     """The learning curves of all methods, a chart for each figure; None where no round is done."""
-    charts = []
+    charts, tested = [], tested_on([run for cell in cells for run in cell.runs])
     for key, (title, form) in _NAMES.items():
-        chart = _chart(cells, key, title, form)
+        chart = _chart(cells, key, title.format(tested=tested), form)
         if chart is not None:
             charts.append(chart)
     for name in _own_metrics(cells):

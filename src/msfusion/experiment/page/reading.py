@@ -106,6 +106,14 @@ def item(value: object, *keys: str) -> Any:
     return value
 
 
+def tested_on(runs: Sequence[Run]) -> str:
+    """What the figures of some runs are of: the test data, or the examples that took their place."""
+    kinds = {item(run.table, "data", "validation_share") is not None for run in runs}
+    if len(kinds) > 1:
+        return "the test or validation data"
+    return "the validation data" if True in kinds else "the test data"
+
+
 def rows_of(value: object, key: str) -> list[dict[str, Any]]:
     """The objects of a list that stands under a key; none where there is no such list."""
     found = item(value, key)

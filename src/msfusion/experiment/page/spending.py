@@ -7,7 +7,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from msfusion.experiment.page.learning import MOST_POINTS, Section, figure_by_rounds, is_floor, significant
-from msfusion.experiment.page.reading import Cell, Run, item, number, participants_of, rows_of, whole
+from msfusion.experiment.page.reading import (
+    Cell,
+    Run,
+    item,
+    number,
+    participants_of,
+    rows_of,
+    tested_on,
+    whole,
+)
 
 _BYTES = {"label": "bytes of a participant so far", "form": "bytes"}
 _FLOPS = {"label": "training FLOPs of a participant so far", "form": "count"}
@@ -32,10 +41,11 @@ _DASHED = ("bytes_up", "plain_activations_bytes", "plain_gradients_bytes")
 
 def quality_of(cells: Sequence[Cell]) -> tuple[str, dict[str, str]] | None:
     """The figure by which the runs are judged, and its axis; None where nothing was evaluated."""
-    lines = [line for cell in cells for run in cell.runs for line in run.lines]
+    runs = [run for cell in cells for run in cell.runs]
+    lines = [line for run in runs for line in run.lines]
     for key, form in (("perplexity", "plain"), ("accuracy", "percent"), ("loss", "plain")):
         if any(number(line.get(key)) is not None for line in lines):
-            return key, {"label": f"{key} on the test data", "form": form}
+            return key, {"label": f"{key} on {tested_on(runs)}", "form": form}
     return None
 
 

@@ -24,10 +24,16 @@ def comparison_table(comparison: Row) -> Table:
     cells = comparison["cells"]
     over = "* exceeds what a participant may hold and compute: a reference, not a rival"
     notes = [] if all(cell["within_budget"] for cell in cells) else [over]
-    seeds = len(comparison["seeds"])
+    seeds, on = len(comparison["seeds"]), ", on validation data" if validates(comparison) else ""
     return Table(
-        "one seed" if seeds == 1 else f"{seeds} seeds, mean ± sd", _columns(cells), cells, notes=notes
+        ("one seed" if seeds == 1 else f"{seeds} seeds, mean ± sd") + on, _columns(cells), cells, notes=notes
     )
+
+
+def validates(comparison: Row) -> bool:
+    """Whether its runs are tested on a share of the training examples."""
+    data = comparison.get("config", {}).get("data", {})
+    return data.get("validation_share") is not None
 
 
 def _columns(cells: list[Row]) -> list[Column]:

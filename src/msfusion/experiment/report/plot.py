@@ -10,6 +10,7 @@ from typing import Any
 
 from msfusion.experiment.comparison import role_of
 from msfusion.experiment.kinds import kind_of
+from msfusion.experiment.report.comparison import validates
 from msfusion.extras import needing
 from msfusion.files import write_with
 from msfusion.quoting import short
@@ -51,7 +52,14 @@ def plot_of(comparison: Mapping[str, Any], figure_class: Any) -> Any:
         else:
             panel.legend(fontsize=8)
         first_of_its_scale = by_variant or panel is panels[0]
-        _set_axes(panel, here[0]["curve"]["metric"], len(comparison["seeds"]), first_of_its_scale)
+        if first_of_its_scale:
+            kind = "validation" if validates(comparison) else "test"
+            _set_scale(
+                panel,
+                here[0]["curve"]["metric"],
+                f"{kind} {{}} (mean ± sd, {len(comparison['seeds'])} seeds)",
+            )
+        _set_rounds(panel)
     return figure
 
 
@@ -76,15 +84,18 @@ def _curves_by_panel(
     return panels
 
 
-def _set_axes(panel: Any, metric: str, seeds: int, first_of_its_scale: bool) -> None:
-    from matplotlib.ticker import MaxNLocator, ScalarFormatter
+def _set_rounds(panel: Any) -> None:
+    from matplotlib.ticker import MaxNLocator
 
     panel.set_xlabel("round")
     panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     panel.grid(alpha=0.3)
-    if not first_of_its_scale:
-        return
-    panel.set_ylabel(f"test {metric} (mean ± sd, {seeds} seeds)")
+
+
+def _set_scale(panel: Any, metric: str, words: str) -> None:
+    from matplotlib.ticker import ScalarFormatter
+
+    panel.set_ylabel(words.format(metric))
     if metric == "perplexity":
         panel.set_yscale("log")
         panel.yaxis.set_major_formatter(ScalarFormatter())

@@ -173,6 +173,7 @@ def sum_lines(figures: Row) -> Iterator[str]:
     blocks, rows, whole = figures["sum_of_blocks"], figures["participants"], figures["trained_model"]
     weights = count(whole["parameters"])
     sent = span([row["finished_blocks"] for row in rows])
+    most = max(row.get("most_bytes_in_a_round", 0) for row in rows)  # which older runs do not tell
     kept = span([row["remembered_bytes"] for row in rows], size, " - ")
     flops = span([row["total_flops"] for row in rows], count, " - ")
     answer = count(whole["inference_flops_per_example"])
@@ -180,6 +181,8 @@ def sum_lines(figures: Row) -> Iterator[str]:
     yield f"{whole_sum}, {answer} FLOPs to answer one example"
     run = f"in the whole run each participant is sent {sent} finished blocks besides, remembers {kept}"
     yield f"{run}, and computes {flops} FLOPs with what that takes"
+    if most:
+        yield f"with those blocks the most that one of them exchanges in a round is {size(most)}"
 
 
 def privacy_lines(figures: Row) -> Iterator[str]:
