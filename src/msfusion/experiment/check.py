@@ -15,6 +15,8 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from msfusion.batch import Batch, joined
 from msfusion.data.federated import FederatedData
@@ -107,11 +109,16 @@ def _part(data: FederatedData, config: Config) -> FederatedData:
     most = MINI_BATCHES * config.training_settings.batch_size
     chosen = [_evenly(own, most) for own in data.participants]
     held_out = [own.take(slice(HELD_OUT - 1, None, HELD_OUT)) for own in chosen]
-    rest = [own.take(torch.arange(len(own)) % HELD_OUT != HELD_OUT - 1) for own in chosen]
+    rest = [own.take(_all_but_those(len(own))) for own in chosen]
     others = joined([each for each in held_out if len(each)])
     if others is None:
         return replace(data, participants=tuple(chosen), test=_evenly(data.test, TEST))
     return replace(data, participants=tuple(rest), test=_evenly(others, TEST))
+
+
+def _all_but_those(count: int) -> Int[Tensor, " chosen"]:
+    """The places of the examples that are not held out."""
+    return (torch.arange(count) % HELD_OUT != HELD_OUT - 1).nonzero().flatten()
 
 
 def _evenly(batch: Batch, most: int) -> Batch:

@@ -8,7 +8,7 @@ training, and ratios are found anew.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -90,7 +90,7 @@ def tightened(asked: Budgets, training: Budgets, setup: Setup) -> Budgets:
     return tuple(_less(who, most, now, setup.forecast.needs(who)) for who, (most, now) in pairs)
 
 
-def _less(who: int, most: Budget, now: Budget, needs: Mapping[str, Sequence[float]]) -> Budget:
+def _less(who: int, most: Budget, now: Budget, needs: Mapping[str, tuple[int, int]]) -> Budget:
     """A participant's budget for training alone; `needs` are what that takes, and what the whole run does."""
     changes: dict[str, Any] = {}
     for name, (of_training, in_all) in needs.items():

@@ -67,7 +67,7 @@ class Forecast:
         """What the whole run asks of each participant: all rounds in which it trains, in time or not."""
         return self._whole_run[0]
 
-    def needs(self, participant: int) -> dict[str, tuple[float, float]]:
+    def needs(self, participant: int) -> dict[str, tuple[int, int]]:
         """By the names of `Budget`: what training alone takes of a participant, and what its busiest round does.
 
         Memory is that of training and all that it remembers in the end.
