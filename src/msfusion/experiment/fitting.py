@@ -21,16 +21,11 @@ from msfusion.errors import ConfigError
 from msfusion.experiment.config import Config
 from msfusion.federated.problem import METHODS, Settings
 from msfusion.federated.training import TrainingSettings
-from msfusion.methods.settings import MSfusion
 
 if TYPE_CHECKING:
     from msfusion.experiment.setup import Parts, Setup
 
 Budgets = tuple[Budget, ...]
-
-OF_MEMORY = 4
-"""What is remembered as logits may take this part of the memory that a budget allows; where that is too little, blocks
-are kept themselves."""
 
 STEP = 0.99
 """At least so much smaller is a budget that is tried next."""
@@ -72,11 +67,9 @@ def with_fitting_ratios(config: Config, parts: Parts, budgets: Budgets | None) -
 
 
 def within_memory(settings: Settings, budgets: Budgets | None) -> Settings:
-    """The settings of a method, in which no more is remembered as logits than the smallest memory has room for."""
-    limits = [each.memory // OF_MEMORY for each in budgets or () if each.memory is not None]
-    if not limits or not isinstance(settings, MSfusion) or settings.start not in ("auto", "blocks"):
-        return settings
-    return replace(settings, remembered_bytes=min(settings.remembered_bytes, *limits))
+    """The settings of a method for the smallest memory that a budget allows."""
+    limits = [each.memory for each in budgets or () if each.memory is not None]
+    return settings.within_memory(min(limits)) if limits else settings
 
 
 def tightened(asked: Budgets, training: Budgets, setup: Setup) -> Budgets:

@@ -90,6 +90,12 @@ class Settings(ABC):
     def build(self, problem: Problem) -> Method:
         """The method for a problem. Raises MsfusionError where it does not fit the problem."""
 
+    def within_memory(self, memory: int) -> Settings:
+        """The settings where the participant with the smallest machine has so many bytes: the same, unless more is kept
+        between rounds than it has room for.
+        """
+        return self
+
     def chosen(self, problem: Problem) -> Chosen:
         """The same, with the settings as they were worked out for the problem."""
         made = self.build(problem)

@@ -19,7 +19,7 @@ from msfusion.methods.copies import CopiesSettings, copies_method, transversals
 from msfusion.methods.ensemble import ensemble_method
 from msfusion.methods.narrow import NarrowMethod, Weighting, extended
 from msfusion.methods.parts.contrastive import WITHOUT, ContrastiveSettings
-from msfusion.methods.parts.remembered import REMEMBERED_BYTES
+from msfusion.methods.parts.remembered import OF_MEMORY, REMEMBERED_BYTES
 from msfusion.methods.small import SmallMethod, small_method
 from msfusion.methods.starts import Start, StartOrAuto, choose_start
 from msfusion.methods.windows_of_state import WindowsOfState
@@ -177,6 +177,12 @@ class MSfusion(Averaging):
     def own_models(self) -> bool | None:
         """Blocks are small models; what an open start comes to depends on the problem."""
         return None if self.start == "auto" else self.start == "blocks"
+
+    def within_memory(self, memory: int) -> MSfusion:
+        """What is remembered as logits takes a part of it at most; if that is too little, blocks are kept instead."""
+        if self.start not in ("auto", "blocks"):
+            return self
+        return replace(self, remembered_bytes=min(self.remembered_bytes, memory // OF_MEMORY))
 
     def build(self, problem: Problem) -> Method:
         """The method with the start that was chosen. Raises ConfigError where it does not fit the problem."""

@@ -30,6 +30,9 @@ FEWEST = 16
 REMEMBERED_BYTES = 2**28
 """How much a participant remembers as logits by default."""
 
+OF_MEMORY = 4
+"""This part of the memory that a budget allows may be remembered as logits."""
+
 
 _COPIES = 2
 """The largest logits of the blocks stand in memory twice while a participant trains: each by itself, and added up."""
