@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Shaped
 from numpy import ndarray
 
-from msfusion.batch import Batch
+from msfusion.batch import Batch, joined
 from msfusion.data.inputs import RunningTextEncoding
 from msfusion.data.loaded import Loaded
 from msfusion.data.preprocessing import Preprocessing
@@ -111,10 +111,10 @@ def _blocks_by_key(
         if len(mine) > spec.length:
             batches.append(blocks(mine, spec.length))
             block_keys += [key] * len(batches[-1])
-    if not batches:
+    whole = joined(batches)
+    if whole is None:
         raise DataError(f"no value of the partition column has data.length = {spec.length} tokens of text.")
-    inputs = torch.cat([batch.inputs[0] for batch in batches if isinstance(batch.inputs, tuple)])
-    return Batch((inputs,), torch.cat([batch.targets for batch in batches])), np.array(block_keys)
+    return whole, np.array(block_keys)
 
 
 def _masked(train: Batch, test: Batch, encoder: Encoder, spec: DataSpec) -> tuple[Batch, Batch]:

@@ -380,11 +380,8 @@ class RunDirectory:
         tensors, metadata = self._memory_files.read(path)
         of_state = [name for name in tensors if not name.startswith(MARK)]
         order = metadata.get(_ORDER, of_state)
-        if (
-            not isinstance(order, list)
-            or len(order) != len(of_state)
-            or any(each not in order for each in of_state)
-        ):
+        named = isinstance(order, list) and all(isinstance(each, str) for each in order)
+        if not named or sorted(order) != sorted(of_state):
             raise RunDirectoryError(f"{path} is damaged: its tensors are not those that it names.")
         return {**{name: tensors[name] for name in order}, **tensors}, metadata
 

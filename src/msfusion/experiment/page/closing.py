@@ -27,20 +27,21 @@ def overview(cells: Sequence[Cell]) -> Section:
     ]
     table = {"title": "", "columns": ["method", "seed", "rounds", "quality", "time"], "rows": rows}
     problems = [f"{run.name}: {problem}." for cell in cells for run in cell.runs for problem in run.problems]
-    described: dict[
-        str, list[str]
-    ] = {}  # who has which data: a run may be tested on other examples than the next
+    # who has which data: a run may be tested on other examples than the next
+    described: dict[str, list[str]] = {}
     for cell in cells:
         for run in cell.runs:
             if run.summary and isinstance(told := run.summary.get("data"), str):
                 described.setdefault(short(told, 300), []).append(cell.name)
+    several = len(described) > 1
     text = " ".join(
-        f"Data: {told}."
-        if len(described) == 1
-        else f"Data of {short(', '.join(dict.fromkeys(names)), 100)}: {told}."
-        for told, names in described.items()
+        f"Data{f' of {_named(names)}' if several else ''}: {told}." for told, names in described.items()
     )
     return {"id": "overview", "title": "Runs", "text": text, "tables": [table], "problems": problems}
+
+
+def _named(names: Sequence[str]) -> str:
+    return short(", ".join(dict.fromkeys(names)), 100)
 
 
 def standing(run: Run) -> str:
