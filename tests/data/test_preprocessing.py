@@ -33,7 +33,7 @@ KNOWN = [
     Preprocessing("classification", TABLE, 2, Classes("label", ("False", "True"), (False, True))),
     Preprocessing("language_modelling", RunningTextEncoding("text", WORDS, 7), 5),
     Preprocessing("regression", NumbersEncoding("x"), 2, label="y", loss="mse", metrics=("r2",)),
-    Preprocessing("regression", TABLE, 2, label="y", targets=TargetScale((3e5, -0.1), (1e5, 0.7))),
+    Preprocessing("regression", TABLE, 2, label="y", loss="l1", targets=TargetScale((3e5, -0.1), (1e5, 0.7))),
 ]
 
 

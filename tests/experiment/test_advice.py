@@ -97,16 +97,16 @@ def data(targets: torch.Tensor, task: str = "classification") -> FederatedData:
 
 
 def test_the_constant_answer_by_hand() -> None:
-    found = constant_answer(data(torch.tensor([0, 0, 0, 1])))
+    found = constant_answer(data(torch.tensor([0, 0, 0, 1])), "cross_entropy")
     assert found is not None
     assert found["accuracy"] == 0.75
     assert found["loss"] == pytest.approx(-(0.75 * math.log(0.75) + 0.25 * math.log(0.25)))
     tokens = torch.tensor([[0, 1], [2, IGNORED]])
-    found = constant_answer(data(tokens, "language_modelling"))
+    found = constant_answer(data(tokens, "language_modelling"), "cross_entropy")
     assert found == {"accuracy": pytest.approx(1 / 3), "loss": pytest.approx(math.log(3))}
-    assert constant_answer(data(torch.tensor([[1.0], [3.0]]), "regression")) == {"loss": 1.0}
+    assert constant_answer(data(torch.tensor([[1.0], [3.0]]), "regression"), "mse") == {"loss": 1.0}
     assert constant_answer(data(torch.zeros(3, 1), "regression"), "l1") is None
-    assert constant_answer(data(torch.zeros(3, 1), "other")) is None
+    assert constant_answer(data(torch.zeros(3, 1), "other"), "mse") is None
 
 
 def test_checkpoints_that_take_long_are_named_with_how_seldom_they_do_not() -> None:

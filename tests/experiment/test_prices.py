@@ -16,6 +16,8 @@ from commands import msfusion
 
 from msfusion import load_predictor
 from msfusion.data import load_data
+from msfusion.data.inputs import NumbersEncoding
+from msfusion.data.preprocessing import Preprocessing
 from msfusion.data.spec import DataSpec
 from msfusion.errors import ConfigError, DataError, RunDirectoryError
 from msfusion.experiment.config import config_of_run, load_config
@@ -134,6 +136,24 @@ def test_programs_answer_in_units(tmp_path: Path, method: str) -> None:
     (answer,) = session.run(None, {"input_0": inputs.numpy()})
     torch.testing.assert_close(torch.from_numpy(answer), expected, rtol=1e-5, atol=0.1)
     assert "output * spread + centre" in (out / "README.md").read_text()
+
+
+def test_the_loss_that_is_minimised_is_named(tmp_path: Path) -> None:
+    source = prices(tmp_path / "houses")
+    for name, settings in (("mse", ()), ("l1", ("training.loss=l1",))):
+        run, out = tmp_path / f"run by {name}", tmp_path / f"model by {name}"
+        summary = trained(run, job(source, "rounds=1", *settings))
+        export(run, out)
+        assert Preprocessing.read(out).loss == name
+        assert f"| loss ({name}) |" in (out / "README.md").read_text()
+        assert load_predictor(out).evaluate(source).loss == pytest.approx(summary["loss"], rel=1e-6)
+        assert ("constant_answer" in summary) == (name == "mse")
+
+
+def test_files_in_which_mse_has_the_name_of_the_default_are_read_as_what_it_was(tmp_path: Path) -> None:
+    written = Preprocessing("regression", NumbersEncoding("x"), 1, label="y", loss="cross_entropy")
+    written.write(tmp_path)
+    assert Preprocessing.read(tmp_path) == replace(written, loss="mse")
 
 
 def test_who_learns_on_another_scale(tmp_path: Path) -> None:

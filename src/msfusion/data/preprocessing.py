@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -120,6 +120,8 @@ class Preprocessing:
                 targets=None if targets is None else _made(TargetScale, targets),
             )
             made._check()
+            if (made.task, made.loss) == ("regression", "cross_entropy"):  # earlier versions called mse so
+                made = replace(made, loss="mse")
         except DataError as error:
             raise DataError(f"{path} cannot be used: {error}") from error
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:

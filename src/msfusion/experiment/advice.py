@@ -31,14 +31,13 @@ LONG_SAVING, TOO_MUCH, LITTLE = 30.0, 0.2, 0.05
 """From so many seconds, and such a share of a run, its checkpoints are worth a sentence; the share they should have."""
 
 
-def constant_answer(data: FederatedData, loss: str = "cross_entropy") -> dict[str, float] | None:
+def constant_answer(data: FederatedData, loss: str) -> dict[str, float] | None:
     """The accuracy and the loss of always giving the same answer; None where that is not known.
 
     The best such answer for the test set: its most frequent class, and the shares of its classes as probabilities (the
     loss is in nats); of numbers their means, by mean squared error. `loss` is the name of the one that is told.
     """
-    squared = loss in ("cross_entropy", "mse")  # the former is no loss of numbers: mse it is
-    if data.task == "regression" and squared:
+    if data.task == "regression" and loss == "mse":
         targets = data.test.targets.double()
         return {"loss": float((targets - targets.mean(0)).square().mean())}
     if data.task not in LABELLED or loss != "cross_entropy":

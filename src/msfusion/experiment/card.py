@@ -11,6 +11,7 @@ import msfusion
 from msfusion.data.federated import FederatedData
 from msfusion.data.preprocessing import Preprocessing
 from msfusion.experiment.config import Config
+from msfusion.experiment.config.targets import loss_name
 from msfusion.experiment.report.words import count, percent
 from msfusion.experiment.setup import scoring_of
 from msfusion.quoting import plain
@@ -28,7 +29,7 @@ def model_card(model: nn.Module, data: FederatedData, config: Config, summary: M
     size = sum(parameter.numel() for parameter in model.parameters())
     evaluated = scoring_of(config, data).evaluate(model, data.test)
     figures = [
-        [name.replace("_", " "), told(getattr(evaluated, name))]
+        [_named(name, config, data), told(getattr(evaluated, name))]
         for name, told in _FIGURES.items()
         if getattr(evaluated, name) is not None
     ] + [[name, number_told(value)] for name, value in evaluated.metrics.items()]
@@ -49,6 +50,15 @@ def model_card(model: nn.Module, data: FederatedData, config: Config, summary: M
         *_use(data),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _named(figure: str, config: Config, data: FederatedData) -> str:
+    """A figure for people. Of numbers there are several losses, so that it is said which one."""
+    return (
+        f"loss ({loss_name(config.training, data)})"
+        if (figure, data.task) == ("loss", "regression")
+        else figure
+    )
 
 
 def _classes(shares: Sequence[float | None] | None, data: FederatedData) -> list[str]:

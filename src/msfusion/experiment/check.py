@@ -29,6 +29,7 @@ from msfusion.experiment.advice import (
 )
 from msfusion.experiment.comparison import holds_everything, role_of
 from msfusion.experiment.config import Config
+from msfusion.experiment.config.targets import loss_name
 from msfusion.experiment.kinds import prepare, shared_parts
 from msfusion.experiment.setup import Parts, Setup
 from msfusion.experiment.slices import SlicesRun
@@ -78,7 +79,7 @@ def check(config: Config) -> dict[str, Any]:
     small = None if setup is None or not _is_beside_small(setup) else brief.changed({"method.name": _floor()})
     if small is not None:
         tries.append(_try(small, parts, config.training_settings.learning_rate))
-    constant = constant_answer(parts.data, config.training.loss)
+    constant = constant_answer(parts.data, loss_name(config.training, parts.data))
     examples = list(map(len, whole.data.participants))
     tried = sum(map(len, parts.data.participants))
     share = tried / max(1, sum(examples))

@@ -26,6 +26,7 @@ from msfusion.data.text import pretrained_tokenizer
 from msfusion.errors import ConfigError, RunDirectoryError
 from msfusion.experiment.card import model_card
 from msfusion.experiment.config import Config, config_of_run
+from msfusion.experiment.config.targets import loss_name
 from msfusion.experiment.directory import RunDirectory
 from msfusion.experiment.fingerprint import code_of, model_digest
 from msfusion.experiment.grow import GrowRun
@@ -158,7 +159,7 @@ def _write(folder: Path, model: nn.Module, config: Config, data: FederatedData, 
         if data.tokens:
             write_json(folder / VOCABULARY, list(data.tokens))
     else:
-        loss, metrics = config.training.loss, config.evaluation.metrics
-        replace(data.preprocessing, loss=loss, metrics=tuple(metrics)).write(folder)
+        loss, metrics = loss_name(config.training, data), tuple(config.evaluation.metrics)
+        replace(data.preprocessing, loss=loss, metrics=metrics).write(folder)
     if is_pretrained(tokenizer):
         pretrained_tokenizer(tokenizer).save_pretrained(folder)

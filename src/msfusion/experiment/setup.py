@@ -16,7 +16,7 @@ from msfusion.data.load import load_data
 from msfusion.data.loaded import LABELLED
 from msfusion.errors import ConfigError
 from msfusion.experiment.config import Config
-from msfusion.experiment.config.targets import refuse_without_scale
+from msfusion.experiment.config.targets import CROSS_ENTROPY, loss_name, refuse_without_scale
 from msfusion.experiment.fitting import Budgets, tightened, training_costs, with_fitting_ratios, within_memory
 from msfusion.experiment.forecast import Forecast
 from msfusion.federated.capacities import Capacities
@@ -226,15 +226,13 @@ def scoring_of(config: Config, data: FederatedData) -> Scoring:
     Raises ConfigError for a loss that there is not, or does not fit the data, and for a trained model of another scale.
     """
     refuse_without_scale(config.model_spec, data)
-    name = config.training.loss
+    name = loss_name(config.training, data)
     labels = data.task in LABELLED
-    if not labels and name == "cross_entropy":
-        if data.task != "regression":
-            raise ConfigError(
-                f"the targets of {data.name} are no labels, which cross-entropy needs: set training.loss to one of "
-                f"{', '.join(LOSSES)}, or to module:function."
-            )
-        name = "mse"
+    if not labels and name == CROSS_ENTROPY:
+        raise ConfigError(
+            f"the targets of {data.name} are no labels, which cross-entropy needs: set training.loss to one of "
+            f"{', '.join(LOSSES)}, or to module:function."
+        )
     return Scoring(
         loss_named(name),
         metrics_named(config.evaluation.metrics, data.classes, not data.test.targets.is_floating_point()),
@@ -247,7 +245,7 @@ def scoring_of(config: Config, data: FederatedData) -> Scoring:
 
 def is_scored_by_classes(config: Config, data: FederatedData) -> bool:
     """Whether the loss is cross-entropy over classes or tokens, so that a model must have logits of them."""
-    return data.task in LABELLED and config.training.loss == "cross_entropy"
+    return data.task in LABELLED and config.training.loss == CROSS_ENTROPY
 
 
 def prepare_parts(config: Config) -> Parts:

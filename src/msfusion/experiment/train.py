@@ -18,6 +18,7 @@ from msfusion.errors import ConfigError, MsfusionError, RunDirectoryError
 from msfusion.experiment.advice import advice, constant_answer, costly_checkpoints
 from msfusion.experiment.config import Config, config_of_run
 from msfusion.experiment.config.sections import SHARDED
+from msfusion.experiment.config.targets import loss_name
 from msfusion.experiment.directory import RunDirectory
 from msfusion.experiment.events import Events
 from msfusion.experiment.fingerprint import Fingerprint, code_of
@@ -317,7 +318,8 @@ def summarise(prepared: Prepared, metrics: Sequence[Mapping[str, Any]]) -> dict[
         "targets": [first_reached(metrics, each, count) for each in prepared.config.evaluation.targets],
         **prepared.figures(),
     }
-    if (constant := constant_answer(prepared.data, prepared.config.training.loss)) is not None:
+    loss = loss_name(prepared.config.training, prepared.data)
+    if (constant := constant_answer(prepared.data, loss)) is not None:
         summary["constant_answer"] = constant
     if prepared.config.normalises_targets:
         summary["normalised_targets"] = True

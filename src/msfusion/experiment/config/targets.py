@@ -1,4 +1,4 @@
-"""Whether the targets of a regression are learnt in their own units, or brought to a scale."""
+"""How targets are learnt: by which loss, and those of a regression in their own units or brought to a scale."""
 
 from __future__ import annotations
 
@@ -14,6 +14,15 @@ from msfusion.imports import is_reference
 from msfusion.models.spec import ModelSpec
 from msfusion.scoring import DISTANCES
 
+CROSS_ENTROPY = "cross_entropy"
+
+
+def loss_name(training: TrainingSection, data: FederatedData) -> str:
+    """The name of the loss that participants minimise: where none is asked for, that of numbers is mse."""
+    if data.task == "regression" and training.loss == CROSS_ENTROPY:
+        return "mse"
+    return training.loss
+
 
 def why_plain(data: DataSection, training: TrainingSection) -> str | None:
     """The setting by which a regression has targets in their own units, in words; None where there is none."""
@@ -21,7 +30,7 @@ def why_plain(data: DataSection, training: TrainingSection) -> str | None:
         return "data.normalise_targets = false"
     if is_reference(data.source):
         return f"data.source = '{data.source}' makes targets of its own"
-    if training.loss != "cross_entropy" and training.loss not in DISTANCES:
+    if training.loss != CROSS_ENTROPY and training.loss not in DISTANCES:
         return f"training.loss = '{training.loss}' is no distance"
     return None
 
