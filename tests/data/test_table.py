@@ -82,7 +82,7 @@ def test_numbers_at_the_ends_of_what_there_is(tmp_path: Path, low: str, high: st
 
 def test_a_number_beyond_all_is_refused_by_its_row(tmp_path: Path) -> None:
     text = "mass,same,label\n1e30,1,0\n1e999,2,1\n"
-    with pytest.raises(DataError, match="example 1 of the training split has inf in the column 'mass'"):
+    with pytest.raises(DataError, match=r"example 1 of the training split has inf, .* in the column 'mass'"):
         table(tmp_path, text, text, input_column=None)
 
 

@@ -172,7 +172,10 @@ def _values(chosen: Chosen, name: str) -> list[Any]:
                 "out."
             )
         if isinstance(value, float) and math.isinf(value):
-            raise DataError(f"{told(row)} has {value} in the column '{name}': it must be a finite number.")
+            raise DataError(
+                f"{told(row)} has {value}, or a number beyond 1.8e308, in the column '{name}': it must be a finite "
+                "number."
+            )
     require_one_kind(values, f"the values of the column '{name}'")
     return values
 
