@@ -57,7 +57,7 @@ class Forecast:
         besides = Besides(len(due), logits=method.remembering.bytes_for(data, len(known)))
         if recomputes:
             besides = Besides(len(due), kept=len(known), run=len(known - {*held}))
-            passes = besides.run * sum(setup.config.training_settings.batch_sizes(len(data)))
+            passes = besides.run * setup.examples_seen(participant)
         return Spent(
             costs.bytes_down + len(due) * self._block.sent,
             costs.bytes_up,

@@ -59,7 +59,7 @@ class Setup:
     method: Method
     rounds: RoundSettings
     why_start: str | None = None
-    _costs: dict[float, Costs] = field(default_factory=dict, repr=False)
+    _costs: dict[float, tuple[Costs, Costs]] = field(default_factory=dict, repr=False)
 
     @property
     def language_modelling(self) -> bool:
@@ -89,13 +89,17 @@ class Setup:
 
     def costs(self, ratio: float) -> Costs:
         """What training at a width ratio costs in a round. Raises MsfusionError."""
-        return with_secure_sums(self.config, self.method.trained_at(ratio), self.costs_without_sums(ratio))
+        return self._costs_at(ratio)[1]
 
     def costs_without_sums(self, ratio: float) -> Costs:
         """The same without what secure sums add to a round's messages. Raises MsfusionError."""
+        return self._costs_at(ratio)[0]
+
+    def _costs_at(self, ratio: float) -> tuple[Costs, Costs]:
         if ratio not in self._costs:
             model = self.method.trained_at(ratio)
-            self._costs[ratio] = message_costs(self.config, model, self.data.participants[0])
+            costs = message_costs(self.config, model, self.data.participants[0])
+            self._costs[ratio] = (costs, with_secure_sums(self.config, model, costs))
         return self._costs[ratio]
 
     @cached_property
@@ -105,8 +109,16 @@ class Setup:
 
     def flops(self, participant: int, ratio: float) -> int:
         """The training FLOPs of a participant's round. Raises MsfusionError."""
-        sizes = self.config.training_settings.batch_sizes(len(self.data.participants[participant]))
-        return sum(sizes) * self.costs(ratio).flops_per_example
+        return self.examples_seen(participant) * self.costs(ratio).flops_per_example
+
+    def examples_seen(self, participant: int) -> int:
+        """How many examples a participant trains on in a round, one that it sees twice counted twice."""
+        return self._examples_seen[participant]
+
+    @cached_property
+    def _examples_seen(self) -> tuple[int, ...]:
+        settings = self.config.training_settings
+        return tuple(sum(settings.batch_sizes(len(own))) for own in self.data.participants)
 
     @cached_property
     def machines(self) -> tuple[Machine, ...] | None:
