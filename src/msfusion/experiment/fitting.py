@@ -145,10 +145,10 @@ class Widths:
     _known: dict[tuple[float, bool], tuple[Costs, Block]] = field(init=False)
 
     def __post_init__(self) -> None:
-        method, participants = self.config.method, self.config.participants.count
-        key = str(
-            (self.config.training_settings, method.codec, method.codec_down, method.secure, participants)
-        )
+        method, settings = self.config.method, self.config.training_settings
+        of_a_step = (optimizer_states(settings), settings.batch_size)
+        of_messages = (method.codec, method.codec_down, method.secure, self.config.participants.count)
+        key = str((of_a_step, of_messages))
         self._known = self.parts.fitting.setdefault(key, {})
 
     def exceeded(self, budget: Budget, ratio: float) -> str | None:
