@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -28,16 +28,25 @@ class Budget:
 
     def exceeded(self, costs: Costs) -> str | None:
         """The first limit that is not kept, as in `memory is 64,000 but 80,512 are needed`; None if all are."""
-        needs = {
-            "memory": costs.peak_memory,
-            "flops_per_example": costs.flops_per_example,
-            "bytes_per_round": costs.bytes_down + costs.bytes_up,
-        }
-        for name, need in needs.items():
+        for name, need in needs_of(costs).items():
             limit = getattr(self, name)
             if limit is not None and need > limit:
-                return f"{name} is {limit:,.0f} but {need:,} are needed"
+                return f"{name} is {limit:,.15g} but {need:,} are needed"
         return None
+
+
+def needs_of(costs: Costs) -> dict[str, int]:
+    """What a budget has limits for, by their names."""
+    return {
+        "memory": costs.peak_memory,
+        "flops_per_example": costs.flops_per_example,
+        "bytes_per_round": costs.bytes_down + costs.bytes_up,
+    }
+
+
+def ratios_of(width_map: WidthMap) -> list[float]:
+    """The width ratios below 1, ascending, at which the window of some group gains a unit."""
+    return sorted({units / group.units for group in width_map.groups for units in range(1, group.units)})
 
 
 def largest_ratio(
@@ -45,27 +54,30 @@ def largest_ratio(
 ) -> float:
     """The largest width ratio at which a sub-model keeps within a budget, 1 if the whole model does.
 
-    Costs grow with the ratio, and change only where the window of some group gains a unit: a binary search
-    over these ratios. (The whole model is asked for first: it has nothing to scale, and so can need a little
-    less than one that is almost as wide.) `costs` gives those of a module. Raises ConfigError where not even
-    one unit of each group fits.
+    `costs` gives those of a module. Raises ConfigError where not even one unit of each group fits.
     """
-    problem = budget.exceeded(costs(model))
-    if problem is None:
-        return 1.0
-    ratios = sorted({units / group.units for group in width_map.groups for units in range(1, group.units)})
 
     def exceeded(ratio: float) -> str | None:
+        if ratio == 1:
+            return budget.exceeded(costs(model))
         window = static(width_map, 0, 0, ratio, participants=1)
         return budget.exceeded(costs(narrow(model, width_map, window)))
 
-    if ratios:
-        problem = exceeded(ratios[0])
+    return largest_that_keeps([*ratios_of(width_map), 1.0], exceeded)
+
+
+def largest_that_keeps(ratios: Sequence[float], exceeded: Callable[[float], str | None]) -> float:
+    """The largest of some ascending ratios, at least one, at which no limit is exceeded.
+
+    Costs grow with the ratio: a binary search. (The last is asked for first: the whole model has nothing to scale, and
+    so can need a little less than one that is almost as wide.) Raises ConfigError where the first is too large.
+    """
+    if exceeded(ratios[-1]) is None:
+        return ratios[-1]
+    problem = exceeded(ratios[0])
     if problem is not None:
-        raise ConfigError(
-            f"{problem} for the narrowest sub-model: give a larger budget, or choose a smaller model or batch size"
-        )
-    fits, too_large = 0, len(ratios)
+        raise too_small(problem)
+    fits, too_large = 0, len(ratios) - 1
     while too_large - fits > 1:
         middle = (fits + too_large) // 2
         if exceeded(ratios[middle]):
@@ -73,3 +85,9 @@ def largest_ratio(
         else:
             fits = middle
     return ratios[fits]
+
+
+def too_small(problem: str) -> ConfigError:
+    """That not even the narrowest sub-model keeps within a budget, as `exceeded` says, and what to do."""
+    smaller = "a smaller model or batch size" if problem.startswith("memory") else "a smaller model"
+    return ConfigError(f"{problem} for the narrowest sub-model: give a larger budget, or choose {smaller}")

@@ -94,8 +94,9 @@ def test_stopped_anywhere_and_resumed_it_ends_with_the_same_bytes(
         (*IMAGES, SLOW, "rounds=6"),
         pytest.param(TEXT, marks=pytest.mark.release),
         (*TEXT, "method.remembered_bytes=0"),
+        pytest.param((*IMAGES, "method.secure={}"), marks=pytest.mark.release),
     ],
-    ids=["absent", "late", "text", "recomputed"],
+    ids=["absent", "late", "text", "recomputed", "secure"],
 )
 def test_what_is_foreseen_is_what_happens(settings: tuple[str, ...], tmp_path: Path) -> None:
     config = load_config(None, settings)

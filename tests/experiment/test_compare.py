@@ -113,6 +113,17 @@ def test_fedavg_stops_at_equal_flops(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [run.config.rounds for run in runs if run.method == "fedavg"] == [5, 1]
 
 
+@pytest.mark.slow
+def test_a_budget_that_one_method_cannot_keep_is_refused_before_any_run(tmp_path: Path) -> None:
+    """Enough for the small model, which would run first, but not for a sum of blocks of the narrowest width."""
+    config = quick("method.start=blocks", "method.blocks=2", "rounds=3", "participants.budget={memory=71000}")
+    with pytest.raises(ConfigError, match="in a sum of 2 blocks, memory is 71,000 but"):
+        compare(config, tmp_path / "compared", Comparison(("small", "msfusion")), watch=silent)
+    assert not (tmp_path / "compared").exists()
+    compare(config, tmp_path / "compared", Comparison(("small",)), watch=silent)
+    assert (tmp_path / "compared" / "compare.json").exists()
+
+
 def test_the_plot_is_a_picture(compared: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     save_plot(compared[1], tmp_path / "compare.png")
     assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG")

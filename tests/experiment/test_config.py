@@ -231,6 +231,14 @@ def test_only_what_changes_results_makes_a_difference() -> None:
     assert clipped.difference(config) == "training.clip_norm is 1.0, not left out"
 
 
+def test_a_table_for_all_differs_from_a_list_of_one_for_each() -> None:
+    one = load_config(None, ["participants.count=2", "participants.budget={memory=5}"])
+    each = load_config(None, ["participants.count=2", "participants.budget=[{memory=5}, {memory=6}]"])
+    lists = 'participants.budget is [{"memory": 5}, {"memory": 6}], not given as participants.budget.memory'
+    assert each.difference(one) == lists
+    assert one.difference(each) == "participants.budget.memory is 5, not given as participants.budget"
+
+
 @pytest.mark.parametrize(
     ("override", "expected"),
     [

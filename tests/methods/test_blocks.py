@@ -27,6 +27,7 @@ from msfusion.methods.blocks import BlocksMethod
 from msfusion.methods.one_wide import is_one_wide_model, one_wide_state
 from msfusion.methods.parts.contrastive import ContrastiveSettings
 from msfusion.methods.parts.phases import Phases, Seen, Versions, finished_label
+from msfusion.methods.parts.remembered import Remembering
 from msfusion.methods.parts.silence import silenced
 from msfusion.methods.small import small_method
 from msfusion.models.sums import label
@@ -346,6 +347,27 @@ def test_the_largest_logits_alone_train_almost_the_same() -> None:
         assert names == {"common", "rest", "extra", "classes"}
         apart.append(abs(method.evaluate(result.state, texts[0]).loss - expected))
     assert 0 < apart[1] < apart[0] < 0.1 * (began - expected)
+
+
+@pytest.mark.parametrize("classes", [10, 100])
+def test_what_is_remembered_as_logits_keeps_within_its_limit(classes: int) -> None:
+    """With the sum of all blocks beside each of them: at a byte less than that not all logits are kept."""
+    data = Batch((torch.zeros(8, 2),), torch.zeros(8, dtype=torch.long))
+    every = 8 * classes * 4
+    for blocks in (2, 3, 8):
+        for limit in range(0, 2 * blocks * every, every // 4):
+            remembering = Remembering(classes, torch.float32, blocks, limit)
+            assert remembering.recomputes(data) or remembering.bytes_for(data, blocks) <= limit
+        room = (blocks + 1) * every
+        assert Remembering(classes, torch.float32, blocks, room).kept(data) == classes
+        assert Remembering(classes, torch.float32, blocks, room - 1).kept(data) < classes
+
+
+def test_a_single_block_has_nothing_to_remember() -> None:
+    data = Batch((torch.zeros(8, 2),), torch.zeros(8, dtype=torch.long))
+    alone = Remembering(10, torch.float32, 1, limit=0)
+    assert not alone.recomputes(data)
+    assert alone.bytes_for(data, 0) == 0
 
 
 # However it is run

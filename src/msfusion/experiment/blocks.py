@@ -43,9 +43,16 @@ class BlocksRun(SlicesRun):
         return {**planned, "sum_of_blocks": {**planned["sum_of_blocks"], **more}}
 
     def _with_totals(self, figures: dict[str, Any]) -> dict[str, Any]:
-        """`peak_memory` with what is remembered; totals of bytes and FLOPs, of the whole run."""
+        """`peak_memory` with what is remembered, `flops_per_example` with the blocks that run in each step; totals of
+        bytes and FLOPs, of the whole run.
+        """
         rows = [
-            {**row, **total, "peak_memory": row["peak_memory"] + total["remembered_bytes"]}
+            {
+                **row,
+                **total,
+                "peak_memory": row["peak_memory"] + total["remembered_bytes"],
+                "flops_per_example": row["flops_per_example"] + total["recomputed_flops_per_example"],
+            }
             for row, total in zip(figures["participants"], self._forecast.totals(), strict=True)
         ]
         phases = self._method.phases

@@ -18,7 +18,7 @@ from msfusion.experiment.config import Config
 from msfusion.experiment.config.sections import SHARDED
 from msfusion.experiment.directory import RunDirectory
 from msfusion.experiment.environment import environment
-from msfusion.experiment.kinds import kind_of, shared_parts
+from msfusion.experiment.kinds import kind_of, prepare, shared_parts
 from msfusion.experiment.lock import locked
 from msfusion.experiment.page.write import leave_report
 from msfusion.experiment.report.cells import collect_cells
@@ -48,6 +48,7 @@ def compare(
     if not resume:
         RunDirectory.check_free(path)
     planned = plan_runs(config, comparison)
+    _refuse_small_budgets([run for run in planned if not RunDirectory(path / run.name).finished])
     with locked(path):
         _run_all(planned, path, watch)
         result = {
@@ -60,6 +61,21 @@ def compare(
         write_json(path / "compare.json", result)
         leave_report(path)
     return result
+
+
+def _refuse_small_budgets(planned: Sequence[Planned]) -> None:
+    """Raise ConfigError where a method needs more than somebody's budget, before any run has begun.
+
+    What is enough for one can be too little for another. Ratios hardly depend on the seed: the first stands for all.
+    """
+    parts: Parts | None = None
+    parts_of = ""
+    for run in planned:
+        if run.config.participants.budget is None or run.seed != planned[0].seed:
+            continue
+        if parts_of != _key(run.config):
+            parts, parts_of = shared_parts(run.config), _key(run.config)
+        prepare(run.config, parts)
 
 
 def _run_all(

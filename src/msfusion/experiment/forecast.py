@@ -10,7 +10,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from msfusion.costs import inference_flops
+from msfusion.costs import Costs
+from msfusion.experiment.besides import Besides, Block
+from msfusion.experiment.fitting import block_of
 from msfusion.methods.blocks import BlocksMethod
 from msfusion.methods.parts.phases import Seen, Versions
 
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Spent:
     """A participant's round: bytes of tensors, training FLOPs (passes for what it remembers included), blocks that it
-    is sent besides those that it trains, and the bytes of what it remembers.
+    is sent besides those that it trains, the bytes of what it remembers, and what of all that training does not take.
     """
 
     bytes_down: int
@@ -29,6 +31,7 @@ class Spent:
     flops: int
     finished: int
     remembered: int
+    besides: Besides
 
 
 class Forecast:
@@ -51,35 +54,34 @@ class Forecast:
         known = {*versions.remembered(participant), *due}
         costs, recomputes = setup.costs(ratio), method.remembering.recomputes(data)
         passes = len(due) * len(data)
-        kept = method.remembering.bytes_for(data, len(known))
+        besides = Besides(len(due), logits=method.remembering.bytes_for(data, len(known)))
         if recomputes:
-            passes = len(known - {*held}) * sum(setup.config.training_settings.batch_sizes(len(data)))
-            kept = len(known) * self._block_bytes
+            besides = Besides(len(due), kept=len(known), run=len(known - {*held}))
+            passes = besides.run * setup.examples_seen(participant)
         return Spent(
-            costs.bytes_down + len(due) * self._block_bytes,
+            costs.bytes_down + len(due) * self._block.sent,
             costs.bytes_up,
-            setup.flops(participant, ratio) + passes * self._pass_flops,
+            setup.flops(participant, ratio) + passes * self._block.flops,
             len(due),
-            kept,
+            besides.remembered(self._block),
+            besides,
         )
 
     def totals(self) -> list[dict[str, Any]]:
         """What the whole run asks of each participant: all rounds in which it trains, in time or not."""
         return self._whole_run[0]
 
-    def needs(self, participant: int) -> dict[str, tuple[int, int]]:
-        """By the names of `Budget`: what training alone takes of a participant, and what its busiest round does.
+    def besides(self, participant: int) -> Besides:
+        """The most of each that the run takes of a participant beside its training, in whatever round."""
+        return self._whole_run[3][participant]
 
-        Memory is that of training and all that it remembers in the end.
-        """
-        costs = self._setup.costs(self.method.capacities.ratio(participant, 0))
-        row = self.totals()[participant]
-        exchanged = costs.bytes_down + costs.bytes_up
-        return {
-            "memory": (costs.peak_memory, costs.peak_memory + row["remembered_bytes"]),
-            "flops_per_example": (costs.flops_per_example, costs.flops_per_example),
-            "bytes_per_round": (exchanged, max(exchanged, row["most_bytes_in_a_round"])),
-        }
+    def training(self, participant: int) -> Costs:
+        """What training alone costs a participant in the first round."""
+        return self._setup.costs(self.method.capacities.ratio(participant, 0))
+
+    def needs(self, participant: int) -> Costs:
+        """That with the most that comes besides in a round: what a budget must have room for."""
+        return self.besides(participant).added_to(self.training(participant), self._block)
 
     def by_round(self) -> list[dict[str, int]]:
         """What `metrics.jsonl` will say of each round: its phase, and of everybody together finished blocks and bytes.
@@ -98,10 +100,15 @@ class Forecast:
         return self._whole_run[2]
 
     @cached_property
-    def _whole_run(self) -> tuple[list[dict[str, Any]], list[dict[str, int]], list[dict[str, Any]]]:
-        """By participant, by round and by phase, in one go: a long run of many people is too large to be kept."""
+    def _whole_run(
+        self,
+    ) -> tuple[list[dict[str, Any]], list[dict[str, int]], list[dict[str, Any]], list[Besides]]:
+        """By participant, by round, by phase, and what comes besides by participant, in one go: a long run of many
+        people is too large to be kept.
+        """
         phases = self.method.phases
         totals: list[dict[str, Any]] = [dict.fromkeys(_TOTALS, 0) for _ in self._setup.data.participants]
+        besides = [Besides()] * len(totals)
         by_round: list[dict[str, int]] = []
         by_phase: list[dict[str, Any]] = []
         for index in range(self._setup.config.rounds):
@@ -109,13 +116,16 @@ class Forecast:
             named = {"phase": phase + 1, "block": phase % phases.blocks}
             for each, spent in people.items():
                 _add(totals[each], spent)
+                besides[each] = besides[each].or_more(spent.besides)
             by_round.append({"round": index + 1, **named, **_sums(people.values())})
             first = phase == len(by_phase)
             if first:
                 by_phase.append({**named, "rounds": [index + 1, index + 1], **dict.fromkeys(_SPANS)})
             by_phase[phase]["rounds"][1] = index + 1
             _widen(by_phase[phase], people.values(), first)
-        return totals, by_round, by_phase
+        for row, most in zip(totals, besides, strict=True):
+            row["recomputed_flops_per_example"] = most.run * self._block.flops
+        return totals, by_round, by_phase, besides
 
     def _round(self, round_index: int) -> dict[int, Spent]:
         """What everybody who trains in a round spends, in time or not; an update that is not merged is not counted."""
@@ -154,14 +164,10 @@ class Forecast:
         ]
 
     @cached_property
-    def _block_bytes(self) -> int:
-        """Of one block's tensors."""
-        return self._setup.costs(self.method.capacities.smallest).bytes_down
-
-    @cached_property
-    def _pass_flops(self) -> int:
-        """Of one block's forward pass over an example."""
-        return inference_flops(self.method.small.model, self._setup.data.participants[0])
+    def _block(self) -> Block:
+        """Of the width that blocks have."""
+        costs = self._setup.costs_without_sums(self.method.capacities.smallest)
+        return block_of(self.method.small.model, costs, self._setup.data.participants[0])
 
 
 _TOTALS = (

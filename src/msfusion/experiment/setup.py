@@ -9,15 +9,23 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from msfusion.budgets import Budget
 from msfusion.costs import Costs
 from msfusion.data.federated import FederatedData, example_inputs
 from msfusion.data.load import load_data
 from msfusion.data.loaded import LABELLED
 from msfusion.errors import ConfigError
+from msfusion.experiment.besides import Block
 from msfusion.experiment.config import Config
 from msfusion.experiment.config.targets import CROSS_ENTROPY, loss_name, refuse_without_scale
-from msfusion.experiment.fitting import Budgets, tightened, training_costs, with_fitting_ratios, within_memory
+from msfusion.experiment.fitting import (
+    Budgets,
+    message_costs,
+    training_costs,
+    with_fitting_ratios,
+    with_secure_sums,
+    with_smaller_ratios,
+    within_memory,
+)
 from msfusion.experiment.forecast import Forecast
 from msfusion.federated.capacities import Capacities
 from msfusion.federated.compression import compressed
@@ -25,7 +33,6 @@ from msfusion.federated.method import Method
 from msfusion.federated.participation import Calendar, Conditions, RoundSettings
 from msfusion.federated.problem import Problem
 from msfusion.federated.protected import check_protected_rounds, protected
-from msfusion.federated.training import TrainingSettings
 from msfusion.imports import failing_as
 from msfusion.methods.blocks import BlocksMethod
 from msfusion.models.build import build_model
@@ -52,7 +59,7 @@ class Setup:
     method: Method
     rounds: RoundSettings
     why_start: str | None = None
-    _costs: dict[float, Costs] = field(default_factory=dict, repr=False)
+    _costs: dict[float, tuple[Costs, Costs]] = field(default_factory=dict, repr=False)
 
     @property
     def language_modelling(self) -> bool:
@@ -82,12 +89,17 @@ class Setup:
 
     def costs(self, ratio: float) -> Costs:
         """What training at a width ratio costs in a round. Raises MsfusionError."""
+        return self._costs_at(ratio)[1]
+
+    def costs_without_sums(self, ratio: float) -> Costs:
+        """The same without what secure sums add to a round's messages. Raises MsfusionError."""
+        return self._costs_at(ratio)[0]
+
+    def _costs_at(self, ratio: float) -> tuple[Costs, Costs]:
         if ratio not in self._costs:
-            model, small = self.method.trained_at(ratio), self.method.compression
-            costs = training_costs(model, self.data.participants[0], self.config.training_settings)
-            costs = costs if small is None else small.costs(model, costs)
-            secure, people = self.method.secure_sums, self.config.participants.count
-            self._costs[ratio] = costs if secure is None else secure.costs(model, costs, people)
+            model = self.method.trained_at(ratio)
+            costs = message_costs(self.config, model, self.data.participants[0])
+            self._costs[ratio] = (costs, with_secure_sums(self.config, model, costs))
         return self._costs[ratio]
 
     @cached_property
@@ -97,8 +109,16 @@ class Setup:
 
     def flops(self, participant: int, ratio: float) -> int:
         """The training FLOPs of a participant's round. Raises MsfusionError."""
-        sizes = self.config.training_settings.batch_sizes(len(self.data.participants[participant]))
-        return sum(sizes) * self.costs(ratio).flops_per_example
+        return self.examples_seen(participant) * self.costs(ratio).flops_per_example
+
+    def examples_seen(self, participant: int) -> int:
+        """How many examples a participant trains on in a round, one that it sees twice counted twice."""
+        return self._examples_seen[participant]
+
+    @cached_property
+    def _examples_seen(self) -> tuple[int, ...]:
+        settings = self.config.training_settings
+        return tuple(sum(settings.batch_sizes(len(own))) for own in self.data.participants)
 
     @cached_property
     def machines(self) -> tuple[Machine, ...] | None:
@@ -158,8 +178,10 @@ class Parts:
     data: FederatedData
     model: nn.Module
     width_map: WidthMap
-    fitting: dict[tuple[Budget, TrainingSettings], float] = field(default_factory=dict, repr=False)
-    """The ratios found for budgets, so that a comparison searches once and not for every method."""
+    fitting: dict[str, dict[tuple[float, bool], tuple[Costs, Block]]] = field(
+        default_factory=dict, repr=False
+    )
+    """The costs of widths that budgets were held against (`fitting.Widths`), so that a comparison asks once."""
 
 
 def prepare(config: Config, parts: Parts | None = None) -> Setup:
@@ -168,14 +190,11 @@ def prepare(config: Config, parts: Parts | None = None) -> Setup:
     Raises MsfusionError.
     """
     parts = parts or prepare_parts(config)
-    budgets = training = config.participants.budgets
-    while True:
-        setup = _prepared(with_fitting_ratios(config, parts, training), parts, budgets)
-        if budgets is None or training is None:
-            return setup
-        before, training = training, tightened(budgets, training, setup)
-        if training == before:
-            return setup
+    budgets = config.participants.budgets
+    setup = _prepared(with_fitting_ratios(config, parts, budgets), parts, budgets)
+    while budgets is not None and (less := with_smaller_ratios(config, parts, budgets, setup)) is not None:
+        setup = _prepared(less, parts, budgets)
+    return setup
 
 
 def _prepared(config: Config, parts: Parts, budgets: Budgets | None) -> Setup:

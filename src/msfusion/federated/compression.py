@@ -23,7 +23,7 @@ setting fits all. Whole numbers and running statistics (a variance must stay pos
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -36,7 +36,7 @@ from msfusion.codecs import Codec, CodecError, Identity
 from msfusion.costs import Costs
 from msfusion.federated.privacy import OpenForm, Outbound
 from msfusion.federated.sharding import Form, stretched
-from msfusion.federated.states import labelled, names_of_buffers, part, payload_bytes
+from msfusion.federated.states import labelled, last_names_of_buffers, names_of_buffers, part, payload_bytes
 from msfusion.width.groups import State
 from msfusion.width.slices import Cut
 from msfusion.width.tensors import state_tensors
@@ -88,26 +88,10 @@ class Compression:
     up: Codec | None = None
     down: Codec | None = None
 
-    def costs(self, module: nn.Module, costs: Costs) -> Costs:
-        """What a module costs whoever trains it, with messages as long as they will be, roughly.
-
-        How long a codec's message is depends on the values: here they are drawn from a normal distribution.
-        """
-        tensors = {id(tensor): (name, tensor) for name, tensor in state_tensors(module).items()}
-        saved_down, saved_up = self.saved(dict(tensors.values()))
-        return replace(costs, bytes_down=costs.bytes_down - saved_down, bytes_up=costs.bytes_up - saved_up)
-
     def saved(self, tensors: State) -> tuple[int, int]:
         """About how many bytes less some tensors travel in, down and up. Of the tensors only types and shapes count."""
         coded = self._coded_of(tensors)
-        entries = sum(each.numel() for each in coded.values())
-
-        def by(codec: Codec | None) -> int:
-            if codec is None or not coded:
-                return 0
-            return payload_bytes(coded) - expected_bytes(entries, len(coded), codec)
-
-        return by(self.down), by(self.up)
+        return _saved(coded, self.down), _saved(coded, self.up)
 
     # In the server.
 
@@ -236,15 +220,7 @@ class Compression:
 
     def _coded_of(self, tensors: State) -> dict[str, Tensor]:
         """The tensors that go through a codec."""
-        return {
-            name: tensor
-            for name, tensor in sorted(tensors.items())
-            if tensor.is_floating_point() and tensor.numel() and not self._is_statistic(name)
-        }
-
-    def _is_statistic(self, name: str) -> bool:
-        """Whether a tensor is called as a buffer of the model is, such as a running statistic."""
-        return name.rpartition(".")[2] in self._buffers
+        return _coded(tensors, self._buffers)
 
     @cached_property
     def _buffers(self) -> frozenset[str]:
@@ -273,10 +249,45 @@ class Compression:
 
 def compressed(method: Method, up: Codec | None, down: Codec | None) -> Method:
     """The method, whose messages go through these codecs from now on. The identity is no codec here."""
-    up, down = (None if isinstance(codec, Identity) else codec for codec in (up, down))
+    up, down = _real(up), _real(down)
     if up is not None or down is not None:
         object.__setattr__(method, "_compression", Compression(method, up, down))  # a dataclass may be frozen
     return method
+
+
+def compressed_costs(module: nn.Module, costs: Costs, up: Codec | None, down: Codec | None) -> Costs:
+    """What a module costs whoever trains it, with messages as long as they will be through these codecs, roughly.
+
+    How long a codec's message is depends on the values: here they are drawn from a normal distribution.
+    """
+    tensors = {id(tensor): (name, tensor) for name, tensor in state_tensors(module).items()}
+    coded = _coded(dict(tensors.values()), last_names_of_buffers(module))
+    return replace(
+        costs,
+        bytes_down=costs.bytes_down - _saved(coded, _real(down)),
+        bytes_up=costs.bytes_up - _saved(coded, _real(up)),
+    )
+
+
+def _real(codec: Codec | None) -> Codec | None:
+    return None if isinstance(codec, Identity) else codec
+
+
+def _coded(tensors: State, buffers: Collection[str]) -> dict[str, Tensor]:
+    """The tensors that go through a codec: none that is called as a buffer of the model is, such as a statistic."""
+    return {
+        name: tensor
+        for name, tensor in sorted(tensors.items())
+        if tensor.is_floating_point() and tensor.numel() and name.rpartition(".")[2] not in buffers
+    }
+
+
+def _saved(coded: State, codec: Codec | None) -> int:
+    """About how many bytes less the tensors of a message are through a codec."""
+    if codec is None or not coded:
+        return 0
+    entries = sum(each.numel() for each in coded.values())
+    return payload_bytes(coded) - expected_bytes(entries, len(coded), codec)
 
 
 def declared(method: Method, kind: Kind, task: Task) -> Outbound:

@@ -25,11 +25,12 @@ def payload_bytes(tensors: State) -> int:
 def names_of_buffers(method: Method) -> frozenset[str]:
     """The last parts of the names of the buffers of a method's model, such as running statistics."""
     model = getattr(method, "whole", None)  # which a method of a user's own may not have
-    return (
-        frozenset()
-        if model is None
-        else frozenset(name.rpartition(".")[2] for name, _ in model.named_buffers())
-    )
+    return frozenset() if model is None else last_names_of_buffers(model)
+
+
+def last_names_of_buffers(model: nn.Module) -> frozenset[str]:
+    """The last parts of the names of a model's buffers."""
+    return frozenset(name.rpartition(".")[2] for name, _ in model.named_buffers())
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:

@@ -380,8 +380,7 @@ class Config(Section):
         ours, theirs = flattened(self.deciding()), flattened(other.deciding())
         for key in [*ours, *theirs]:
             if ours.get(key) != theirs.get(key):
-                other_value = "left out" if theirs.get(key) is None else shown(theirs[key])
-                return f"{key} is {shown(ours.get(key))}, not {other_value}"
+                return f"{key} is {_told(ours, key, shown(None))}, not {_told(theirs, key, 'left out')}"
         return None
 
     def pinned(self) -> Config:
@@ -401,6 +400,14 @@ class Config(Section):
         for key, value in changes.items():
             put(table, key, value)
         return _checked(table, origin, {})
+
+
+def _told(flat: Mapping[str, Any], key: str, absent: str) -> str:
+    """The value under a key; or where else it stands, as of a list that may be a table: [{...}, {...}] or {...}."""
+    if flat.get(key) is not None:
+        return shown(flat[key])
+    elsewhere = [each for each in flat if each.startswith(f"{key}.") or key.startswith(f"{each}.")]
+    return f"given as {elsewhere[0]}" if elsewhere else absent
 
 
 def load_config(path: Path | None, overrides: Iterable[str] = ()) -> Config:

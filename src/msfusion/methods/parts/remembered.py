@@ -53,8 +53,11 @@ class Remembering:
     by_example: bool = False
 
     def kept(self, data: Batch) -> int:
-        """How many logits of each target are kept: all, the largest ones, or 0, where blocks are kept instead."""
-        if self.blocks * self._bytes_of_all(data) <= self.limit:
+        """How many logits of each target are kept: all, the largest ones, or 0, where blocks are kept instead.
+
+        A single block has no others, of which anything would be kept.
+        """
+        if self.blocks == 1 or self._bytes_of_all(data, self.blocks) <= self.limit:
             return self.classes
         if self.by_example:
             return 0
@@ -70,7 +73,7 @@ class Remembering:
         """What the logits of so many blocks take at most, while their sum is trained with."""
         kept = self.kept(data)
         if kept == self.classes:
-            return (blocks + 1) * self._bytes_of_all(data) if blocks else 0
+            return self._bytes_of_all(data, blocks)
         own = bytes_of_largest(data.targets.numel(), self.classes, kept, self.dtype.itemsize)
         return _COPIES * blocks * own
 
@@ -90,9 +93,10 @@ class Remembering:
             return reduce(torch.add, (each[LOGITS] for each in blocks))
         return _added(blocks)
 
-    def _bytes_of_all(self, data: Batch) -> int:
+    def _bytes_of_all(self, data: Batch, blocks: int) -> int:
+        """What all logits of so many blocks take, each by itself and their sum."""
         rows = len(data) if self.by_example else data.targets.numel()
-        return rows * self.classes * self.dtype.itemsize
+        return (blocks + 1) * rows * self.classes * self.dtype.itemsize if blocks else 0
 
 
 def _added(blocks: Sequence[State]) -> LargestLogits:
