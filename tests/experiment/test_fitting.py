@@ -148,6 +148,37 @@ def test_a_block_is_as_wide_as_the_weakest_can_bear(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "limits",
+    [
+        [{"flops_per_example": each} for each in (100_000, 300_000, 600_000)],
+        [{"bytes_per_round": each} for each in (20_000, 100_000, 1_000_000)],
+    ],
+)
+def test_who_is_stronger_trains_as_many_blocks_as_it_can_bear(
+    parts: Parts, limits: list[dict[str, int]]
+) -> None:
+    """One more, where there is one, would be too much for it; the weakest trains one, of the width that it can bear."""
+    budgets = ", ".join(f"{{{name}={most}}}" for each in limits for name, most in each.items())
+    many = ("method.blocks=8", "rounds=16")
+    fitted = prepare(job(f"participants.budget=[{budgets}]", *many), parts)
+    forecast, ratios = fitted.forecast, [*fitted.capacities.typical]
+    given = fitted.config.participants.budgets
+    assert forecast is not None
+    assert given is not None
+    assert [each.exceeded(forecast.needs(who)) for who, each in enumerate(given)] == [None] * 3
+    assert len(forecast.method.held(0, 0)) == 1
+    for who in (1, 2):
+        count = len(forecast.method.held(who, 0))
+        if count < 8:
+            ratios[who] = (count + 1) * fitted.capacities.smallest
+            more = prepare(job(f"participants.ratio={ratios}", *many), parts).forecast
+            assert more is not None
+            assert given[who].exceeded(more.needs(who))
+    assert len(forecast.method.held(2, 0)) == 8
+
+
+@pytest.mark.slow
 def test_it_is_found_in_a_few_tries(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each is a method that is built, so that long searches are slow; secure sums make messages longer by half."""
     tries = 0

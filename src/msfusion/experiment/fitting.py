@@ -4,6 +4,8 @@ Whatever trains slices, or one small model, needs the same in each round. A sum 
 what a participant remembers, and in some rounds the blocks that were finished meanwhile. So ratios are found for
 training alone, then it is foreseen what the run will ask of everybody. While that is beyond a budget, somebody holds
 less: first whoever trains a single block, which then becomes smaller for all; then whoever trains several, fewer.
+Whoever is stronger than the weakest, at last, trains as many blocks as it can bear: the costs of a slice grow with the
+square of its width, and those of blocks with their number, so that there is room for more than the slice.
 """
 
 from __future__ import annotations
@@ -128,6 +130,36 @@ def _of_fewer_blocks(who: int, budget: Budget, ratios: Sequence[float], forecast
     )
     fewer = max(1, count - less)
     return max(each for each in ratios if blocks_at_once(each, smallest, len(method.starts)) <= fewer)
+
+
+def with_more_blocks(config: Config, budgets: Budgets, setup: Setup) -> Config | None:
+    """The configuration with larger ratios, at which those who have room train more blocks at once; None where nobody
+    has, or all are alike.
+    """
+    forecast = setup.forecast
+    if forecast is None or setup.capacities.alike:
+        return None
+    before, smallest = [*setup.capacities.typical], setup.capacities.smallest
+    ratios = [
+        # blocks are as wide as the smallest ratio says, so who has that keeps it
+        ratio if ratio == smallest else max(ratio, _of_most_blocks(who, budgets[who], forecast))
+        for who, ratio in enumerate(before)
+    ]
+    return None if ratios == before else _with_ratios(config, ratios)
+
+
+def _of_most_blocks(who: int, budget: Budget, forecast: Forecast) -> float:
+    """The ratio at which a participant trains as many blocks at once as its budget has room for."""
+    method = forecast.method
+    smallest, count = method.capacities.smallest, len(method.held(who, 0))
+    counts = range(count, blocks_at_once(1.0, smallest, len(method.starts)) + 1)
+    most = largest_that_keeps(counts, lambda blocks: budget.exceeded(forecast.needs_with(who, int(blocks))))
+    return forecast.ratio_of(int(most))
+
+
+def keeps(budgets: Budgets, setup: Setup) -> bool:
+    """Whether the run asks of nobody for more than its budget."""
+    return setup.forecast is None or not _over(budgets, setup.forecast)
 
 
 def within_memory(settings: Settings, budgets: Budgets | None) -> Settings:

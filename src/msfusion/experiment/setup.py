@@ -19,9 +19,11 @@ from msfusion.experiment.config import Config
 from msfusion.experiment.config.targets import CROSS_ENTROPY, loss_name, refuse_without_scale
 from msfusion.experiment.fitting import (
     Budgets,
+    keeps,
     message_costs,
     training_costs,
     with_fitting_ratios,
+    with_more_blocks,
     with_secure_sums,
     with_smaller_ratios,
     within_memory,
@@ -192,9 +194,16 @@ def prepare(config: Config, parts: Parts | None = None) -> Setup:
     parts = parts or prepare_parts(config)
     budgets = config.participants.budgets
     setup = _prepared(with_fitting_ratios(config, parts, budgets), parts, budgets)
-    while budgets is not None and (less := with_smaller_ratios(config, parts, budgets, setup)) is not None:
+    if budgets is None:
+        return setup
+    while (less := with_smaller_ratios(config, parts, budgets, setup)) is not None:
         setup = _prepared(less, parts, budgets)
-    return setup
+    if (more := with_more_blocks(config, budgets, setup)) is None:
+        return setup
+    larger = _prepared(more, parts, budgets)
+    return (
+        larger if keeps(budgets, larger) else setup
+    )  # blocks that some train are sent to others, who may be short
 
 
 def _prepared(config: Config, parts: Parts, budgets: Budgets | None) -> Setup:
