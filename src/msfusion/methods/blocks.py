@@ -18,7 +18,9 @@ participants made of the whole, a block moves by what those made of it that trai
                            over the p that trained b       over all participants of the round
 
 Where all trained it that is their average. (To take the average of the few for granted would overshoot: each of the
-blocks would learn all of the rest.)
+blocks would learn all of the rest.) For the same reason its learning rate is divided by k: a step of each of k blocks
+moves their sum k times as far as one, and so fast the strong would learn their own examples by heart, and the whole be
+theirs.
 
 Block 0 is the model of `small`, with the same first weights. The others begin with other units of the large model's
 weights and without a say (`methods.silence`), so that the whole never begins worse than the small model. Round for
@@ -56,7 +58,7 @@ from msfusion.federated.states import (
     with_aliases,
     without_aliases,
 )
-from msfusion.federated.training import local_steps
+from msfusion.federated.training import TrainingSettings, local_steps
 from msfusion.methods.narrow import add_update, weight_of
 from msfusion.methods.parts.divided import check_divisible, evaluated_by_models
 from msfusion.methods.parts.phases import Phases, Seen, Versions, blocks_in, finished_label
@@ -177,7 +179,7 @@ class BlocksMethod(Method):
         trained = local_steps(
             model,
             examples,
-            self.small.training[task.participant],
+            self._training(task.participant, len(held)),
             seed=self.small.seed,
             round_index=task.round_index,
             participant=task.participant,
@@ -187,6 +189,11 @@ class BlocksMethod(Method):
         for block, each in zip(held, model.children(), strict=True):
             tensors |= labelled(label(block), without_aliases(state_of(each), self.small.width_map.aliases))
         return self._told(trained_update(task, data, trained, tensors), task, kept)
+
+    def _training(self, participant: int, held: int) -> TrainingSettings:
+        """How a participant trains that holds so many blocks: their sum is to move as far as one block would."""
+        settings = self.small.training[participant]
+        return replace(settings, learning_rate=settings.learning_rate / held)
 
     def outbound(self, kind: Kind, task: Task) -> Outbound:
         """The tensors of the blocks that it trained, as they came. What it remembers stays."""
