@@ -63,6 +63,18 @@ MISTAKES = [
     ),
     ("participants.budget={memry=3}", "(did you mean 'participants.budget.memory'?)"),
     (
+        "participants.budget=[{memory=9}, {memory='9 k'}]",
+        '--set: participants.budget[1].memory = "9 k" should be a number of bytes',
+    ),
+    ("participants.budget=[{memory=9}, 9]", "--set: participants.budget[1] = 9 should be a table."),
+    (
+        "participants.budget=[{memry=9}]",
+        "'participants.budget[0].memry' (did you mean 'participants.budget.m",
+    ),
+    ("network.machines=[{gigaflops=-1}]", "--set: network.machines[0].gigaflops = -1 should be above 0"),
+    ("comparison.methods=['small', 3]", "comparison.methods[1] = 3 should be a valid string"),
+    ("training=[3]", "--set: training = [3] should be a table (a [training] section)"),
+    (
         "participants.budget=[{memory=9}]",
         "should be one table, or one for each of the 10 participants, not 1",
     ),
