@@ -283,7 +283,14 @@ def test_budgets_are_numbers_or_sizes_with_a_unit() -> None:
         None, ["participants.count=2", "participants.budget=[{memory='1.5 MB'}, {bytes_per_round=7}]"]
     )
     assert config.participants.budgets == (Budget(memory=1_500_000), Budget(bytes_per_round=7))
-    for text, size in (("2 KiB", 2048), ("1GiB", 2**30), ("3 kB", 3000), ("9 B", 9)):
+    for text, size in (
+        ("2 KiB", 2048),
+        ("1GiB", 2**30),
+        ("3 kB", 3000),
+        ("9 B", 9),
+        ("64000", 64_000),
+        (f"1{'0' * 400} B", 10**400),
+    ):
         each = load_config(None, [f"participants.budget={{memory='{text}'}}"]).participants.budgets
         assert each == (Budget(memory=size),) * 10
 
