@@ -19,9 +19,11 @@ from msfusion.windows import static
 class Budget:
     """Limits of one participant; None where there is none. What is counted: `msfusion.costs`."""
 
-    memory: int | None = setting(None, "peak bytes while it trains", gt=0)
+    memory: int | None = setting(None, "peak bytes while it trains; in a configuration also '64 MB'", gt=0)
     flops_per_example: float | None = setting(None, "of one forward and backward pass", gt=0)
-    bytes_per_round: int | None = setting(None, "what it sends and receives together", gt=0)
+    bytes_per_round: int | None = setting(
+        None, "what it sends and receives together; in a configuration also '500 kB'", gt=0
+    )
 
     def __post_init__(self) -> None:
         check(self)

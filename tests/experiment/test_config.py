@@ -63,6 +63,18 @@ MISTAKES = [
     ),
     ("participants.budget={memry=3}", "(did you mean 'participants.budget.memory'?)"),
     (
+        "participants.budget=[{memory=9}, {memory='9 k'}]",
+        '--set: participants.budget[1].memory = "9 k" should be a number of bytes',
+    ),
+    ("participants.budget=[{memory=9}, 9]", "--set: participants.budget[1] = 9 should be a table."),
+    (
+        "participants.budget=[{memry=9}]",
+        "'participants.budget[0].memry' (did you mean 'participants.budget.m",
+    ),
+    ("network.machines=[{gigaflops=-1}]", "--set: network.machines[0].gigaflops = -1 should be above 0"),
+    ("comparison.methods=['small', 3]", "comparison.methods[1] = 3 should be a valid string"),
+    ("training=[3]", "--set: training = [3] should be a table (a [training] section)"),
+    (
         "participants.budget=[{memory=9}]",
         "should be one table, or one for each of the 10 participants, not 1",
     ),
@@ -271,7 +283,14 @@ def test_budgets_are_numbers_or_sizes_with_a_unit() -> None:
         None, ["participants.count=2", "participants.budget=[{memory='1.5 MB'}, {bytes_per_round=7}]"]
     )
     assert config.participants.budgets == (Budget(memory=1_500_000), Budget(bytes_per_round=7))
-    for text, size in (("2 KiB", 2048), ("1GiB", 2**30), ("3 kB", 3000), ("9 B", 9)):
+    for text, size in (
+        ("2 KiB", 2048),
+        ("1GiB", 2**30),
+        ("3 kB", 3000),
+        ("9 B", 9),
+        ("64000", 64_000),
+        (f"1{'0' * 400} B", 10**400),
+    ):
         each = load_config(None, [f"participants.budget={{memory='{text}'}}"]).participants.budgets
         assert each == (Budget(memory=size),) * 10
 

@@ -77,6 +77,32 @@ def test_the_largest_ratio_at_which_the_whole_run_keeps_within_it(
 @pytest.mark.parametrize(
     "settings",
     [
+        ("method.name=small",),
+        ("method.name=ensemble", "method.blocks=2"),
+        ("method.start=blocks", "method.blocks=2"),
+        ("method.start=auto",),
+        ("method.start=fresh",),
+    ],
+    ids=["small", "ensemble", "blocks", "auto", "fresh"],
+)
+def test_linear_layers_fill_the_memory(settings: tuple[str, ...]) -> None:
+    """Slices keep scaled weights for the backward pass, which small models do not: these have room for more width."""
+    shared = [each for each in BLOCKS if not each.startswith(("method.", "model."))]
+    small = [*shared, "model.name=mlp", "model.options.hidden=[256, 256]", *settings]
+    fitted = prepare(load_config(None, [*small, "participants.budget={memory='300 kB'}"]))
+    (ratio,) = {*fitted.capacities.typical}
+    wider = min(each for each in ratios_of(fitted.width_map) if each > ratio)
+    most = [
+        prepare_run(load_config(None, [*small, f"participants.ratio={each}"])).plan()["participants"][0]
+        for each in (ratio, wider)
+    ]
+    assert most[0]["peak_memory"] <= 300_000 < most[1]["peak_memory"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings",
+    [
         (*BLOCKS_ARE_KEPT, "participants.budget={memory=600000, flops_per_example=700000}"),
         ("participants.budget=[{memory=2000000}, {memory=400000}, {bytes_per_round=60000}]",),
         ("participants.budget={bytes_per_round=60000}", "method.secure={}"),

@@ -101,6 +101,13 @@ def test_classes_are_told_apart_round_by_round(tmp_path: Path, older: bool) -> N
     assert "classes" not in sections(data_of(made_run(tmp_path / "other")))
 
 
+def test_classes_that_are_told_alike_are_not_called_the_most_and_the_least(tmp_path: Path) -> None:
+    lines = [line_of(1, 1, by_class=[1.0, None, 1.0])]
+    made = made_run(tmp_path / "run", rounds=1, lines=lines, about={"labels": {"names": ["a", "b", "c"]}})
+    text = sections(data_of(made))["classes"]["text"]
+    assert text.endswith("At the end it is 100.0% of each that is tested.")
+
+
 def test_the_error_of_a_codec_is_a_line(tmp_path: Path) -> None:
     lines = [line_of(each, 3, codec_error=0.5 / each) for each in (1, 2)]
     found = charts(sections(data_of(made_run(tmp_path / "run", lines=lines)))["traffic"])

@@ -197,7 +197,7 @@ def judged(
         theirs, ours = number_told(small[0]["loss"]), number_told(first["loss"])
         yield (
             f"the small model is ahead in these rounds (loss {theirs}, and {ours}): see by "
-            "'msfusion compare' whether that lasts; what method.start = 'auto' takes never begins behind it"
+            "'msfusion compare' whether that lasts (method.start = 'auto' chooses by the length of the run)"
         )
     if first["measuring_bytes"] > TRAFFIC * first["bytes"]:
         yield (

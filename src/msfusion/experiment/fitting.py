@@ -40,10 +40,12 @@ if TYPE_CHECKING:
 Budgets = tuple[Budget, ...]
 
 
-def with_fitting_ratios(config: Config, parts: Parts, budgets: Budgets | None) -> Config:
+def with_fitting_ratios(config: Config, parts: Parts, budgets: Budgets | None, *, scaling: bool) -> Config:
     """The configuration with each budget turned into the largest width ratio at which training keeps within it.
 
-    Raises ConfigError, naming the participant, where not even the narrowest sub-model does.
+    With `scaling` of slices of the large model, which keep what they scaled for the backward pass: of a layer that is
+    used once as much as its weights. Without it of small models, which scale nothing. Raises ConfigError, naming the
+    participant, where not even the narrowest sub-model does.
     """
     if budgets is None or METHODS[config.method.name].holds_everything:
         return config
@@ -52,7 +54,7 @@ def with_fitting_ratios(config: Config, parts: Parts, budgets: Budgets | None) -
     for participant, budget in enumerate(budgets):
         if budget not in found:
             try:
-                found[budget] = largest_that_keeps(every, partial(widths.exceeded, budget))
+                found[budget] = largest_that_keeps(every, partial(widths.exceeded, budget, scaling))
             except ConfigError as error:
                 raise ConfigError(f"participants.budget of participant {participant}: {error}.") from error
     return _with_ratios(config, [found[budget] for budget in budgets])
@@ -183,9 +185,9 @@ class Widths:
         key = str((of_a_step, of_messages))
         self._known = self.parts.fitting.setdefault(key, {})
 
-    def exceeded(self, budget: Budget, ratio: float) -> str | None:
+    def exceeded(self, budget: Budget, scaling: bool, ratio: float) -> str | None:
         """The first limit that training a sub-model does not keep."""
-        return budget.exceeded(self._of(ratio, scaling=True)[0])
+        return budget.exceeded(self._of(ratio, scaling=scaling)[0])
 
     def needs_of_block(self, ratio: float, besides: Besides) -> Costs:
         """What training a block costs with what comes besides, of blocks as wide."""

@@ -193,7 +193,7 @@ def prepare(config: Config, parts: Parts | None = None) -> Setup:
     """
     parts = parts or prepare_parts(config)
     budgets = config.participants.budgets
-    setup = _prepared(with_fitting_ratios(config, parts, budgets), parts, budgets)
+    setup = _fitted(config, parts, budgets)
     if budgets is None:
         return setup
     while (less := with_smaller_ratios(config, parts, budgets, setup)) is not None:
@@ -204,6 +204,21 @@ def prepare(config: Config, parts: Parts | None = None) -> Setup:
     return (
         larger if keeps(budgets, larger) else setup
     )  # blocks that some train are sent to others, who may be short
+
+
+def _fitted(config: Config, parts: Parts, budgets: Budgets | None) -> Setup:
+    """The run at the largest ratios at which training keeps within budgets. Raises MsfusionError.
+
+    Small models have room for more width than slices. Which of them an open start comes to is known at some ratios
+    only, so these are those of small models first, unless it is known that there will be none.
+    """
+    settings = config.method_settings
+    assert settings is not None, "the others are made by `prepare`"
+    if settings.own_models is not False:
+        setup = _prepared(with_fitting_ratios(config, parts, budgets, scaling=False), parts, budgets)
+        if budgets is None or setup.method.trains_own_models:
+            return setup
+    return _prepared(with_fitting_ratios(config, parts, budgets, scaling=True), parts, budgets)
 
 
 def _prepared(config: Config, parts: Parts, budgets: Budgets | None) -> Setup:

@@ -27,19 +27,24 @@ def first_mistake(
     `origin` names the file; a key that is in `overrides` (by its dotted name) is said to come from --set.
     """
     # an unknown key explains a missing one better than the other way round
-    mistake = min(error.errors(include_url=False), key=lambda found: found["type"] == "missing")
-    path = _path_in(table, mistake["loc"])
+    mistake = min(
+        error.errors(include_url=False),
+        key=lambda found: (found["type"] == "missing", _is_no_table_but_a_list(found)),
+    )
+    location = _path_in(table, mistake["loc"])
+    path = [part for part in location if isinstance(part, str)]
     key = ".".join(path)
     from_override = any(
         key == name or key.startswith(f"{name}.") or name.startswith(f"{key}.") for name in overrides
     )
-    where, key = "--set" if from_override else origin, short(key)
+    where, key = "--set" if from_override else origin, short(_written(location))
     if mistake["type"] == "extra_forbidden":
         return f"{where}: there is no key '{key}'{_suggestion(path, schema)}."
     if mistake["type"] == "missing":
         return f"{where}: {key} lacks the key '{key}.{mistake['loc'][-1]}'."
-    if mistake["type"] in ("model_type", "model_attributes_type", "dict_type"):
-        return f"{where}: {key} = {quoted(mistake['input'])} should be a table (a [{key}] section)."
+    if mistake["type"] in _NO_TABLE:
+        section = "" if isinstance(location[-1], int) else f" (a [{key}] section)"
+        return f"{where}: {key} = {quoted(mistake['input'])} should be a table{section}."
     reason = mistake["msg"].removeprefix("Value error, ").removeprefix("Input ")
     for limit, compared in COMPARED.items():
         if mistake["type"] == _LIMITS[limit]:
@@ -48,6 +53,9 @@ def first_mistake(
         return f"{where}: {reason}."
     return f"{where}: {key} = {quoted(mistake['input'])} {reason}."
 
+
+_NO_TABLE = ("model_type", "model_attributes_type", "dict_type")
+"""What pydantic calls a value that is no table."""
 
 _LIMITS = {"ge": "greater_than_equal", "gt": "greater_than", "le": "less_than_equal", "lt": "less_than"}
 """What pydantic calls a value beyond a limit."""
@@ -162,13 +170,27 @@ _NAMES_ELSEWHERE: Mapping[str, str] = {
 """What other programs and papers call a key of ours."""
 
 
-def _path_in(table: Mapping[str, Any], location: tuple[int | str, ...]) -> list[str]:
+def _is_no_table_but_a_list(mistake: Mapping[str, Any]) -> bool:
+    """Whether a table was expected and a list found: of keys that may be either, said if anything in it is wrong."""
+    return mistake["type"] in _NO_TABLE and isinstance(mistake["input"], list | tuple)
+
+
+def _written(location: list[int | str]) -> str:
+    """A place in a configuration, as in `participants.budget[3].memory`; lists count from 0, as participants do."""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
+
+
+def _path_in(table: Mapping[str, Any], location: tuple[int | str, ...]) -> list[int | str]:
     """The part of pydantic's location that is in the user's table; the rest names branches of unions."""
-    path: list[str] = []
+    path: list[int | str] = []
     at: Any = table
     for part in location:
         if isinstance(part, int):
-            break
+            if not isinstance(at, list) or part >= len(at):
+                break
+            path.append(part)
+            at = at[part]
+            continue
         if path and not (isinstance(at, Mapping) and part in at):
             continue
         path.append(part)

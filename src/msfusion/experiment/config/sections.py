@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, create_model
@@ -140,13 +141,14 @@ _UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2*
 
 
 def _checked_bytes(value: Any) -> Any:
-    """A number of bytes, from a text such as "64 MB" too."""
+    """A number of bytes, from a text such as "64 MB" or "64000" too."""
     if not isinstance(value, str):
         return value
-    found = re.fullmatch(r"([0-9]+(?:[.][0-9]+)?) *([A-Za-z]+)", value.strip())
-    if found is None or found[2] not in _UNITS:
+    found = re.fullmatch(r"([0-9]+(?:[.][0-9]+)?) *([A-Za-z]*)", value.strip())
+    unit = None if found is None else _UNITS.get(found[2] or "B")
+    if found is None or unit is None:
         raise ValueError(f"should be a number of bytes, with or without a unit ({', '.join(_UNITS)})")
-    return round(float(found[1]) * _UNITS[found[2]])
+    return round(Fraction(found[1]) * unit)  # of a float, a long number would be infinite
 
 
 Bytes = Annotated[int, BeforeValidator(_checked_bytes)]

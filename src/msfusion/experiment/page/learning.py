@@ -102,7 +102,11 @@ def by_class(cell: Cell) -> Section | None:
     )
     if told:
         (low, worst), (high, best) = min(told), max(told)
-        text += f" At the end it is {high:.1%} of '{best}', the most, and {low:.1%} of '{worst}', the least."
+        text += (
+            f" At the end it is {high:.1%} of '{best}', the most, and {low:.1%} of '{worst}', the least."
+            if low < high
+            else f" At the end it is {high:.1%} of each that is tested."
+        )
     title = "Test examples that are told rightly"
     chart = by_rounds(
         title, ("class", names), [each for each, _ in known], table, "of its examples", "percent"
