@@ -102,8 +102,11 @@ def test_who_holds_two_blocks_trains_their_sum() -> None:
     offset = sum(said(method, part(state, label(block)), data[1]) for block in (0, 1))
     model = method.sum_of(2)
     own = {**labelled("block0", part(state, "block2")), **labelled("block1", part(state, "block3"))}
+    slower = replace(
+        SETTINGS, learning_rate=SETTINGS.learning_rate / (1 + 2 / 4)
+    )  # two blocks, after half of 4 rounds
     local_steps(
-        loaded(model, own), replace(data[1], offset=offset), SETTINGS, seed=0, round_index=2, participant=1
+        loaded(model, own), replace(data[1], offset=offset), slower, seed=0, round_index=2, participant=1
     )
     for name, tensor in model.state_dict().items():
         trained = update.tensors[name.replace("block1", "block3").replace("block0", "block2")]

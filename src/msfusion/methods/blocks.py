@@ -18,9 +18,11 @@ participants made of the whole, a block moves by what those made of it that trai
                            over the p that trained b       over all participants of the round
 
 Where all trained it that is their average. (To take the average of the few for granted would overshoot: each of the
-blocks would learn all of the rest.) For the same reason its learning rate is divided by k: a step of each of k blocks
-moves their sum k times as far as one, and so fast the strong would learn their own examples by heart, and the whole be
-theirs.
+blocks would learn all of the rest.) A step of each of k blocks moves their sum k times as far as a step of one. That
+helps at first. In the end the whole would be that of the strong, who know their own examples by heart. So with T rounds
+in all the learning rate of who holds k is divided, in round t, by
+
+    1 + (k - 1) t / T
 
 Block 0 is the model of `small`, with the same first weights. The others begin with other units of the large model's
 weights and without a say (`methods.silence`), so that the whole never begins worse than the small model. Round for
@@ -179,7 +181,7 @@ class BlocksMethod(Method):
         trained = local_steps(
             model,
             examples,
-            self._training(task.participant, len(held)),
+            self._training(task, len(held)),
             seed=self.small.seed,
             round_index=task.round_index,
             participant=task.participant,
@@ -190,10 +192,11 @@ class BlocksMethod(Method):
             tensors |= labelled(label(block), without_aliases(state_of(each), self.small.width_map.aliases))
         return self._told(trained_update(task, data, trained, tensors), task, kept)
 
-    def _training(self, participant: int, held: int) -> TrainingSettings:
-        """How a participant trains that holds so many blocks: their sum is to move as far as one block would."""
-        settings = self.small.training[participant]
-        return replace(settings, learning_rate=settings.learning_rate / held)
+    def _training(self, task: Task, held: int) -> TrainingSettings:
+        """How a participant trains so many blocks: in the end their sum is to move as far as one block would."""
+        settings = self.small.training[task.participant]
+        divisor = 1 + (held - 1) * min(task.round_index / self.phases.rounds, 1.0)
+        return replace(settings, learning_rate=settings.learning_rate / divisor)
 
     def outbound(self, kind: Kind, task: Task) -> Outbound:
         """The tensors of the blocks that it trained, as they came. What it remembers stays."""
