@@ -43,9 +43,9 @@ Budgets = tuple[Budget, ...]
 def with_fitting_ratios(config: Config, parts: Parts, budgets: Budgets | None, *, scaling: bool) -> Config:
     """The configuration with each budget turned into the largest width ratio at which training keeps within it.
 
-    With `scaling` of slices of the large model, which keep what they scaled for the backward pass: of a layer that is
-    used once as much as its weights. Without it of small models, which scale nothing. Raises ConfigError, naming the
-    participant, where not even the narrowest sub-model does.
+    With `scaling` they are those of slices of the large model: a slice scales its weights, and keeps the scaled ones
+    for the backward pass, which is as much again. Without it they are those of small models, which scale nothing.
+    Raises ConfigError, naming the participant, where not even the narrowest sub-model keeps within it.
     """
     if budgets is None or METHODS[config.method.name].holds_everything:
         return config

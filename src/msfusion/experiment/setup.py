@@ -198,12 +198,10 @@ def prepare(config: Config, parts: Parts | None = None) -> Setup:
         return setup
     while (less := with_smaller_ratios(config, parts, budgets, setup)) is not None:
         setup = _prepared(less, parts, budgets)
-    if (more := with_more_blocks(config, budgets, setup)) is None:
-        return setup
-    larger = _prepared(more, parts, budgets)
-    return (
-        larger if keeps(budgets, larger) else setup
-    )  # blocks that some train are sent to others, who may be short
+    more = with_more_blocks(config, budgets, setup)
+    larger = setup if more is None else _prepared(more, parts, budgets)
+    # blocks that some train are sent to the others, whose budgets may be too small for that
+    return larger if keeps(budgets, larger) else setup
 
 
 def _fitted(config: Config, parts: Parts, budgets: Budgets | None) -> Setup:
