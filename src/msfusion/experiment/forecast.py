@@ -81,17 +81,17 @@ class Forecast:
 
     def needs(self, participant: int) -> Costs:
         """That with the most that comes besides in a round: what a budget must have room for."""
-        return self.with_besides(participant, self.training(participant))
+        return self._with_besides(participant, self.training(participant))
 
     def needs_with(self, participant: int, blocks: int) -> Costs:
         """The same, or a little more, if the participant trained so many blocks at once: it would be sent fewer."""
-        return self.with_besides(participant, self._setup.costs(self.ratio_of(blocks)))
+        return self._with_besides(participant, self._setup.costs(self.ratio_of(blocks)))
 
     def ratio_of(self, blocks: int) -> float:
         """The width ratio of a participant that trains so many blocks at once."""
         return min(1.0, blocks * self.method.capacities.smallest)
 
-    def with_besides(self, participant: int, training: Costs) -> Costs:
+    def _with_besides(self, participant: int, training: Costs) -> Costs:
         """The costs of training with the most that comes besides in a round."""
         return self.besides(participant).added_to(training, self._block)
 
