@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +48,10 @@ def compare(
     if not resume:
         RunDirectory.check_free(path)
     planned = plan_runs(config, comparison)
-    _refuse_small_budgets([run for run in planned if not RunDirectory(path / run.name).finished])
+    last = _LastParts()
+    _refuse_small_budgets([run for run in planned if not RunDirectory(path / run.name).finished], last)
     with locked(path):
-        _run_all(planned, path, watch)
+        _run_all(planned, path, watch, last)
         result = {
             "environment": environment(),
             "config": config.to_table(),
@@ -63,33 +64,43 @@ def compare(
     return result
 
 
-def _refuse_small_budgets(planned: Sequence[Planned]) -> None:
+@dataclass
+class _LastParts:
+    """Data, model and width map of the run that was prepared last: the next one mostly has the same."""
+
+    parts: Parts | None = None
+    _key: str = ""
+
+    def of(self, config: Config) -> Parts | None:
+        """Those of a run, loaded anew only where it has others. Raises MsfusionError."""
+        if self._key != _key(config):
+            self.parts, self._key = shared_parts(config), _key(config)
+        return self.parts
+
+
+def _refuse_small_budgets(planned: Sequence[Planned], last: _LastParts) -> None:
     """Raise ConfigError where a method needs more than somebody's budget, before any run has begun.
 
     What is enough for one can be too little for another. Ratios hardly depend on the seed: the first stands for all.
     """
-    parts: Parts | None = None
-    parts_of = ""
     for run in planned:
-        if run.config.participants.budget is None or run.seed != planned[0].seed:
-            continue
-        if parts_of != _key(run.config):
-            parts, parts_of = shared_parts(run.config), _key(run.config)
-        prepare(run.config, parts)
+        if run.config.participants.budget is not None and run.seed == planned[0].seed:
+            prepare(run.config, last.of(run.config))
 
 
 def _run_all(
-    planned: Sequence[Planned], path: Path, watch: Callable[[str], AbstractContextManager[Watcher]]
+    planned: Sequence[Planned],
+    path: Path,
+    watch: Callable[[str], AbstractContextManager[Watcher]],
+    last: _LastParts,
 ) -> None:
-    parts: Parts | None = None
-    parts_of = ""
     trained_on: dict[str, tuple[Path, Mapping[str, str]]] = {}
     for number, run in enumerate(planned, start=1):
         here, key = path / run.name, _key(run.config)
-        if not RunDirectory(here).finished and parts_of != key:
-            parts, parts_of = shared_parts(run.config), key
+        if not RunDirectory(here).finished:
+            last.of(run.config)
         with watch(f"[{number}/{len(planned)}] {run.name}") as watcher:
-            train(run.config, here, resume=True, watcher=watcher, parts=parts, report=False)
+            train(run.config, here, resume=True, watcher=watcher, parts=last.parts, report=False)
         began = RunDirectory(here).read_fingerprint()
         other, data = trained_on.setdefault(key, (here, began.data))  # runs may have been finished long ago
         began.refuse_other_data(data, run.config, f"{here}, compared with {other},")
